@@ -1,0 +1,100 @@
+"""A name, or a path to a user's own file, becomes a plug-in object.
+
+A plug-in is one file: `tasks/arithmetic.py` is the task "arithmetic" because of where it lies, and
+`--task ./mine.py` is a task because the path says so. The file defines one public class with its role's
+methods (protocols.py); its constructor's parameters are the plug-in's options. Nothing is registered by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from stepmark.errors import ConfigError, UnknownName
+
+# role -> (the folder its files lie in, the method that marks its class)
+ROLES = {
+    "task": ("tasks", "load"),
+    "grader": ("graders", "grade"),
+    "backend": ("backends", "sample"),
+    "labeler": ("labelers", "label"),
+    "verifier": ("verifiers", "verify"),
+    "format": ("formats", "read"),
+    "executor": ("executors", "map"),
+}
+
+
+def names(role: str) -> list[str]:
+    """The plug-ins of a role that come with Stepmark, sorted. Imports none of them."""
+    folder, _ = ROLES[role]
+    package = importlib.import_module(f"stepmark.{folder}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def find(role: str, name: str) -> type[Any]:
+    """The plug-in's class. Raises UnknownName, or ConfigError when a user's file has no class for the role."""
+    folder, method = ROLES[role]
+    if name.endswith(".py") or "/" in name:
+        module = _from_path(role, Path(name))
+    elif name in names(role):
+        module = importlib.import_module(f"stepmark.{folder}.{name}")
+    else:
+        raise UnknownName(role, name, names(role), f"A path to your own file works too: ./my_{role}.py")
+    found = [
+        c
+        for c in vars(module).values()
+        if inspect.isclass(c)
+        and c.__module__ == module.__name__
+        and not c.__name__.startswith("_")
+        and callable(getattr(c, method, None))
+    ]
+    if len(found) != 1:
+        got = ", ".join(c.__name__ for c in found) or "none"
+        raise ConfigError(f"{name}: a {role} file defines one public class with a method `{method}`; found {got}.")
+    return found[0]
+
+
+def options(role: str, name: str) -> dict[str, Any]:
+    """The options a plug-in takes and their defaults (inspect.Parameter.empty where one is required)."""
+    return {p.name: p.default for p in inspect.signature(find(role, name)).parameters.values()}
+
+
+def load(role: str, name: str, /, **settings: Any) -> Any:
+    """The plug-in, made with these options. Raises ConfigError naming every option it doesn't take or lacks."""
+    cls = find(role, name)
+    allowed = options(role, name)
+    faults = [str(UnknownName(f"option of {role} {name}", k, allowed)) for k in settings if k not in allowed]
+    faults += [
+        f"{role} {name} needs the option {k!r}."
+        for k, default in allowed.items()
+        if default is inspect.Parameter.empty and k not in settings
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return cls(**settings)
+
+
+def _from_path(role: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"no file {path} to load a {role} from (working directory: {Path.cwd()}).")
+    # The name must be the same in every process, so that objects of the file's class can be pickled.
+    name = f"stepmark_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        raise ConfigError(f"{path} can't be loaded as a {role}: {type(e).__name__}: {e}") from e
+    return module

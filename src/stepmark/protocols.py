@@ -1,0 +1,102 @@
+"""One Protocol per role. A plug-in is one file with one public class that has these methods; no base class.
+
+Rules for every role: the constructor takes plain settings and does no I/O (so that an object can be
+printed, compared, and sent to a worker process, which loads what it needs on first use).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
+
+from stepmark.types import (
+    Grade,
+    LabelledSolution,
+    Problem,
+    ProblemSet,
+    Prompt,
+    Rollout,
+    SamplingParams,
+    Solution,
+    Verification,
+)
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Problems with checkable answers."""
+
+    grader: str  # name of the grader that reads its answers
+    steps: str  # name of the way its solutions split into steps (see steps.py)
+
+    def load(self, split: str, limit: int | None = None) -> ProblemSet:
+        """The first `limit` problems of `split`, the same at every call. Bad rows are quarantined.
+        Raises ConfigError for a split that the task doesn't have."""
+        ...
+
+
+@runtime_checkable
+class StepOracle(Protocol):
+    """A task that can also tell, exactly, which steps are right."""
+
+    def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
+        """For each step whether it is right given the problem: one flag per step. A step that follows
+        from a wrong earlier value is wrong too: its prefix can't lead to the answer."""
+        ...
+
+
+@runtime_checkable
+class Grader(Protocol):
+    """Compares the answer in a text with the reference. The only role that sees the reference."""
+
+    def grade(self, text: str, problem: Problem) -> Grade:
+        """Never raises for bad text: what can't be checked is UNGRADABLE, with the reason."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Continues text. A generator and a completer are both this."""
+
+    def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
+        """`prompt.n` independent rollouts of each prompt, yielded as they finish, in any order.
+        Raises BackendError when the model can't be used at all; a bad rollout is data, not a raise."""
+        ...
+
+
+@runtime_checkable
+class Labeler(Protocol):
+    """Labels every step of solutions without a human."""
+
+    def label(
+        self,
+        units: Sequence[tuple[Problem, Solution]],
+        completer: Backend,
+        grader: Grader,
+        context: Callable[[Problem], str],
+        params: SamplingParams,
+    ) -> Iterator[LabelledSolution]:
+        """One LabelledSolution per unit, in any order; `context` renders a problem's question."""
+        ...
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """Scores solutions without seeing the reference answer."""
+
+    def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
+        """One verification per solution, in order."""
+        ...
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Runs a function over units of work, here or elsewhere."""
+
+    def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
+        """Results as they come, in any order. `work` must be picklable. The first exception ends it,
+        after the results already made have been yielded."""
+        ...

@@ -1,0 +1,39 @@
+"""Text <-> steps, without losing a character.
+
+A split is a list of [start, end) spans that lie end to end and cover the text; white space between two
+steps belongs to the one before it, so `"".join(text[a:b] for a, b in spans) == text` always, no step is blank,
+and a text that ends in separators does not end in an empty step.
+"""
+
+from __future__ import annotations
+
+import re
+
+from stepmark.errors import UnknownName
+
+# A step begins where one of these matches at its `start` group (or at the match's end, without the group).
+SPLITTERS: dict[str, re.Pattern[str]] = {
+    "line": re.compile(r"\n\s*"),
+    "paragraph": re.compile(r"\n[ \t]*\n\s*"),
+    # After . ! ? and an optional closing mark, before something that opens a sentence; or at a new line.
+    "sentence": re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))[ \t]+(?=[\"'(\[$]?[A-Z0-9])|\n\s*"),
+    "numbered": re.compile(r"\s+(?=Step \d+\s*[:.])"),
+}
+
+
+def split(text: str, how: str = "line") -> tuple[tuple[int, int], ...]:
+    """Spans of the steps of `text`; none for a blank text. Raises UnknownName for an unknown `how`."""
+    if how not in SPLITTERS:
+        raise UnknownName("way to split steps", how, SPLITTERS)
+    if not text.strip():
+        return ()
+    cuts = [0]
+    for m in SPLITTERS[how].finditer(text):
+        if text[cuts[-1] : m.end()].strip() and text[m.end() :].strip():
+            cuts.append(m.end())
+    return tuple(zip(cuts, [*cuts[1:], len(text)], strict=True))
+
+
+def prefixes(text: str, spans: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
+    """For each step, the text up to and including it."""
+    return tuple(text[:end] for _, end in spans)
