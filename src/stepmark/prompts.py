@@ -1,0 +1,37 @@
+"""How a question becomes the text that a model continues or a verifier reads.
+
+A template is plain text with `{question}` in it. It is filled by replacement, not by str.format, so a
+question that contains braces, or `{question}` itself, stays what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from stepmark.errors import ConfigError
+from stepmark.types import Problem
+
+SLOT = "{question}"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Renders a problem's question. Raises ConfigError when `text` has not exactly one `{question}`."""
+
+    text: str = "{question}\n"
+
+    def __post_init__(self) -> None:
+        if self.text.count(SLOT) != 1:
+            raise ConfigError(f"prompt template {self.text!r} has {self.text.count(SLOT)} places {SLOT!r}; it needs exactly one.")
+
+    def __call__(self, problem: Problem) -> str:
+        return self.render(problem.question)
+
+    def render(self, question: str) -> str:
+        return self.text.replace(SLOT, question)
+
+    @property
+    def hash(self) -> str:
+        """Short fingerprint, kept in verifier.json so that a changed template is noticed."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
