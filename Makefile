@@ -1,0 +1,60 @@
+# Each target makes its own environment first: nothing but Python 3.11 or later is needed.
+#   make demo    a task -> a verifier that nobody labelled -> a table and runs/demo/report.html
+#   make test    the whole test suite
+#   make check   lint, format, types, floors, file lengths
+#   make bench   generated tokens per second against transformers' generate
+
+PYTHON ?= python3
+JOBS ?= 2
+EXTRAS ?= train,math,serve,dev
+TORCH ?= torch==2.13.0
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+# The stamp's name holds what the environment was made from: a changed pyproject.toml updates it, a second call does nothing.
+STAMP := .venv/.installed-$(shell cat pyproject.toml Makefile | cksum | cut -d' ' -f1)
+
+# One thread for each process: two threads for each matrix product are far slower as soon as anything else runs.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check bench venv clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/stepmark demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@find src tests bench -name '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 500 { print $$2 ": " $$1 " lines; 500 at the most"; bad = 1 } END { exit bad }'
+
+bench: $(STAMP)
+	$(BIN)/python bench/rollouts.py $(ARGS)
+
+venv: $(STAMP)
+
+# torch comes first and alone. Without a GPU it is the CPU build, from torch's own index, or, where that can't be
+# reached, whatever the machine's package index calls $(TORCH). Its dependencies come with the project's.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stepmark needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	@if $(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "$(TORCH)".split("==")[-1])' 2>/dev/null; then \
+	  echo "torch is installed"; \
+	elif nvidia-smi -L >/dev/null 2>&1; then \
+	  $(BIN)/pip install --quiet "$(TORCH)"; \
+	else \
+	  $(BIN)/pip install --quiet --no-deps --retries 1 --timeout 15 --index-url $(CPU_INDEX) "$(TORCH)" \
+	    || $(BIN)/pip install --quiet "$(TORCH)"; \
+	fi
+	$(BIN)/pip install --quiet -e ".[$(EXTRAS)]"
+	@rm -f .venv/.installed-*
+	@touch $@
+
+clean:
+	rm -rf .venv dist build
