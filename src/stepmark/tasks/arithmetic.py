@@ -1,0 +1,427 @@
+"""Word problems in English whose every step can be checked exactly: the task that Stepmark measures itself on.
+
+    Ann has 5 apples. Ben has 4 fewer than Ann. Cat has 2 times as many as Ben. How many apples does Cat have?
+    Ben has 5 - 4 = 1.
+    Cat has 1 * 2 = 2.
+    The answer is 2.
+
+It stands in for GSM8K where Math-Shepherd (arXiv 2312.08935) needs what no data set has: the truth about
+each step, to measure Monte-Carlo labels against (their section 4.4 has 160 steps labelled by hand). Numbers are small
+and always follow a space, and people come in a fixed order, because a network of a few hundred thousand
+parameters learns that within a few million tokens, and learns neither digits nor the binding of random names.
+
+Splits: train, dev, test (3 to 5 steps), hard (longer chains), unseen (the lengths of train, other wording).
+A problem's numbers and operations decide by their hash which split may hold it, so no two splits share a
+problem, whatever the seeds and settings; within a split all are distinct.
+
+`noise` plants misconceptions in `Problem.demonstration` (what a generator learns from), never in `reference`:
+"fewer" read as "more", "3 times as many" read as "3 more". As the majority they mislead a vote. Questions do not
+depend on `noise`. A demonstration whose carried errors would leave 0..max_value is drawn again, which makes
+errors that lead there a little rarer than their nominal rate.
+
+    stepmark sample --task arithmetic --split test
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from stepmark.errors import ConfigError, DataError
+from stepmark.types import Problem, ProblemSet, Solution
+
+NAMES = ("Ann", "Ben", "Cat", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida")
+ITEMS = {"apples": "apple", "books": "book", "coins": "coin", "shells": "shell"}
+LONGEST = len(NAMES) - 1  # steps: one person per step and one to start from
+
+SIGNS = {"more": "+", "fewer": "-", "times": "*"}
+MISREAD_AS = {"fewer": "more", "times": "more"}
+
+# kind of sentence -> its wordings: the first is used everywhere but in "unseen", which uses the others.
+# The same table writes questions and reads them back. Every number follows a space.
+WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "start": ("{b} has {k} {items}.", "{b} owns {k} {items}.", "There are {k} {items} with {b}."),
+    "more": ("{b} has {k} more than {a}.", "{b} owns {k} over what {a} has.", "Compared to {a}, {b} has {k} extra."),
+    "fewer": ("{b} has {k} fewer than {a}.", "{b} owns {k} less than {a} does.", "Compared to {a}, {b} is {k} short."),
+    "times": (
+        "{b} has {k} times as many as {a}.",
+        "{b} owns {k} times what {a} has.",
+        "Compared to {a}, {b} has {k} times the number.",
+    ),
+    "ask": (
+        "How many {items} does {b} have?",
+        "What number of {items} does {b} own?",
+        "Find the number of {items} with {b}.",
+    ),
+}
+# split -> the hundredths of the hash that are its own
+SHARES = {"train": (0, 60), "dev": (60, 70), "test": (70, 80), "hard": (80, 90), "unseen": (90, 100)}
+
+RIGHT, MISCONCEPTION, SLIP, OPERAND, OTHER = "right", "misconception", "slip", "operand", "other"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One person's number from another's."""
+
+    op: str  # a key of SIGNS
+    person: str  # whose number it starts from
+    k: int  # by how much, or how many times
+
+    def apply(self, value: int) -> int:
+        return {"more": value + self.k, "fewer": value - self.k, "times": value * self.k}[self.op]
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a question says, and what follows from it."""
+
+    rules: Mapping[str, _Rule]  # by person; the one the chain starts from has none
+    values: Mapping[str, int]  # every person's true number
+    asked: str  # whose number is the answer
+    items: str  # what is counted, plural
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The task. Raises ConfigError, at construction, with every setting that can't be."""
+
+    steps_min: int = 3  # shortest chain, in steps; 2 to 8
+    steps_max: int = 5  # longest chain of train, dev, test and unseen; hard goes on from here to at most 8
+    noise: float = (
+        0.0  # chance that a step of a kind in `misread` is misread in a demonstration; 0 plants no error at all
+    )
+    misread: Sequence[str] = (
+        "fewer",
+        "times 3",
+    )  # kinds of step open to misreading: "fewer", "times", or with a number
+    consistent: bool = False  # True draws a misreading once for a problem and kind, False at each step anew
+    slips: float = 0.04  # chance, where noise > 0, that a step not misread states a result off by one or two
+    wrong_operands: float = (
+        0.04  # chance, where noise > 0, that one neither misread nor slipped takes another person's number
+    )
+    seed: int = 0  # another seed, other problems of the same kind; splits stay disjoint across seeds
+    max_value: int = 60  # every number is in 0..max_value, in demonstrations too
+    start_max: int = 20  # the first person has 2..start_max
+    amount_max: int = 9  # "more" and "fewer" are by 1..amount_max
+    times_max: int = 3  # "times" is by 2..times_max
+    weight_more: float = 1.0  # how often each operation is drawn, relative to the others
+    weight_fewer: float = 1.0
+    weight_times: float = 1.0
+    names: str = "ordered"  # "ordered": Ann, Ben, Cat, ...; "random": in any order (much harder to learn)
+    train_size: int = 20_000  # problems in train
+    test_size: int = 1_000  # problems in each other split
+    grader: str = field(default="numeric", init=False)
+    steps: str = field(default="line", init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "misread", tuple(self.misread))  # a recipe gives a list
+        kinds = set(MISREAD_AS) | {f"{op} {k}" for op in MISREAD_AS for k in range(1, 100)}
+        checks = [
+            (
+                2 <= self.steps_min <= self.steps_max <= LONGEST,
+                f"steps_min={self.steps_min}, steps_max={self.steps_max}: "
+                f"need 2 <= steps_min <= steps_max <= {LONGEST}.",
+            ),
+            *(
+                (0 <= rate <= 1, f"{name}={rate}: a chance is between 0 and 1.")
+                for name, rate in (
+                    ("noise", self.noise),
+                    ("slips", self.slips),
+                    ("wrong_operands", self.wrong_operands),
+                )
+            ),
+            (
+                set(self.misread) <= kinds,
+                f"misread={list(self.misread)}: allowed are 'fewer', 'times', and either with a number, as 'times 3'.",
+            ),
+            (
+                self.max_value >= 10 and 2 <= self.start_max <= self.max_value,
+                f"start_max={self.start_max}, max_value={self.max_value}: "
+                "need max_value >= 10 and 2 <= start_max <= max_value.",
+            ),
+            (
+                self.amount_max >= 1 and self.times_max >= 2,
+                f"amount_max={self.amount_max}, times_max={self.times_max}: need amount_max >= 1 and times_max >= 2.",
+            ),
+            (
+                min(self._weights.values()) >= 0 and max(self._weights.values()) > 0,
+                "weight_more, weight_fewer, weight_times: none may be negative and one must be positive.",
+            ),
+            (self.names in ("ordered", "random"), f"names={self.names!r}: allowed are 'ordered' and 'random'."),
+            (self.train_size >= 1 and self.test_size >= 1, "train_size and test_size: at least 1."),
+        ]
+        if faults := [f"task arithmetic: {message}" for good, message in checks if not good]:
+            raise ConfigError(faults)
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {"more": self.weight_more, "fewer": self.weight_fewer, "times": self.weight_times}
+
+    def load(self, split: str, limit: int | None = None) -> ProblemSet:
+        """The first `limit` problems of the split, at most as many as it has. Raises ConfigError for an unknown
+        split, or when the settings allow too few distinct problems to fill it."""
+        if split not in SHARES:
+            raise ConfigError(f"task arithmetic has no split {split!r}. It has: {', '.join(SHARES)}.")
+        if split == "hard" and self.steps_max == LONGEST:
+            raise ConfigError(
+                f"task arithmetic: no chain is longer than steps_max={LONGEST}; lower it to have a split 'hard'."
+            )
+        size = self.train_size if split == "train" else self.test_size
+        return ProblemSet(tuple(self._problems(split, size if limit is None else min(limit, size))))
+
+    def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
+        """One flag per step, True up to the first wrong one and False from there on.
+
+        A step is right if it says what a person has, or what the answer is, and every side of its equation is
+        true and follows from the question: "Ben has 5 - 4 = 1", "Ben has 1 apple", "So Cat has 2 x (5 - 4) = 2".
+        The order of steps is free, steps may be left out or merged, `+` and `*` may be commuted. A step that
+        can't be read is wrong. Nothing after a wrong step is right, even where a later line happens
+        to be true: a faithful continuation builds on what was written. Raises DataError if the question isn't
+        of this task."""
+        facts = _read(problem.question)
+        flags: list[bool] = []
+        for step in solution.steps:
+            flags.append(all(flags[-1:]) and _judge(step, facts) == RIGHT)
+        return tuple(flags)
+
+    def error_kind(self, problem: Problem, solution: Solution) -> str | None:
+        """What the first wrong step is: "misconception" (the rule read as in MISREAD_AS), "slip" (right expression,
+        wrong result), "operand" (right operation on a wrong number) or "other"; None if all steps are right."""
+        facts = _read(problem.question)
+        return next((kind for step in solution.steps if (kind := _judge(step, facts)) != RIGHT), None)
+
+    def _problems(self, split: str, count: int) -> Iterator[Problem]:
+        seen: set[str] = set()
+        for i in range(count):
+            rng = random.Random(f"{self.seed}/{split}/{i}")
+            for _ in range(20_000):
+                start, moves = self._draw(rng, split)
+                skeleton = f"{start} " + " ".join(f"{SIGNS[op]}{k}" for op, k in moves)
+                if skeleton not in seen and _may_hold(split, skeleton):
+                    break
+            else:
+                raise ConfigError(
+                    f"task arithmetic: these settings allow only about {i} distinct problems in split {split!r}, and "
+                    f"{count} were asked for. Ask for fewer (limit, train_size, test_size) or allow longer chains."
+                )
+            seen.add(skeleton)
+            yield self._write(f"{split}-{i}", split, start, moves, rng)
+
+    def _draw(self, rng: random.Random, split: str) -> tuple[int, list[tuple[str, int]]]:
+        """The first person's number and the (operation, k) of each step. All values stay in 1..max_value."""
+        hard = split == "hard"
+        steps = (
+            rng.randint(self.steps_max + 1, min(self.steps_max + 3, LONGEST))
+            if hard
+            else rng.randint(self.steps_min, self.steps_max)
+        )
+        start = value = rng.randint(2, self.start_max)
+        moves: list[tuple[str, int]] = []
+        for _ in range(steps):
+            ks = {
+                "more": range(1, min(self.amount_max, self.max_value - value) + 1),
+                "fewer": range(1, min(self.amount_max, value - 1) + 1),
+                # 2 * 2 = 2 + 2: read as "2 more" it would be right by luck
+                "times": range(3 if value == 2 else 2, min(self.times_max, self.max_value // value) + 1),
+            }
+            weights = [w if ks[op] else 0.0 for op, w in self._weights.items()]
+            if not any(weights):
+                return self._draw(rng, split)
+            op = rng.choices(list(self._weights), weights)[0]
+            k = rng.choice(ks[op])
+            moves.append((op, k))
+            value = _Rule(op, "", k).apply(value)
+        return start, moves
+
+    def _write(self, id: str, split: str, start: int, moves: Sequence[tuple[str, int]], rng: random.Random) -> Problem:
+        items = rng.choice(list(ITEMS))
+        people = list(NAMES) if self.names == "ordered" else rng.sample(NAMES, len(NAMES))
+
+        def say(kind: str, **slots: object) -> str:
+            wordings = WORDINGS[kind]
+            return (rng.choice(wordings[1:]) if split == "unseen" else wordings[0]).format(items=items, **slots)
+
+        question = [say("start", b=people[0], k=start)]
+        question += [say(op, a=people[i], b=people[i + 1], k=k) for i, (op, k) in enumerate(moves)]
+        question.append(say("ask", b=people[len(moves)]))
+
+        value = start
+        lines = []
+        for person, (op, k) in zip(people[1:], moves, strict=False):
+            result = _Rule(op, "", k).apply(value)
+            lines.append(f"{person} has {value} {SIGNS[op]} {k} = {result}.")
+            value = result
+        reference = "\n".join([*lines, f"The answer is {value}."])
+        demonstration = reference
+        if self.noise > 0:
+            noise_rng = random.Random(f"{self.seed}/{split}/{id}/noise")
+            tries = (self._misled(start, moves, people, noise_rng) for _ in range(100))
+            demonstration = next((text for text in tries if text is not None), reference)
+        return Problem(id, " ".join(question), str(value), "arithmetic", reference, demonstration)
+
+    def _misled(
+        self, start: int, moves: Sequence[tuple[str, int]], people: Sequence[str], rng: random.Random
+    ) -> str | None:
+        """A demonstration with at most one error planted per step, each carried on; None if it leaves 0..max_value."""
+        values = [start]
+        lines: list[str] = []
+        held: dict[str, bool] = {}  # with `consistent`: which misconceptions this demonstrator has
+        for person, (op, k) in zip(people[1:], moves, strict=False):
+            operand, slip, kind = values[-1], 0, next((m for m in (op, f"{op} {k}") if m in self.misread), None)
+            others = [v for v in values[:-1] if v != operand]
+            misled = kind is not None and rng.random() < self.noise
+            if kind is not None and self.consistent:
+                misled = held.setdefault(kind, misled)
+            if misled:
+                op = MISREAD_AS[op]
+            elif rng.random() < self.slips:
+                slip = rng.choice((-2, -1, 1, 2))
+            elif rng.random() < self.wrong_operands and others:
+                operand = rng.choice(others)
+            result = _Rule(op, "", k).apply(operand) + slip
+            if not 0 <= result <= self.max_value:
+                return None
+            lines.append(f"{person} has {operand} {SIGNS[op]} {k} = {result}.")
+            values.append(result)
+        return "\n".join([*lines, f"The answer is {values[-1]}."])
+
+
+def _may_hold(split: str, skeleton: str) -> bool:
+    low, high = SHARES[split]
+    return low <= int.from_bytes(hashlib.sha256(skeleton.encode()).digest()[:4]) % 100 < high
+
+
+# --- reading a question back, so that the oracle needs nothing but the problem itself
+
+_SLOTS = {"a": "[A-Z][a-z]+", "b": "[A-Z][a-z]+", "k": "[0-9]{1,9}", "items": "[a-z]+"}
+
+
+def _pattern(wording: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda m: f"(?P<{m[1]}>{_SLOTS[m[1]]})", re.escape(wording)))
+
+
+_SENTENCES = [(kind, _pattern(wording)) for kind, wordings in WORDINGS.items() for wording in wordings]
+
+
+@lru_cache(maxsize=4096)
+def _read(question: str) -> _Facts:
+    rules: dict[str, _Rule] = {}
+    values: dict[str, int] = {}
+    asked = items = ""
+    for sentence in re.split(r"(?<=[.?])\s+", question.strip()):
+        kind, said = next(((kind, m.groupdict()) for kind, p in _SENTENCES if (m := p.fullmatch(sentence))), ("", {}))
+        if kind == "start":
+            values[said["b"]] = int(said["k"])
+        elif kind in SIGNS and said["a"] in values:
+            rules[said["b"]] = rule = _Rule(kind, said["a"], int(said["k"]))
+            values[said["b"]] = rule.apply(values[rule.person])
+        elif kind == "ask" and said["b"] in values:
+            asked, items = said["b"], said["items"]
+        else:
+            raise DataError(f"not a question of task arithmetic: its oracle can't read {sentence!r} in {question!r}.")
+    if not asked:
+        raise DataError(f"not a question of task arithmetic: it asks for nobody's number: {question!r}.")
+    return _Facts(rules, values, asked, items)
+
+
+# --- judging one line, given that all before it were right
+
+_LEAD = r"(?:Step\s+[0-9]+\s*[:.]\s*|[0-9]+[.)]\s+)?(?:(?:So|Then|Thus|Hence|Therefore|Now|Next|Finally|And),?\s+)?"
+_ANSWER = re.compile(
+    rf"{_LEAD}(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is|\s*:|\s*=)|####)\s*(?P<said>.+)", re.IGNORECASE
+)
+_STATES = re.compile(rf"{_LEAD}(?P<who>[A-Z][a-z]+)\s*(?:\bhas\b|\bowns\b|\bgets\b|=|:)(?P<said>.+)")
+_OPERATORS: Mapping[str, type[ast.operator]] = {"more": ast.Add, "fewer": ast.Sub, "times": ast.Mult}
+
+
+def _judge(line: str, facts: _Facts) -> str:
+    if m := _ANSWER.fullmatch(line):
+        sides = _sides(m["said"], facts.items)
+        return RIGHT if sides and all(_number(s) == facts.values[facts.asked] for s in sides) else OTHER
+    m = _STATES.fullmatch(line)
+    if not m or m["who"] not in facts.values:
+        return OTHER
+    who, sides = m["who"], _sides(m["said"], facts.items)
+    if not sides:
+        return OTHER
+    if all(_means(s, who, facts) for s in sides):
+        return RIGHT
+    rule, first, result = facts.rules.get(who), sides[0], _number(sides[-1])
+    if rule is None or result is None:
+        return OTHER
+    misread = _Rule(MISREAD_AS.get(rule.op, rule.op), rule.person, rule.k)
+    if len(sides) == 1:  # a bare value: only the misconception leaves a trace in it
+        return MISCONCEPTION if result == misread.apply(facts.values[rule.person]) else OTHER
+    if _follows(first, rule, facts):
+        return SLIP
+    if _value(first) != result:
+        return OTHER
+    if _follows(first, misread, facts):
+        return MISCONCEPTION
+    return OPERAND if isinstance(first, ast.BinOp) and isinstance(first.op, _OPERATORS[rule.op]) else OTHER
+
+
+def _sides(said: str, items: str) -> list[ast.expr]:
+    """The sides of an equation such as "5 - 4 = 1 apple."; empty if one of them isn't plain arithmetic."""
+    if len(said) > 300:  # far beyond any honest step; keeps the parser and its numbers small
+        return []
+    text = re.sub(rf"\b(?:{items}|{ITEMS.get(items, items)})\b", " ", said.strip().removesuffix("."))
+    text = re.sub(r"(?<=[\s0-9)])[x×·](?=[\s0-9(])", "*", text).replace("−", "-")
+    sides: list[ast.expr] = []
+    for side in text.split("="):
+        if not re.fullmatch(r"[0-9.+\-*()\s]+", side):
+            return []
+        try:
+            sides.append(ast.parse(" ".join(side.split()), mode="eval").body)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return []
+    return sides
+
+
+def _number(node: ast.expr) -> int | float | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, int | float) else None
+
+
+def _value(node: ast.expr) -> int | float | None:
+    """What an expression comes to; None where it holds anything but numbers, +, - and *."""
+    if not isinstance(node, ast.BinOp):
+        return _number(node)
+    left, right = _value(node.left), _value(node.right)
+    if left is None or right is None:
+        return None
+    if isinstance(node.op, ast.Add):
+        return left + right
+    if isinstance(node.op, ast.Sub):
+        return left - right
+    return left * right if isinstance(node.op, ast.Mult) else None
+
+
+def _means(node: ast.expr, who: str, facts: _Facts) -> bool:
+    """Whether an expression is that person's number, or comes to it in the way that the question gives."""
+    if (number := _number(node)) is not None:
+        return number == facts.values[who]
+    return who in facts.rules and _follows(node, facts.rules[who], facts)
+
+
+def _follows(node: ast.expr, rule: _Rule, facts: _Facts) -> bool:
+    if not isinstance(node, ast.BinOp):
+        return False
+    pairs = [(node.left, node.right)] if rule.op == "fewer" else [(node.left, node.right), (node.right, node.left)]
+    if isinstance(node.op, _OPERATORS[rule.op]):
+        return any(_number(k) == rule.k and _means(a, rule.person, facts) for a, k in pairs)
+    if rule.op == "times" and isinstance(node.op, ast.Add):  # 3 times 4 as 4 + 4 + 4
+        terms = _terms(node)
+        return len(terms) == rule.k and all(_number(t) == facts.values[rule.person] for t in terms)
+    return False
+
+
+def _terms(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [*_terms(node.left), *_terms(node.right)]
+    return [node]
