@@ -116,7 +116,7 @@ class Records(Generic[T]):
         named = any(f.name == "key" for f in dataclasses.fields(self.kind))  # type: ignore[arg-type]
         for number, line in self._lines():
             try:
-                fields = json.loads(line)
+                fields = json.loads(line.decode())  # given bytes, json would guess another encoding at NULs
                 key = fields["key"] if named else fields.pop("key")
                 record: T = decode(fields)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
