@@ -1,0 +1,220 @@
+"""Model directories in the Hugging Face layout: make a tiny one, load any, safely.
+
+`create` trains a byte-level BPE tokenizer on a task's own texts and puts a randomly initialised Llama beside
+it. From there on nothing knows that it is tiny: training, sampling and scoring load it as they load a 7B model.
+
+Safety: weights are read from safetensors only, and code that comes with a checkpoint runs only when
+`trust_remote_code=True` is given by hand.
+
+    stepmark init --task arithmetic --out base/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepmark.errors import CheckpointError, ConfigError
+from stepmark.types import Place
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Reserved in every vocabulary that we make: where a verifier reads a score, and the two words it chooses between.
+STEP, GOOD, BAD = "<step>", "<good>", "<bad>"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of a Llama made from scratch."""
+
+    hidden: int = 64  # width of the residual stream
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 1  # fewer than `heads` shrinks the cache, which is what sampling waits for
+    intermediate: int = 0  # width of the feed-forward block; 0 means about 8/3 of `hidden`
+    vocab: int = 2048  # at most; a small corpus fills less
+    max_length: int = 512  # positions
+    digits: bool = False  # True splits numbers into digits, which real text needs; False keeps them whole
+
+
+def create(path: Place, texts: Iterable[str], shape: Shape | None = None, seed: int = 0) -> Path:
+    """A new checkpoint directory at `path`: tokenizer learned from `texts`, random weights from `seed`.
+
+    Raises ConfigError for an impossible shape, CheckpointError when `path` already holds a model."""
+    shape = shape or Shape()
+    path = Path(path)
+    if (path / "config.json").exists():
+        raise CheckpointError(f"{path} already holds a model. Choose another directory or delete it.")
+    faults = [f"{k} must be at least 1, got {v}." for k, v in asdict(shape).items() if k != "intermediate" and k != "digits" and v < 1]
+    if not faults and shape.hidden % shape.heads:
+        faults.append(f"hidden ({shape.hidden}) must be a multiple of heads ({shape.heads}).")
+    if not faults and shape.heads % shape.kv_heads:
+        faults.append(f"heads ({shape.heads}) must be a multiple of kv_heads ({shape.kv_heads}).")
+    if faults:
+        raise ConfigError(faults)
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _learn_tokenizer(texts, shape)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.intermediate or -(-shape.hidden * 8 // 3 // 16) * 16,
+        max_position_embeddings=shape.max_length,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    save(path, model, tokenizer)
+    return path
+
+
+def _learn_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if shape.digits:
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
+    else:
+        bpe.pre_tokenizer = split
+    bpe.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "<bos>", "<eos>", STEP, GOOD, BAD]
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(shape.vocab, 256 + len(specials)),  # every byte has a token, so any text can be encoded
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=2,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=[STEP, GOOD, BAD],
+        model_max_length=shape.max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save(path: Place, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes model and tokenizer; `config.json` comes last, so a directory that has one is whole."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(path)
+    model.save_pretrained(path)
+
+
+def check(path: Place) -> None:
+    """Raises CheckpointError when a local directory can't be a checkpoint, saying what it lacks."""
+    path = Path(path)
+    if not path.exists():
+        if str(path).startswith((".", "/")) or str(path).count("/") != 1:
+            raise CheckpointError(f"no checkpoint directory {path} (working directory: {Path.cwd()}).")
+        return  # "owner/name": a hub id, for transformers to find
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} has no config.json, so it is no Hugging Face checkpoint. Make one: stepmark init --help")
+    if not any(path.glob("*.safetensors")):
+        held = ", ".join(sorted(p.name for p in path.glob("*.bin"))) or "no weights"
+        raise CheckpointError(f"{path} has {held}; weights are read from safetensors only, since other formats can run code.")
+
+
+def load_tokenizer(path: Place, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local or hub checkpoint. Raises CheckpointError."""
+    check(path)
+    return _cached_tokenizer(str(path), trust_remote_code)
+
+
+@lru_cache(maxsize=8)
+def _cached_tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"no tokenizer could be loaded from {path}: {e}") from e
+
+
+def load_model(
+    path: Place,
+    head: str = "CausalLM",
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    **config: Any,
+) -> PreTrainedModel:
+    """The model of a local or hub checkpoint, in evaluation mode, on its device.
+
+    `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor...;
+    `config` changes configuration fields, e.g. num_labels. Raises CheckpointError."""
+    check(path)
+    import torch
+    import transformers
+
+    where = resolve_device(device)
+    auto = getattr(transformers, f"AutoModelFor{head}")
+    try:
+        model: PreTrainedModel = auto.from_pretrained(
+            str(path),
+            dtype=resolve_dtype(dtype, where),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **config,
+        )
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"no model could be loaded from {path}: {e}") from e
+    return model.to(torch.device(where)).eval()  # type: ignore[arg-type]
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" becomes "cuda" where there is one. Raises ConfigError for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} was asked for, and this machine has no usable GPU. Use device=auto or cpu.")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> torch.dtype:
+    """ "auto" is bfloat16 on a GPU and float32 on a CPU. Raises ConfigError for an unknown one."""
+    import torch
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    if dtype == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a small JSON file so that it is either there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding id; where a tokenizer has none any id will do, since padding is always masked out."""
+    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0

@@ -1,0 +1,135 @@
+"""What every verifier kind that runs a model needs: its card on disk, its batches, its results.
+
+A verifier directory is a Hugging Face checkpoint plus `verifier.json`, the card: which kind reads the scores,
+with which settings, and the token ids that the settings stood for when it was trained. Loading compares them
+with today's tokenizer and refuses to score with tags that moved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepmark import aggregate as aggregation
+from stepmark import checkpoints, packing
+from stepmark.encoding import Encoded, special_id
+from stepmark.errors import CheckpointError
+from stepmark.types import Finish, Outcome, Place, Solution, Verification
+
+if TYPE_CHECKING:
+    import torch
+
+CARD = "verifier.json"
+SCORING_TOKENS = 16384  # tokens in a scoring batch, padding included: bounds memory, changes no score
+
+
+def write_card(path: Place, kind: str, options: Mapping[str, Any], ids: Mapping[str, int], template_hash: str) -> None:
+    """`kind` names the plug-in, or is the path of a user's file; `options` are its constructor's, path excepted."""
+    card = {"kind": kind, "options": dict(options), "ids": dict(ids), "template_hash": template_hash, "version": 1}
+    checkpoints.write_json(Path(path) / CARD, card)
+
+
+def read_card(path: Place) -> dict[str, Any]:
+    """The card of a verifier directory. Raises CheckpointError when there is none or it can't be read."""
+    place = Path(path) / CARD
+    if not place.is_file():
+        raise CheckpointError(f"{path} has no {CARD}, so it is no verifier. Train one: stepmark train --help")
+    try:
+        card: dict[str, Any] = json.loads(place.read_text())
+        card["kind"], card["options"], card["ids"]
+    except (json.JSONDecodeError, KeyError) as e:
+        raise CheckpointError(f"{place} can't be read as a verifier's card: {type(e).__name__}: {e}") from e
+    return card
+
+
+def check_ids(path: Place, ids: Mapping[str, int]) -> None:
+    """Raises CheckpointError when a tag has another id than when the verifier was trained."""
+    place = Path(path) / CARD
+    trained = read_card(path)["ids"] if place.is_file() else {}
+    moved = [f"{k}: trained {trained[k]}, now {v}" for k, v in ids.items() if k in trained and trained[k] != v]
+    if moved:
+        raise CheckpointError(f"{path}: the tokenizer gives other ids than at training time ({'; '.join(moved)}).")
+
+
+@lru_cache(maxsize=64)
+def tag_ids(path: str, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
+    """(what, text) pairs -> what: its one token id. Raises EncodingError for a tag of several tokens."""
+    tokenizer = checkpoints.load_tokenizer(path, trust_remote_code)
+    return {what: special_id(tokenizer, text, what) for what, text in tags}
+
+
+@lru_cache(maxsize=4)
+def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
+    """The model of a verifier directory, loaded once in a process. Its tags are checked by the caller."""
+    return checkpoints.load_model(path, head, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def outputs(model: Any, batch: packing.Batch) -> torch.Tensor:
+    """The last hidden states [B, L, D] of a transformers model, whatever head it carries."""
+    found: torch.Tensor = model.base_model(
+        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    return found
+
+
+def cross_entropy(log_bad: torch.Tensor, log_good: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-sum_i [y_i log p(good) + (1 - y_i) log p(bad)] over [K], in nats; `targets` in [0, 1]."""
+    return -(targets * log_good + (1 - targets) * log_bad).sum()
+
+
+def verify(
+    solutions: Sequence[Solution],
+    encode: Callable[[Solution], Encoded],
+    read: Callable[[packing.Batch], torch.Tensor],
+    *,
+    aggregate: str,
+    max_length: int,
+    pad_id: int,
+    device: str,
+) -> list[Verification]:
+    """Scores solutions in batches of near-equal length; `read` gives the [K] probabilities of a batch.
+
+    A solution that did not end, or does not fit into `max_length` tokens, is TRUNCATED, never cut and scored."""
+    import torch
+
+    results: dict[int, Verification] = {}
+    encoded: dict[int, Encoded] = {}
+    for i, s in enumerate(solutions):
+        if s.finish is Finish.LENGTH:
+            results[i] = _unscored(s, aggregate, "the solution ran out of tokens before its end")
+            continue
+        if not s.spans:
+            results[i] = Verification(s.id, (), 0.0, aggregate, Outcome.FAILED, "the solution is empty")
+            continue
+        e = encode(s)
+        if len(e) > max_length:
+            results[i] = _unscored(s, aggregate, f"{len(e)} tokens; the verifier reads {max_length}")
+        else:
+            encoded[i] = e
+    with torch.inference_mode():
+        for group in _by_length(encoded):
+            b = packing.batch([[encoded[i]] for i in group], pad_id, device)
+            values = iter(read(b).float().cpu().tolist())
+            for i in group:
+                scores = tuple(next(values) for _ in encoded[i].at)
+                total = aggregation.aggregate(scores, aggregate)
+                results[i] = Verification(solutions[i].id, scores, total, aggregate)
+    return [results[i] for i in range(len(solutions))]
+
+
+def _unscored(s: Solution, aggregate: str, reason: str) -> Verification:
+    return Verification(s.id, (), 0.0, aggregate, Outcome.TRUNCATED, reason)
+
+
+def _by_length(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
+    group: list[int] = []
+    for i in sorted(encoded, key=lambda i: len(encoded[i])):
+        if group and len(encoded[i]) * (len(group) + 1) > SCORING_TOKENS:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group

@@ -1,0 +1,393 @@
+"""One training loop for everything that learns: the generator, outcome and process verifiers.
+
+What differs is the *trainee*: how it turns an example into token ids and targets, and its loss. A verifier's
+trainee is the verifier itself, so what is trained and what is scored can't drift apart. The loop packs, casts,
+accumulates, logs and checkpoints; killed at any moment, the same call goes on from the last checkpoint and
+ends with the weights that an undisturbed run ends with.
+
+    OUT/                    a Hugging Face checkpoint when training is over, and then trained.json
+    OUT/train.jsonl         one line per logged update
+    OUT/tensorboard/        the same figures for TensorBoard
+    OUT/.training/          the newest checkpoint (weights, optimiser, place in the data), while it lasts
+
+    stepmark train prm --base generator/ --labels labels.jsonl --solutions solutions.jsonl --out prm/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from stepmark import checkpoints, packing
+from stepmark.encoding import Encoded, token_ids
+from stepmark.errors import ConfigChanged, ConfigError, DataError
+from stepmark.prompts import Template
+from stepmark.types import Place, Problem, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+Example = TypeVar("Example", contravariant=True)
+
+
+class Trainee(Protocol[Example]):
+    """What the loop needs to know of the thing that learns."""
+
+    def build(self) -> torch.nn.Module:
+        """The module to train, with its starting weights."""
+        ...
+
+    def encode_example(self, example: Example) -> Encoded | None:
+        """Ids and targets; None for an example that teaches nothing."""
+        ...
+
+    def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
+        """This batch's share of the update's loss: summed over batches it is the update's mean."""
+        ...
+
+    def save(self, model: torch.nn.Module, out: Path) -> None:
+        """Writes a checkpoint directory that scoring or sampling can load."""
+        ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """How to train. Raises ConfigError at once for values that can't be."""
+
+    epochs: float = 1.0  # passes over the data
+    lr: float = 1e-3  # peak learning rate (AdamW); a pretrained 7B model wants about 1e-6
+    batch_tokens: int = 8192  # tokens per optimiser update
+    accumulate: int = 1  # forward and backward passes that an update is split into, to save memory
+    row_tokens: int = 256  # length of a packed row
+    warmup: float = 0.05  # share of the updates over which the rate rises
+    final_lr: float = 0.1  # rate at the end of the cosine, as a share of the peak
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest norm of the gradient
+    precision: str = "auto"  # float32, or bfloat16 autocast; auto picks what is faster here
+    checkpoint_seconds: float = 30.0  # at most this much work is lost to a kill
+    log_every: int = 10  # updates
+    tensorboard: bool = True  # write event files too, where tensorboard is installed
+    device: str = "auto"
+    seed: int = 0  # order of the data, and new heads
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"train: {k} must be above 0, got {getattr(self, k)}."
+            for k in ("epochs", "lr", "batch_tokens", "accumulate", "row_tokens", "clip", "log_every")
+            if getattr(self, k) <= 0
+        ]
+        if not 0 <= self.warmup < 1:
+            faults.append(f"train: warmup is a share of the updates, from 0 to below 1, got {self.warmup}.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            faults.append(f"train: precision is auto, float32 or bfloat16, got {self.precision!r}.")
+        if faults:
+            raise ConfigError(faults)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training came to."""
+
+    path: str  # the checkpoint directory
+    examples: int  # sequences trained on
+    skipped: int  # examples that taught nothing, or were longer than the model's positions
+    updates: int
+    tokens: int  # tokens seen, all epochs together
+    loss: float  # mean over the last tenth of the updates
+    seconds: float  # spent training, all sittings together
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """The trainee that makes a generator: next-token loss on demonstrations (supervised fine-tuning)."""
+
+    path: str  # checkpoint to start from
+    template: str = "{question}\n"
+    question_weight: float = 0.0  # next-token weight of the question's own tokens; above 0 helps from random weights
+    trust_remote_code: bool = False
+
+    def build(self) -> torch.nn.Module:
+        return checkpoints.load_model(self.path, dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code)
+
+    def encode_example(self, example: Problem) -> Encoded | None:
+        text = example.demonstration or example.reference
+        if not text:
+            return None
+        tokenizer = checkpoints.load_tokenizer(self.path, self.trust_remote_code)
+        context = Template(self.template)(example)
+        ids, spans = token_ids(tokenizer, context + text)
+        weights = [self.question_weight if start < len(context) else 1.0 for start, _ in spans]
+        return Encoded((*ids, tokenizer.eos_token_id), weights=(*weights, 1.0))
+
+    def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False).logits
+        return packing.next_token_loss(logits, batch) / totals.next_tokens
+
+    def save(self, model: torch.nn.Module, out: Path) -> None:
+        checkpoints.save(out, model, checkpoints.load_tokenizer(self.path, self.trust_remote_code))  # type: ignore[arg-type]
+
+    @property
+    def pad_id(self) -> int:
+        return checkpoints.pad_id(checkpoints.load_tokenizer(self.path, self.trust_remote_code))
+
+
+def train(
+    trainee: Trainee[Example],
+    examples: Sequence[Example],
+    out: Place,
+    settings: TrainSettings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Trains, or goes on training, or returns at once when `out` holds the finished result of the same call.
+
+    Raises ConfigChanged when `out` holds another configuration's, DataError when no example teaches anything."""
+    settings = settings or TrainSettings()
+    out = Path(out)
+    encoded = [e for e in map(trainee.encode_example, examples) if e is not None]
+    if not encoded:
+        raise DataError(f"none of the {len(examples)} examples has anything to learn from: no demonstration, or no label.")
+    identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)}
+    _claim(out, identity)
+    if (out / "trained.json").exists():
+        return Trained(**json.loads((out / "trained.json").read_text()))
+    return _Loop(trainee, encoded, out, settings, progress, skipped=len(examples) - len(encoded)).run()
+
+
+def _describe(trainee: object) -> dict[str, Any]:
+    return {"kind": type(trainee).__name__, **{k: v for k, v in vars_of(trainee).items() if k != "device"}}
+
+
+def vars_of(settings: object) -> dict[str, Any]:
+    """A dataclass's fields, or nothing for an object that is none."""
+    return asdict(settings) if hasattr(settings, "__dataclass_fields__") else {}  # type: ignore[call-overload]
+
+
+def _digest(encoded: Sequence[Encoded]) -> str:
+    h = hashlib.sha256()
+    for e in encoded:
+        h.update(repr((e.ids, e.at, e.targets, e.weights)).encode())
+    return h.hexdigest()[:16]
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    import difflib
+
+    out.mkdir(parents=True, exist_ok=True)
+    place = out / "training.json"
+    new = json.dumps(identity, indent=2, sort_keys=True)
+    if place.exists() and (old := place.read_text().strip()) != new:
+        diff = "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), "there", "asked for", lineterm="", n=1))
+        raise ConfigChanged(str(out), diff)
+    checkpoints.write_json(place, identity)
+
+
+class _Loop(Generic[Example]):
+    """The state of one training run. Update u of epoch e is a pure function of (seed, e, u)."""
+
+    def __init__(
+        self,
+        trainee: Trainee[Example],
+        encoded: list[Encoded],
+        out: Path,
+        settings: TrainSettings,
+        progress: Callable[[Progress], None] | None,
+        skipped: int,
+    ) -> None:
+        import torch
+
+        self.trainee, self.encoded, self.out, self.settings, self.progress = trainee, encoded, out, settings, progress
+        self.skipped = skipped
+        self.device = checkpoints.resolve_device(settings.device)
+        torch.manual_seed(settings.seed)
+        self.model = trainee.build().to(self.device).train()
+        decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
+        self.rows_per_update = max(1, settings.batch_tokens // settings.row_tokens)
+        self.updates_per_epoch = len(self._epoch(0))
+        self.updates = max(1, math.ceil(self.updates_per_epoch * settings.epochs))
+        self.update, self.tokens, self.seconds = 0, 0, 0.0
+        self.losses: list[float] = []
+
+    def _epoch(self, epoch: int) -> list[list[list[int]]]:
+        """The epoch's updates: each a list of rows, each a list of sequences. Sequences too long for a row get
+        their own."""
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.encoded))
+        rows = packing.pack([len(e) for e in self.encoded], order.tolist(), self.settings.row_tokens)
+        # Packing closes full rows first: shuffle, or the epoch would end on the leftovers.
+        mix = np.random.default_rng([self.settings.seed, epoch, 1]).permutation(len(rows))
+        size = self.rows_per_update
+        return [[rows[r] for r in mix[i : i + size]] for i in range(0, len(rows), size)]
+
+    def run(self) -> Trained:
+        self._resume()
+        began, saved = time.monotonic() - self.seconds, time.monotonic()
+        with self._writer() as write:
+            for epoch in range(self.update // self.updates_per_epoch, math.ceil(self.settings.epochs)):
+                plan = self._epoch(epoch)
+                for rows in plan[self.update - epoch * self.updates_per_epoch :]:
+                    if self.update >= self.updates:
+                        break
+                    loss = self._step(rows)
+                    self.losses.append(loss)
+                    self.update += 1
+                    self.seconds = time.monotonic() - began
+                    if self.update % self.settings.log_every == 0 or self.update == self.updates:
+                        write(self.update, float(np.mean(self.losses[-self.settings.log_every :])))
+                    if time.monotonic() - saved > self.settings.checkpoint_seconds:
+                        self._checkpoint()
+                        saved = time.monotonic()
+        return self._finish()
+
+    def _step(self, rows: list[list[int]]) -> float:
+        import torch
+
+        groups = [[[self.encoded[i] for i in row] for row in part] for part in _split(rows, self.settings.accumulate)]
+        flat = [e for group in groups for row in group for e in row]
+        totals = packing.Totals(
+            scores=max(1.0, float(sum(len(e.targets) for e in flat))),
+            next_tokens=max(1e-9, float(sum(sum(e.weights[1:]) for e in flat))),
+        )
+        rate = self._rate(self.update)
+        for g in self.optimizer.param_groups:
+            g["lr"] = rate
+        total = 0.0
+        for group in groups:
+            b = packing.batch(group, self.trainee.pad_id, self.device)
+            with self._autocast():
+                loss = self.trainee.loss(self.model, b, totals)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise DataError(f"the loss became {total} at update {self.update}. Lower lr ({self.settings.lr}) or look at the data.")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.tokens += sum(len(e) for e in flat)
+        return total
+
+    def _rate(self, update: int) -> float:
+        """Linear warm-up, then a cosine down to `final_lr` of the peak."""
+        s = self.settings
+        warm = max(1, round(s.warmup * self.updates))
+        if update < warm:
+            return s.lr * (update + 1) / warm
+        done = (update - warm) / max(1, self.updates - warm)
+        return s.lr * (s.final_lr + (1 - s.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        import torch
+
+        wide = self.device.startswith("cuda")
+        use = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and wide)
+        return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16) if use else contextlib.nullcontext()
+
+    # ---- what survives a kill ----
+
+    def _checkpoint(self) -> None:
+        """Writes a new directory, then swaps it in with one rename: there is always a whole one."""
+        import torch
+
+        new, old, kept = (self.out / n for n in (".training.partial", ".training.old", ".training"))
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, new / "state.pt")
+        place = {"update": self.update, "tokens": self.tokens, "seconds": self.seconds, "losses": self.losses}
+        checkpoints.write_json(new / "place.json", place)
+        shutil.rmtree(old, ignore_errors=True)
+        if kept.exists():
+            os.replace(kept, old)
+        os.replace(new, kept)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _resume(self) -> None:
+        import torch
+
+        for name in (".training", ".training.old"):  # .old is the whole one if the kill fell between two renames
+            kept = self.out / name
+            if (kept / "place.json").exists():
+                state = torch.load(kept / "state.pt", map_location=self.device, weights_only=True)
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                place = json.loads((kept / "place.json").read_text())
+                self.update, self.tokens = place["update"], place["tokens"]
+                self.seconds, self.losses = place["seconds"], place["losses"]
+                return
+
+    def _finish(self) -> Trained:
+        self.trainee.save(self.model.eval(), self.out)
+        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        result = Trained(
+            path=str(self.out),
+            examples=len(self.encoded),
+            skipped=self.skipped,
+            updates=self.update,
+            tokens=self.tokens,
+            loss=float(np.mean(tail)),
+            seconds=round(self.seconds, 2),
+        )
+        checkpoints.write_json(self.out / "trained.json", asdict(result))
+        for name in (".training", ".training.old", ".training.partial"):
+            shutil.rmtree(self.out / name, ignore_errors=True)
+        return result
+
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[Callable[[int, float], None]]:
+        """Logs to train.jsonl, TensorBoard and the progress callback. Lines past the checkpoint are dropped:
+        they will be written again."""
+        log = self.out / "train.jsonl"
+        kept = _whole_lines(log, self.update)
+        log.write_text("".join(line + "\n" for line in kept))
+        board = None
+        if self.settings.tensorboard:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard.writer import SummaryWriter
+
+                board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.update + 1)  # type: ignore[no-untyped-call]
+
+        def write(update: int, loss: float) -> None:
+            rate = self._rate(update - 1)
+            line = {"update": update, "loss": loss, "lr": rate, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
+            with log.open("a") as f:
+                f.write(json.dumps(line) + "\n")
+            if board is not None:
+                board.add_scalar("loss", loss, update)  # type: ignore[no-untyped-call]
+                board.add_scalar("lr", rate, update)  # type: ignore[no-untyped-call]
+            if self.progress is not None:
+                note = f"loss {loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
+                self.progress(Progress("train " + self.out.name, update, self.updates, self.seconds, note))
+
+        try:
+            yield write
+        finally:
+            if board is not None:
+                board.close()  # type: ignore[no-untyped-call]
+
+
+def _split(rows: list[list[int]], parts: int) -> list[list[list[int]]]:
+    size = -(-len(rows) // parts)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _whole_lines(log: Path, update: int) -> list[str]:
+    kept = []
+    for line in log.read_text().splitlines() if log.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["update"] <= update:
+                kept.append(line)
+    return kept

@@ -1,0 +1,149 @@
+"""Process verifier: one score per step, as in Math-Shepherd (section 3.4, equation 6).
+
+After each step stands a tag; at the tag the model says good or bad.
+- head="tag", the paper's form: a language model trained with cross-entropy on the token <good> or <bad> at the
+  tag's own position; the score is the softmax over those two tokens' logits there.
+- head="token": a two-class linear head at the tag (AutoModelForTokenClassification), as TRL and Qwen train it;
+  the score is the probability of class 1.
+
+The tag stays in the text that the next steps see. Training and scoring read the same index, the tag's own, and
+shift nothing. Hard labels are 0 or 1; soft ones are a two-point distribution. A step without evidence has no
+target but keeps its tag.
+
+    stepmark train prm --base generator/ --problems P.jsonl --labels L.jsonl --out prm/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stepmark import checkpoints, packing, scoring
+from stepmark.encoding import Encoded, boundaries, token_ids
+from stepmark.errors import ConfigError, EncodingError
+from stepmark.prompts import Template
+from stepmark.types import LabelledSolution, Problem, Solution, StepLabel, Verification
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessVerifier:
+    """Trains from, or scores with, the checkpoint at `path`."""
+
+    path: str  # a causal language model to start from, or a trained verifier
+    head: Literal["tag", "token"] = "tag"
+    labels: Literal["hard", "soft"] = "hard"  # which estimate of a step label to learn
+    aggregate: str = "min"  # how step scores become the solution's
+    template: str = "{question}\n"
+    tag: str = checkpoints.STEP  # each of these three is one token
+    good: str = checkpoints.GOOD
+    bad: str = checkpoints.BAD
+    language_weight: float = 0.0  # weight of the text's own next-token loss; helps a model that starts from random weights
+    dtype: str = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head == "token" and self.language_weight:
+            raise ConfigError("prm: language_weight needs head=tag; a token head has no vocabulary to predict with.")
+
+    # ---- text to ids: the one place, for training and scoring ----
+
+    def encode(self, question: str, solution: Solution, labels: tuple[StepLabel, ...] | None = None) -> Encoded:
+        """Question, then each step and its tag. With labels, each step that has evidence gets a target.
+
+        Raises EncodingError when labels and steps differ in number."""
+        if labels is not None and len(labels) != len(solution.spans):
+            raise EncodingError(f"solution {solution.id} has {len(solution.spans)} steps and {len(labels)} labels.")
+        context = Template(self.template).render(question)
+        ids, spans = token_ids(self._tokenizer(), context + solution.text)
+        ends = [len(context) + start + len(solution.text[start:end].rstrip()) for start, end in solution.spans]
+        tag, out, tags, done = self._ids()["tag"], list[int](), list[int](), 0
+        for cut in boundaries(spans, ends):
+            out += ids[done:cut]
+            tags.append(len(out))
+            out.append(tag)
+            done = cut
+        if labels is None:
+            return Encoded(tuple(out), at=tuple(tags))
+        weights = tuple(0.0 if i == tag else 1.0 for i in out) if self.language_weight else ()
+        known = [i for i, label in enumerate(labels) if label.known]
+        targets = tuple(labels[i].hard if self.labels == "hard" else labels[i].soft for i in known)
+        return Encoded(tuple(out), at=tuple(tags[i] for i in known), targets=targets, weights=weights)
+
+    # ---- training ----
+
+    def build(self) -> torch.nn.Module:
+        config: dict[str, Any] = {} if self.head == "tag" else {"num_labels": 2}
+        return checkpoints.load_model(
+            self.path, self._auto(), dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code, **config
+        )
+
+    def encode_example(self, example: tuple[Problem, LabelledSolution]) -> Encoded | None:
+        problem, labelled = example
+        encoded = self.encode(problem.question, labelled.solution, labelled.labels)
+        return encoded if encoded.targets else None
+
+    def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
+        """-sum_i [y_i log r_i + (1 - y_i) log(1 - r_i)] over the update's labelled steps, divided by their
+        number. With head="tag", log r_i is over the whole vocabulary: the model also learns to say nothing else."""
+        hidden = scoring.outputs(model, batch)
+        logs = self._logits(model, hidden[batch.rows, batch.columns]).log_softmax(-1)
+        bad, good = self._classes()
+        loss = scoring.cross_entropy(logs[:, bad], logs[:, good], batch.targets) / totals.scores
+        if self.language_weight:
+            logits: torch.Tensor = model.get_output_embeddings()(hidden)  # type: ignore[operator]
+            loss = loss + self.language_weight * packing.next_token_loss(logits, batch) / totals.next_tokens
+        return loss
+
+    def save(self, model: torch.nn.Module, out: Path) -> None:
+        checkpoints.save(out, model, self._tokenizer())  # type: ignore[arg-type]
+        options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")}
+        scoring.write_card(out, "prm", options, self._ids(), Template(self.template).hash)
+
+    @property
+    def pad_id(self) -> int:
+        return checkpoints.pad_id(self._tokenizer())
+
+    # ---- scoring ----
+
+    def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
+        """One verification per solution, in order, with one score per step."""
+        model = scoring.cached_model(self.path, self._auto(), self.dtype, self.device, self.trust_remote_code)
+        scoring.check_ids(self.path, self._ids())
+        bad, good = self._classes()
+        return scoring.verify(
+            solutions,
+            lambda s: self.encode(question, s),
+            lambda b: self._logits(model, scoring.outputs(model, b)[b.rows, b.columns])[:, [bad, good]].softmax(-1)[:, 1],
+            aggregate=self.aggregate,
+            max_length=model.config.max_position_embeddings,
+            pad_id=self.pad_id,
+            device=str(model.device),
+        )
+
+    # ---- shared by both ----
+
+    def _logits(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """[K, D] outputs at the tags' own positions -> [K, V] with head="tag", [K, 2] with head="token"."""
+        head = model.lm_head if self.head == "tag" else model.score
+        logits: torch.Tensor = head(hidden).float()
+        return logits
+
+    def _classes(self) -> tuple[int, int]:
+        ids = self._ids()
+        return (ids["bad"], ids["good"]) if self.head == "tag" else (0, 1)
+
+    def _auto(self) -> str:
+        return "CausalLM" if self.head == "tag" else "TokenClassification"
+
+    def _tokenizer(self) -> Any:
+        return checkpoints.load_tokenizer(self.path, self.trust_remote_code)
+
+    def _ids(self) -> Mapping[str, int]:
+        tags = (("tag", self.tag), ("good", self.good), ("bad", self.bad))
+        return scoring.tag_ids(self.path, self.trust_remote_code, *tags)
