@@ -171,7 +171,8 @@ def _decode_hub(name: str, config: str | None, split: str) -> Iterator[_Decoded]
     except ImportError as e:
         raise DataError(
             f"no file or directory {name!r} (working directory: {Path.cwd()}). "
-            "If it is a data set on the Hugging Face hub, `pip install datasets` to load it; or give the path of a JSONL file."
+            "If it is a data set on the Hugging Face hub, `pip install datasets` to load it; "
+            "or give the path of a JSONL file."
         ) from e
     try:
         data = datasets.load_dataset(name, config, split=split)

@@ -49,7 +49,8 @@ class GSM8K:
             # Serving one file for every split would test on what was trained on.
             raise DataError(
                 f"{self.path} doesn't say by its name that it is the split {stored!r}. "
-                f"Give a directory with train.jsonl and test.jsonl, or a file whose name begins with {stored!r}; for data of your own use the task jsonl."
+                f"Give a directory with train.jsonl and test.jsonl, or a file whose name begins with {stored!r}; "
+                "for data of your own use the task jsonl."
             )
 
         def make(row: Row) -> Problem | Quarantined | None:

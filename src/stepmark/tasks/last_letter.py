@@ -1,0 +1,92 @@
+"""Last-letter concatenation, GenRM's first algorithmic task (arXiv 2408.15240): train on short lists, test on longer.
+
+    Concatenate the last letters of these words: apple tree cat.
+    apple ends in e, so e.
+    tree ends in e, so ee.
+    cat ends in t, so eet.
+    The answer is eet.
+
+Deviations: the paper trains on 2 to 4 words and tests on 6; here `test` has 4 words, unseen in training, and
+`longer` has 5 and 6, because a tiny model doesn't generalise in length. Lists come from some 600 common words.
+
+    stepmark sample --task last_letter --split test
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stepmark import wordlists
+from stepmark.errors import ConfigError, DataError
+from stepmark.types import Problem, ProblemSet, Solution
+
+QUESTION = "Concatenate the last letters of these words: {words}."
+
+_ASKED = re.compile(r"Concatenate the last letters of these words: ([a-z ]+)\.")
+_Q = "[\"'`]?"  # quotes are neither needed nor wrong
+_STEP = re.compile(
+    rf"(?:the last letter of )?{_Q}(?P<word>[a-z]+){_Q} (?:ends (?:in|with)|is) {_Q}(?P<letter>[a-z]){_Q}"
+    rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+){_Q})?\.?",
+    re.IGNORECASE,
+)
+_ANSWER = re.compile(rf"(?:so )?(?:the )?(?:final )?answer(?: is|:) {_Q}(?P<said>[a-z]+){_Q}\.?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LastLetter:
+    """The task. Raises ConfigError, at construction, with every setting that can't be."""
+
+    train_lengths: Sequence[int] = (2, 3, 4)  # words in a list of train
+    test_lengths: Sequence[int] = (4,)  # ... of dev and test
+    longer_lengths: Sequence[int] = (5, 6)  # ... of longer
+    train_size: int = 10_000  # problems in train
+    test_size: int = 1_000  # problems in each other split
+    seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
+    grader: str = field(default="exact", init=False)
+    steps: str = field(default="line", init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("train_lengths", "test_lengths", "longer_lengths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a recipe gives lists
+        lengths = {f"{s}_lengths": getattr(self, f"{s}_lengths") for s in ("train", "test", "longer")}
+        if found := wordlists.faults(lengths, {"train_size": self.train_size, "test_size": self.test_size}):
+            raise ConfigError([f"task last_letter: {fault}" for fault in found])
+
+    def load(self, split: str, limit: int | None = None) -> ProblemSet:
+        """The first `limit` problems of train, dev, test or longer. Raises ConfigError for another split."""
+        lengths = {"train": self.train_lengths, "longer": self.longer_lengths}.get(split, self.test_lengths)
+        if split not in wordlists.SHARES:
+            raise ConfigError(f"task last_letter has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
+        size = self.train_size if split == "train" else self.test_size
+        lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed)
+        return ProblemSet(tuple(_problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
+
+    def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
+        """One flag per step, True up to the first wrong one and False from there on. A step names a word and its last
+        letter and may add the result so far, up to that word. Words may be left out or come in another order as
+        long as what is said is true. Raises DataError if the question isn't of this task."""
+        asked = _ASKED.fullmatch(problem.question)
+        if not asked:
+            raise DataError(f"not a question of task last_letter: {problem.question!r}")
+        words = asked[1].split()
+        letters = "".join(w[-1] for w in words)
+        flags: list[bool] = []
+        for step in solution.steps:
+            if m := _ANSWER.fullmatch(step):
+                right = m["said"].lower() == letters
+            elif (m := _STEP.fullmatch(step)) and (word := m["word"].lower()) in words:
+                far = letters[: words.index(word) + 1]
+                right = m["letter"].lower() == word[-1] and (m["far"] or far).lower() == far
+            else:
+                right = False
+            flags.append(all(flags[-1:]) and right)
+        return tuple(flags)
+
+
+def _problem(id: str, words: Sequence[str]) -> Problem:
+    letters = "".join(w[-1] for w in words)
+    lines = [f"{w} ends in {w[-1]}, so {letters[: i + 1]}." for i, w in enumerate(words)]
+    reference = "\n".join([*lines, f"The answer is {letters}."])
+    return Problem(id, QUESTION.format(words=" ".join(words)), letters, "last_letter", reference, reference)

@@ -1,0 +1,115 @@
+"""Sorting words, GenRM's second algorithmic task (arXiv 2408.15240): train on short lists, test on longer.
+
+    Sort these words in alphabetical order: pear fig apple.
+    Insert pear: pear.
+    Insert fig: fig pear.
+    Insert apple: apple fig pear.
+    The answer is apple fig pear.
+
+The steps are those of insertion, or name one position each ("Next is apple."). Deviations: the paper trains on 2 to 4
+words and tests on 5; here `test` has 4 words and `longer` has 5 and 6. Lists come from some 600 common words.
+
+    stepmark sample --task word_sort --split test
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from stepmark import wordlists
+from stepmark.errors import ConfigError, DataError
+from stepmark.types import Problem, ProblemSet, Solution
+
+QUESTION = "Sort these words in alphabetical order: {words}."
+METHODS = ("insertion", "position")
+
+_ASKED = re.compile(r"Sort these words in alphabetical order: ([a-z ]+)\.")
+_LIST = r"(?P<list>[a-z]+(?:,? [a-z]+)*)"
+_INSERT = re.compile(rf"Insert (?P<word>[a-z]+): {_LIST}\.?", re.IGNORECASE)
+_NEXT = re.compile(r"(?:(?:Next|First|Then|Last) is |(?P<place>[0-9]{1,3})[.:)] )(?P<word>[a-z]+)\.?", re.IGNORECASE)
+_ANSWER = re.compile(rf"(?:So )?(?:the )?(?:final )?answer(?: is|:) {_LIST}\.?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class WordSort:
+    """The task. Raises ConfigError, at construction, with every setting that can't be."""
+
+    method: str = "insertion"  # how references are worked: insertion or position; the oracle takes both
+    train_lengths: Sequence[int] = (2, 3, 4)  # words in a list of train
+    test_lengths: Sequence[int] = (4,)  # ... of dev and test
+    longer_lengths: Sequence[int] = (5, 6)  # ... of longer
+    train_size: int = 10_000  # problems in train
+    test_size: int = 1_000  # problems in each other split
+    seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
+    grader: str = field(default="exact", init=False)
+    steps: str = field(default="line", init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("train_lengths", "test_lengths", "longer_lengths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a recipe gives lists
+        lengths = {f"{s}_lengths": getattr(self, f"{s}_lengths") for s in ("train", "test", "longer")}
+        found = wordlists.faults(lengths, {"train_size": self.train_size, "test_size": self.test_size})
+        if self.method not in METHODS:
+            found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
+        if found:
+            raise ConfigError([f"task word_sort: {fault}" for fault in found])
+
+    def load(self, split: str, limit: int | None = None) -> ProblemSet:
+        """The first `limit` problems of train, dev, test or longer. Raises ConfigError for another split."""
+        lengths = {"train": self.train_lengths, "longer": self.longer_lengths}.get(split, self.test_lengths)
+        if split not in wordlists.SHARES:
+            raise ConfigError(f"task word_sort has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
+        size = self.train_size if split == "train" else self.test_size
+        lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed)
+        return ProblemSet(tuple(self._problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
+
+    def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
+        """One flag per step, True up to the first wrong one and False from there on. "Insert w: ..." takes a word of
+        the question that wasn't inserted yet, in any order, and shows all inserted ones sorted; "Next is w." and
+        "3. w" name the word of the next position. Raises DataError if the question isn't of this task."""
+        asked = _ASKED.fullmatch(problem.question)
+        if not asked:
+            raise DataError(f"not a question of task word_sort: {problem.question!r}")
+        flags: list[bool] = []
+        for right in _judge(asked[1].split(), solution.steps):
+            flags.append(all(flags[-1:]) and right)
+        return tuple(flags)
+
+    def _problem(self, id: str, words: Sequence[str]) -> Problem:
+        answer = " ".join(sorted(words))
+        if self.method == "insertion":
+            lines = [f"Insert {w}: {' '.join(sorted(words[: i + 1]))}." for i, w in enumerate(words)]
+        else:
+            lines = [f"Next is {w}." for w in sorted(words)]
+        reference = "\n".join([*lines, f"The answer is {answer}."])
+        return Problem(id, QUESTION.format(words=" ".join(words)), answer, "word_sort", reference, reference)
+
+
+def _judge(words: Sequence[str], steps: Sequence[str]) -> Iterator[bool]:
+    """Whether each step is right, given that all before it are."""
+    ordered = sorted(words)
+    inserted: list[str] = []
+    placed = 0
+    for step in steps:
+        if m := _ANSWER.fullmatch(step):
+            yield _list(m["list"]) == ordered
+        elif m := _INSERT.fullmatch(step):
+            word = m["word"].lower()
+            new = word in words and word not in inserted
+            inserted.append(word)
+            yield new and _list(m["list"]) == sorted(inserted)
+        elif m := _NEXT.fullmatch(step):
+            placed += 1
+            yield (
+                placed <= len(ordered)
+                and m["word"].lower() == ordered[placed - 1]
+                and int(m["place"] or placed) == placed
+            )
+        else:
+            yield False
+
+
+def _list(said: str) -> list[str]:
+    return said.lower().replace(",", " ").split()

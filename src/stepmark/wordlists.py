@@ -1,0 +1,56 @@
+"""Lists of distinct common English words, drawn the same way at every call: what the word tasks are made of.
+
+Which split may hold a list is decided by the hash of its words, in whatever order: no two splits share
+one, whatever the seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources import files
+
+from stepmark.errors import ConfigError
+from stepmark.rows import share
+
+# split -> the part of [0, 1) that a list's share has to fall in
+SHARES = {"train": (0.0, 0.6), "dev": (0.6, 0.7), "test": (0.7, 0.85), "longer": (0.85, 1.0)}
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The words: lower case, letters only, no word twice."""
+    return tuple((files("stepmark") / "words.txt").read_text(encoding="utf-8").split())
+
+
+def draw(split: str, lengths: Sequence[int], count: int, seed: int) -> Iterator[tuple[str, ...]]:
+    """`count` distinct lists of a split, of the given lengths in words. The first ones don't depend on `count`.
+    Raises ConfigError when there are not that many."""
+    low, high = SHARES[split]
+    seen: set[tuple[str, ...]] = set()
+    for i in range(count):
+        rng = random.Random(f"{seed}/{split}/{i}")
+        for _ in range(10_000):
+            drawn = tuple(rng.sample(words(), rng.choice(lengths)))
+            if drawn not in seen and low <= share(" ".join(sorted(drawn))) < high:
+                break
+        else:
+            raise ConfigError(
+                f"there are only about {i} distinct lists of {list(lengths)} words for split {split!r}; ask for fewer."
+            )
+        seen.add(drawn)
+        yield drawn
+
+
+def faults(lengths: dict[str, Sequence[int]], sizes: dict[str, int]) -> list[str]:
+    """What is wrong with a word task's settings, one line each."""
+    most = 26
+    found = [
+        f"{name}={list(ns)!r}: needs one or more whole numbers, each 1 to {most}."
+        for name, ns in lengths.items()
+        if not ns or any(type(n) is not int or not 1 <= n <= most for n in ns)
+    ]
+    return found + [
+        f"{name}={n!r}: needs a whole number from 1." for name, n in sizes.items() if type(n) is not int or n < 1
+    ]
