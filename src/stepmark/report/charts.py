@@ -1,0 +1,207 @@
+"""Charts as inline SVG and plain HTML bars: no library, no script, colours from the style sheet.
+
+A line chart comes in two drawings, one for wide and one for narrow screens, for text in a scaled SVG would be too small
+to read on a phone; the style sheet shows one of them. Hover any point for its numbers (`<title>`); the tables of
+the report hold the same numbers for those who don't hover.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stepmark.report.data import Estimate
+from stepmark.report.markup import Html, h, join
+
+WIDE, NARROW, SMALL = 760, 360, 300  # widths in pixels of the drawings
+CHAR = 6.3  # mean width of a character at the charts' font size, in pixels
+GREY, INK = "grey", "ink"  # colours beside the palette's "0".."6"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a chart."""
+
+    label: str
+    points: tuple[tuple[float, Estimate], ...]  # (x, value with interval), x ascending
+    colour: str = "0"  # "0".."6" of the palette, GREY or INK
+    dash: str = "solid"  # solid, dashed, dotted
+    markers: bool = True  # whether each point has a dot with its numbers
+
+
+def chart(lines: Sequence[Line], *, title: str, x_label: str, log2_x: bool = True, share: bool = True) -> Html:
+    """A line chart with direct labels, and the same with a legend for narrow screens."""
+    lines = _drawable(lines)
+    if not lines:
+        return Html("")
+    wide = _svg(lines, WIDE, 420, title, x_label, log2_x, share, direct=True)
+    narrow = _svg(lines, NARROW, 300, title, x_label, log2_x, share, direct=False)
+    return join([h("div", wide, class_="wide"), h("div", narrow, _legend(lines), class_="narrow")])
+
+
+def small(lines: Sequence[Line], *, title: str, x_label: str, log2_x: bool = False, share: bool = False) -> Html:
+    """One of several small charts, with its title above."""
+    lines = _drawable(lines)
+    if not lines:
+        return Html("")
+    drawing = _svg(lines, SMALL, 190, title, x_label, log2_x, share, direct=False)
+    return h("figure", h("figcaption", title), drawing, _legend(lines) if len(lines) > 1 else None, class_="small")
+
+
+def bars(rows: Sequence[tuple[str, float, str]], colour: str = "0") -> Html:
+    """Horizontal bars: (label, value, value as text). The longest fills its track."""
+    top = max((value for _, value, _ in rows if math.isfinite(value)), default=0.0) or 1.0
+    return h(
+        "ul",
+        join(
+            h(
+                "li",
+                h("span", label, class_="bar-label"),
+                h("span", h("span", style=f"width:{100 * value / top:.2f}%", class_=f"c{colour}"), class_="track"),
+                h("span", text, class_="bar-value"),
+            )
+            for label, value, text in rows
+        ),
+        class_="bars",
+    )
+
+
+def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
+    """At most `most` points: means over equal runs of neighbours, each at its run's last x."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(len(points) / most)
+    runs = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(run[-1][0], sum(y for _, y in run) / len(run)) for run in runs]
+
+
+def _drawable(lines: Sequence[Line]) -> list[Line]:
+    kept = [(line, tuple((x, e) for x, e in line.points if e.finite and math.isfinite(x))) for line in lines]
+    return [Line(line.label, points, line.colour, line.dash, line.markers) for line, points in kept if points]
+
+
+def _svg(
+    lines: Sequence[Line], width: int, height: int, title: str, x_label: str, log2_x: bool, share: bool, *, direct: bool
+) -> Html:
+    left, top, bottom = (46, 12, 40) if height > 200 else (42, 8, 34)
+    longest = max(len(line.label) for line in lines)
+    right = min(round(longest * CHAR) + 26, width // 3) if direct else 14
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, e in line.points for y in (e.mean, *(e.interval or ()))]
+    ticks = _ticks(min(ys), max(ys), 6 if height > 200 else 4, cap=1.0 if share else None)
+    x_ticks = sorted(set(xs)) if log2_x else [t for t in _ticks(min(xs), max(xs), 4) if min(xs) <= t <= max(xs)]
+
+    def place(x: float) -> float:
+        return math.log2(x) if log2_x and x > 0 else x
+
+    x0, x1 = place(min(xs)), place(max(xs))
+
+    def px(x: float) -> float:
+        part = (place(x) - x0) / (x1 - x0) if x1 > x0 else 0.5
+        return left + 8 + part * (width - left - right - 16)
+
+    def py(y: float) -> float:
+        return top + (ticks[-1] - y) / (ticks[-1] - ticks[0]) * (height - top - bottom)
+
+    def shown(y: float) -> str:
+        return f"{100 * y:.4g}%" if share else f"{y:.3g}"
+
+    grid = [
+        join(
+            [
+                h("line", x1=left, x2=width - right, y1=f"{py(t):.1f}", y2=f"{py(t):.1f}", class_="grid"),
+                h("text", shown(t), x=left - 7, y=f"{py(t) + 4:.1f}", class_="tick end"),
+            ]
+        )
+        for t in ticks
+    ]
+    apart = 34 if width > NARROW else 26  # pixels that a tick's label needs
+    last = -math.inf
+    for t in x_ticks:
+        if px(t) - last >= apart:
+            grid.append(h("text", f"{t:g}", x=f"{px(t):.1f}", y=height - bottom + 18, class_="tick middle"))
+            last = px(t)
+    grid.append(h("text", x_label, x=f"{(left + width - right) / 2:.1f}", y=height - 4, class_="axis middle"))
+
+    bands, strokes, dots = [], [], []
+    for line in lines:
+        path = " ".join(f"{px(x):.1f},{py(e.mean):.1f}" for x, e in line.points)
+        banded = [(x, *e.interval) for x, e in line.points if e.interval]
+        if len(banded) > 1:
+            upper = [f"{px(x):.1f},{py(high):.1f}" for x, _, high in banded]
+            lower = [f"{px(x):.1f},{py(low):.1f}" for x, low, _ in reversed(banded)]
+            bands.append(h("polygon", points=" ".join(upper + lower), class_=f"band c{line.colour}"))
+        if len(line.points) > 1:
+            strokes.append(h("polyline", points=path, class_=f"line {line.dash} c{line.colour}"))
+        if line.markers:
+            dots += [_dot(px(x), py(e.mean), line, f"{x_label} {x:g}: {_interval(e, share)}") for x, e in line.points]
+    parts = [*grid, *bands, *strokes, *dots]
+    if direct:
+        ends = [(px(line.points[-1][0]), py(line.points[-1][1].mean)) for line in lines]
+        levels = _spread([y for _, y in ends], 15, top + 4, height - bottom)
+        for line, level, (x, y) in zip(lines, levels, ends, strict=True):
+            leader = f"M{x + 5:.1f} {y:.1f}L{width - right + 12} {level:.1f}"
+            parts.append(h("path", d=leader, class_=f"leader c{line.colour}"))
+            parts.append(h("text", line.label, x=width - right + 16, y=f"{level + 4:.1f}", class_="direct"))
+    return h(
+        "svg",
+        h("title", title),
+        *parts,
+        viewBox=f"0 0 {width} {height}",
+        role="img",
+        aria_label=f"{title}. Lines: {', '.join(line.label for line in lines)}.",
+    )
+
+
+def _dot(x: float, y: float, line: Line, text: str) -> Html:
+    return h(
+        "g",
+        h("title", f"{line.label}\n{text}"),
+        h("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=10, class_="hit"),
+        h("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.2, class_=f"dot c{line.colour}"),
+    )
+
+
+def _interval(e: Estimate, share: bool) -> str:
+    def shown(y: float) -> str:
+        return f"{100 * y:.1f}%" if share else f"{y:.4g}"
+
+    ends = e.interval
+    return shown(e.mean) + (f" (95% interval {shown(ends[0])} to {shown(ends[1])})" if ends else "")
+
+
+def _legend(lines: Sequence[Line]) -> Html:
+    return h("ul", *(h("li", _key(line), line.label) for line in lines), class_="legend")
+
+
+def _key(line: Line) -> Html:
+    stroke = h("polyline", points="0,5 22,5", class_=f"line {line.dash} c{line.colour}")
+    return h("svg", stroke, viewBox="0 0 22 10", class_="key", aria_hidden="true")
+
+
+def _ticks(low: float, high: float, about: int, cap: float | None = None) -> list[float]:
+    """Round numbers from below `low` to above `high`, at least two, not above `cap` where the data is not."""
+    if high - low < 1e-9:
+        pad = abs(high) * 0.1 or 0.1
+        low, high = low - pad, high + pad
+        if cap is not None:
+            low, high = max(0.0, low), max(min(cap, high), low + 1e-3)
+    raw = (high - low) / max(1, about - 1)
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the wanted ones, at least `gap` apart, in [low, high] where they fit."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    placed = list(wanted)
+    at = low - gap
+    for i in order:
+        at = placed[i] = max(wanted[i], at + gap)
+    at = high + gap
+    for i in reversed(order):
+        at = placed[i] = min(placed[i], at - gap)
+    return placed

@@ -1,0 +1,82 @@
+"""The result as a plain-text table, for the end of a run in a terminal. No colours, no control characters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stepmark.report.data import ORACLE, Estimate, Metrics
+from stepmark.report.findings import headline, percent
+from stepmark.types import Place
+
+QUALITY = {
+    "accuracy": "accuracy",
+    "false_positive_rate": "false positives",
+    "false_negative_rate": "false negatives",
+    "soft_cross_entropy": "soft cross-entropy (nats)",
+}
+
+
+def table(metrics: Metrics | Mapping[str, object], report: Place | None = None) -> str:
+    """Methods by number of candidates, label quality, headline, and where the report is.
+
+    Takes `Metrics` or a decoded metrics.json. Raises DataError for a malformed one."""
+    m = metrics if isinstance(metrics, Metrics) else Metrics.parse(metrics)
+    parts = []
+    if m.best_of_n:
+        of = f", {m.problems:,} problems" if m.problems else ""
+        parts.append(f"Accuracy in percent with 95% interval{of}; * best, oracle aside\n{_accuracy(m)}")
+    if m.label_quality:
+        parts.append("Step labels against the oracle, by rollouts per step\n" + _quality(m))
+    parts.append(headline(m))
+    if report is not None:
+        parts.append(f"Report: {report}")
+    return _printable("\n\n".join(parts))
+
+
+def _accuracy(m: Metrics) -> str:
+    ns = m.ns
+    best = {n: max((r[n].mean for k, r in m.best_of_n.items() if n in r and k != ORACLE), default=None) for n in ns}
+    rows = [["", *(f"N = {n}" for n in ns)]]
+    methods = [*m.main_methods, *sorted(k for k in m.best_of_n if ":" in k)]
+    for method in methods:
+        row = m.best_of_n[method]
+        cells = [_cell(row.get(n), method != ORACLE and n in row and row[n].mean == best[n]) for n in ns]
+        rows.append([method, *cells])
+    return _align(rows)
+
+
+def _cell(e: Estimate | None, best: bool) -> str:
+    if e is None or not e.finite:
+        return "-"
+    star = "*" if best else " "
+    if not e.interval:
+        return f"{100 * e.mean:.1f}{star}"
+    low, high = e.interval
+    return f"{100 * e.mean:.1f}{star}{f'[{100 * low:.0f}-{100 * high:.0f}]':>8}"
+
+
+def _quality(m: Metrics) -> str:
+    ns = sorted(m.label_quality)
+    present = list(dict.fromkeys(k for n in ns for k in m.label_quality[n]))
+    rows = [["", *(str(n) for n in ns)]]
+    for key, name in QUALITY.items():
+        if key in present:
+            values = [m.label_quality[n].get(key) for n in ns]
+            show = (lambda v: f"{v:.3f}") if "entropy" in key else percent
+            rows.append([name, *("-" if v is None else show(v) for v in values)])
+    return _align(rows)
+
+
+def _align(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    rule = "  " + "-" * (max(map(len, lines)) - 2)
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _printable(text: str) -> str:
+    """Names come from files: none of them may move the cursor or colour the screen."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

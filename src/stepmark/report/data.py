@@ -1,0 +1,262 @@
+"""What a report is made from: the numbers of metrics.json, and the records behind its sample solutions.
+
+`Metrics.parse` is the one place that knows the layout of metrics.json. Every part of it may be missing, for an outcome
+verifier on real data has no step labels and no oracle; a part that is there and malformed is a DataError that
+names the place in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stepmark.errors import DataError
+from stepmark.types import GradedSolution, Problem, Quarantined, Selection, Solution, Verification
+
+PLAIN_VOTE = "self_consistency"
+VOTE_BY = PLAIN_VOTE + "+"  # prefix of a vote weighted by a verifier
+ONE_SAMPLE = "pass@1"
+ORACLE = "oracle"
+NO_VERIFIER = (ONE_SAMPLE, PLAIN_VOTE, ORACLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its interval, in the unit of the metric (shares are in [0, 1])."""
+
+    mean: float
+    low: float | None = None  # None where no interval was computed
+    high: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.mean)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends, or None where one is missing or not a number."""
+        if self.low is None or self.high is None or not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return None
+        return self.low, self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One method less another on the same problems."""
+
+    left: str  # method whose mean comes first
+    right: str  # method taken away
+    n: int  # candidates
+    estimate: Estimate  # in shares: 0.5 is 50 points
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        interval = self.estimate.interval
+        return interval is not None and (interval[0] > 0 or interval[1] < 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """How often a verifier let one kind of error pass."""
+
+    kind: str
+    missed: int  # erroneous solutions that it did not notice
+    total: int  # solutions with this kind of error
+
+    @property
+    def rate(self) -> float:
+        return self.missed / self.total if self.total else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """metrics.json, typed. An empty part was not measured."""
+
+    best_of_n: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)  # method -> N -> accuracy
+    problems: int = 0  # test problems
+    seed: int | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall seconds
+    label_quality: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # rollouts -> measure -> value
+    auc: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)  # verifier -> kind of AUC -> value
+    differences: tuple[Difference, ...] = ()
+    errors_missed: Mapping[str, tuple[Missed, ...]] = field(default_factory=dict)  # verifier -> kinds
+    rates: Mapping[str, float] = field(default_factory=dict)  # what happened -> share or count
+    notes: tuple[str, ...] = ()  # sentences for the reader
+
+    @property
+    def ns(self) -> list[int]:
+        """Every N that some method has, ascending."""
+        return sorted({n for row in self.best_of_n.values() for n in row})
+
+    @property
+    def main_methods(self) -> list[str]:
+        """Methods in the order of reading, further aggregations (`prm:prod`) left out."""
+        found = [m for m in self.best_of_n if ":" not in m]
+        verifiers = list(dict.fromkeys(verifier_of(m) for m in found if m not in NO_VERIFIER))
+        order = [ONE_SAMPLE, PLAIN_VOTE]
+        for v in verifiers:
+            order += [v, VOTE_BY + v]
+        return [m for m in [*order, ORACLE] if m in self.best_of_n]
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(s for stage, s in self.seconds.items() if stage != "total") or self.seconds.get("total", 0.0)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, object]) -> Metrics:
+        """From the decoded metrics.json. Raises DataError naming the part that isn't as it should be."""
+        return cls(
+            best_of_n={m: _curve(row, f"best_of_n.{m}") for m, row in _items(raw.get("best_of_n"), "best_of_n")},
+            problems=_int(raw.get("problems", 0), "problems"),
+            seed=None if raw.get("seed") is None else _int(raw["seed"], "seed"),
+            seconds=_numbers(raw.get("seconds"), "seconds"),
+            label_quality={
+                _int(n, "label_quality"): _numbers(row, f"label_quality.{n}")
+                for n, row in _items(raw.get("label_quality"), "label_quality")
+            },
+            auc={v: _auc(a, f"auc.{v}") for v, a in _items(raw.get("auc"), "auc")},
+            differences=tuple(_differences(raw.get("differences"))),
+            errors_missed={
+                v: tuple(_missed(kinds, f"errors_missed.{v}"))
+                for v, kinds in _items(raw.get("errors_missed"), "errors_missed")
+            },
+            rates=_numbers(raw.get("rates"), "rates"),
+            notes=_notes(raw.get("notes")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPoint:
+    """One logged value of a training run."""
+
+    update: int  # optimiser updates done
+    name: str  # what was logged: "loss", "lr", "accuracy"
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything that a report shows. Only `name` and `metrics` are needed; what is empty is left out."""
+
+    name: str  # of the run
+    metrics: Metrics
+    task: str = ""
+    date: str = ""  # when the run ended, as it is to be read
+    machine: str = ""  # one line: processor, cores, memory, versions
+    command: str = ""  # the command line that makes this run again
+    config: Mapping[str, object] = field(default_factory=dict)  # resolved configuration, nested
+    problems: Sequence[Problem] = ()  # test problems
+    solutions: Sequence[Solution] = ()  # candidates for them
+    grades: Sequence[GradedSolution] = ()
+    verifications: Mapping[str, Sequence[Verification]] = field(default_factory=dict)  # verifier -> its findings
+    selections: Sequence[Selection] = ()  # what each method chose
+    oracle: Mapping[str, Sequence[bool]] = field(default_factory=dict)  # solution id -> one flag per step
+    kinds: Mapping[str, str] = field(default_factory=dict)  # solution id -> kind of its first error
+    training: Mapping[str, Sequence[TrainPoint]] = field(default_factory=dict)  # model -> log, in order of update
+    quarantined: Sequence[Quarantined] = ()  # rows left out
+    verifiers: Mapping[str, str] = field(default_factory=dict)  # verifier -> what it is, one line
+
+
+def verifier_of(method: str) -> str:
+    """The verifier in a method's name, "" for the methods without one."""
+    name = method.removeprefix(VOTE_BY).partition(":")[0]
+    return "" if name in NO_VERIFIER else name
+
+
+def phrase(method: str) -> str:
+    """A method in plain words."""
+    name, _, how = method.partition(":")
+    tail = f" ({how})" if how else ""
+    if name == ONE_SAMPLE:
+        return "one sample"
+    if name == PLAIN_VOTE:
+        return "plain voting"
+    if name == ORACLE:
+        return "oracle choice"
+    if name.startswith(VOTE_BY):
+        return f"votes weighted by {name.removeprefix(VOTE_BY)}{tail}"
+    return f"best by {name}{tail}"
+
+
+def _fault(where: str, got: object, allowed: str) -> DataError:
+    return DataError(f"metrics: {where} is {got!r:.80}; it should be {allowed}. `stepmark evaluate` writes it anew.")
+
+
+def _items(value: object, where: str) -> list[tuple[str, object]]:
+    if value is None:
+        return []
+    if not isinstance(value, Mapping):
+        raise _fault(where, value, "an object")
+    return [(str(k), v) for k, v in value.items()]
+
+
+def _int(value: object, where: str) -> int:
+    try:
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    except (TypeError, ValueError):
+        raise _fault(where, value, "a whole number") from None
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _fault(where, value, "a number")
+    return float(value)
+
+
+def _numbers(value: object, where: str) -> dict[str, float]:
+    """A nested object of numbers, flat, keys joined by a blank; null (not measured) is left out."""
+    flat: dict[str, float] = {}
+    for key, item in _items(value, where):
+        if isinstance(item, Mapping):
+            flat |= {f"{key} {k}": v for k, v in _numbers(item, f"{where}.{key}").items()}
+        elif item is not None:
+            flat[key] = _number(item, f"{where}.{key}")
+    return flat
+
+
+def _estimate(value: object, where: str) -> Estimate:
+    if not isinstance(value, Mapping):
+        return Estimate(_number(value, where))
+    low, high = value.get("low"), value.get("high")
+    return Estimate(
+        _number(value.get("mean"), f"{where}.mean"),
+        None if low is None else _number(low, f"{where}.low"),
+        None if high is None else _number(high, f"{where}.high"),
+    )
+
+
+def _curve(value: object, where: str) -> dict[int, Estimate]:
+    return {_int(n, where): _estimate(e, f"{where}.{n}") for n, e in _items(value, where)}
+
+
+def _auc(value: object, where: str) -> dict[str, Estimate]:
+    if isinstance(value, Mapping) and "mean" not in value:
+        return {k: _estimate(v, f"{where}.{k}") for k, v in _items(value, where) if v is not None}
+    return {} if value is None else {"within problem": _estimate(value, where)}
+
+
+def _differences(value: object) -> Iterator[Difference]:
+    """`{"A - B": {"64": estimate}}`."""
+    for name, row in _items(value, "differences"):
+        left, _, right = name.partition(" - ")
+        for n, estimate in _curve(row, f"differences.{name}").items():
+            yield Difference(left, right, n, estimate)
+
+
+def _missed(value: object, where: str) -> Iterator[Missed]:
+    for kind, counts in _items(value, where):
+        at = f"{where}.{kind}"
+        found = dict(_items(counts, at))
+        yield Missed(kind, _int(found.get("missed"), f"{at}.missed"), _int(found.get("total"), f"{at}.total"))
+
+
+def _notes(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence):
+        raise _fault("notes", value, "a list of sentences")
+    return tuple(str(v) for v in value)

@@ -1,0 +1,160 @@
+"""What the numbers say, in sentences: the headline, and what a careful reader would point out.
+
+Computed from the metrics alone and never rosier than they are: a verifier that loses to plain voting, a difference
+within its interval and a curve that falls with more candidates are all said out loud.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stepmark.report.data import (
+    NO_VERIFIER,
+    ONE_SAMPLE,
+    ORACLE,
+    PLAIN_VOTE,
+    VOTE_BY,
+    Difference,
+    Estimate,
+    Metrics,
+    phrase,
+    verifier_of,
+)
+
+FALL = 0.02  # a curve that ends this far (as a share) below its own peak has fallen
+RARE = 0.01  # rates of truncated or ungradable work below this are not worth a sentence
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.953 -> "95.3%"; a dash for what is not a number."""
+    return "–" if share is None or share != share else f"{100 * share:.{digits}f}%"
+
+
+def best_method(metrics: Metrics) -> tuple[str, int]:
+    """The best way to use a verifier and the N it is judged at: the largest that it shares with plain voting, where
+    there is plain voting. ("", N) without any verifier."""
+    rows = metrics.best_of_n
+    ns = set(rows.get(PLAIN_VOTE) or metrics.ns)
+    with_verifier = {m: ns & set(rows[m]) for m in metrics.main_methods if m not in NO_VERIFIER and ns & set(rows[m])}
+    if not with_verifier:
+        return "", max(ns, default=0)
+    n = max(max(shared) for shared in with_verifier.values())
+    return max((m for m in with_verifier if n in with_verifier[m]), key=lambda m: rows[m][n].mean), n
+
+
+def headline(metrics: Metrics) -> str:
+    """The result in a sentence or two."""
+    best, n = best_method(metrics)
+    if not n:
+        return "No way of choosing among candidates was evaluated."
+    vote = metrics.best_of_n.get(PLAIN_VOTE, {}).get(n)
+    of = f"of {metrics.problems:,} problems" if metrics.problems else "of the problems"
+    start = f"With {n} candidates" if n != 1 else "With one candidate"
+    if not best:
+        rest = [f"{phrase(m)} answers {percent(row[n].mean)}" for m, row in _known(metrics) if n in row and m != ORACLE]
+        return f"{start} and no verifier, {'; '.join(rest)} {of}." if rest else f"{start}, there is only the oracle."
+    mine = metrics.best_of_n[best][n]
+    verb = "answer" if best.startswith(VOTE_BY) else "answers"
+    if vote is None:
+        return f"{start}, {_subject(best)} {verb} {percent(mine.mean)} {of}."
+    if mine.mean <= vote.mean:
+        compared = "the best of them" if _rules(metrics) > 1 else "it"
+        lead = "no verifier beats" if _rules(metrics) > 1 else "the verifier does not beat"
+        return (
+            f"{start}, {lead} plain voting: voting answers {percent(vote.mean)} {of}; "
+            f"{compared}, used as {_subject(best)}, {percent(mine.mean)}.{_doubt(metrics, best, n)}"
+        )
+    return (
+        f"{start}, {_subject(best)} {verb} {percent(mine.mean)} {of}; plain voting answers {percent(vote.mean)}."
+        f"{_doubt(metrics, best, n)}"
+    )
+
+
+def findings(metrics: Metrics) -> list[str]:
+    """Sentences that belong beside the headline, most important first."""
+    best, n = best_method(metrics)
+    said: list[str] = []
+    one, ceiling = (metrics.best_of_n.get(m, {}) for m in (ONE_SAMPLE, ORACLE))
+    if one:
+        first = one.get(n) or one[min(one)]
+        said.append(f"One sample alone answers {percent(first.mean)}.")
+    if n in ceiling:
+        said.append(
+            f"Some candidate among {n} is right for {percent(ceiling[n].mean)} of the problems: "
+            "no way of choosing among them can do better."
+        )
+    if _rules(metrics) > 1:
+        said.append(
+            f"The rule in the headline is the best of {_rules(metrics)} on these same problems; the table has them all."
+        )
+    said += filter(None, (_fell(m, row, metrics) for m, row in _known(metrics) if m not in NO_VERIFIER))
+    if metrics.label_quality:
+        rollouts = max(metrics.label_quality)
+        accuracy = metrics.label_quality[rollouts].get("accuracy")
+        if accuracy is not None:
+            said.append(
+                f"Labels from {rollouts} rollouts per step agree with the oracle on {percent(accuracy)} of steps."
+            )
+    for verifier, kinds in metrics.errors_missed.items():
+        worst = max((k for k in kinds if k.total), key=lambda k: k.rate, default=None)
+        if worst and verifier == verifier_of(best) and worst.missed:
+            share = f"{percent(worst.rate, 0)} of {worst.total:,}"
+            said.append(f"{verifier} most often misses errors of kind “{worst.kind}”: {share}.")
+    said += [
+        f"{name.replace('_', ' ').capitalize()}: {percent(rate)}."
+        for name, rate in metrics.rates.items()
+        if RARE <= rate <= 1 and any(word in name for word in ("truncated", "ungradable", "failed", "unparsed"))
+    ]
+    return said
+
+
+def difference(metrics: Metrics, left: str, right: str, n: int) -> Difference | None:
+    """The paired difference left - right at n, turned round where it is stored the other way."""
+    for d in metrics.differences:
+        if d.n == n and (d.left, d.right) == (left, right):
+            return d
+        if d.n == n and (d.left, d.right) == (right, left):
+            e = d.estimate
+            turned = Estimate(-e.mean, None if e.high is None else -e.high, None if e.low is None else -e.low)
+            return Difference(left, right, n, turned)
+    return None
+
+
+def _known(metrics: Metrics) -> list[tuple[str, Mapping[int, Estimate]]]:
+    return [(m, metrics.best_of_n[m]) for m in metrics.main_methods]
+
+
+def _rules(metrics: Metrics) -> int:
+    return sum(m not in NO_VERIFIER for m in metrics.main_methods)
+
+
+def _subject(method: str) -> str:
+    if method.startswith(VOTE_BY):
+        return f"votes weighted by the verifier {verifier_of(method)}"
+    return f"the candidate that the verifier {verifier_of(method)} scores best"
+
+
+def _doubt(metrics: Metrics, best: str, n: int) -> str:
+    d = difference(metrics, best, PLAIN_VOTE, n)
+    if d is None or d.clear or not d.estimate.interval:
+        return ""
+    low, high = d.estimate.interval
+    return (
+        f" The difference of {100 * d.estimate.mean:+.1f} points has a 95% interval from {100 * low:+.1f} to "
+        f"{100 * high:+.1f}, so these problems do not tell which is better."
+    )
+
+
+def _fell(method: str, row: Mapping[int, Estimate], metrics: Metrics) -> str:
+    if len(row) < 2:
+        return ""
+    peak, last = max(row, key=lambda n: row[n].mean), max(row)
+    if row[peak].mean - row[last].mean < FALL:
+        return ""
+    vote = metrics.best_of_n.get(PLAIN_VOTE, {}).get(last)
+    below = ", below plain voting" if vote and row[last].mean < vote.mean else ""
+    words = phrase(method)
+    return (
+        f"{words[0].upper()}{words[1:]}: accuracy falls from {percent(row[peak].mean)} at N = {peak} to "
+        f"{percent(row[last].mean)} at N = {last}{below}: more candidates hold more errors that it does not see."
+    )

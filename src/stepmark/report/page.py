@@ -1,0 +1,146 @@
+"""The whole page: `render(ReportData) -> str`, one self-contained HTML file.
+
+    stepmark report runs/demo
+
+No script, no font, no image and no address outside the file: a content security policy in the page forbids them to the
+browser as well, so that nothing a model wrote can run or load anything even if an element were built wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from stepmark.report import results, samples
+from stepmark.report.data import ONE_SAMPLE, ORACLE, PLAIN_VOTE, ReportData, phrase
+from stepmark.report.findings import best_method, findings, headline, percent
+from stepmark.report.markup import Html, document, h, join, style_sheet
+from stepmark.report.results import clock, section
+from stepmark.types import Place
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def render(data: ReportData) -> str:
+    """The report as one HTML document. What `data` lacks is left out."""
+    m = data.metrics
+    sections = [
+        section("accuracy", "Accuracy by number of candidates", results.accuracy_curves(m), results.accuracy_table(m)),
+        section("differences", "Paired differences", results.differences_table(m)),
+        section("aggregation", "From step scores to one score", results.aggregation_table(m)),
+        section("verifiers", "Verifiers", _verifiers(data), results.auc_table(m)),
+        section("errors", "Which errors get past each verifier", results.errors_missed(m)),
+        section("labels", "Quality of the step labels", results.label_quality(m)),
+        section("samples", "Sample solutions", _with_legend(samples.samples(data), bool(data.oracle))),
+        section("training", "Training", results.training(data)),
+        section("rates", "What was left out", results.rates(data)),
+        section("time", "Time by stage", results.seconds(m)),
+        section("reproduce", "How to reproduce", _reproduce(data)),
+    ]
+    css = resources.files("stepmark.report").joinpath("style.css").read_text(encoding="utf-8")
+    head = join(
+        [
+            h("meta", charset="utf-8"),
+            h("meta", http_equiv="Content-Security-Policy", content=POLICY),
+            h("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            h("meta", name="color-scheme", content="light dark"),
+            h("title", f"{data.name} · Stepmark report"),
+            style_sheet(css),
+        ]
+    )
+    footer = h("footer", "Made by Stepmark. Every number on this page comes from this run.")
+    return document(head, join([_header(data), h("main", *sections), footer]))
+
+
+def write(data: ReportData, path: Place) -> Path:
+    """Renders to a file, whole or not at all, and returns its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(render(data), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _header(data: ReportData) -> Html:
+    m = data.metrics
+    facts = {
+        "Task": data.task,
+        "Problems": f"{m.problems:,}" if m.problems else "",
+        "Date": data.date,
+        "Seed": "" if m.seed is None else str(m.seed),
+        "Time": clock(m.total_seconds) if m.seconds else "",
+        "Machine": data.machine,
+    }
+    shown = (h("div", h("dt", name), h("dd", value)) for name, value in facts.items() if value)
+    notes = [*findings(m), *m.notes]
+    return h(
+        "header",
+        h("p", "Stepmark report", class_="brand"),
+        h("h1", data.name),
+        h("dl", *shown, class_="facts"),
+        h("p", headline(m), class_="headline", id="headline"),
+        _tiles(data),
+        h("ul", *(h("li", note) for note in notes), class_="notes") if notes else None,
+        class_="top",
+    )
+
+
+def _tiles(data: ReportData) -> Html | None:
+    best, n = best_method(data.metrics)
+    rows = data.metrics.best_of_n
+    methods = [(m, rows[m][n]) for m in (ONE_SAMPLE, PLAIN_VOTE, best, ORACLE) if m in rows and n in rows[m]]
+    if len(methods) < 2:
+        return None
+    tiles = (
+        h(
+            "div",
+            h("dt", phrase(method)),
+            h("dd", percent(e.mean), h("small", results.span(e)) if e.interval else None),
+            class_="tile lead" if method == best else "tile",
+        )
+        for method, e in methods
+    )
+    return h("dl", *tiles, class_="tiles", aria_label=f"Accuracy at N = {n}")
+
+
+def _verifiers(data: ReportData) -> Html | None:
+    if not data.verifiers:
+        return None
+    named = (h("div", h("dt", name), h("dd", what)) for name, what in data.verifiers.items())
+    return h("dl", *named, class_="described")
+
+
+def _with_legend(problems: Html, oracle: bool) -> Html:
+    if not problems:
+        return problems
+    steps = (h("span", f"{s / 100:g}", class_="chip", style=f"--s:{s}%") for s in (0, 25, 50, 75, 100))
+    scale = h("span", *steps, class_="scale")
+    text = "A step is coloured by its score, and the number stands beside it; a framed score is the first below 0.5. "
+    if oracle:
+        text += "The oracle's first wrong step carries a tag; every step after it builds on a wrong value."
+    return join([h("p", "Score ", scale, " ", text, class_="dim"), problems])
+
+
+def _reproduce(data: ReportData) -> Html | None:
+    lines = list(_flat(data.config))
+    parts: list[Html] = []
+    if data.command:
+        parts += [h("p", "The same command with the same versions makes the same run:"), h("pre", data.command)]
+    if lines:
+        summary = h("summary", f"Resolved configuration ({len(lines)} settings)")
+        parts.append(h("details", summary, h("pre", "\n".join(lines))))
+    return join(parts) or None
+
+
+def _flat(value: object, at: str = "") -> Iterator[str]:
+    """Settings as `key.inner=value`, the form that the command line takes."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(v, Mapping) for v in value):
+        for i, inner in enumerate(value):
+            yield from _flat(inner, f"{at}.{i}")
+    else:
+        yield f"{at}={value}"

@@ -1,0 +1,269 @@
+"""The report's sections made from metrics and logs: tables and charts. Each returns "" when its part is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from stepmark.aggregate import AGGREGATES
+from stepmark.report import charts
+from stepmark.report.charts import GREY, INK, Line
+from stepmark.report.console import QUALITY
+from stepmark.report.data import (
+    NO_VERIFIER,
+    ORACLE,
+    PLAIN_VOTE,
+    VOTE_BY,
+    Difference,
+    Estimate,
+    Metrics,
+    ReportData,
+    phrase,
+    verifier_of,
+)
+from stepmark.report.findings import percent
+from stepmark.report.markup import Child, Html, h, join
+
+
+def section(anchor: str, title: str, *content: Child) -> Html:
+    """A titled part of the page, or nothing when it has no content."""
+    if not any(content):
+        return Html("")
+    return h("section", h("h2", title), *content, id=anchor, aria_label=title)
+
+
+def grid(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str = "") -> Html:
+    """A table whose first column names its rows. It scrolls sideways by itself where the screen is too narrow."""
+    body = join(h("tr", h("th", row[0], scope="row"), *map(_cell, row[1:])) for row in rows)
+    top = h("tr", *(h("th", cell, scope="col") for cell in head))
+    table = h("table", h("caption", caption) if caption else None, h("thead", top), h("tbody", body))
+    return h("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption or str(head[0]) or "table")
+
+
+def accuracy_table(m: Metrics) -> Html:
+    ns = m.ns
+    if not ns:
+        return Html("")
+    rivals = [m.best_of_n[k] for k in m.main_methods if k != ORACLE]
+    best = {n: max((row[n].mean for row in rivals if n in row), default=None) for n in ns}
+
+    def row(method: str) -> list[Child]:
+        values = m.best_of_n[method]
+        marked = {n for n in values if method != ORACLE and values[n].mean == best[n]}
+        return [_name(method), *(h("td", _share(values.get(n)), class_="best" if n in marked else None) for n in ns)]
+
+    caption = (
+        "Problems answered correctly, in percent, with 95% intervals. Marked: best in its column, the oracle aside."
+    )
+    return grid(["N candidates", *map(str, ns)], map(row, m.main_methods), caption)
+
+
+def accuracy_curves(m: Metrics) -> Html:
+    if len(m.ns) < 2:
+        return Html("")
+    verifiers = _verifiers(m)
+    lines = []
+    for method in m.main_methods:
+        name = verifier_of(method)
+        if name:
+            colour, dash = str(verifiers.index(name) % 7), "solid" if method.startswith(VOTE_BY) else "dashed"
+        else:
+            colour, dash = (INK, "solid") if method == PLAIN_VOTE else (GREY, "dotted" if method == ORACLE else "solid")
+        lines.append(Line(phrase(method), tuple(sorted(m.best_of_n[method].items())), colour, dash))
+    chart = charts.chart(lines, title="Accuracy by number of candidates", x_label="N candidates")
+    note = "One colour per verifier: dashed where it chooses alone, solid where it weights votes. Bands: 95% intervals."
+    return h("figure", chart, h("figcaption", note))
+
+
+def differences_table(m: Metrics) -> Html:
+    if not m.differences:
+        return Html("")
+    ns = sorted({d.n for d in m.differences})
+    pairs: dict[tuple[str, str], dict[int, Difference]] = {}
+    for d in m.differences:
+        pairs.setdefault((d.left, d.right), {})[d.n] = d
+
+    def cell(d: Difference | None) -> Html:
+        if d is None:
+            return h("td", "–")
+        return h("td", _points(d.estimate), class_="best" if d.clear else None)
+
+    rows = [[f"{phrase(a)} − {phrase(b)}", *(cell(found.get(n)) for n in ns)] for (a, b), found in pairs.items()]
+    caption = "Percentage points on the same problems, with 95% paired intervals. Marked: the interval leaves out zero."
+    return grid(["Difference at N =", *map(str, ns)], rows, caption)
+
+
+def aggregation_table(m: Metrics) -> Html:
+    keys = [k for k in m.best_of_n if ":" in k]
+    if not keys:
+        return Html("")
+    n = max(n for k in keys for n in m.best_of_n[k])
+    found = {k.partition(":")[2] for k in keys}
+    ways = [*(way for way in AGGREGATES if way in found), *sorted(found - set(AGGREGATES))]
+    methods = [k for k in m.main_methods if any(key.startswith(k + ":") for key in keys)]
+    methods += sorted({k.partition(":")[0] for k in keys} - set(methods))
+    rows: list[list[Child]] = [
+        [_name(k), *(_share(m.best_of_n.get(key, {}).get(n)) for key in (k, *(f"{k}:{way}" for way in ways)))]
+        for k in methods
+    ]
+    caption = f"Accuracy in percent at N = {n}, by how step scores become one score. A dash: not measured apart."
+    return grid(["Way of choosing", "default", *ways], rows, caption)
+
+
+def auc_table(m: Metrics) -> Html:
+    kinds = list(dict.fromkeys(k for found in m.auc.values() for k in found))
+    rows: list[list[Child]] = [[v, *(_auc(found.get(k)) for k in kinds)] for v, found in m.auc.items() if found]
+    caption = "The chance that the verifier scores a right candidate above a wrong one. 0.5 is guessing, 1 is perfect."
+    return grid(["Verifier", *(k.replace("_", " ") for k in kinds)], rows, caption) if rows else Html("")
+
+
+def label_quality(m: Metrics) -> Html:
+    ns = sorted(m.label_quality)
+    if not ns:
+        return Html("")
+    keys = list(dict.fromkeys(k for n in ns for k in m.label_quality[n]))
+    keys = [*(k for k in QUALITY if k in keys), *(k for k in keys if k not in QUALITY)]
+    charted = [k for k in QUALITY if k in keys] if len(ns) > 1 else []
+    drawn = [
+        charts.small(
+            [
+                Line(
+                    QUALITY[k],
+                    tuple((n, Estimate(m.label_quality[n][k])) for n in ns if k in m.label_quality[n]),
+                    str(i),
+                )
+            ],
+            title=QUALITY[k].capitalize(),
+            x_label="rollouts per step",
+            log2_x=True,
+            share="entropy" not in k,
+        )
+        for i, k in enumerate(charted)
+    ]
+
+    def shown(key: str, value: float | None) -> str:
+        if value is None:
+            return "–"
+        counted = value > 1 and value == int(value)
+        return (
+            f"{value:,.0f}"
+            if counted
+            else percent(value)
+            if key in QUALITY and "entropy" not in key
+            else f"{value:.3f}"
+        )
+
+    rows: list[list[Child]] = [
+        [QUALITY.get(k, k.replace("_", " ")).capitalize(), *(shown(k, m.label_quality[n].get(k)) for n in ns)]
+        for k in keys
+    ]
+    table = grid(["Rollouts per step", *map(str, ns)], rows, "Labels against the step oracle.")
+    return join([h("div", *drawn, class_="multiples") if drawn else None, table])
+
+
+def errors_missed(m: Metrics) -> Html:
+    kinds = list(dict.fromkeys(k.kind for found in m.errors_missed.values() for k in found))
+    if not kinds:
+        return Html("")
+
+    def cells(kind: str) -> list[Child]:
+        row: list[Child] = [kind]
+        for found in m.errors_missed.values():
+            one = next((k for k in found if k.kind == kind and k.total), None)
+            if one is None:
+                row.append("–")
+                continue
+            bar = h("span", h("span", style=f"width:{100 * one.rate:.1f}%"), class_="inline-bar", aria_hidden="true")
+            row.append(h("td", bar, percent(one.rate, 0), " ", h("small", f"{one.missed:,} of {one.total:,}")))
+        return row
+
+    caption = "Of the solutions with each kind of error, the share that the verifier lets pass. Lower is better."
+    return grid(["Kind of error", *m.errors_missed], map(cells, kinds), caption)
+
+
+def training(data: ReportData) -> Html:
+    figures = []
+    for i, (model, log) in enumerate(data.training.items()):
+        for name in dict.fromkeys(p.name for p in log):
+            if "loss" not in name and "accuracy" not in name:
+                continue
+            points = charts.thin([(p.update, p.value) for p in log if p.name == name])
+            line = Line(name, tuple((x, Estimate(y)) for x, y in points), str(i % 7), markers=len(points) <= 40)
+            figures.append(charts.small([line], title=f"{model}: {name.replace('_', ' ')}", x_label="update"))
+    return h("div", *figures, class_="multiples") if any(figures) else Html("")
+
+
+def rates(data: ReportData, most: int = 20) -> Html:
+    rows: list[list[Child]] = [[k.replace("_", " "), _rate(v)] for k, v in data.metrics.rates.items()]
+    table = grid(["What happened", "share or count"], rows) if rows else None
+    if not data.quarantined:
+        return join([table])
+    listed: list[list[Child]] = [
+        [f"{q.file}:{q.line}", h("td", q.reason[:300], class_="text")] for q in data.quarantined[:most]
+    ]
+    more = len(data.quarantined) - most
+    return join(
+        [
+            table,
+            grid(
+                ["Row left out", "reason"],
+                listed,
+                f"{len(data.quarantined):,} rows could not be used; the rest went on.",
+            ),
+            h("p", f"… and {more:,} more.") if more > 0 else None,
+        ]
+    )
+
+
+def seconds(m: Metrics) -> Html:
+    rows = [(stage, s, clock(s)) for stage, s in m.seconds.items() if stage != "total"]
+    return charts.bars(rows) if rows else Html("")
+
+
+def clock(s: float) -> str:
+    """Seconds as a person says them."""
+    if s < 90:
+        return f"{s:.1f} s"
+    if s < 5400:
+        return f"{int(s) // 60} min {int(s) % 60:02d} s"
+    return f"{int(s) // 3600} h {int(s) % 3600 // 60:02d} min"
+
+
+def _verifiers(m: Metrics) -> list[str]:
+    return list(dict.fromkeys(verifier_of(k) for k in m.main_methods if k not in NO_VERIFIER))
+
+
+def _cell(value: Child) -> Html:
+    return value if isinstance(value, Html) and value.startswith("<td") else h("td", value)
+
+
+def span(e: Estimate, form: str = ".1f", between: str = "–", scale: float = 100) -> str:
+    """The interval as text, in percent unless told otherwise; "" without one."""
+    return between.join(format(scale * end, form) for end in e.interval or ())
+
+
+def _name(method: str) -> Html:
+    words = phrase(method)
+    return join([words[0].upper() + words[1:], " ", h("code", method)])
+
+
+def _with_interval(e: Estimate | None, form: str, between: str = "–", scale: float = 100) -> Html:
+    if e is None or not e.finite:
+        return Html("–")
+    interval = span(e, form, between, scale)
+    return join([format(scale * e.mean, form), h("small", interval) if interval else None], " ")
+
+
+def _share(e: Estimate | None) -> Html:
+    return _with_interval(e, ".1f")
+
+
+def _points(e: Estimate) -> Html:
+    return _with_interval(e, "+.1f", " to ")
+
+
+def _auc(e: Estimate | None) -> Html:
+    return _with_interval(e, ".3f", scale=1)
+
+
+def _rate(value: float) -> str:
+    return percent(value, 2) if 0 < value < 1 else f"{value:,.6g}"
