@@ -11,10 +11,13 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from stepmark.types import (
     Grade,
+    Imported,
     LabelledSolution,
+    Place,
     Problem,
     ProblemSet,
     Prompt,
+    Quarantined,
     Rollout,
     SamplingParams,
     Solution,
@@ -89,6 +92,16 @@ class Verifier(Protocol):
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order."""
+        ...
+
+
+@runtime_checkable
+class Format(Protocol):
+    """Reads solutions that somebody else drew."""
+
+    def read(self, path: Place) -> Iterator[Imported | Quarantined]:
+        """The file's problems with their solutions, and the rows that can't be used, in the file's order.
+        Raises DataError when there is no such file."""
         ...
 
 

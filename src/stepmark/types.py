@@ -173,6 +173,15 @@ class GradedSolution:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """A problem with solutions that somebody else drew, as a data format reads them."""
+
+    problem: Problem
+    solutions: tuple[Solution, ...]  # by rising `sample`
+    grades: tuple[GradedSolution, ...] = ()  # one per solution where the data says what is correct; else none
+
+
+@dataclass(frozen=True, slots=True)
 class StepLabel:
     """The evidence about one step. Estimates derive from the counts (Math-Shepherd, section 3.3).
 

@@ -1,0 +1,72 @@
+"""Solutions of GSM8K with correctness flags, as the authors of GenRM (Zhang et al., arXiv 2408.15240) released them.
+
+One row per question:
+
+    {"question_id": 0, "question": "...", "solutions": [{"sample_id": 0, "solution": "...", "correct": true}, ...]}
+
+The reference answer is not in the file, so a problem's `answer` is "" and the flag is the grade. The answers that
+votes are counted by are read from the texts.
+
+    stepmark run recipes/gsm8k_orm.yaml sample.train.file=solutions.jsonl.gz sample.test.file=solutions.jsonl.gz
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stepmark import rows
+from stepmark.answers import extract, normalise
+from stepmark.steps import split
+from stepmark.types import (
+    Grade,
+    GradedSolution,
+    Imported,
+    Place,
+    Problem,
+    Quarantined,
+    Solution,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GenRMRelease:
+    """The format."""
+
+    steps: str = "sentence"  # how solutions split into steps: most are one paragraph
+
+    def read(self, path: Place) -> Iterator[Imported | Quarantined]:
+        """The questions with their solutions. A row with one bad solution is left out whole, with the reason."""
+        question = rows.Field("question")
+        for row in rows.read(path, (question,), id_field="question_id"):
+            yield row if isinstance(row, Quarantined) else self._problem(row)
+
+    def _problem(self, row: rows.Row) -> Imported | Quarantined:
+        listed = row.values.get("solutions")
+        if not isinstance(listed, list) or not listed:
+            return Quarantined(row.file, row.line, "field 'solutions': a list with at least one solution is needed")
+        problem = Problem(f"q{row.id}", row.text["question"], "", "genrm_release")
+        found: dict[int, tuple[Solution, GradedSolution]] = {}
+        for i, entry in enumerate(listed, 1):
+            match entry:
+                case {"sample_id": int(sample), "solution": str(text), "correct": bool(correct)} if (
+                    text.strip() and sample >= 0 and sample not in found
+                ):
+                    id = f"{problem.id}#{sample}"
+                    solution = Solution(id, problem.id, sample, text, split(text, self.steps))
+                    found[sample] = solution, GradedSolution(id, problem.id, _grade(text, correct))
+                case _:
+                    need = "a new sample_id, a solution that is not empty, and correct: true or false"
+                    return Quarantined(row.file, row.line, f"solution {i} of {len(listed)} needs {need}")
+        solutions, grades = zip(*(found[sample] for sample in sorted(found)), strict=True)
+        return Imported(problem, solutions, grades)
+
+
+def _grade(text: str, correct: bool) -> Grade:
+    answer = extract(text)
+    return Grade(
+        Verdict.CORRECT if correct else Verdict.INCORRECT,
+        "the flag in the file",
+        None if answer is None else normalise(answer),
+    )
