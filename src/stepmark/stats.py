@@ -53,21 +53,24 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def best_of(scores: Floats, correct: Floats, ns: Sequence[int]) -> Floats:
-    """Expected correctness of the best-scored of N candidates, exactly, ties broken at random.
+    """Expected correctness of the best-scored of N candidates, exactly, ties broken at random: [V, len(ns)].
 
-    `scores` is [V, M] for V ways of scoring (-inf loses to all), `correct` [M] in [0, 1]. Returns [V, len(ns)].
-    Raises ValueError for an N outside 1..M or a score that is not a number."""
-    ways, m = scores.shape
+    `scores` is [V, M] for V ways of scoring (-inf loses to all), `correct` [M] in [0, 1]. Raises as `chances` does."""
+    return np.stack([chances(row, ns) @ correct for row in scores])
+
+
+def chances(scores: Floats, ns: Sequence[int]) -> Floats:
+    """How often each of M candidates is the best-scored one among N: [len(ns), M], rows summing to 1.
+    Raises ValueError for an N outside 1..M or a score that is NaN."""
     if np.isnan(scores).any():
         raise ValueError("a score is NaN; give -inf for a candidate that must lose.")
-    share = np.stack([_top_shares(m, n) for n in ns])
-    values = np.empty((ways, len(ns)))
-    for v in range(ways):
-        order = np.argsort(scores[v], kind="stable")
-        _, group, size = np.unique(scores[v][order], return_inverse=True, return_counts=True)
-        mean = np.bincount(group, correct[order]) / size
-        values[v] = share @ mean[group]
-    return values
+    m = len(scores)
+    order = np.argsort(scores, kind="stable")
+    _, start, group, size = np.unique(scores[order], return_index=True, return_inverse=True, return_counts=True)
+    shares = np.stack([_top_shares(m, n) for n in ns])
+    found = np.empty_like(shares)
+    found[:, order] = (np.add.reduceat(shares, start, axis=1) / size)[:, group]
+    return found
 
 
 @functools.lru_cache(maxsize=4096)
