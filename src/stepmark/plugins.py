@@ -30,6 +30,8 @@ ROLES = {
     "executor": ("executors", "map"),
 }
 
+USER = "stepmark_user_"  # begins the module name of every user's file
+
 
 def names(role: str) -> list[str]:
     """The plug-ins of a role that come with Stepmark, sorted. Imports none of them."""
@@ -81,11 +83,22 @@ def load(role: str, name: str, /, **settings: Any) -> Any:
     return cls(**settings)
 
 
+def user_files() -> tuple[str, ...]:
+    """The users' own files loaded so far: a new process needs them before it can unpickle objects of theirs."""
+    return tuple(m.__file__ for name, m in sys.modules.items() if name.startswith(USER) and m.__file__)
+
+
+def load_user_files(paths: tuple[str, ...]) -> None:
+    """Loads in this process what `user_files` named in another. Raises ConfigError."""
+    for path in paths:
+        _from_path("plug-in", Path(path))
+
+
 def _from_path(role: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"no file {path} to load a {role} from (working directory: {Path.cwd()}).")
     # The name must be the same in every process, so that objects of the file's class can be pickled.
-    name = f"stepmark_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = f"{USER}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())

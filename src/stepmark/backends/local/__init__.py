@@ -1,0 +1,114 @@
+"""Backend `local`: rolls out any Hugging Face causal language model in this process, on CPU or GPU.
+
+What it is for: many independent rollouts of every step prefix of a solution (Math-Shepherd, section 3.3), where
+each solution is encoded once, its prefixes are slices of that cache, and their rollouts share it (engine.py,
+cohort.py). Sampling whole solutions is the same with the question as the prefix.
+
+A prompt as long as the model's positions leaves no room: its rollouts come back as Finish.LENGTH with no tokens
+and no text, because a bad rollout is data. One that is nearly as long gets the room there is.
+
+    stepmark sample --task arithmetic --backend local --set path=generator/ --n 16 --out solutions.jsonl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from stepmark.errors import ConfigError
+from stepmark.types import Finish, Prompt, Rollout, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from stepmark.backends.local.engine import Engine
+
+
+@dataclass(frozen=True)
+class LocalBackend:
+    """Rolls out the checkpoint at `path`. Loads it on first use, once per process."""
+
+    path: str  # a checkpoint directory, or a hub id
+    dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16, float16
+    device: str = "auto"  # auto (a GPU where there is one), cpu, cuda, cuda:1, ...
+    batch: int = 256  # most rollouts under way at once; fewer where memory is short
+    chat_template: bool = False  # context becomes the user's turn, prefix the opening of the assistant's
+    trust_remote_code: bool = False  # run code that comes with the checkpoint
+    sharing: bool = True  # False encodes every prefix alone: a slow reference
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"batch must be at least 1 rollout, got {self.batch}.")
+
+    def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
+        """Rollouts as they finish. Raises CheckpointError, ConfigError, BackendError."""
+        _check(params)
+        import numpy as np
+
+        from stepmark.backends.local import plain
+        from stepmark.backends.local.cohort import Row, Trunk
+        from stepmark.backends.local.draw import key
+        from stepmark.backends.local.engine import Draws
+        from stepmark.backends.local.text import Reader, group, prompt_ids
+
+        engine, tokenizer = self._load()
+        ids = [prompt_ids(tokenizer, prompt, self.chat_template) for prompt in prompts]
+        rows: list[tuple[int, int]] = []  # a row's name is its place here: prompt, index of the rollout
+        trunks: list[Trunk] = []
+        for longest, members in group([x if len(x) < engine.limit else () for x in ids]):
+            todo: list[Row] = []
+            for i in members:
+                prompt, at = prompts[i], len(ids[i])
+                for index in range(prompt.first, prompt.first + prompt.n):
+                    room = min(params.max_tokens, engine.limit - at)
+                    if room < 1:
+                        yield Rollout(prompt.id, index, "", Finish.LENGTH, 0)
+                        continue
+                    todo.append(Row(len(rows), at, key(params.seed, prompt.id, index), room))
+                    rows.append((i, index))
+            parts = (tuple(todo[start : start + engine.batch]) for start in range(0, len(todo), engine.batch))
+            trunks.extend(Trunk(ids[longest], part) for part in parts)
+        vocab = engine.vocab
+        reader = Reader(tokenizer, params.stop)
+        ends = np.zeros(vocab, dtype=bool)
+        ends[[e for e in engine.end_ids(tokenizer.eos_token_id) if e < vocab]] = True
+
+        def stopped(name: int, own: np.ndarray) -> bool:
+            return reader.text(ids[rows[name][0]], own.tolist())[1]
+
+        draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped)
+        reach = max((len(t.ids) + max(row.budget for row in t.rows) for t in trunks), default=0)
+        shared = self.sharing and engine.sharing and reach <= engine.window
+        for done in engine.run(trunks, draws) if shared else plain.run(engine, trunks, draws):
+            i, index = rows[done.name]
+            text, _ = reader.text(ids[i], done.ids)
+            finish = Finish.STOP if done.stopped else Finish.LENGTH
+            yield Rollout(prompts[i].id, index, text, finish, len(done.ids), done.logprob)
+
+    def _load(self) -> tuple[Engine, PreTrainedTokenizerBase]:
+        return _loaded(self.path, self.dtype, self.device, self.batch, self.trust_remote_code)
+
+
+@lru_cache(maxsize=2)
+def _loaded(
+    path: str, dtype: str, device: str, batch: int, trust_remote_code: bool
+) -> tuple[Engine, PreTrainedTokenizerBase]:
+    from stepmark.backends.local.engine import Engine
+    from stepmark.checkpoints import load_model, load_tokenizer
+
+    model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return Engine(model, batch), load_tokenizer(path, trust_remote_code)
+
+
+def _check(params: SamplingParams) -> None:
+    faults = []
+    if params.max_tokens < 1:
+        faults.append(f"max_tokens must be at least 1, got {params.max_tokens}.")
+    if not params.temperature >= 0:
+        faults.append(f"temperature must be 0 (greedy) or more, got {params.temperature}.")
+    if not 0 < params.top_p <= 1:
+        faults.append(f"top_p must be above 0 and at most 1, got {params.top_p}.")
+    if faults:
+        raise ConfigError(faults)

@@ -1,0 +1,237 @@
+"""Rollouts that started together, and the attention that lets them share what they have in common.
+
+A *trunk* is one token sequence (a whole solution) encoded once; a rollout continues a slice of it, the prefix
+that ends after some step. Keys and values of a trunk are stored once, whatever the number of prefixes and of
+rollouts per prefix; each rollout adds only the keys and values of its own tokens. At each position one softmax
+runs over both parts:
+
+    softmax([ q . K_trunk  (masked beyond the row's own prefix) | q . K_own ])
+
+The queries of all rows of a trunk meet its keys in one matrix product, which is what makes the sharing cheap
+(the idea of Hydragen, Juravsky et al. 2024, arXiv 2402.05099, and of cascade inference; there the two parts are
+softmaxed apart and merged, here their scores are laid side by side, which is simpler and exact).
+
+Rows of a cohort are at the same number of own tokens at any time, so own keys need no mask. A finished row's
+place is taken by the last row, so no computation is spent on it.
+
+Axis names: R rows, G trunks, W rows per trunk at most, T trunk positions, N own positions, H heads, K key-value
+heads, E query heads per key-value head, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+FIRST_CAPACITY = 16  # own positions stored at first; doubled when they run out
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rollout to be made."""
+
+    name: int  # the caller's handle
+    at: int  # length of its prefix: it continues the first `at` tokens of its trunk, 1 <= at
+    key: int  # of its randomness (see draw.key)
+    budget: int  # most tokens it may generate, at least 1
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """A token sequence and the rollouts that continue slices of it."""
+
+    ids: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+
+class Encoding:
+    """Attention of the pass that encodes trunks `first`, `first + 1`, ... of a cohort, `width` positions each."""
+
+    def __init__(self, cohort: Cohort, first: int, count: int, width: int) -> None:
+        self.cohort, self.first, self.count, self.width = cohort, first, count, width
+
+    def attend(
+        self, layer: int, q_PHD: torch.Tensor, k_PKD: torch.Tensor, v_PKD: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """P = count * width flat positions; padding lies at the end of each trunk, where causality hides it."""
+        q, k, v = (x.reshape(self.count, self.width, *x.shape[1:]).transpose(1, 2) for x in (q_PHD, k_PKD, v_PKD))
+        self.cohort.store(layer, self.first, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        return out.transpose(1, 2).flatten(0, 1)
+
+
+class Decoding:
+    """Attention of a pass that adds one token to every row of every cohort under way."""
+
+    def __init__(self, cohorts: Sequence[Cohort]) -> None:
+        self.cohorts = cohorts
+
+    def attend(
+        self, layer: int, q_RHD: torch.Tensor, k_RKD: torch.Tensor, v_RKD: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        if len(self.cohorts) == 1:
+            return self.cohorts[0].attend(layer, q_RHD, k_RKD, v_RKD, scale)
+        sizes = [c.live for c in self.cohorts]
+        parts = zip(self.cohorts, *(torch.split(x, sizes) for x in (q_RHD, k_RKD, v_RKD)), strict=True)
+        return torch.cat([c.attend(layer, q, k, v, scale) for c, q, k, v in parts])
+
+
+class Cohort:
+    """Trunks and rows that are admitted together. Row arrays hold the live rows in their first `live` places."""
+
+    def __init__(self, trunks: Sequence[Trunk], device: torch.device) -> None:
+        rows = [(g, row) for g, trunk in enumerate(trunks) for row in trunk.rows]
+        self.device = device
+        self.trunks = trunks
+        self.width = max(len(t.ids) for t in trunks)
+        self.live = len(rows)
+        self.step = 0  # own tokens per row whose keys and values are stored
+        self.names = np.array([row.name for _, row in rows])
+        self.keys = np.array([row.key for _, row in rows], dtype=np.uint64)
+        self.budgets = np.array([row.budget for _, row in rows])
+        self.trunk_of = np.array([g for g, _ in rows])
+        self.at = np.array([row.at for _, row in rows])
+        self.tokens = np.zeros((len(rows), FIRST_CAPACITY), dtype=np.int64)
+        self.logprobs = np.zeros(len(rows))
+        self._trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [G, K, T, D]
+        self._own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [R, K, capacity, D]
+        self._changed = True  # rows moved since the maps below were made
+        self._slots: torch.Tensor | None = None  # [G * W] row of each place in the grid; None when they coincide
+        self._places: torch.Tensor | None = None  # [R] place in the grid of each row
+        self._mask: torch.Tensor | None = None  # [R, 1, 1, T], -inf beyond a row's prefix; None when none is needed
+        self._grid = (0, 0)  # G, W
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    @property
+    def last(self) -> np.ndarray:
+        """[R] the newest token of each row, whose keys are not stored yet."""
+        return self.tokens[: self.live, self.step]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """[R] where that token stands in its sequence."""
+        return self.at[: self.live] + self.step
+
+    def put(self, ids_R: np.ndarray, logprobs_R: np.ndarray, at: int) -> None:
+        """The `at`-th own token of every row."""
+        if at == self.tokens.shape[1]:
+            self.tokens = np.concatenate([self.tokens, np.zeros_like(self.tokens)], axis=1)
+        self.tokens[: self.live, at] = ids_R
+        self.logprobs[: self.live] += logprobs_R
+
+    def drop(self, gone: np.ndarray) -> None:
+        """Frees the places of the rows at indices `gone`; rows from the end move into them."""
+        left = self.live - len(gone)
+        movers = np.setdiff1d(np.arange(left, self.live), gone, assume_unique=True)
+        holes = gone[gone < left]
+        for array in (self.names, self.keys, self.budgets, self.trunk_of, self.at, self.tokens, self.logprobs):
+            array[holes] = array[movers]
+        if len(holes) and self._own:
+            source, target = (torch.from_numpy(x).to(self.device) for x in (movers, holes))
+            for pair in self._own:
+                for cache in pair:
+                    filled = cache[:, :, : self.step]
+                    filled.index_copy_(0, target, filled.index_select(0, source))
+        self.live = left
+        self._changed = True
+        if left and self._own and left <= self._own[0][0].shape[0] // 2:
+            self._repack()
+
+    def _repack(self) -> None:
+        """Gives back the memory of finished rows and of trunks that nobody continues any more."""
+        self._own = [(k[: self.live].clone(), v[: self.live].clone()) for k, v in self._own]
+        kept, self.trunk_of = np.unique(self.trunk_of[: self.live], return_inverse=True)
+        if len(kept) < self._trunk[0][0].shape[0]:
+            index = torch.from_numpy(kept).to(self.device)
+            self._trunk = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self._trunk]
+
+    # -- keys and values -------------------------------------------------------------------------------------
+
+    def store(self, layer: int, first: int, k_GKTD: torch.Tensor, v_GKTD: torch.Tensor) -> None:
+        """Keeps the keys and values of trunks `first`, `first + 1`, ..."""
+        if layer == len(self._trunk):
+            self._trunk.append(
+                (
+                    k_GKTD.new_zeros(len(self.trunks), k_GKTD.shape[1], self.width, k_GKTD.shape[3]),
+                    v_GKTD.new_zeros(len(self.trunks), v_GKTD.shape[1], self.width, v_GKTD.shape[3]),
+                )
+            )
+        for cache, new in zip(self._trunk[layer], (k_GKTD, v_GKTD), strict=True):
+            cache[first : first + new.shape[0], :, : new.shape[2]] = new
+
+    def _room(self, layer: int, k_RKD: torch.Tensor, v_RKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer == len(self._own):
+            k, v = (x.new_empty(self.live, x.shape[1], FIRST_CAPACITY, x.shape[2]) for x in (k_RKD, v_RKD))
+            self._own.append((k, v))
+        k, v = self._own[layer]
+        if self.step == k.shape[2]:
+            k, v = (torch.cat([x, torch.empty_like(x)], dim=2) for x in (k, v))
+            self._own[layer] = k, v
+        return k, v
+
+    def _map(self, dtype: torch.dtype) -> None:
+        """Makes the maps between rows in their order and a grid of trunks by rows per trunk."""
+        trunk_of = self.trunk_of[: self.live]
+        trunks = self._trunk[0][0].shape[0]
+        counts = np.bincount(trunk_of, minlength=trunks)
+        width = int(counts.max())
+        order = np.argsort(trunk_of, kind="stable")
+        rank = np.empty(self.live, dtype=np.int64)
+        rank[order] = np.arange(self.live) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = trunk_of * width + rank
+        self._grid = trunks, width
+        if self.live == trunks * width and np.array_equal(places, np.arange(self.live)):
+            self._slots = self._places = None
+        else:
+            slots = np.zeros(trunks * width, dtype=np.int64)
+            slots[places] = np.arange(self.live)
+            self._slots = torch.from_numpy(slots).to(self.device)
+            self._places = torch.from_numpy(places).to(self.device)
+        at = self.at[: self.live]
+        self._mask = None
+        if (at < self.width).any():
+            beyond = torch.from_numpy(np.arange(self.width) >= at[:, None]).to(self.device)
+            self._mask = torch.zeros(beyond.shape, dtype=dtype, device=self.device)
+            self._mask = self._mask.masked_fill_(beyond, -torch.inf)[:, None, None]
+        self._changed = False
+
+    def attend(
+        self, layer: int, q_RHD: torch.Tensor, k_RKD: torch.Tensor, v_RKD: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """[R, H, D]: every row's newest token over its prefix and its own tokens, this one included."""
+        if self._changed:
+            self._map(q_RHD.dtype)
+        k_own, v_own = self._room(layer, k_RKD, v_RKD)
+        k_own[: self.live, :, self.step] = k_RKD
+        v_own[: self.live, :, self.step] = v_RKD
+        seen = self.step + 1
+        k_own, v_own = k_own[: self.live, :, :seen], v_own[: self.live, :, :seen]
+        k_trunk, v_trunk = self._trunk[layer]
+        rows, heads, wide = self.live, k_RKD.shape[1], self.width
+
+        q_RKED = (q_RHD * scale).reshape(rows, heads, -1, q_RHD.shape[-1])
+        scores_own = q_RKED @ k_own.transpose(-1, -2)  # [R, K, E, N]
+        scores_trunk = self._to_rows(self._to_grid(q_RKED) @ k_trunk.transpose(-1, -2))  # [R, K, E, T]
+        if self._mask is not None:
+            scores_trunk = scores_trunk + self._mask
+        share = torch.cat([scores_trunk, scores_own], dim=-1).softmax(-1)
+        out = share[..., wide:] @ v_own
+        out += self._to_rows(self._to_grid(share[..., :wide]) @ v_trunk)
+        return out.reshape(rows, -1, out.shape[-1])
+
+    def _to_grid(self, x_RKEX: torch.Tensor) -> torch.Tensor:
+        """[R, K, E, X] -> [G, K, W * E, X]."""
+        if self._slots is not None:
+            x_RKEX = x_RKEX.index_select(0, self._slots)
+        return x_RKEX.reshape(*self._grid, *x_RKEX.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def _to_rows(self, x_GKYX: torch.Tensor) -> torch.Tensor:
+        """[G, K, W * E, X] -> [R, K, E, X]."""
+        trunks, heads, _, width = x_GKYX.shape
+        x = x_GKYX.reshape(trunks, heads, self._grid[1], -1, width).transpose(1, 2).flatten(0, 1)
+        return x if self._places is None else x.index_select(0, self._places)

@@ -1,0 +1,269 @@
+"""Continuous batched decoding over shared prefixes, on the model's own Hugging Face modules.
+
+The model runs unchanged: its embeddings, projections, rotary code and head. Only attention is replaced, through
+transformers' AttentionInterface, by one that knows which rows share which trunk (cohort.py). Every pass is one
+flat sequence of tokens, each with its own position, so nothing is padded in the matrix products.
+
+Rows of different cohorts decode together. As rows finish, their places are freed; when enough are free, the next
+trunks are encoded and join. Models whose attention can't be replaced, or can't be replaced exactly (checked by
+comparing logits when the engine starts), are decoded by plain.py instead: slower, same results.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+
+from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Row, Trunk
+from stepmark.backends.local.draw import draw, uniforms
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+ATTENTION = "stepmark_shared"
+ENCODE_TOKENS = {"cpu": 2048, "cuda": 16384}  # flat positions per encoding pass: bounds its activations
+REFILL = 0.25  # share of places that must be free before new trunks are encoded
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}  # of the logits' spread, see `check`
+
+
+class Unsupported(Exception):
+    """The model's attention asks for something that shared attention doesn't do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How tokens are drawn and when a row ends."""
+
+    temperature: float
+    top_p: float
+    ends: np.ndarray  # [V] bool: tokens that end a text
+    watched: np.ndarray  # [V] bool: tokens that may complete a stop string
+    stopped: Callable[[int, np.ndarray], bool]  # a row's name and own tokens -> whether their text holds a stop string
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished row."""
+
+    name: int
+    ids: tuple[int, ...]  # own tokens, end token included
+    stopped: bool  # at an end token or stop string; else out of budget
+    logprob: float  # sum over `ids`, in nats
+
+
+def shared_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    rollout: Encoding | Decoding | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention signature: [1, heads, P, D] in, [1, P, heads, D] out. `rollout` says who sees whom."""
+    if rollout is None or query.shape[0] != 1:
+        raise Unsupported("the model doesn't hand its keyword arguments down to attention")
+    for name in ("softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise Unsupported(f"its attention uses {name}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return rollout.attend(int(module.layer_idx), q, k, v, scale).unsqueeze(0), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(ATTENTION, shared_attention)
+
+
+class Engine:
+    """A loaded model that rolls out."""
+
+    def __init__(self, model: PreTrainedModel, batch: int) -> None:
+        self.model = model
+        self.batch = batch
+        self.device = model.device
+        self.limit = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+        self.plain_attention: str = model.config._attn_implementation
+        self.sharing = self._check()
+
+    @property
+    def vocab(self) -> int:
+        """Width of the logits."""
+        head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return int(head.weight.shape[0])
+
+    def end_ids(self, tokenizer_end: int | None) -> set[int]:
+        """Tokens that end a text: the checkpoint's generation settings and its tokenizer may name different ones."""
+        config = self.model.generation_config
+        named = config.eos_token_id if config is not None else None
+        ends = set(named if isinstance(named, list) else [named]) | {tokenizer_end}
+        return {int(e) for e in ends if e is not None}
+
+    # -- which attention -------------------------------------------------------------------------------------
+
+    @property
+    def window(self) -> int:
+        """Longest sequence in which every position sees all before it."""
+        config = self.model.config
+        sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min((size for size in sizes if size), default=self.limit)
+
+    def use(self, attention: str) -> None:
+        """Switches the model between shared and its plain attention."""
+        if self.model.config._attn_implementation != attention:
+            self.model.set_attn_implementation(attention)
+
+    @torch.inference_mode()
+    def _check(self) -> bool:
+        """Whether shared attention gives this model's logits. Compares two prefixes of one trunk, one token on."""
+        if not getattr(self.model, "_supports_attention_backend", False):
+            return self._refuse("it doesn't go through transformers' attention interface")
+        if str(getattr(self.model.config, "rope_parameters", None) or "").find("'dynamic'") >= 0:
+            return self._refuse("its rotary positions depend on the length of the sequence")
+        ids = [(7919 * i + 11) % self.vocab for i in range(min(12, self.limit))]
+        cuts = sorted({max(1, len(ids) // 2), len(ids) - 1})
+        plain = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
+        try:
+            self.use(ATTENTION)
+            trunk = Trunk(tuple(ids), tuple(Row(i, cut, 0, 2) for i, cut in enumerate(cuts)))
+            cohort, first = self.encode([trunk])
+            cohort.put(np.array([ids[cut] for cut in cuts]), np.zeros(len(cuts)), 0)
+            second = self.decode([cohort])
+        except (Unsupported, TypeError, RuntimeError, AttributeError) as e:
+            self.use(self.plain_attention)
+            return self._refuse(str(e))
+        spread = plain.std().item() or 1.0
+        expected = torch.cat([plain[[c - 1 for c in cuts]], plain[cuts]])
+        error = (torch.cat([first, second]).float() - expected).abs().max().item() / spread
+        if not error < TOLERANCE.get(self.model.dtype, 1e-3):
+            self.use(self.plain_attention)
+            return self._refuse(f"its logits came out {error:.2g} standard deviations away")
+        return True
+
+    def _refuse(self, why: str) -> bool:
+        log.warning("%s is decoded without prefix sharing: %s.", type(self.model).__name__, why)
+        return False
+
+    # -- passes ----------------------------------------------------------------------------------------------
+
+    def _pass(
+        self, ids: np.ndarray, positions: np.ndarray, rollout: Encoding | Decoding, keep: np.ndarray | None
+    ) -> torch.Tensor:
+        """Logits [P, V], of the flat positions in `keep` or of all."""
+        both = torch.from_numpy(np.stack([ids, positions])).to(self.device)
+        out = self.model(
+            input_ids=both[:1],
+            position_ids=both[1:],
+            use_cache=False,
+            logits_to_keep=0 if keep is None else torch.from_numpy(keep).to(self.device),
+            rollout=rollout,
+        )
+        logits: torch.Tensor = out.logits[0]
+        return logits
+
+    def encode(self, trunks: Sequence[Trunk]) -> tuple[Cohort, torch.Tensor]:
+        """A cohort with its trunks encoded, and the logits after each row's prefix, [R, V]."""
+        cohort = Cohort(trunks, self.device)
+        logits: list[torch.Tensor] = []
+        start = 0
+        while start < len(trunks):
+            end, width = start + 1, len(trunks[start].ids)
+            most = ENCODE_TOKENS.get(self.device.type, 2048)
+            while end < len(trunks) and max(width, len(trunks[end].ids)) * (end + 1 - start) <= most:
+                width = max(width, len(trunks[end].ids))
+                end += 1
+            part = trunks[start:end]
+            ids = np.zeros((len(part), width), dtype=np.int64)
+            for g, trunk in enumerate(part):
+                ids[g, : len(trunk.ids)] = trunk.ids
+            positions = np.broadcast_to(np.arange(width), ids.shape)
+            wanted = np.array([g * width + row.at - 1 for g, trunk in enumerate(part) for row in trunk.rows])
+            keep, back = np.unique(wanted, return_inverse=True)
+            found = self._pass(ids.ravel(), positions.ravel(), Encoding(cohort, start, len(part), width), keep)
+            logits.append(found.index_select(0, torch.from_numpy(back).to(self.device)))
+            start = end
+        return cohort, torch.cat(logits)
+
+    def decode(self, cohorts: Sequence[Cohort]) -> torch.Tensor:
+        """Stores every row's newest token and gives the logits after it, [R over all cohorts, V]."""
+        ids = np.concatenate([c.last for c in cohorts])
+        positions = np.concatenate([c.positions for c in cohorts])
+        logits = self._pass(ids, positions, Decoding(cohorts), None)
+        for cohort in cohorts:
+            cohort.step += 1
+        return logits
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def run(self, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
+        """Rolls every row out. A trunk's rows must number at most `batch`."""
+        waiting = deque(trunks)
+        cohorts: list[Cohort] = []
+        while waiting or cohorts:
+            free = self.batch - sum(c.live for c in cohorts)
+            if waiting and (not cohorts or free >= max(len(waiting[0].rows), REFILL * self.batch)):
+                part = [waiting.popleft()]
+                free -= len(part[0].rows)
+                while waiting and len(waiting[0].rows) <= free:
+                    free -= len(waiting[0].rows)
+                    part.append(waiting.popleft())
+                yield from self._advance([], part, draws, cohorts)
+            else:
+                yield from self._advance(cohorts, [], draws, cohorts)
+            cohorts = [c for c in cohorts if c.live]
+
+    @torch.inference_mode()
+    def _advance(
+        self, going: Sequence[Cohort], coming: Sequence[Trunk], draws: Draws, cohorts: list[Cohort]
+    ) -> list[Done]:
+        """One more token for every row of `going`, or the first for the rows of `coming`, which join `cohorts`."""
+        if coming:
+            cohort, logits = self.encode(coming)
+            going = [cohort]
+            cohorts.append(cohort)
+            at = [0]
+        else:
+            logits = self.decode(going)
+            at = [c.step for c in going]
+        u = None
+        if draws.temperature > 0:
+            keys = np.concatenate([c.keys[: c.live] for c in going])
+            t = np.concatenate([np.full(c.live, a) for c, a in zip(going, at, strict=True)])
+            u = torch.from_numpy(uniforms(keys, t)).to(self.device)
+        ids, logprobs = (x.cpu().numpy() for x in draw(logits, u, draws.temperature, draws.top_p))
+        done: list[Done] = []
+        start = 0
+        for cohort, t0 in zip(going, at, strict=True):
+            part = slice(start, start + cohort.live)
+            start += cohort.live
+            cohort.put(ids[part], logprobs[part], t0)
+            done += self._finish(cohort, ids[part], t0 + 1, draws)
+        return done
+
+    def _finish(self, cohort: Cohort, ids: np.ndarray, length: int, draws: Draws) -> list[Done]:
+        ended = draws.ends[ids]
+        for r in np.flatnonzero(draws.watched[ids] & ~ended):
+            ended[r] = draws.stopped(int(cohort.names[r]), cohort.tokens[r, :length])
+        gone = np.flatnonzero(ended | (cohort.budgets[: cohort.live] <= length))
+        done = [
+            Done(
+                name=int(cohort.names[r]),
+                ids=tuple(cohort.tokens[r, :length].tolist()),
+                stopped=bool(ended[r]),
+                logprob=float(cohort.logprobs[r]),
+            )
+            for r in gone
+        ]
+        if len(gone):
+            cohort.drop(gone)
+        return done

@@ -1,0 +1,64 @@
+"""The reference way to roll out: each prefix encoded alone, its rows decoded in lockstep, nothing shared.
+
+Slower than engine.py and correct for any causal language model of transformers, whatever its attention, because
+it uses the model as it is with the cache that it makes itself. The engine falls back to it; tests compare with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from stepmark.backends.local.cohort import Row, Trunk
+from stepmark.backends.local.draw import draw, uniforms
+from stepmark.backends.local.engine import Done, Draws, Engine
+
+
+def run(engine: Engine, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
+    """Rolls every row out, prefix by prefix."""
+    engine.use(engine.plain_attention)
+    for trunk in trunks:
+        for at, group in groupby(sorted(trunk.rows, key=lambda row: row.at), key=lambda row: row.at):
+            rows = list(group)
+            for start in range(0, len(rows), engine.batch):
+                yield from _prefix(engine, trunk.ids[:at], rows[start : start + engine.batch], draws)
+
+
+def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Row], draws: Draws) -> list[Done]:
+    done: list[Done] = []
+    own = np.zeros((len(rows), max(row.budget for row in rows)), dtype=np.int64)
+    logprobs = np.zeros(len(rows))
+    live = np.arange(len(rows))
+    keys = np.array([row.key for row in rows], dtype=np.uint64)
+    budgets = np.array([row.budget for row in rows])
+    model, device = engine.model, engine.device
+    with torch.inference_mode():
+        out = model(input_ids=torch.tensor([prefix], device=device), use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        logits = out.logits[:, -1].expand(len(rows), -1)
+        cache.batch_repeat_interleave(len(rows))
+        t = 0
+        while True:
+            u = torch.from_numpy(uniforms(keys[live], np.full(len(live), t))).to(device)
+            ids, lps = (x.cpu().numpy() for x in draw(logits, u, draws.temperature, draws.top_p))
+            own[live, t] = ids
+            logprobs[live] += lps
+            t += 1
+            ended = draws.ends[ids]
+            for i in np.flatnonzero(draws.watched[ids] & ~ended):
+                ended[i] = draws.stopped(rows[live[i]].name, own[live[i], :t])
+            gone = ended | (budgets[live] <= t)
+            for i in np.flatnonzero(gone):
+                r = live[i]
+                done.append(Done(rows[r].name, tuple(own[r, :t].tolist()), bool(ended[i]), float(logprobs[r])))
+            if gone.all():
+                return done
+            if gone.any():
+                kept = torch.from_numpy(np.flatnonzero(~gone)).to(device)
+                cache.batch_select_indices(kept)
+                live, ids = live[~gone], ids[~gone]
+            out = model(input_ids=torch.from_numpy(ids)[:, None].to(device), past_key_values=cache, use_cache=True)
+            cache, logits = out.past_key_values, out.logits[:, -1]

@@ -1,0 +1,93 @@
+"""Prompts to token ids, tokens back to text, and stop strings.
+
+Ids are exactly the tokenizer's own for `context + prefix` (encoding.token_ids), so sampling sees what training
+saw. Prompts whose ids begin another prompt's ids become slices of its trunk: that is decided on ids, never on
+text, so a tokenizer that merges across the end of a step costs speed and never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stepmark.encoding import token_ids
+from stepmark.errors import BackendError
+from stepmark.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TAIL = 4  # prompt tokens decoded before a continuation: some tokenizers drop the space that opens a text
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> tuple[int, ...]:
+    """The ids to continue. With `chat`, the context is the user's turn and the prefix opens the assistant's.
+
+    Raises BackendError when there is nothing to continue, or no chat template."""
+    if not chat:
+        ids = token_ids(tokenizer, prompt.text)[0]
+        if not ids:
+            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+            if start is None:
+                raise BackendError(f"prompt {prompt.id!r} is empty and the tokenizer has no token to begin with.")
+            ids = [int(start)]
+        return tuple(ids)
+    if not tokenizer.chat_template:
+        raise BackendError("chat_template=True, but the checkpoint's tokenizer has no template. Leave the option off.")
+    turn = [{"role": "user", "content": prompt.context}]
+    opened: Any = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    # The template writes its own special tokens, BOS included.
+    return tuple(tokenizer(opened + prompt.prefix, add_special_tokens=False)["input_ids"])
+
+
+def group(ids: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+    """Indices into `ids`: each trunk, a sequence that begins no other, with the sequences that it covers,
+    itself included. Longest trunks first."""
+    # Sorted backwards, all sequences between a prefix and a longer one that it begins begin with it too,
+    # so looking at the latest trunk is enough.
+    trunks: list[tuple[int, list[int]]] = []
+    for i in sorted(range(len(ids)), key=lambda i: ids[i], reverse=True):
+        if trunks and ids[trunks[-1][0]][: len(ids[i])] == ids[i]:
+            trunks[-1][1].append(i)
+        else:
+            trunks.append((i, [i]))
+    return sorted(trunks, key=lambda trunk: -len(ids[trunk[0]]))
+
+
+class Reader:
+    """Turns generated ids into text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> None:
+        self.tokenizer = tokenizer
+        self.stop = tuple(s for s in stop if s)
+
+    def text(self, prompt: Sequence[int], ids: Sequence[int]) -> tuple[str, bool]:
+        """The text of `ids` after `prompt`, cut before the first stop string; and whether there was one."""
+        tail = list(prompt[-TAIL:])
+        before = self._decode(tail)
+        whole = self._decode([*tail, *ids])
+        text = whole[len(before) :] if whole.startswith(before) else self._decode(ids)
+        cuts = [at for at in (text.find(s) for s in self.stop) if at >= 0]
+        return (text[: min(cuts)], True) if cuts else (text, False)
+
+    def watched(self, vocab: int) -> np.ndarray:
+        """[vocab] bool: the tokens that may complete a stop string, so that others need no look at the text.
+
+        A token can only complete one if it brings its last character, or a part of that character's bytes."""
+        found = np.zeros(vocab, dtype=bool)
+        if self.stop:
+            last = {s[-1] for s in self.stop}
+            known = min(vocab, len(self.tokenizer))
+            for i, text in enumerate(self.tokenizer.batch_decode([[i] for i in range(known)])):
+                found[i] = "\ufffd" in text or not last.isdisjoint(text) or (" " in last and not text.strip())
+            if " " in last:
+                # A word token may hide the space before it until something precedes it.
+                pieces = self.tokenizer.convert_ids_to_tokens(list(range(known)))
+                found[:known] |= np.array([p is not None and p.startswith(("\u2581", "\u0120")) for p in pieces])
+        return found
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: Any = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)

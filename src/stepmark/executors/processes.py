@@ -1,0 +1,203 @@
+"""Executor `processes`: spawned worker processes on this machine, one torch thread each.
+
+Several processes with one thread each, not one process with several: beside any other load, two threads per
+matrix product were measured at a twentieth of the speed of one.
+
+The work is pickled once and sent to each worker as it starts, so a model that the work loads on first use is
+loaded once per worker. A worker gets one unit at a time: at most `workers` units are under way, and a result is
+handed on as soon as it is there. Workers end with the parent, even when the parent is killed with -9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import os
+import pickle
+import reprlib
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
+from typing import Any, TypeVar
+
+from stepmark import plugins
+from stepmark.errors import ConfigError, StageError, StepmarkError
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+# Read by the numerical libraries when they are first imported, so it has to be there when a worker starts.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ENVIRONMENT = ONE_THREAD | {"TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class ProcessesExecutor:
+    """Runs units in worker processes."""
+
+    workers: int = 0  # 0 means one per core that this process may use
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers must be at least 1, or 0 for one per core, got {self.workers}.")
+
+    def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
+        """Results as they come. When a unit raises, or its worker dies, no further unit is begun; those under way
+        are finished and yielded first. Raises what the unit raised, or StageError for a dead worker."""
+        try:
+            payload = pickle.dumps(work)
+        except (pickle.PicklingError, TypeError, AttributeError) as e:
+            raise StageError(
+                f"the work can't be sent to worker processes ({e}). Use importable functions and plug-ins that hold "
+                "plain settings, or the executor `serial`."
+            ) from e
+        most = self.workers or len(os.sched_getaffinity(0))
+        return _run(most, payload, iter(units))
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    connection: Connection
+    unit: object = None  # what it works on
+    done: int = 0  # units that it finished
+
+
+def _run(most: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any]:
+    idle: list[_Worker] = []
+    busy: list[_Worker] = []
+    failure: BaseException | None = None
+    # Also at exit of the interpreter, which would wait for the workers if a half-used generator kept them.
+    stop = Finalize(None, _stop, args=(idle, busy), exitpriority=10)
+    try:
+        while True:
+            while failure is None and len(busy) < most:
+                try:
+                    unit = next(units)
+                except StopIteration:
+                    most = 0
+                    break
+                worker = idle.pop() if idle else _start(payload)
+                worker.unit = unit
+                busy.append(worker)
+                # A worker that died while idle is found below, when its connection is read.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    worker.connection.send(unit)
+            if not busy:
+                break
+            for ready in wait([w.connection for w in busy]):
+                worker = next(w for w in busy if w.connection is ready)
+                busy.remove(worker)
+                try:
+                    good, value = worker.connection.recv()
+                except (EOFError, ConnectionResetError):
+                    failure = failure or _death(worker)
+                    continue
+                worker.done += 1
+                idle.append(worker)
+                if good:
+                    yield value
+                else:
+                    failure = failure or value
+        if failure is not None:
+            raise failure
+    finally:
+        stop()
+
+
+def _start(payload: bytes) -> _Worker:
+    context = mp.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_work, args=(there, payload, plugins.user_files()), name="stepmark-worker")
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        process.start()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        there.close()
+    return _Worker(process, here)
+
+
+def _stop(idle: list[_Worker], busy: list[_Worker]) -> None:
+    for worker in idle + busy:
+        worker.connection.close()  # an idle worker leaves by itself
+    for worker in busy:
+        worker.process.terminate()
+    for worker in idle + busy:
+        worker.process.join(5)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _death(worker: _Worker) -> StageError:
+    worker.process.join()
+    code = worker.process.exitcode
+    why = f"exit status {code}"
+    advice = "Its last words are above."
+    if code is not None and code < 0:
+        why = f"signal {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            why += ", which is what Linux sends when memory runs out"
+            advice = "Give it fewer workers, or a smaller batch."
+    elif not worker.done:
+        advice = "Its last words are above. A script that starts workers needs `if __name__ == '__main__':`."
+    return StageError(
+        f"a worker process ended ({why}) while it worked on {reprlib.repr(worker.unit)}. {advice} "
+        "Results of finished units are kept; the same command goes on from there."
+    )
+
+
+def _work(connection: Connection, payload: bytes, user_files: tuple[str, ...]) -> None:
+    """The life of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    work: Callable[[Any], Any] | None = None
+    while True:
+        try:
+            unit = connection.recv()
+        except (EOFError, OSError):
+            return
+        answer: tuple[bool, Any]
+        try:
+            if work is None:
+                plugins.load_user_files(user_files)
+                work = pickle.loads(payload)  # noqa: S301 - from our own parent
+            answer = True, work(unit)
+        except Exception as e:
+            answer = False, _portable(e)
+        try:
+            connection.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        except Exception as e:
+            connection.send((False, StageError(f"a result can't be sent back from a worker process: {e}")))
+
+
+def _leave_with_parent() -> None:
+    parent = mp.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or the nearest kind of it that survives being sent."""
+    error.__cause__ = error.__context__ = None
+    for kind in (None, *(c for c in type(error).__mro__ if issubclass(c, Exception))):
+        try:
+            candidate = error if kind is None else kind(str(error))
+            again = pickle.loads(pickle.dumps(candidate))  # noqa: S301 - what was just dumped
+            if isinstance(again, Exception) and str(again) == str(candidate):
+                return candidate
+        except Exception:
+            continue
+    return StepmarkError(f"{type(error).__name__}: {error}")

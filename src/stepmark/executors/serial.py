@@ -1,0 +1,19 @@
+"""Executor `serial`: one unit after the other, in this process. For tests, debugging, and a single GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class SerialExecutor:
+    """Runs the work here."""
+
+    def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
+        """Results in the order of `units`, each made when it is asked for."""
+        return map(work, units)
