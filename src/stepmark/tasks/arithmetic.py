@@ -29,7 +29,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
 from stepmark.errors import ConfigError, DataError
@@ -120,7 +120,9 @@ class Arithmetic:
     steps: str = field(default="line", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "misread", tuple(self.misread))  # a recipe gives a list
+        # A recipe gives a list, a command line perhaps one word.
+        object.__setattr__(self, "misread", (self.misread,) if isinstance(self.misread, str) else tuple(self.misread))
+        self._check_types()
         kinds = set(MISREAD_AS) | {f"{op} {k}" for op in MISREAD_AS for k in range(1, 100)}
         checks = [
             (
@@ -157,6 +159,22 @@ class Arithmetic:
             (self.train_size >= 1 and self.test_size >= 1, "train_size and test_size: at least 1."),
         ]
         if faults := [f"task arithmetic: {message}" for good, message in checks if not good]:
+            raise ConfigError(faults)
+
+    def _check_types(self) -> None:
+        allowed: dict[type, tuple[tuple[type, ...], str]] = {
+            bool: ((bool,), "true or false is needed"),
+            int: ((int,), "a whole number is needed"),
+            float: ((int, float), "a number is needed"),
+        }
+        got = [
+            (f.name, getattr(self, f.name), *allowed[type(f.default)])
+            for f in fields(self)
+            if type(f.default) in allowed
+        ]
+        if faults := [
+            f"task arithmetic: {name}={value!r}: {need}." for name, value, ts, need in got if type(value) not in ts
+        ]:
             raise ConfigError(faults)
 
     @property
@@ -341,19 +359,18 @@ _OPERATORS: Mapping[str, type[ast.operator]] = {"more": ast.Add, "fewer": ast.Su
 
 
 def _judge(line: str, facts: _Facts) -> str:
-    if m := _ANSWER.fullmatch(line):
-        sides = _sides(m["said"], facts.items)
-        return RIGHT if sides and all(_number(s) == facts.values[facts.asked] for s in sides) else OTHER
-    m = _STATES.fullmatch(line)
-    if not m or m["who"] not in facts.values:
-        return OTHER
-    who, sides = m["who"], _sides(m["said"], facts.items)
-    if not sides:
+    """RIGHT, or the kind of error in the line."""
+    answer = _ANSWER.fullmatch(line)
+    m = answer or _STATES.fullmatch(line)
+    who = facts.asked if answer else m["who"] if m else ""
+    sides = _sides(m["said"], facts.items) if m and who in facts.values else []
+    result = _number(sides[-1]) if sides else None
+    if result is None:  # nobody's number, no arithmetic, or no result
         return OTHER
     if all(_means(s, who, facts) for s in sides):
         return RIGHT
-    rule, first, result = facts.rules.get(who), sides[0], _number(sides[-1])
-    if rule is None or result is None:
+    rule, first = facts.rules.get(who), sides[0]
+    if rule is None or answer:
         return OTHER
     misread = _Rule(MISREAD_AS.get(rule.op, rule.op), rule.person, rule.k)
     if len(sides) == 1:  # a bare value: only the misconception leaves a trace in it
@@ -385,6 +402,8 @@ def _sides(said: str, items: str) -> list[ast.expr]:
 
 
 def _number(node: ast.expr) -> int | float | None:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return None if (positive := _number(node.operand)) is None else -positive
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, int | float) else None
 
 
