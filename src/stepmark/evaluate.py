@@ -125,13 +125,13 @@ def evaluate(
         raise DataError(f"none of the {len(given)} solutions belongs to one of the {len(problems)} problems.")
     graded = {g.solution_id: g for g in grades}
     scored = {name: list(found) for name, found in verifications.items()}
+    ways = _ways(scored, aggregates)
     joined = candidates(kept.values(), graded.values(), scored)
     pools = [_Pool(p, joined.get(p.id, []), graded) for p in problems]
     notes = []
     if len(kept) < len(given):
         notes.append(f"{len(given) - len(kept)} solutions belong to none of the {len(problems)} problems: left out.")
     ns = _reachable(ns, [len(p.candidates) for p in pools], notes)
-    ways = _ways(scored, aggregates)
     table = _accuracies(pools, ways, ns, draws, seed, progress, notes)
     bootstrap = Bootstrap(len(pools), draws=resamples, seed=seed)
     primary = {name: Method.parse(name, aggregates[0]) for name in scored}
@@ -327,7 +327,7 @@ def _errors(
                         missed[name][kind] += scores[at if len(scores) == len(flags) else 0] > 0.5
             kinds.append(kind)
         for name, rule in rules.items():
-            chance = stats.chances(pool.scores(rule), [min(n, len(kinds))])[0]
+            chance = stats.chances(pool.scores(rule), [min(n, len(kinds))])[0].tolist()
             for kind, right, allowed, share in zip(kinds, pool.correct, pool.allowed, chance, strict=True):
                 if right:
                     (sound if kind is None else flawed)[name] += share
