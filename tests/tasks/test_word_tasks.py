@@ -1,0 +1,139 @@
+"""last_letter and word_sort: what their oracles take and refuse, and the lists they are made of."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stepmark import steps, wordlists
+from stepmark.errors import ConfigError, DataError
+from stepmark.tasks.last_letter import LastLetter
+from stepmark.tasks.word_sort import WordSort
+from stepmark.types import Problem, Solution
+
+LETTERS = Problem("p", "Concatenate the last letters of these words: apple tree cat.", "eet", "last_letter")
+SORT = Problem("p", "Sort these words in alphabetical order: pear fig apple.", "apple fig pear", "word_sort")
+
+
+def solution(text: str) -> Solution:
+    return Solution("p#0", "p", 0, text, steps.split(text, "line"))
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("apple ends in e, so e.\ntree ends in e, so ee.\ncat ends in t, so eet.\nThe answer is eet.", 4),
+        ('The last letter of "apple" is "e".\nThe last letter of "tree" is "e"\ncat ends with t.\nAnswer: "eet"', 4),
+        ("cat ends in t, so eet.\napple ends in e.\nThe answer is EET", 3),  # another order
+        ("The answer is eet.", 1),  # steps left out
+        ("apple ends in e, so e.\ntree ends in r, so er.\ncat ends in t, so eet.\nThe answer is eet.", 1),
+        ("apple ends in e, so e.\ntree ends in e, so eet.\nThe answer is eet.", 1),
+        ("apple ends in e, so e.\ndog ends in g, so eg.", 1),
+        ("apple ends in e, so e.\nThe answer is ee.", 1),
+        ("apple ends in le.", 0),
+        ("apple.", 0),
+        ("The answer is .", 0),
+    ],
+)
+def test_last_letter_steps(text: str, right: int) -> None:
+    flags = LastLetter().judge_steps(LETTERS, solution(text))
+    assert flags == tuple(i < right for i in range(len(flags)))
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("Insert pear: pear.\nInsert fig: fig pear.\nInsert apple: apple fig pear.\nThe answer is apple fig pear.", 4),
+        ("Insert apple: apple\nInsert pear: apple, pear.\nInsert fig: apple fig pear.", 3),  # another order
+        ("Next is apple.\nNext is fig.\nNext is pear.\nThe answer is apple, fig, pear.", 4),
+        ("1. apple\n2. fig\n3. pear\nAnswer: apple fig pear", 4),
+        ("The answer is apple fig pear.", 1),
+        ("Insert pear: pear.\nInsert fig: pear fig.\nInsert apple: apple fig pear.", 1),
+        ("Insert pear: pear.\nInsert pear: pear pear.", 1),
+        ("Insert pear: pear.\nInsert plum: pear plum.", 1),
+        ("Insert pear: pear.\nInsert fig: apple fig pear.", 1),
+        ("Next is apple.\nNext is pear.\nNext is fig.", 1),
+        ("Next is apple.\nNext is fig.\nNext is pear.\nNext is pear.", 3),
+        ("2. fig\n1. apple", 0),
+        ("Next is apple.\nThe answer is apple pear fig.", 1),
+        ("The answer is apple fig.", 0),
+        ("pear", 0),
+    ],
+)
+def test_word_sort_steps(text: str, right: int) -> None:
+    flags = WordSort().judge_steps(SORT, solution(text))
+    assert flags == tuple(i < right for i in range(len(flags)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([LastLetter(), WordSort(), WordSort(method="position")]), st.integers(0, 500), st.data())
+def test_a_changed_letter_makes_its_step_and_all_after_it_wrong(task: Any, i: int, data: st.DataObject) -> None:
+    p = task.load("longer", limit=i + 1).problems[i]
+    # Any letter of the lines but those of the fixed words around them.
+    fixed = r"\b(?:Insert|Next|is|ends|in|so|The|answer)\b"
+    masked = re.sub(fixed, lambda m: "#" * len(m[0]), p.reference)
+    at = data.draw(st.sampled_from([i for i, c in enumerate(masked) if c.islower()]))
+    new = data.draw(st.sampled_from(sorted(set("abcdefghijklmnopqrstuvwxyz") - {p.reference[at]})))
+    line = p.reference[:at].count("\n")
+    flags = task.judge_steps(p, solution(p.reference[:at] + new + p.reference[at + 1 :]))
+    assert flags == tuple(i < line for i in range(len(flags)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.sampled_from("apple fig pear ends in so Insert Next is:.,\n"), max_size=60) | st.text(max_size=40))
+def test_no_text_whatever_breaks_the_oracles(text: str) -> None:
+    for task, problem in ((LastLetter(), LETTERS), (WordSort(), SORT)):
+        flags = task.judge_steps(problem, solution(text))
+        assert len(flags) == len(solution(text).spans)
+        assert list(flags) == sorted(flags, reverse=True)
+
+
+def test_a_question_of_another_task_is_a_data_error() -> None:
+    with pytest.raises(DataError, match="not a question of task last_letter"):
+        LastLetter().judge_steps(SORT, solution("The answer is eet."))
+    with pytest.raises(DataError, match="not a question of task word_sort"):
+        WordSort().judge_steps(LETTERS, solution("The answer is eet."))
+
+
+@pytest.mark.parametrize("make", [LastLetter, WordSort])
+def test_lengths_are_as_asked_and_splits_hold_other_words(make: Any) -> None:
+    task = make(train_lengths=[2, 3], test_lengths=[3], longer_lengths=[7], seed=5, train_size=200, test_size=100)
+    held: dict[str, set[frozenset[str]]] = {}
+    for split, allowed in {"train": {2, 3}, "dev": {3}, "test": {3}, "longer": {7}}.items():
+        lists = [p.question.rstrip(".").split(": ")[1].split() for p in task.load(split).problems]
+        assert {len(words) for words in lists} == allowed
+        assert all(len(set(words)) == len(words) for words in lists)
+        held[split] = {frozenset(words) for words in lists}
+    assert not held["train"] & (held["dev"] | held["test"]) and not held["dev"] & held["test"]
+    other = make(train_lengths=[3], seed=6).load("train", limit=3000).problems
+    # Not even under another seed and in another order.
+    assert not {frozenset(p.question.rstrip(".").split(": ")[1].split()) for p in other} & (held["dev"] | held["test"])
+
+
+@pytest.mark.parametrize("make", [LastLetter, WordSort])
+def test_impossible_settings_are_named_all_at_once(make: Any) -> None:
+    with pytest.raises(ConfigError) as e:
+        make(train_lengths=[], test_lengths=[0], longer_lengths=[99, "a"], train_size=0)
+    assert [f.split("=")[0].split(": ")[1] for f in e.value.faults] == [
+        "train_lengths",
+        "test_lengths",
+        "longer_lengths",
+        "train_size",
+    ]
+    with pytest.raises(ConfigError, match="only about"):
+        make(test_lengths=[1]).load("test")
+
+
+def test_word_sort_refuses_an_unknown_method() -> None:
+    with pytest.raises(ConfigError, match="allowed are insertion, position"):
+        WordSort(method="bubble")
+
+
+def test_the_words_are_plain_and_distinct() -> None:
+    words = wordlists.words()
+    assert len(set(words)) == len(words) > 500
+    assert all(w.isascii() and w.islower() and w.isalpha() for w in words)
