@@ -76,7 +76,7 @@ _PROSE = re.compile(r"[A-Za-z]+(?:[ ,'-]+[A-Za-z]+)*")
 _MATHS = re.compile(r"[\\^_{}()\[\]=+*/<>|]")
 _FUNCTIONS = ("sqrt", "sinh", "cosh", "tanh", "theta", "alpha", "beta", "gamma", "delta", "infty", "infinity")
 _SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/.,])", re.ASCII)
-_WORDS = {
+WORDS = {
     word: value
     for value, word in enumerate(
         ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -133,8 +133,8 @@ def read_number(answer: str, percent: bool = False) -> Fraction | None:
     if value is not None:
         return value
     plain = _figures(_plain(answer[:MAX_ANSWER]))
-    if plain.casefold() in _WORDS:
-        return Fraction(_WORDS[plain.casefold()])
+    if plain.casefold() in WORDS:
+        return Fraction(WORDS[plain.casefold()])
     for part in (plain[plain.rfind("=") + 1 :], plain):
         m = _IN_TEXT.search(part)
         if m is not None:
@@ -168,8 +168,8 @@ def normalise(answer: str) -> str:
     if len(answer) > MAX_ANSWER:
         return answer.strip()
     plain = _plain(answer)
-    if plain.casefold() in _WORDS:
-        return str(_WORDS[plain.casefold()])
+    if plain.casefold() in WORDS:
+        return str(WORDS[plain.casefold()])
     assigned = _ASSIGNED.fullmatch(plain)
     if assigned and (value := parse_number(assigned[1])) is not None:
         return canonical(value)
