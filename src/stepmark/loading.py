@@ -1,0 +1,43 @@
+"""Names and paths -> the objects that stages take. For Python users and for the edge; stages never call it.
+
+grade = stepmark.load_grader("numeric").grade("so it is 5 + 3 = 8.", problem)
+best = stepmark.load_verifier("runs/demo/verifiers/prm").verify(question, solutions)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from stepmark import plugins, scoring
+from stepmark.protocols import Backend, Grader, Task, Verifier
+from stepmark.types import Place
+
+
+def load_task(name: str, /, **options: Any) -> Task:
+    """A task by name or by the path of a file. Raises ConfigError for a name or an option that there isn't."""
+    return cast(Task, plugins.load("task", name, **options))
+
+
+def load_grader(name: str, /, **options: Any) -> Grader:
+    """A grader by name or by the path of a file. Raises ConfigError."""
+    return cast(Grader, plugins.load("grader", name, **options))
+
+
+def load_backend(name: str, /, **options: Any) -> Backend:
+    """A generation backend by name or by the path of a file. Raises ConfigError."""
+    return cast(Backend, plugins.load("backend", name, **options))
+
+
+def load_verifier(place: Place, /, **options: Any) -> Verifier:
+    """A trained verifier by its directory, or a kind of verifier by name or by the path of a file.
+
+    A directory's card gives the options that it was trained with; `options` change those that don't alter what was
+    learned, such as device. Raises ConfigError, or CheckpointError for a directory that is no verifier."""
+    name = str(place)
+    if name in plugins.names("verifier") or name.endswith(".py"):
+        return cast(Verifier, plugins.load("verifier", name, **options))
+    if not Path(place).exists() and "/" not in name:
+        plugins.find("verifier", name)  # raises, with the names that there are
+    card = scoring.read_card(place)
+    return cast(Verifier, plugins.load("verifier", card["kind"], **{**card["options"], "path": name, **options}))
