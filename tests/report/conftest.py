@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+
 from stepmark import steps
 from stepmark.report import Metrics, ReportData, TrainPoint
 from stepmark.types import (
@@ -50,7 +51,10 @@ def raw_metrics() -> dict:
         "seed": 7,
         "best_of_n": {m: dict(zip(ns, map(interval, row), strict=True)) for m, row in CURVES.items()},
         "differences": {
-            "self_consistency+prm - self_consistency": {"16": interval(0.421), "64": {"mean": 0.501, "low": 0.44, "high": 0.56}},
+            "self_consistency+prm - self_consistency": {
+                "16": interval(0.421),
+                "64": {"mean": 0.501, "low": 0.44, "high": 0.56},
+            },
             "prm_logprob - self_consistency+prm": {"64": {"mean": 0.012, "low": -0.014, "high": 0.039}},
         },
         "auc": {"orm": interval(0.861, 0.01), "prm": interval(0.889, 0.01), "prm_logprob": interval(0.964, 0.005)},
@@ -65,7 +69,11 @@ def raw_metrics() -> dict:
             for i, n in enumerate((1, 2, 4, 8, 16))
         },
         "errors_missed": {
-            v: {"misconception": {"missed": a, "total": 412}, "slip": {"missed": b, "total": 96}, "operand": {"missed": c, "total": 88}}
+            v: {
+                "misconception": {"missed": a, "total": 412},
+                "slip": {"missed": b, "total": 96},
+                "operand": {"missed": c, "total": 88},
+            }
             for v, a, b, c in (("orm", 49, 51, 44), ("prm", 17, 84, 77), ("prm_logprob", 12, 9, 5))
         },
         "rates": {"truncated": 0.0123, "ungradable": 0.0004, "quarantined rows": 3},
@@ -87,14 +95,17 @@ def report_data(raw_metrics: dict) -> ReportData:
     for i in range(8):
         a, b, c = rng.randint(3, 20), rng.randint(2, 9), rng.randint(2, 5)
         right = (a + b) * c
-        question = f"Ann has {a} apples. Ben has {b} more than Ann. Cat has {c} times as many as Ben. How many apples does Cat have?"
+        facts = f"Ann has {a} apples. Ben has {b} more than Ann. Cat has {c} times as many as Ben."
+        question = f"{facts} How many apples does Cat have?"
         problem = Problem(f"test-{i}", question, str(right), "arithmetic")
         problems.append(problem)
         for k in range(6):
             wrong = k in (0, 2, 3)
             last = a + b + c if wrong else right
             sign = "+" if wrong else "*"
-            s = solution(problem, k, f"Ben has {a} + {b} = {a + b}.\nCat has {a + b} {sign} {c} = {last}.\nThe answer is {last}.")
+            s = solution(
+                problem, k, f"Ben has {a} + {b} = {a + b}.\nCat has {a + b} {sign} {c} = {last}.\nThe answer is {last}."
+            )
             solutions.append(s)
             verdict = Verdict.INCORRECT if wrong else Verdict.CORRECT
             grades.append(GradedSolution(s.id, problem.id, Grade(verdict, f"{last} against {right}", str(last))))
@@ -107,10 +118,17 @@ def report_data(raw_metrics: dict) -> ReportData:
             for name in ("prm", "prm_logprob"):
                 scores = (good, low, rng.uniform(0, low))
                 found[name].append(Verification(s.id, scores, min(scores), "min"))
-        for method, k in (("self_consistency", 0), ("orm", 1), ("self_consistency+prm_logprob", 0 if i == 3 else 1), ("prm", 4)):
+        for method, k in (
+            ("self_consistency", 0),
+            ("orm", 1),
+            ("self_consistency+prm_logprob", 0 if i == 3 else 1),
+            ("prm", 4),
+        ):
             choice = str(grades[-6 + k].grade.answer)
             selections.append(Selection(problem.id, choice, f"{problem.id}#{k}", method, 6, 1.0, 0.5))
-    found["prm"][0] = Verification(found["prm"][0].solution_id, (), 0.0, "min", Outcome.TRUNCATED, "longer than 512 tokens")
+    found["prm"][0] = Verification(
+        found["prm"][0].solution_id, (), 0.0, "min", Outcome.TRUNCATED, "longer than 512 tokens"
+    )
     return ReportData(
         name="demo",
         metrics=Metrics.parse(raw_metrics),
@@ -130,7 +148,10 @@ def report_data(raw_metrics: dict) -> ReportData:
             "generator": [TrainPoint(u, "loss", 3.0 / (1 + u / 40) + rng.uniform(0, 0.1)) for u in range(0, 900, 3)],
             "prm": [TrainPoint(u, "loss", 0.7 / (1 + u / 200) + rng.uniform(0, 0.05)) for u in range(0, 600, 20)],
         },
-        quarantined=[Quarantined("questions.jsonl", 14, "no field 'answer'"), Quarantined("questions.jsonl", 90, "broken JSON")],
+        quarantined=[
+            Quarantined("questions.jsonl", 14, "no field 'answer'"),
+            Quarantined("questions.jsonl", 90, "broken JSON"),
+        ],
         verifiers={
             "orm": "outcome verifier: one score for the whole solution",
             "prm": "process verifier as in Math-Shepherd: tag tokens, full fine-tuning",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from stepmark.report.data import Estimate
 from stepmark.report.markup import Html, h, join
 
-WIDE, NARROW, SMALL = 760, 360, 300  # widths in pixels of the drawings
+WIDE, NARROW, SMALL = 760, 360, 250  # widths in pixels of the drawings
 CHAR = 6.3  # mean width of a character at the charts' font size, in pixels
 GREY, INK = "grey", "ink"  # colours beside the palette's "0".."6"
 
@@ -45,7 +45,7 @@ def small(lines: Sequence[Line], *, title: str, x_label: str, log2_x: bool = Fal
     lines = _drawable(lines)
     if not lines:
         return Html("")
-    drawing = _svg(lines, SMALL, 190, title, x_label, log2_x, share, direct=False)
+    drawing = _svg(lines, SMALL, 170, title, x_label, log2_x, share, direct=False)
     return h("figure", h("figcaption", title), drawing, _legend(lines) if len(lines) > 1 else None, class_="small")
 
 

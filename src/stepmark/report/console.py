@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stepmark.report.data import ORACLE, Estimate, Metrics
-from stepmark.report.findings import headline, percent
+from stepmark.report.findings import headline, percent, winning
 from stepmark.types import Place
 
 QUALITY = {
@@ -35,10 +35,10 @@ def table(metrics: Metrics | Mapping[str, object], report: Place | None = None) 
 
 def _accuracy(m: Metrics) -> str:
     ns = m.ns
-    best = {n: max((r[n].mean for k, r in m.best_of_n.items() if n in r and k != ORACLE), default=None) for n in ns}
+    rivals = [m.best_of_n[k] for k in m.main_methods if k != ORACLE]
+    best = {n: winning(row[n].mean for row in rivals if n in row) for n in ns}
     rows = [["", *(f"N = {n}" for n in ns)]]
-    methods = [*m.main_methods, *sorted(k for k in m.best_of_n if ":" in k)]
-    for method in methods:
+    for method in m.main_methods:
         row = m.best_of_n[method]
         cells = [_cell(row.get(n), method != ORACLE and n in row and row[n].mean == best[n]) for n in ns]
         rows.append([method, *cells])
@@ -49,10 +49,9 @@ def _cell(e: Estimate | None, best: bool) -> str:
     if e is None or not e.finite:
         return "-"
     star = "*" if best else " "
-    if not e.interval:
-        return f"{100 * e.mean:.1f}{star}"
-    low, high = e.interval
-    return f"{100 * e.mean:.1f}{star}{f'[{100 * low:.0f}-{100 * high:.0f}]':>8}"
+    low, high = e.interval or (None, None)
+    ends = "" if low is None or high is None else f"{100 * low:.0f}-{100 * high:.0f}"
+    return f"{100 * e.mean:.1f}{star}{ends:>7}" if ends else f"{100 * e.mean:.1f}{star}"
 
 
 def _quality(m: Metrics) -> str:

@@ -6,11 +6,10 @@ within its interval and a curve that falls with more candidates are all said out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from stepmark.report.data import (
     NO_VERIFIER,
-    ONE_SAMPLE,
     ORACLE,
     PLAIN_VOTE,
     VOTE_BY,
@@ -74,10 +73,7 @@ def findings(metrics: Metrics) -> list[str]:
     """Sentences that belong beside the headline, most important first."""
     best, n = best_method(metrics)
     said: list[str] = []
-    one, ceiling = (metrics.best_of_n.get(m, {}) for m in (ONE_SAMPLE, ORACLE))
-    if one:
-        first = one.get(n) or one[min(one)]
-        said.append(f"One sample alone answers {percent(first.mean)}.")
+    ceiling = metrics.best_of_n.get(ORACLE, {})
     if n in ceiling:
         said.append(
             f"Some candidate among {n} is right for {percent(ceiling[n].mean)} of the problems: "
@@ -106,6 +102,12 @@ def findings(metrics: Metrics) -> list[str]:
         if RARE <= rate <= 1 and any(word in name for word in ("truncated", "ungradable", "failed", "unparsed"))
     ]
     return said
+
+
+def winning(means: Iterable[float]) -> float | None:
+    """The highest, or None where all are the same and nobody won."""
+    found = set(means)
+    return max(found) if len(found) > 1 else None
 
 
 def difference(metrics: Metrics, left: str, right: str, n: int) -> Difference | None:

@@ -16,7 +16,7 @@ from stepmark.report import results, samples
 from stepmark.report.data import ONE_SAMPLE, ORACLE, PLAIN_VOTE, ReportData, phrase
 from stepmark.report.findings import best_method, findings, headline, percent
 from stepmark.report.markup import Html, document, h, join, style_sheet
-from stepmark.report.results import clock, section
+from stepmark.report.results import clock
 from stepmark.types import Place
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -25,19 +25,24 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 def render(data: ReportData) -> str:
     """The report as one HTML document. What `data` lacks is left out."""
     m = data.metrics
-    sections = [
-        section("accuracy", "Accuracy by number of candidates", results.accuracy_curves(m), results.accuracy_table(m)),
-        section("differences", "Paired differences", results.differences_table(m)),
-        section("aggregation", "From step scores to one score", results.aggregation_table(m)),
-        section("verifiers", "Verifiers", _verifiers(data), results.auc_table(m)),
-        section("errors", "Which errors get past each verifier", results.errors_missed(m)),
-        section("labels", "Quality of the step labels", results.label_quality(m)),
-        section("samples", "Sample solutions", _with_legend(samples.samples(data), bool(data.oracle))),
-        section("training", "Training", results.training(data)),
-        section("rates", "What was left out", results.rates(data)),
-        section("time", "Time by stage", results.seconds(m)),
-        section("reproduce", "How to reproduce", _reproduce(data)),
-    ]
+    parts: dict[str, tuple[str, Html]] = {
+        "accuracy": ("Accuracy by number of candidates", join([results.accuracy_curves(m), results.accuracy_table(m)])),
+        "differences": ("Paired differences", results.differences_table(m)),
+        "aggregation": ("From step scores to one score", results.aggregation_table(m)),
+        "verifiers": ("Verifiers", join([_verifiers(data), results.auc_table(m)])),
+        "errors": ("Which errors get past each verifier", results.errors_missed(m)),
+        "labels": ("Quality of the step labels", results.label_quality(m)),
+        "samples": ("Sample solutions", _with_legend(samples.samples(data), bool(data.oracle))),
+        "training": ("Training", results.training(data)),
+        "rates": ("What was left out", results.rates(data)),
+        "time": ("Time by stage", results.seconds(m)),
+        "reproduce": ("How to reproduce", _reproduce(data)),
+    }
+    parts = {anchor: (title, content) for anchor, (title, content) in parts.items() if content}
+    contents = h("nav", *(h("a", anchor, href=f"#{anchor}") for anchor in parts), aria_label="Contents")
+    sections = (
+        h("section", h("h2", title), content, id=anchor, aria_label=title) for anchor, (title, content) in parts.items()
+    )
     css = resources.files("stepmark.report").joinpath("style.css").read_text(encoding="utf-8")
     head = join(
         [
@@ -50,7 +55,7 @@ def render(data: ReportData) -> str:
         ]
     )
     footer = h("footer", "Made by Stepmark. Every number on this page comes from this run.")
-    return document(head, join([_header(data), h("main", *sections), footer]))
+    return document(head, join([_header(data, contents), h("main", *sections), footer]))
 
 
 def write(data: ReportData, path: Place) -> Path:
@@ -63,7 +68,7 @@ def write(data: ReportData, path: Place) -> Path:
     return path
 
 
-def _header(data: ReportData) -> Html:
+def _header(data: ReportData, contents: Html) -> Html:
     m = data.metrics
     facts = {
         "Task": data.task,
@@ -83,6 +88,7 @@ def _header(data: ReportData) -> Html:
         h("p", headline(m), class_="headline", id="headline"),
         _tiles(data),
         h("ul", *(h("li", note) for note in notes), class_="notes") if notes else None,
+        contents,
         class_="top",
     )
 
@@ -123,7 +129,7 @@ def _with_legend(problems: Html, oracle: bool) -> Html:
     return join([h("p", "Score ", scale, " ", text, class_="dim"), problems])
 
 
-def _reproduce(data: ReportData) -> Html | None:
+def _reproduce(data: ReportData) -> Html:
     lines = list(_flat(data.config))
     parts: list[Html] = []
     if data.command:
@@ -131,7 +137,7 @@ def _reproduce(data: ReportData) -> Html | None:
     if lines:
         summary = h("summary", f"Resolved configuration ({len(lines)} settings)")
         parts.append(h("details", summary, h("pre", "\n".join(lines))))
-    return join(parts) or None
+    return join(parts)
 
 
 def _flat(value: object, at: str = "") -> Iterator[str]:

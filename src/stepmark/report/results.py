@@ -20,23 +20,25 @@ from stepmark.report.data import (
     phrase,
     verifier_of,
 )
-from stepmark.report.findings import percent
+from stepmark.report.findings import percent, winning
 from stepmark.report.markup import Child, Html, h, join
 
 
-def section(anchor: str, title: str, *content: Child) -> Html:
-    """A titled part of the page, or nothing when it has no content."""
-    if not any(content):
-        return Html("")
-    return h("section", h("h2", title), *content, id=anchor, aria_label=title)
-
-
 def grid(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str = "") -> Html:
-    """A table whose first column names its rows. It scrolls sideways by itself where the screen is too narrow."""
+    """A table whose first column names its rows, below its caption."""
     body = join(h("tr", h("th", row[0], scope="row"), *map(_cell, row[1:])) for row in rows)
     top = h("tr", *(h("th", cell, scope="col") for cell in head))
-    table = h("table", h("caption", caption) if caption else None, h("thead", top), h("tbody", body))
-    return h("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption or str(head[0]) or "table")
+    return join(
+        [
+            h("p", caption, class_="dim") if caption else None,
+            scroller(h("table", h("thead", top), h("tbody", body)), caption or "table"),
+        ]
+    )
+
+
+def scroller(table: Html, label: str) -> Html:
+    """A table that scrolls sideways by itself, by keyboard too, where the screen is narrower than it is."""
+    return h("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
 def accuracy_table(m: Metrics) -> Html:
@@ -44,7 +46,7 @@ def accuracy_table(m: Metrics) -> Html:
     if not ns:
         return Html("")
     rivals = [m.best_of_n[k] for k in m.main_methods if k != ORACLE]
-    best = {n: max((row[n].mean for row in rivals if n in row), default=None) for n in ns}
+    best = {n: winning(row[n].mean for row in rivals if n in row) for n in ns}
 
     def row(method: str) -> list[Child]:
         values = m.best_of_n[method]
@@ -173,7 +175,7 @@ def errors_missed(m: Metrics) -> Html:
                 row.append("–")
                 continue
             bar = h("span", h("span", style=f"width:{100 * one.rate:.1f}%"), class_="inline-bar", aria_hidden="true")
-            row.append(h("td", bar, percent(one.rate, 0), " ", h("small", f"{one.missed:,} of {one.total:,}")))
+            row.append(h("td", percent(one.rate, 0), " ", h("small", f"{one.missed:,} of {one.total:,}"), bar))
         return row
 
     caption = "Of the solutions with each kind of error, the share that the verifier lets pass. Lower is better."
@@ -238,7 +240,7 @@ def _cell(value: Child) -> Html:
 
 def span(e: Estimate, form: str = ".1f", between: str = "–", scale: float = 100) -> str:
     """The interval as text, in percent unless told otherwise; "" without one."""
-    return between.join(format(scale * end, form) for end in e.interval or ())
+    return between.join(_signed(scale * end, form) for end in e.interval or ())
 
 
 def _name(method: str) -> Html:
@@ -250,7 +252,11 @@ def _with_interval(e: Estimate | None, form: str, between: str = "–", scale: f
     if e is None or not e.finite:
         return Html("–")
     interval = span(e, form, between, scale)
-    return join([format(scale * e.mean, form), h("small", interval) if interval else None], " ")
+    return join([_signed(scale * e.mean, form), h("small", interval) if interval else None], " ")
+
+
+def _signed(value: float, form: str) -> str:
+    return format(value, form).replace("-", "−")
 
 
 def _share(e: Estimate | None) -> Html:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from stepmark.report.data import ORACLE, PLAIN_VOTE, ReportData, phrase, verifier_of
 from stepmark.report.findings import best_method
 from stepmark.report.markup import Child, Html, h, join
+from stepmark.report.results import scroller
 from stepmark.types import Grade, Outcome, Problem, Selection, Solution, Verdict, Verification
 
 PROBLEMS, CANDIDATES, STEPS, CHARACTERS = 6, 4, 40, 1200  # the most that is shown of each
@@ -25,6 +26,7 @@ CASES = {
     "neither": "Neither finds the right answer",
     "mixed": "Candidates differ",
 }
+TALLY = {"won": "the first alone", "lost": "voting alone", "both": "both", "neither": "neither"}
 QUOTA = {"won": 2, "lost": 2, "both": 1, "neither": 1, "mixed": PROBLEMS}
 
 
@@ -48,8 +50,14 @@ def samples(data: ReportData) -> Html:
     for kind, quota in QUOTA.items():
         shown += [c for c in cases if c.kind == kind][:quota]
     shown += [c for c in cases if c not in shown][: max(0, PROBLEMS - len(shown))] if shown else []
-    lead = verifier_of(best)
-    return join(_problem(c, data, grades, found, lead, is_open=i == 0) for i, c in enumerate(shown[:PROBLEMS]))
+    lead, best_words = verifier_of(best), phrase(best)
+    tally = Counter(c.kind for c in cases)
+    told = None
+    if tally.total() > tally["mixed"]:
+        counts = ", ".join(f"{words} {tally[kind]:,}" for kind, words in TALLY.items())
+        told = h("p", f"{best_words[0].upper()}{best_words[1:]} against plain voting, problems answered by {counts}.")
+    problems = (_problem(c, data, grades, found, lead, is_open=i == 0) for i, c in enumerate(shown[:PROBLEMS]))
+    return join([told, *problems])
 
 
 def _cases(data: ReportData, grades: dict[str, Grade], best: str) -> list[Case]:
@@ -184,18 +192,17 @@ def _steps(s: Solution, data: ReportData, by_step: dict[str, tuple[float, ...]],
         if flags is not None:
             right = flags[i]
             cells.append(h("td", "✓" if right else "✗", class_="flag right" if right else "flag wrong"))
-        body = [tag, " " if tag else None, _cut(text, CHARACTERS)]
+        body = [tag, _cut(text, CHARACTERS)]
         if tinting:
             step = h("td", *body, class_="step tinted", style=_tint(tinting[i]))
         else:
             step = h("td", *body, class_="step")
         rows.append(h("tr", step, *cells, class_="first-error" if i == wrong else None))
     columns = ["Step", *by_step, *(["oracle"] if flags else [])]
-    head = h("tr", *(h("th", name, scope="col") for name in columns))
+    head = h("tr", *(h("th", join(name.split("_"), Html("_<wbr>")), scope="col") for name in columns))
     table = h("table", h("thead", head), h("tbody", *rows), class_="steps")
-    label = f"steps of candidate {s.sample}"
     more = h("p", f"… and {len(s.spans) - STEPS:,} more steps", class_="dim") if len(s.spans) > STEPS else None
-    return join([h("div", table, class_="scroll", tabindex="0", role="region", aria_label=label), more])
+    return join([scroller(table, f"steps of candidate {s.sample}"), more])
 
 
 def _first_below(scores: tuple[float, ...]) -> int | None:

@@ -1,0 +1,309 @@
+"""The report in a real browser, and what it does with missing, broken and hostile input."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from stepmark import report, steps
+from stepmark.errors import DataError
+from stepmark.report import Metrics, ReportData
+from stepmark.types import Grade, GradedSolution, Problem, Quarantined, Solution, Verdict, Verification
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+HOSTILE = (
+    "<script>window.ran = 1</script>",
+    '<img src="http://198.51.100.7/x.png" onerror="window.ran = 2">',
+    '"><svg onload="window.ran = 3">',
+    "</style></title></textarea><script>window.ran = 4</script>",
+    "' autofocus onfocus='window.ran = 5' x='",
+    "<!-- <a href=javascript:window.ran=6>x</a>",
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"NO BROWSER: {CHROMIUM} is missing, so nobody looked at the report (apt-get install chromium)")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="NO BROWSER: playwright is not installed (pip install -e '.[dev]')"
+    )
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Opens a page; returns it with what it logged and asked for."""
+    contexts = []
+
+    def go(html: str, width: int = 1280, scheme: str = "light"):
+        path = tmp_path / f"page{len(contexts)}.html"
+        path.write_text(html, encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        said, asked = [], []
+        page.on("console", lambda m: said.append(m.text))
+        page.on("pageerror", lambda e: said.append(str(e)))
+        page.on("request", lambda r: asked.append(r.url))
+        page.goto(path.as_uri())
+        return page, said, [url for url in asked if url != path.as_uri()]
+
+    yield go
+    for context in contexts:
+        context.close()
+
+
+def hostile(data: ReportData) -> ReportData:
+    """The same run with an attack in every text that a report shows."""
+    attack = "\n".join(HOSTILE)
+    raw = {
+        "problems": 1,
+        "best_of_n": {
+            "self_consistency": {"1": 0.2, "4": 0.3},
+            attack: {"1": 0.2, "4": 0.4},
+            f"{attack}:prod": {"4": 0.4},
+        },
+        "auc": {attack: {attack: 0.5}},
+        "differences": {f"{attack} - self_consistency": {"4": {"mean": 0.1, "low": 0, "high": 0.2}}},
+        "label_quality": {"1": {attack: 0.5}},
+        "errors_missed": {attack: {attack: {"missed": 1, "total": 2}}},
+        "rates": {attack: 0.5},
+        "notes": [attack],
+        "seconds": {attack: 1.0},
+    }
+    problem = Problem("p", attack, attack, attack)
+    s = Solution("p#0", "p", 0, attack, steps.split(attack))
+    return ReportData(
+        name=attack,
+        metrics=Metrics.parse(raw),
+        task=attack,
+        date=attack,
+        machine=attack,
+        command=attack,
+        config={attack: {"x": attack}},
+        problems=[problem],
+        solutions=[s],
+        grades=[GradedSolution("p#0", "p", Grade(Verdict.CORRECT, attack, attack))],
+        verifications={attack: [Verification("p#0", (0.4,) * len(s.spans), 0.4, attack)]},
+        oracle={"p#0": (False,) * len(s.spans)},
+        kinds={"p#0": attack},
+        training={attack: [report.TrainPoint(1, "loss" + attack, 1.0), report.TrainPoint(2, "loss" + attack, 0.5)]},
+        quarantined=[Quarantined(attack, 1, attack)],
+        verifiers={attack: attack},
+    )
+
+
+class Elements(HTMLParser):
+    """Every start tag and attribute name of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_loads_without_errors_or_requests(visit, report_data):
+    page, said, asked = visit(report.render(report_data))
+    assert not said
+    assert not asked
+    assert "With 64 candidates" in page.locator("#headline").inner_text()
+    assert "300 problems" in page.locator("#headline").inner_text()
+    row = page.locator("#accuracy tbody tr", has_text="self_consistency+prm_logprob").first
+    assert "96.0" in row.inner_text()
+    assert page.locator("#accuracy svg[role=img]:visible").count() == 1
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_the_screen_and_can_be_read(visit, report_data, width, scheme):
+    page, _, _ = visit(report.render(report_data), width, scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    outside = page.evaluate(
+        """w => [...document.querySelectorAll('body *')]
+        .filter(e => !e.closest('.scroll') && e.getBoundingClientRect().right > w + 1)
+        .map(e => e.tagName + '.' + e.className)""",
+        width,
+    )
+    assert outside == []
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", light)[:3])) < 80) == (scheme == "dark")
+    cells = page.locator(".score").all()
+    assert cells
+    colours = {cell.evaluate("e => getComputedStyle(e).backgroundColor") for cell in cells}
+    assert len(colours) > 3  # scores are told apart by colour, and
+    assert all(re.fullmatch(r"\d\.\d\d", cell.inner_text()) for cell in cells)  # by number
+
+
+def test_labels_of_lines_do_not_overlap(visit, report_data):
+    page, _, _ = visit(report.render(report_data))
+    boxes = [b.bounding_box() for b in page.locator("#accuracy .wide text.direct").all()]
+    assert len(boxes) == 9
+    tops = sorted(b["y"] for b in boxes)
+    assert all(below - above >= boxes[0]["height"] * 0.8 for above, below in itertools.pairwise(tops))
+    assert all(b["x"] + b["width"] <= 1280 for b in boxes)
+
+
+def test_details_open_by_keyboard(visit, report_data):
+    page, _, _ = visit(report.render(report_data))
+    closed = page.locator("details.problem:not([open]) > summary").first
+    name = closed.inner_text()
+    reached = False
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName === 'SUMMARY' && document.activeElement.innerText") == name:
+            reached = True
+            break
+    assert reached
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.parentElement.open")
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["as it is", "without its policy"])
+def test_hostile_text_is_shown_and_never_runs(visit, report_data, guarded):
+    html = report.render(hostile(report_data))
+    if not guarded:  # escaping has to hold by itself
+        html, changed = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*/>', "", html)
+        assert changed == 1
+    page, said, asked = visit(html)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.wait_for_timeout(50)
+    assert page.evaluate("window.ran") is None
+    assert not asked
+    assert not said
+    assert page.locator("script, img, iframe, a[href^=javascript], [onerror], [onload], [onfocus]").count() == 0
+    assert HOSTILE[0] in page.locator(".step").first.inner_text()
+
+
+def test_no_attack_makes_an_element(report_data):
+    """The same without a browser: hostile text adds no kind of element and no attribute to the page."""
+    plain, attacked = Elements(report.render(report_data)), Elements(report.render(hostile(report_data)))
+    assert attacked.tags <= plain.tags
+    assert attacked.attributes <= plain.attributes
+    assert not plain.tags & {"script", "img", "iframe", "object", "link"}
+    assert not any(name.startswith("on") for name in attacked.attributes)
+
+
+def test_page_asks_for_nothing_outside_itself(report_data):
+    html = report.render(report_data)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_sample_shows_oracle_error_choice_and_every_verifier(visit, report_data):
+    page, _, _ = visit(report.render(report_data))
+    wrong = page.locator("article.candidate", has_text="plain voting").first
+    assert "wrong" in wrong.locator("header").inner_text()
+    marked = wrong.locator("tr.first-error")
+    assert marked.count() == 1
+    assert "first error: misconception" in marked.inner_text()
+    assert wrong.locator("tbody tr").nth(1).get_attribute("class") == "first-error"
+    assert "prm truncated" in wrong.inner_text()  # a verification that failed has no score to show
+    right = page.locator("article.candidate", has_text="votes weighted by prm_logprob").first
+    assert "3 of 6 votes" in right.inner_text()
+    assert right.locator("thead th").all_inner_texts() == ["Step", "prm", "prm_logprob", "oracle"]
+
+
+def test_problems_that_the_verifier_loses_are_shown_too(report_data):
+    grades = [
+        dataclasses.replace(
+            g, grade=Grade(Verdict.CORRECT if g.solution_id.endswith("#0") else Verdict.INCORRECT, "", "1")
+        )
+        if g.problem_id == "test-6"
+        else g
+        for g in report_data.grades
+    ]
+    html = report.render(dataclasses.replace(report_data, grades=grades))
+    assert "Plain voting finds the right answer, the verifier does not" in html
+    assert "the first alone 6, voting alone 1, both 0, neither 1" in html
+
+
+def test_outcome_verifier_on_data_without_steps_or_oracle(report_data):
+    """An ORM over imported solutions: no labels, no oracle, one score per solution, nothing chosen."""
+    raw = {
+        "problems": 747,
+        "best_of_n": {"self_consistency": {"4": 0.907}, "orm": {"4": 0.871}},
+        "seconds": {"train": 1801},
+    }
+    html = report.render(
+        ReportData(
+            name="gsm8k_orm",
+            metrics=Metrics.parse(raw),
+            problems=report_data.problems,
+            solutions=report_data.solutions,
+            grades=report_data.grades,
+            verifications={"orm": report_data.verifications["orm"]},
+        )
+    )
+    assert "the verifier does not beat plain voting" in html
+    assert re.findall(r'<section id="(\w+)"', html) == ["accuracy", "samples", "time"]
+    assert re.findall(r'<a href="#(\w+)"', html) == ["accuracy", "samples", "time"]
+    assert "orm <b>" in html
+    assert 'class="score' not in html
+    assert "first error" not in html
+
+
+def test_bare_run_renders():
+    html = report.render(ReportData(name="empty", metrics=Metrics()))
+    assert "No way of choosing" in html
+    assert "<section" not in html
+
+
+def test_long_and_odd_texts_are_cut_not_dropped(report_data):
+    text = "x" * 1_000_000 + "\nThe answer is \ud800\x00\x1b[31m1."
+    s = Solution("test-0#9", "test-0", 9, text, steps.split(text))
+    many = Solution("test-1#9", "test-1", 9, "a\n" * 500, steps.split("a\n" * 500))
+    empty = Solution("test-2#9", "test-2", 9, "", ())
+    html = report.render(dataclasses.replace(report_data, solutions=[s, many, empty], selections=(), verifications={}))
+    assert len(html) < 300_000
+    assert "998,800 more characters" in html
+    assert "and 460 more steps" in html
+    assert "(empty)" in html
+    html.encode("utf-8")
+    assert not re.search("[\x00-\x08\x0b-\x1f]", html)
+
+
+def test_writes_whole_file(tmp_path, report_data):
+    path = report.write(report_data, tmp_path / "new" / "report.html")
+    assert path.read_text(encoding="utf-8").endswith("</html>\n")
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        ({"best_of_n": {"prm": {"4": {"low": 0.1}}}}, "best_of_n.prm.4.mean"),
+        ({"best_of_n": {"prm": {"four": 0.1}}}, "best_of_n.prm"),
+        ({"best_of_n": [1]}, "best_of_n"),
+        ({"problems": "many"}, "problems"),
+        ({"label_quality": {"4": {"accuracy": "high"}}}, "label_quality.4.accuracy"),
+        ({"errors_missed": {"prm": {"slip": {"missed": 3}}}}, "errors_missed.prm.slip.total"),
+        ({"notes": 5}, "notes"),
+    ],
+)
+def test_malformed_metrics_name_the_place(raw, place):
+    with pytest.raises(DataError, match=re.escape(place) + " is .* should be"):
+        Metrics.parse(raw)
+
+
+def test_not_a_number_is_a_dash():
+    m = Metrics.parse({"best_of_n": {"pass@1": {"1": float("nan"), "4": 0.5}, "oracle": {"1": 0.5, "4": 0.7}}})
+    html = report.render(ReportData(name="r", metrics=m))
+    assert "nan" not in html
+    assert "–" in html
