@@ -1,7 +1,7 @@
 """Step scores to solution scores."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepmark.aggregate import AGGREGATES, aggregate
@@ -27,12 +27,14 @@ def test_nothing_scores_lowest(how):
     assert aggregate((), how) == 0.0
 
 
+@settings(deadline=None)
 @given(scores, st.sampled_from(sorted(AGGREGATES)))
 def test_a_score_stays_in_the_unit_interval_and_is_its_own_when_it_is_alone(steps, how):
     assert 0 <= aggregate(steps, how) <= 1
     assert aggregate(steps[:1], how) == steps[0]
 
 
+@settings(deadline=None)
 @given(scores)
 def test_product_is_below_minimum_is_below_mean(steps):
     assert aggregate(steps, "prod") <= aggregate(steps, "min") <= aggregate(steps, "mean") + 1e-12

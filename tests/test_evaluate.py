@@ -177,6 +177,17 @@ def test_what_cannot_be_chosen_counts_as_wrong_and_is_reported():
     assert m.auc["v"].global_ is None
 
 
+def test_an_unscored_candidate_loses_to_a_score_of_zero_and_takes_no_votes_away():
+    data = Data()
+    data.problem(*[("1", {"v": (0.5,)}), ("1", {"v": (0.9,)}), ("2", {"v": (0.2,)}), ("3", {"v": (0.0,)})])
+    data.verifications["v"][1] = Verification("p0#1", (), 0.0, "min", Outcome.FAILED, "broke")
+    m = data.evaluate(ns=[2, 4])
+    assert means(m, "self_consistency+v")[4] == 1.0
+    # Of the six pairs, 1s win {0,1} {0,2} {0,3}; the unscored one loses to 2, and to 3 when it chooses alone.
+    assert means(m, "v")[2] == pytest.approx(3 / 6)
+    assert means(m, "self_consistency+v")[2] == pytest.approx(3.5 / 6)  # its vote of 0 ties with that of 3
+
+
 def test_problems_without_candidates_are_wrong_answers():
     data = random_data(4, 4)
     full = data.evaluate(ns=[4])

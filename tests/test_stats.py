@@ -31,6 +31,7 @@ def test_pass_at_k_of_the_paper_that_defined_it():
     assert 0 < stats.pass_at_k(10_000, 1, 5_000) < 1
 
 
+@settings(deadline=None)
 @given(pools())
 def test_pass_at_k_is_the_share_of_subsets_with_a_hit(pool):
     _, correct, _, n = pool
@@ -44,6 +45,7 @@ def test_pass_at_k_refuses_what_makes_no_sense(n, c, k):
         stats.pass_at_k(n, c, k)
 
 
+@settings(deadline=None)
 @given(pools())
 def test_best_of_n_is_the_mean_over_all_subsets_with_random_ties(pool):
     scores, correct, _, n = pool
@@ -114,7 +116,7 @@ def test_a_vote_over_random_subsets_is_near_the_exact_one_and_knows_how_near():
 
 def test_votes_of_equal_sums_tie_whatever_the_order_of_adding():
     answers = np.array([0, 1, 0, 1, 0, 1])
-    weights = np.array([[0.1, 0.3, 0.2, 0.1, 0.3, 0.2]])
+    weights = np.array([[0.1, 0.3, 0.2, 0.2, 0.3, 0.1]])
     found = stats.votes(answers, weights, np.array([1.0, 0]), [6], draws=10, rng=np.random.default_rng(0))
     assert found.value.tolist() == [[0.5]]
 
@@ -163,6 +165,7 @@ def test_bootstrap_of_a_ratio_and_of_nothing():
         Bootstrap(0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.booleans()), min_size=1, max_size=20))
 def test_auc_is_that_of_scikit_learn(items):
     scores, right = np.array([s for s, _ in items]), np.array([r for _, r in items])
@@ -172,6 +175,7 @@ def test_auc_is_that_of_scikit_learn(items):
         assert stats.auc(scores, right) == pytest.approx(roc_auc_score(right, scores))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans()), min_size=1, max_size=6),
     st.integers(1, 6),
