@@ -190,7 +190,7 @@ def test_equivalent_steps_are_right(text: str) -> None:
         ("Dan has 40 / 2 = 20.", "other"),
         ("Dan has 40 // 2 = 20.", "other"),
         ("Dan has __import__('os') = 20.", "other"),
-        ("Dan has " + "9*" * 500 + "9 = 20.", "other"),
+        ("Dan has " + "9*" * 1500 + "9 = 20.", "other"),
         ("Dan has " + "(" * 140 + "20" + ")" * 140 + " = 20.", None),
         ("Dan has 9e9 = 20.", "other"),
         ("Dan has 00 + 20 = 20.", "other"),
