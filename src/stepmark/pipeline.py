@@ -34,6 +34,7 @@ from stepmark.grade import grade
 from stepmark.label import distinct, label
 from stepmark.prompts import Template
 from stepmark.protocols import Backend, Executor, Grader, Task, Verifier
+from stepmark.rank import candidates
 from stepmark.recipe import Base, Drawn, Generator, Recipe
 from stepmark.recipe import Verifier as VerifierSettings
 from stepmark.reporting import write_report
@@ -44,6 +45,7 @@ from stepmark.store import Keyed, Records, RunDir, replacing
 from stepmark.train import Generator as GeneratorTrainee
 from stepmark.train import Trained, TrainSettings, train
 from stepmark.types import (
+    Candidate,
     GradedSolution,
     Imported,
     LabelledSolution,
@@ -131,7 +133,7 @@ class Run:
     def generator(self) -> None:
         """Teaches the generator, and a completer of its own, where the recipe says so."""
         for name, settings in (("generator", self.recipe.generator), ("completer", self.recipe.completer)):
-            if settings is None or settings.train is None:
+            if settings is None or settings.train is None or _trained(self.directory.path / name):
                 continue
             with self._stage(f"train {name}"):
                 assert self._task is not None
@@ -197,14 +199,17 @@ class Run:
 
     def train(self) -> None:
         """Trains the verifiers, as many at a time as there are workers."""
-        todo = [(name, v) for name, v in self.recipe.verifiers.items() if _learns(v.kind)]
+        verifiers = self.directory.path / "verifiers"
+        todo = [
+            (name, v) for name, v in self.recipe.verifiers.items() if _learns(v.kind) and not _trained(verifiers / name)
+        ]
         if not todo:
             return
         with self._stage("train verifiers"):
             examples = self._examples()
             jobs = [self._job(name, v, examples) for name, v in todo]
             for name, trained in self._executor.map(partial(_train, examples=examples), jobs):
-                place = self.directory.path / "verifiers" / name
+                place = verifiers / name
                 settings = self.recipe.verifiers[name]
                 if not (place / scoring.CARD).exists():
                     options = {**settings.options, **self._template_option(settings.kind)}
@@ -351,7 +356,9 @@ class Run:
 
     @cached_property
     def _executor(self) -> Executor:
-        return executor(self.recipe)
+        if self.recipe.executor is not None:
+            return cast(Executor, self.recipe.executor.load(workers=self.recipe.workers))
+        return executor(self.recipe.workers)
 
     def _generator_path(self, name: str, settings: Generator) -> str:
         return str(self.directory.path / name) if settings.train is not None else settings.path or ""
@@ -443,18 +450,29 @@ class Run:
         self._log.flush()
 
 
-def executor(recipe: Recipe) -> Executor:
-    """The execution engine of a recipe: its own, or worker processes where it has more than one worker."""
-    if recipe.executor is not None:
-        return cast(Executor, recipe.executor.load(workers=recipe.workers))
-    if recipe.workers == 1:
+def executor(workers: int) -> Executor:
+    """The default execution engine: worker processes, or this process where one worker is enough."""
+    if workers == 1:
         return cast(Executor, plugins.load("executor", "serial"))
-    return cast(Executor, plugins.load("executor", "processes", workers=recipe.workers))
+    return cast(Executor, plugins.load("executor", "processes", workers=workers))
+
+
+def pools(directory: RunDir, recipe: Recipe) -> dict[str, list[Candidate]]:
+    """Each test problem's candidates as a run stored them: those that are graded, and scored by every verifier."""
+    grades = directory.records("grades/test", GradedSolution)
+    scores = {name: directory.records(f"scores/{name}", Verification) for name in recipe.verifiers}
+    whole = set(grades.keys()).intersection(*(found.keys() for found in scores.values()))
+    return candidates((s for s in directory.records("solutions/test", Solution) if s.id in whole), grades, scores)
 
 
 def _learns(kind: str) -> bool:
     """Whether a verifier kind is trained at all; one that only computes is used as it is."""
     return callable(getattr(plugins.find("verifier", kind), "build", None))
+
+
+def _trained(path: Path) -> bool:
+    """Whether a training is over. It stays as it is even where labels that failed before have come since."""
+    return (path / "trained.json").exists()
 
 
 def _train(

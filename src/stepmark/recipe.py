@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
@@ -54,6 +54,9 @@ Train = Annotated[TrainSettings, WrapValidator(_translated)]
 Init = Annotated[Shape, WrapValidator(_translated)]
 Prompt = Annotated[str, AfterValidator(_template)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # becomes a file's or a directory's name
+
+
+Kind = TypeVar("Kind", TrainSettings, Shape)
 
 
 class _Settings(BaseModel):
@@ -335,10 +338,18 @@ def parse(raw: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError([f"{where}: {_fault(error)}" for error in e.errors(include_url=False)]) from e
 
 
-def _fault(error: Any) -> str:
+def settings(kind: type[Kind], changes: Sequence[str], where: str) -> Kind:
+    """TrainSettings or a Shape from `key=value` changes alone. Raises ConfigError with all faults."""
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(changed({}, changes))
+    except pydantic.ValidationError as e:
+        raise ConfigError([f"{where}: {_fault(error, kind)}" for error in e.errors(include_url=False)]) from e
+
+
+def _fault(error: Any, root: Any = None) -> str:
     at = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        allowed = _fields(error["loc"][:-1])
+        allowed = _fields(error["loc"][:-1], root or Recipe)
         near = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         return f"there is no setting {at!r}.{meant} There are: {', '.join(allowed)}."
@@ -350,9 +361,8 @@ def _fault(error: Any) -> str:
     return f"{at + ': ' if at else ''}{message}{shown}."
 
 
-def _fields(loc: Sequence[Any]) -> list[str]:
-    """The settings that there are at a place of the recipe."""
-    kind: Any = Recipe
+def _fields(loc: Sequence[Any], kind: Any) -> list[str]:
+    """The settings that there are at a place below `kind`."""
     for part in loc:
         inner = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
         if inner is None and typing.get_origin(kind) is dict:

@@ -1,0 +1,5 @@
+"""`python -m stepmark` is `stepmark`."""
+
+from stepmark.cli import main
+
+main()
