@@ -39,7 +39,8 @@ CURVES = {
 
 
 def interval(mean: float, half: float = 0.03) -> dict[str, float]:
-    return {"mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+    low = max(0.0, mean - half) if mean >= 0 else mean - half  # a difference may be negative
+    return {"mean": mean, "low": low, "high": min(1.0, mean + half)}
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def raw_metrics() -> dict:
     ns = ("1", "4", "16", "64")
     metrics = {
         "problems": 300,
+        "candidates": 19200,
         "seed": 7,
         "best_of_n": {m: dict(zip(ns, map(interval, row), strict=True)) for m, row in CURVES.items()},
         "differences": {
@@ -56,6 +58,7 @@ def raw_metrics() -> dict:
                 "64": {"mean": 0.501, "low": 0.44, "high": 0.56},
             },
             "prm_logprob - self_consistency+prm": {"64": {"mean": 0.012, "low": -0.014, "high": 0.039}},
+            "prm - prm@16": {"1": interval(-0.198), "16": interval(0.0, 0.0), "64": interval(-0.24, 0.04)},
         },
         "auc": {"orm": interval(0.861, 0.01), "prm": interval(0.889, 0.01), "prm_logprob": interval(0.964, 0.005)},
         "label_quality": {
@@ -76,7 +79,18 @@ def raw_metrics() -> dict:
             }
             for v, a, b, c in (("orm", 49, 51, 44), ("prm", 17, 84, 77), ("prm_logprob", 12, 9, 5))
         },
-        "rates": {"truncated": 0.0123, "ungradable": 0.0004, "quarantined rows": 3},
+        "errors_selected": {
+            "orm": {"misconception": 0.07, "slip": 0.31, "operand": 0.12, "no answer": 0.003},
+            "prm": {"misconception": 0.01, "slip": 0.44, "operand": 0.26},
+            "prm_logprob": {"misconception": 0.012, "slip": 0.02, "operand": 0.015},
+        },
+        "rates": {
+            "truncated": 0.0123,
+            "no_answer": 0.0,
+            "ungradable": 0.0004,
+            "prm_truncated": 0.0208,
+            "correct_by_wrong_steps:prm": 0.021,
+        },
         "notes": ["The generator was trained on demonstrations with planted misconceptions."],
         "seconds": {"init": 41.2, "sample": 72.8, "label": 63.0, "train": 201.4, "score": 38.0, "evaluate": 9.1},
     }
@@ -148,6 +162,7 @@ def report_data(raw_metrics: dict) -> ReportData:
             "generator": [TrainPoint(u, "loss", 3.0 / (1 + u / 40) + rng.uniform(0, 0.1)) for u in range(0, 900, 3)],
             "prm": [TrainPoint(u, "loss", 0.7 / (1 + u / 200) + rng.uniform(0, 0.05)) for u in range(0, 600, 20)],
         },
+        aggregate="min",
         quarantined=[
             Quarantined("questions.jsonl", 14, "no field 'answer'"),
             Quarantined("questions.jsonl", 90, "broken JSON"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -11,8 +12,19 @@ import pytest
 
 from stepmark import report, steps
 from stepmark.errors import DataError
+from stepmark.evaluate import evaluate
 from stepmark.report import Metrics, ReportData
-from stepmark.types import Grade, GradedSolution, Problem, Quarantined, Solution, Verdict, Verification
+from stepmark.types import (
+    Grade,
+    GradedSolution,
+    LabelledSolution,
+    Problem,
+    Quarantined,
+    Solution,
+    StepLabel,
+    Verdict,
+    Verification,
+)
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -76,6 +88,7 @@ def hostile(data: ReportData) -> ReportData:
         "differences": {f"{attack} - self_consistency": {"4": {"mean": 0.1, "low": 0, "high": 0.2}}},
         "label_quality": {"1": {attack: 0.5}},
         "errors_missed": {attack: {attack: {"missed": 1, "total": 2}}},
+        "errors_selected": {attack: {attack: 0.5}},
         "rates": {attack: 0.5},
         "notes": [attack],
         "seconds": {attack: 1.0},
@@ -257,6 +270,43 @@ def test_outcome_verifier_on_data_without_steps_or_oracle(report_data):
     assert "orm <b>" in html
     assert 'class="score' not in html
     assert "first error" not in html
+
+
+def test_reads_what_evaluate_writes(report_data, tmp_path):
+    """The real metrics.json, through a file, into every section that it feeds."""
+    labels = [
+        LabelledSolution(s, g.grade, tuple(StepLabel(8 * ok, 8) for ok in report_data.oracle[s.id]))
+        for s, g in zip(report_data.solutions, report_data.grades, strict=True)
+    ]
+    measured = evaluate(
+        report_data.problems,
+        report_data.solutions,
+        report_data.grades,
+        report_data.verifications,
+        ns=(1, 2, 6),
+        seed=3,
+        labels=labels,
+        oracle=lambda problem, solution: report_data.oracle[solution.id],
+        kind_of=lambda problem, solution: report_data.kinds.get(solution.id),
+        resamples=50,
+        draws=50,
+        seconds={"evaluate": 1.5},
+    )
+    (tmp_path / "metrics.json").write_text(json.dumps(measured.to_json()))
+    metrics = Metrics.parse(json.loads((tmp_path / "metrics.json").read_text()))
+    assert metrics.best_of_n["prm"][6].mean == measured.best_of_n["prm"][6].mean
+    assert metrics.candidates == 48
+    assert set(metrics.errors_missed) == set(metrics.auc) == set(report_data.verifications)
+    html = report.render(dataclasses.replace(report_data, metrics=metrics))
+    found = re.findall(r'<section id="(\w+)"', html)
+    fed = ["accuracy", "differences", "aggregation", "verifiers", "errors", "labels", "samples", "rates", "time"]
+    assert [name for name in found if name not in ("training", "reproduce")] == fed
+    assert f"{100 * measured.best_of_n['self_consistency+prm'][6].mean:.1f}" in report.table(metrics)
+
+
+def test_same_method_at_another_n_is_named(report_data):
+    assert "best by prm − best by prm at N = 16" in report.render(report_data)
+    assert [d.n for d in report_data.metrics.differences if d.right == "prm@16"] == [1, 64]  # not itself less itself
 
 
 def test_bare_run_renders():

@@ -76,12 +76,14 @@ class Metrics:
 
     best_of_n: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)  # method -> N -> accuracy
     problems: int = 0  # test problems
+    candidates: int = 0  # solutions to them
     seed: int | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall seconds
     label_quality: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # rollouts -> measure -> value
     auc: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)  # verifier -> kind of AUC -> value
     differences: tuple[Difference, ...] = ()
     errors_missed: Mapping[str, tuple[Missed, ...]] = field(default_factory=dict)  # verifier -> kinds
+    errors_selected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # verifier -> kind -> share
     rates: Mapping[str, float] = field(default_factory=dict)  # what happened -> share or count
     notes: tuple[str, ...] = ()  # sentences for the reader
 
@@ -110,6 +112,7 @@ class Metrics:
         return cls(
             best_of_n={m: _curve(row, f"best_of_n.{m}") for m, row in _items(raw.get("best_of_n"), "best_of_n")},
             problems=_int(raw.get("problems", 0), "problems"),
+            candidates=_int(raw.get("candidates", 0), "candidates"),
             seed=None if raw.get("seed") is None else _int(raw["seed"], "seed"),
             seconds=_numbers(raw.get("seconds"), "seconds"),
             label_quality={
@@ -121,6 +124,10 @@ class Metrics:
             errors_missed={
                 v: tuple(_missed(kinds, f"errors_missed.{v}"))
                 for v, kinds in _items(raw.get("errors_missed"), "errors_missed")
+            },
+            errors_selected={
+                v: _numbers(kinds, f"errors_selected.{v}")
+                for v, kinds in _items(raw.get("errors_selected"), "errors_selected")
             },
             rates=_numbers(raw.get("rates"), "rates"),
             notes=_notes(raw.get("notes")),
@@ -157,6 +164,7 @@ class ReportData:
     training: Mapping[str, Sequence[TrainPoint]] = field(default_factory=dict)  # model -> log, in order of update
     quarantined: Sequence[Quarantined] = ()  # rows left out
     verifiers: Mapping[str, str] = field(default_factory=dict)  # verifier -> what it is, one line
+    aggregate: str = ""  # how a verifier's own name turns step scores into one; "" leaves it unsaid
 
 
 def verifier_of(method: str) -> str:
@@ -167,6 +175,9 @@ def verifier_of(method: str) -> str:
 
 def phrase(method: str) -> str:
     """A method in plain words."""
+    base, _, at = method.rpartition("@")
+    if at.isdigit() and method != ONE_SAMPLE:
+        return f"{phrase(base)} at N = {at}"
     name, _, how = method.partition(":")
     tail = f" ({how})" if how else ""
     if name == ONE_SAMPLE:
@@ -238,11 +249,12 @@ def _auc(value: object, where: str) -> dict[str, Estimate]:
 
 
 def _differences(value: object) -> Iterator[Difference]:
-    """`{"A - B": {"64": estimate}}`."""
+    """`{"A - B": {"64": estimate}}`; `B` may be "A@16", the same method at another N."""
     for name, row in _items(value, "differences"):
         left, _, right = name.partition(" - ")
         for n, estimate in _curve(row, f"differences.{name}").items():
-            yield Difference(left, right, n, estimate)
+            if right != f"{left}@{n}":
+                yield Difference(left, right, n, estimate)
 
 
 def _missed(value: object, where: str) -> Iterator[Missed]:

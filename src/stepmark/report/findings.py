@@ -21,6 +21,7 @@ from stepmark.report.data import (
 )
 
 FALL = 0.02  # a curve that ends this far (as a share) below its own peak has fallen
+LOST = ("truncated", "no_answer", "ungradable", "unparsed", "failed")  # how names of rates end that lower all else
 RARE = 0.01  # rates of truncated or ungradable work below this are not worth a sentence
 
 
@@ -91,16 +92,26 @@ def findings(metrics: Metrics) -> list[str]:
             said.append(
                 f"Labels from {rollouts} rollouts per step agree with the oracle on {percent(accuracy)} of steps."
             )
+    for verifier, chosen in metrics.errors_selected.items():
+        errors = {kind: share for kind, share in chosen.items() if share >= RARE}
+        if verifier == verifier_of(best) and errors:
+            kind = max(errors, key=lambda k: errors[k])
+            said.append(
+                f"Where {verifier} alone chooses among {max(metrics.ns)}, it is most often taken in by “{kind}”: "
+                f"{percent(errors[kind])} of the problems, of {percent(sum(chosen.values()))} that it gets wrong."
+            )
     for verifier, kinds in metrics.errors_missed.items():
         worst = max((k for k in kinds if k.total), key=lambda k: k.rate, default=None)
         if worst and verifier == verifier_of(best) and worst.missed:
             share = f"{percent(worst.rate, 0)} of {worst.total:,}"
             said.append(f"{verifier} most often misses errors of kind “{worst.kind}”: {share}.")
-    said += [
-        f"{name.replace('_', ' ').capitalize()}: {percent(rate)}."
-        for name, rate in metrics.rates.items()
-        if RARE <= rate <= 1 and any(word in name for word in ("truncated", "ungradable", "failed", "unparsed"))
+    lost = [
+        f"{k.replace('_', ' ')} {percent(rate)}"
+        for k, rate in metrics.rates.items()
+        if k.endswith(LOST) and rate >= RARE
     ]
+    if lost:
+        said.append(f"Candidates that could not count in full: {', '.join(lost)}.")
     return said
 
 

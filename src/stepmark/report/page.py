@@ -28,9 +28,9 @@ def render(data: ReportData) -> str:
     parts: dict[str, tuple[str, Html]] = {
         "accuracy": ("Accuracy by number of candidates", join([results.accuracy_curves(m), results.accuracy_table(m)])),
         "differences": ("Paired differences", results.differences_table(m)),
-        "aggregation": ("From step scores to one score", results.aggregation_table(m)),
+        "aggregation": ("From step scores to one score", results.aggregation_table(m, data.aggregate)),
         "verifiers": ("Verifiers", join([_verifiers(data), results.auc_table(m)])),
-        "errors": ("Which errors get past each verifier", results.errors_missed(m)),
+        "errors": ("Which errors get past each verifier", join([results.errors_missed(m), results.errors_selected(m)])),
         "labels": ("Quality of the step labels", results.label_quality(m)),
         "samples": ("Sample solutions", _with_legend(samples.samples(data), bool(data.oracle))),
         "training": ("Training", results.training(data)),
@@ -73,6 +73,7 @@ def _header(data: ReportData, contents: Html) -> Html:
     facts = {
         "Task": data.task,
         "Problems": f"{m.problems:,}" if m.problems else "",
+        "Candidates": f"{m.candidates:,}" if m.candidates else "",
         "Date": data.date,
         "Seed": "" if m.seed is None else str(m.seed),
         "Time": clock(m.total_seconds) if m.seconds else "",

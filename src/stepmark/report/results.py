@@ -79,7 +79,8 @@ def accuracy_curves(m: Metrics) -> Html:
 def differences_table(m: Metrics) -> Html:
     if not m.differences:
         return Html("")
-    ns = sorted({d.n for d in m.differences})
+    # Where there is one candidate, every way of choosing is the same.
+    ns = sorted({d.n for d in m.differences if abs(d.estimate.mean) > 1e-9 or any(d.estimate.interval or ())})
     pairs: dict[tuple[str, str], dict[int, Difference]] = {}
     for d in m.differences:
         pairs.setdefault((d.left, d.right), {})[d.n] = d
@@ -94,7 +95,7 @@ def differences_table(m: Metrics) -> Html:
     return grid(["Difference at N =", *map(str, ns)], rows, caption)
 
 
-def aggregation_table(m: Metrics) -> Html:
+def aggregation_table(m: Metrics, default: str = "") -> Html:
     keys = [k for k in m.best_of_n if ":" in k]
     if not keys:
         return Html("")
@@ -108,7 +109,7 @@ def aggregation_table(m: Metrics) -> Html:
         for k in methods
     ]
     caption = f"Accuracy in percent at N = {n}, by how step scores become one score. A dash: not measured apart."
-    return grid(["Way of choosing", "default", *ways], rows, caption)
+    return grid(["Way of choosing", default or "default", *ways], rows, caption)
 
 
 def auc_table(m: Metrics) -> Html:
@@ -174,12 +175,33 @@ def errors_missed(m: Metrics) -> Html:
             if one is None:
                 row.append("–")
                 continue
-            bar = h("span", h("span", style=f"width:{100 * one.rate:.1f}%"), class_="inline-bar", aria_hidden="true")
-            row.append(h("td", percent(one.rate, 0), " ", h("small", f"{one.missed:,} of {one.total:,}"), bar))
+            counts = h("small", f"{one.missed:,} of {one.total:,}")
+            row.append(h("td", percent(one.rate, 0), " ", counts, _inline_bar(one.rate)))
         return row
 
     caption = "Of the solutions with each kind of error, the share that the verifier lets pass. Lower is better."
     return grid(["Kind of error", *m.errors_missed], map(cells, kinds), caption)
+
+
+def errors_selected(m: Metrics) -> Html:
+    kinds = list(dict.fromkeys(kind for found in m.errors_selected.values() for kind in found))
+    if not kinds:
+        return Html("")
+    most = max(share for found in m.errors_selected.values() for share in found.values()) or 1.0
+
+    def row(kind: str) -> list[Child]:
+        shares = [found.get(kind, 0.0) for found in m.errors_selected.values()]
+        return [kind, *(h("td", percent(share), _inline_bar(share / most)) for share in shares)]
+
+    caption = (
+        f"Share of all problems for which the verifier alone chooses, among {max(m.ns, default=0)} candidates, "
+        "a wrong one with this kind of error. Bars are relative to the largest."
+    )
+    return grid(["Kind of error chosen", *m.errors_selected], map(row, kinds), caption)
+
+
+def _inline_bar(share: float) -> Html:
+    return h("span", h("span", style=f"width:{100 * share:.1f}%"), class_="inline-bar", aria_hidden="true")
 
 
 def training(data: ReportData) -> Html:
@@ -195,7 +217,7 @@ def training(data: ReportData) -> Html:
 
 
 def rates(data: ReportData, most: int = 20) -> Html:
-    rows: list[list[Child]] = [[k.replace("_", " "), _rate(v)] for k, v in data.metrics.rates.items()]
+    rows: list[list[Child]] = [[_words(k), _rate(v)] for k, v in data.metrics.rates.items()]
     table = grid(["What happened", "share or count"], rows) if rows else None
     if not data.quarantined:
         return join([table])
@@ -269,6 +291,12 @@ def _points(e: Estimate) -> Html:
 
 def _auc(e: Estimate | None) -> Html:
     return _with_interval(e, ".3f", scale=1)
+
+
+def _words(name: str) -> str:
+    """ "no_answer" -> "no answer"; what follows a colon is a verifier's name and stays as it is."""
+    what, colon, whose = name.partition(":")
+    return what.replace("_", " ") + (f" ({whose})" if colon else "")
 
 
 def _rate(value: float) -> str:
