@@ -21,7 +21,7 @@ from stepmark.rank import rank
 
 if TYPE_CHECKING:
     from stepmark.errors import StepmarkError
-    from stepmark.loading import load_backend, load_grader, load_task, load_verifier
+    from stepmark.loading import load_backend, load_executor, load_grader, load_task, load_verifier
     from stepmark.prompts import Template
     from stepmark.store import Records, RunDir
     from stepmark.types import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "errors": ("StepmarkError",),
-    "loading": ("load_backend", "load_grader", "load_task", "load_verifier"),
+    "loading": ("load_backend", "load_executor", "load_grader", "load_task", "load_verifier"),
     "prompts": ("Template",),
     "store": ("Records", "RunDir"),
     "types": (
@@ -76,6 +76,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "load_backend",
+    "load_executor",
     "load_grader",
     "load_task",
     "load_verifier",

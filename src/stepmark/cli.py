@@ -15,39 +15,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from stepmark import parameters as p
 from stepmark.errors import ConfigError, StepmarkError
-from stepmark.parameters import (
-    AsJson,
-    BackendName,
-    BackendOptions,
-    Changes,
-    GraderName,
-    Limit,
-    MaxTokens,
-    Model,
-    Out,
-    Prompt,
-    RunPath,
-    Seed,
-    Solutions,
-    Split,
-    Stop,
-    TaskName,
-    TaskOptions,
-    Temperature,
-    TopP,
-    Workers,
-)
 from stepmark.terminal import Show, end, print_json, say_failed
-
-if TYPE_CHECKING:
-    from stepmark.protocols import Executor, Grader
-    from stepmark.types import Problem, Quarantined
 
 
 class _Group(TyperGroup):
@@ -94,15 +69,15 @@ def main() -> NoReturn:
 
 @app.command()
 def init(
-    out: Out,
-    task: TaskName = "arithmetic",
-    task_option: TaskOptions = None,
-    split: Split = "train",
-    problems: Limit = 20000,
+    out: p.Out,
+    task: p.TaskName = "arithmetic",
+    task_option: p.TaskOptions = None,
+    split: p.Split = "train",
+    problems: p.Limit = 20000,
     shape: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="hidden, layers, heads, ...")] = None,
-    prompt: Prompt = "{question}\n",
-    seed: Seed = 0,
-    json: AsJson = False,
+    prompt: p.Prompt = "{question}\n",
+    seed: p.Seed = 0,
+    json: p.AsJson = False,
 ) -> None:
     """Make a small new model: a tokenizer learned from a task, and random weights.
 
@@ -115,31 +90,31 @@ def init(
     from stepmark.recipe import settings
 
     size = settings(checkpoints.Shape, shape or [], "--shape")
-    found, bad, _ = _load(task, task_option, split, problems)
+    found, bad, _ = p.load(task, task_option, split, problems)
     context = Template(prompt)
-    checkpoints.create(out, [context(p) + (p.demonstration or p.reference) for p in found], size, seed)
+    checkpoints.create(out, [context(x) + (x.demonstration or x.reference) for x in found], size, seed)
     end({"path": str(out), "problems": len(found)}, json, bad)
 
 
 @app.command()
 def sample(
-    out: Out,
-    model: Model = None,
-    task: TaskName = "arithmetic",
-    task_option: TaskOptions = None,
-    split: Split = "test",
-    problems: Limit = None,
+    out: p.Out,
+    model: p.Model = None,
+    task: p.TaskName = "arithmetic",
+    task_option: p.TaskOptions = None,
+    split: p.Split = "test",
+    problems: p.Limit = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Solutions of each problem.")] = 16,
-    backend: BackendName = "local",
-    backend_option: BackendOptions = None,
-    prompt: Prompt = "{question}\n",
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
-    stop: Stop = None,
-    seed: Seed = 0,
-    workers: Workers = 1,
-    json: AsJson = False,
+    backend: p.BackendName = "local",
+    backend_option: p.BackendOptions = None,
+    prompt: p.Prompt = "{question}\n",
+    max_tokens: p.MaxTokens = 256,
+    temperature: p.Temperature = 1.0,
+    top_p: p.TopP = 1.0,
+    stop: p.Stop = None,
+    seed: p.Seed = 0,
+    workers: p.Workers = 1,
+    json: p.AsJson = False,
 ) -> None:
     """Draw solutions of a task's problems. Asking for more later adds to what is there.
 
@@ -147,22 +122,23 @@ def sample(
     Example:
       stepmark sample --task arithmetic --split test --model runs/demo/generator --n 16 --out solutions.jsonl
     """
+    from stepmark.loading import load_executor
     from stepmark.prompts import Template
     from stepmark.sample import sample as stage
     from stepmark.store import Records
     from stepmark.types import SamplingParams, Solution
 
-    found, bad, taken = _load(task, task_option, split, problems)
+    found, bad, taken = p.load(task, task_option, split, problems)
     with Show(json) as show, Records(out, Solution) as records:
         done = stage(
             found,
-            _backend(backend, backend_option, model),
+            p.backend(backend, backend_option, model),
             records,
             n=n,
             context=Template(prompt),
             params=SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
             steps=taken.steps,
-            executor=_executor(workers),
+            executor=load_executor(workers),
             progress=show,
         )
     end(done, json, bad)
@@ -170,14 +146,14 @@ def sample(
 
 @app.command()
 def grade(
-    solutions: Solutions,
-    out: Out,
-    task: TaskName = "arithmetic",
-    task_option: TaskOptions = None,
-    split: Split = "test",
-    grader: GraderName = None,
-    workers: Workers = 1,
-    json: AsJson = False,
+    solutions: p.Solutions,
+    out: p.Out,
+    task: p.TaskName = "arithmetic",
+    task_option: p.TaskOptions = None,
+    split: p.Split = "test",
+    grader: p.GraderName = None,
+    workers: p.Workers = 1,
+    json: p.AsJson = False,
 ) -> None:
     """Compare the solutions' answers with the references: correct, incorrect, or ungradable with a reason.
 
@@ -186,38 +162,39 @@ def grade(
       stepmark grade --task arithmetic --split test --solutions solutions.jsonl --out grades.jsonl
     """
     from stepmark.grade import grade as stage
+    from stepmark.loading import load_executor
     from stepmark.store import Records
     from stepmark.types import GradedSolution, Solution
 
-    found, bad, taken = _load(task, task_option, split)
-    given = _there(solutions, Solution)
+    found, bad, taken = p.load(task, task_option, split)
+    given = p.there(solutions, Solution)
     with Show(json) as show, Records(out, GradedSolution) as records:
-        done = stage(given, found, _grader(grader, taken), records, executor=_executor(workers), progress=show)
+        done = stage(given, found, p.grader(grader, taken), records, executor=load_executor(workers), progress=show)
     end(done, json, bad)
 
 
 @app.command()
 def label(
-    solutions: Solutions,
-    out: Out,
-    model: Model = None,
-    task: TaskName = "arithmetic",
-    task_option: TaskOptions = None,
-    split: Split = "train",
+    solutions: p.Solutions,
+    out: p.Out,
+    model: p.Model = None,
+    task: p.TaskName = "arithmetic",
+    task_option: p.TaskOptions = None,
+    split: p.Split = "train",
     labeler: Annotated[str, typer.Option(help="A labelling method's name, or the path of your own.")] = "monte_carlo",
     labeler_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="e.g. rollouts=8")] = None,
     distinct: Annotated[bool, typer.Option(help="Label solutions with the same text once.")] = True,
-    backend: BackendName = "local",
-    backend_option: BackendOptions = None,
-    grader: GraderName = None,
-    prompt: Prompt = "{question}\n",
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
-    stop: Stop = None,
-    seed: Seed = 0,
-    workers: Workers = 1,
-    json: AsJson = False,
+    backend: p.BackendName = "local",
+    backend_option: p.BackendOptions = None,
+    grader: p.GraderName = None,
+    prompt: p.Prompt = "{question}\n",
+    max_tokens: p.MaxTokens = 256,
+    temperature: p.Temperature = 1.0,
+    top_p: p.TopP = 1.0,
+    stop: p.Stop = None,
+    seed: p.Seed = 0,
+    workers: p.Workers = 1,
+    json: p.AsJson = False,
 ) -> None:
     """Label every step of solutions without a human, by what a model makes of it from there.
 
@@ -229,22 +206,23 @@ def label(
     from stepmark import plugins, units
     from stepmark.label import distinct as first_of_each
     from stepmark.label import label as stage
+    from stepmark.loading import load_executor
     from stepmark.prompts import Template
     from stepmark.store import Records
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
-    found, bad, taken = _load(task, task_option, split)
-    pairs = units.pair(found, _there(solutions, Solution))
+    found, bad, taken = p.load(task, task_option, split)
+    pairs = units.pair(found, p.there(solutions, Solution))
     with Show(json) as show, Records(out, LabelledSolution) as records:
         done = stage(
             first_of_each(pairs) if distinct else pairs,
-            plugins.load("labeler", labeler, **_options(labeler_option)),
-            _backend(backend, backend_option, model),
-            _grader(grader, taken),
+            plugins.load("labeler", labeler, **p.options(labeler_option)),
+            p.backend(backend, backend_option, model),
+            p.grader(grader, taken),
             records,
             context=Template(prompt),
             params=SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
-            executor=_executor(workers),
+            executor=load_executor(workers),
             progress=show,
         )
     end(done, json, bad)
@@ -253,17 +231,17 @@ def label(
 @app.command()
 def train(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="generator, orm, prm, ... or the path of your own.")],
-    out: Out,
+    out: p.Out,
     base: Annotated[str, typer.Option(help="Checkpoint to start from: a directory or a hub id.")],
-    task: TaskName = "arithmetic",
-    task_option: TaskOptions = None,
-    split: Split = "train",
-    problems: Limit = None,
+    task: p.TaskName = "arithmetic",
+    task_option: p.TaskOptions = None,
+    split: p.Split = "train",
+    problems: p.Limit = None,
     labels: Annotated[Path | None, typer.Option(help="JSONL of labelled solutions; for verifiers.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the verifier kind.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of training: lr, epochs, ...")] = None,
-    prompt: Prompt = "{question}\n",
-    json: AsJson = False,
+    prompt: p.Prompt = "{question}\n",
+    json: p.AsJson = False,
 ) -> None:
     """Train a generator on a task's demonstrations, or a verifier on labelled solutions.
 
@@ -279,35 +257,35 @@ def train(
     from stepmark.types import LabelledSolution
 
     how = settings(TrainSettings, set or [], "--set")
-    found, bad, _ = _load(task, task_option, split, problems)
+    found, bad, _ = p.load(task, task_option, split, problems)
     with Show(json) as show:
         if kind == "generator":
-            done = loop(Generator(base, prompt, **_options(option)), found, out, how, show)
+            done = loop(Generator(base, prompt, **p.options(option)), found, out, how, show)
         else:
             if labels is None:
                 raise ConfigError(f"training the verifier {kind} needs --labels. Make them: stepmark label --help")
-            by_id = {p.id: p for p in found}
-            labelled = {x.key: x for x in _there(labels, LabelledSolution)}
+            by_id = {x.id: x for x in found}
+            labelled = {x.key: x for x in p.there(labels, LabelledSolution)}
             examples = [
                 (by_id[x.solution.problem_id], x) for _, x in sorted(labelled.items()) if x.solution.problem_id in by_id
             ]
             given: dict[str, Any] = {"path": base, "template": prompt}
             taken = plugins.options("verifier", kind)
             given = {k: v for k, v in given.items() if k in taken}
-            done = loop(plugins.load("verifier", kind, **given, **_options(option)), examples, out, how, show)
+            done = loop(plugins.load("verifier", kind, **given, **p.options(option)), examples, out, how, show)
     end(done, json, bad)
 
 
 @app.command()
 def score(
     verifier: Annotated[str, typer.Option(help="Directory of a trained verifier, or the path of your own kind.")],
-    solutions: Solutions,
-    out: Out,
-    task: TaskName = "arithmetic",
-    task_option: TaskOptions = None,
-    split: Split = "test",
-    workers: Workers = 1,
-    json: AsJson = False,
+    solutions: p.Solutions,
+    out: p.Out,
+    task: p.TaskName = "arithmetic",
+    task_option: p.TaskOptions = None,
+    split: p.Split = "test",
+    workers: p.Workers = 1,
+    json: p.AsJson = False,
 ) -> None:
     """Score solutions with a verifier, which never sees the reference answers.
 
@@ -316,24 +294,24 @@ def score(
       stepmark score --verifier runs/demo/verifiers/prm --task arithmetic --split test \\
         --solutions solutions.jsonl --out scores.jsonl
     """
-    from stepmark.loading import load_verifier
+    from stepmark.loading import load_executor, load_verifier
     from stepmark.score import score as stage
     from stepmark.store import Records
     from stepmark.types import Solution, Verification
 
-    found, bad, _ = _load(task, task_option, split)
-    given = _there(solutions, Solution)
+    found, bad, _ = p.load(task, task_option, split)
+    given = p.there(solutions, Solution)
     with Show(json) as show, Records(out, Verification) as records:
-        done = stage(load_verifier(verifier), found, given, records, executor=_executor(workers), progress=show)
+        done = stage(load_verifier(verifier), found, given, records, executor=load_executor(workers), progress=show)
     end(done, json, bad)
 
 
 @app.command()
 def rank(
-    run: RunPath,
+    run: p.RunPath,
     method: Annotated[str, typer.Option(help="prm, self_consistency, self_consistency+prm, prm:prod, ...")] = "prm",
     n: Annotated[int | None, typer.Option("--n", min=1, help="Only each problem's first n candidates.")] = None,
-    json: AsJson = False,
+    json: p.AsJson = False,
 ) -> None:
     """Choose an answer for every test problem of a run. With --json, one line of JSON for each problem.
 
@@ -357,7 +335,7 @@ def rank(
 
 
 @app.command()
-def evaluate(run: RunPath, json: AsJson = False) -> None:
+def evaluate(run: p.RunPath, json: p.AsJson = False) -> None:
     """Measure a run's verifiers anew from its stored scores; writes metrics.json.
 
     \b
@@ -380,7 +358,7 @@ def evaluate(run: RunPath, json: AsJson = False) -> None:
 
 
 @app.command()
-def report(run: RunPath, json: AsJson = False) -> None:
+def report(run: p.RunPath, json: p.AsJson = False) -> None:
     """Write a run's report.html anew.
 
     \b
@@ -400,9 +378,9 @@ def report(run: RunPath, json: AsJson = False) -> None:
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/demo.yaml")],
-    changes: Changes = None,
+    changes: p.Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME of the recipe by default.")] = None,
-    json: AsJson = False,
+    json: p.AsJson = False,
 ) -> None:
     """Run a recipe, or go on with it: from a task to a verifier, its metrics and its report.
 
@@ -416,9 +394,9 @@ def run(
 
 @app.command()
 def demo(
-    changes: Changes = None,
+    changes: p.Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/demo by default.")] = None,
-    json: AsJson = False,
+    json: p.AsJson = False,
 ) -> None:
     """Watch a verifier that nobody labelled beat majority voting; minutes on a laptop, no GPU.
 
@@ -430,11 +408,11 @@ def demo(
 
     home = Path(stepmark.__file__).parent
     places = (home / "_recipes" / "demo.yaml", home.parent.parent / "recipes" / "demo.yaml")
-    _run(next((p for p in places if p.is_file()), places[0]), changes or [], out, json)
+    _run(next((x for x in places if x.is_file()), places[0]), changes or [], out, json)
 
 
 @app.command()
-def doctor(json: AsJson = False) -> None:
+def doctor(json: p.AsJson = False) -> None:
     """Say what this machine has, and what is missing for what.
 
     \b
@@ -470,58 +448,3 @@ def _run(path: Path, changes: Sequence[str], out: Path | None, json: bool) -> No
         typer.echo(f"stepmark: {done.quarantined} rows were set aside: {done.path / 'quarantine.jsonl'}", err=True)
     say_failed([dataclasses.asdict(f) for f in done.failed])
     raise typer.Exit(done.exit_code)
-
-
-def _load(
-    task: str, options: Sequence[str] | None, split: str, limit: int | None = None
-) -> tuple[Sequence[Problem], Sequence[Quarantined], Any]:
-    from stepmark.errors import DataError
-    from stepmark.loading import load_task
-
-    taken = load_task(task, **_options(options))
-    found = taken.load(split, limit)
-    if not found.problems:
-        reason = f" The first of {len(found.quarantined)} bad rows: {found.quarantined[0]}" if found.quarantined else ""
-        raise DataError(f"the split {split!r} of {task} has no usable problem.{reason}")
-    return found.problems, found.quarantined, taken
-
-
-def _options(changes: Sequence[str] | None) -> dict[str, Any]:
-    if not changes:
-        return {}
-    from stepmark.recipe import changed
-
-    return changed({}, changes)
-
-
-def _backend(name: str, options: Sequence[str] | None, model: str | None) -> Any:
-    from stepmark import plugins
-
-    given = _options(options)
-    if "path" in plugins.options("backend", name) and "path" not in given:
-        if model is None:
-            raise ConfigError(f"the backend {name} needs --model, a checkpoint directory or a hub id.")
-        given["path"] = model
-    return plugins.load("backend", name, **given)
-
-
-def _grader(name: str | None, task: Any) -> Grader:
-    from stepmark.loading import load_grader
-
-    return load_grader(name or task.grader)
-
-
-def _executor(workers: int) -> Executor:
-    from stepmark.pipeline import executor
-
-    return executor(workers)
-
-
-def _there(path: Path, kind: type[Any]) -> list[Any]:
-    """The records of a file that has to be there."""
-    from stepmark.errors import DataError
-    from stepmark.store import Records
-
-    if not path.is_file():
-        raise DataError(f"no file {path} (working directory: {Path.cwd()}).")
-    return list(Records(path, kind))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stepmark import plugins, scoring
-from stepmark.protocols import Backend, Grader, Task, Verifier
+from stepmark.protocols import Backend, Executor, Grader, Task, Verifier
 from stepmark.types import Place
 
 
@@ -41,3 +41,10 @@ def load_verifier(place: Place, /, **options: Any) -> Verifier:
         plugins.find("verifier", name)  # raises, with the names that there are
     card = scoring.read_card(place)
     return cast(Verifier, plugins.load("verifier", card["kind"], **{**card["options"], "path": name, **options}))
+
+
+def load_executor(workers: int = 1) -> Executor:
+    """What runs units of work: worker processes, or this process where one worker is enough."""
+    if workers == 1:
+        return cast(Executor, plugins.load("executor", "serial"))
+    return cast(Executor, plugins.load("executor", "processes", workers=workers))

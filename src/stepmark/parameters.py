@@ -1,11 +1,18 @@
-"""The parameters that several commands take, each said once."""
+"""The parameters that several commands take, and what they stand for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from stepmark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stepmark.protocols import Grader, Task
+    from stepmark.types import Problem, Quarantined
 
 TaskName = Annotated[str, typer.Option("--task", help="A task's name, or the path of your own file: ./mine.py")]
 TaskOptions = Annotated[list[str] | None, typer.Option("--task-option", metavar="KEY=VALUE", help="Of the task.")]
@@ -27,3 +34,56 @@ Solutions = Annotated[Path, typer.Option(help="JSONL of solutions.")]
 Out = Annotated[Path, typer.Option(help="Where results go; the same command goes on with what is there.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, e.g. runs/demo")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="e.g. sample.test.n=16")]
+
+
+def load(
+    task: str, changes: Sequence[str] | None, split: str, limit: int | None = None
+) -> tuple[Sequence[Problem], Sequence[Quarantined], Task]:
+    """The problems of a split, the rows that were set aside, and the task. Raises DataError without a problem."""
+    from stepmark.errors import DataError
+    from stepmark.loading import load_task
+
+    taken = load_task(task, **options(changes))
+    found = taken.load(split, limit)
+    if not found.problems:
+        reason = f" The first of {len(found.quarantined)} bad rows: {found.quarantined[0]}" if found.quarantined else ""
+        raise DataError(f"the split {split!r} of {task} has no usable problem.{reason}")
+    return found.problems, found.quarantined, taken
+
+
+def options(changes: Sequence[str] | None) -> dict[str, Any]:
+    """`key=value` settings as a plug-in's options."""
+    if not changes:
+        return {}
+    from stepmark.recipe import changed
+
+    return changed({}, changes)
+
+
+def backend(name: str, changes: Sequence[str] | None, model: str | None) -> Any:
+    """The backend, with the model where it takes one."""
+    from stepmark import plugins
+
+    given = options(changes)
+    if "path" in plugins.options("backend", name) and "path" not in given:
+        if model is None:
+            raise ConfigError(f"the backend {name} needs --model, a checkpoint directory or a hub id.")
+        given["path"] = model
+    return plugins.load("backend", name, **given)
+
+
+def grader(name: str | None, task: Task) -> Grader:
+    """The grader asked for, or the task's own."""
+    from stepmark.loading import load_grader
+
+    return load_grader(name or task.grader)
+
+
+def there(path: Path, kind: type[Any]) -> list[Any]:
+    """The records of a file that has to be there."""
+    from stepmark.errors import DataError
+    from stepmark.store import Records
+
+    if not path.is_file():
+        raise DataError(f"no file {path} (working directory: {Path.cwd()}).")
+    return list(Records(path, kind))

@@ -32,6 +32,7 @@ from stepmark.errors import DataError
 from stepmark.evaluate import evaluate
 from stepmark.grade import grade
 from stepmark.label import distinct, label
+from stepmark.loading import load_executor
 from stepmark.prompts import Template
 from stepmark.protocols import Backend, Executor, Grader, Task, Verifier
 from stepmark.rank import candidates
@@ -358,7 +359,7 @@ class Run:
     def _executor(self) -> Executor:
         if self.recipe.executor is not None:
             return cast(Executor, self.recipe.executor.load(workers=self.recipe.workers))
-        return executor(self.recipe.workers)
+        return load_executor(self.recipe.workers)
 
     def _generator_path(self, name: str, settings: Generator) -> str:
         return str(self.directory.path / name) if settings.train is not None else settings.path or ""
@@ -448,13 +449,6 @@ class Run:
     def _write(self, line: Mapping[str, Any]) -> None:
         self._log.write(json.dumps({"time": time.strftime("%FT%TZ", time.gmtime()), **line}, ensure_ascii=False) + "\n")
         self._log.flush()
-
-
-def executor(workers: int) -> Executor:
-    """The default execution engine: worker processes, or this process where one worker is enough."""
-    if workers == 1:
-        return cast(Executor, plugins.load("executor", "serial"))
-    return cast(Executor, plugins.load("executor", "processes", workers=workers))
 
 
 def pools(directory: RunDir, recipe: Recipe) -> dict[str, list[Candidate]]:

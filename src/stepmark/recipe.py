@@ -358,7 +358,7 @@ def _fault(error: Any, root: Any = None) -> str:
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) and "got" not in message else ""
-    return f"{at + ': ' if at else ''}{message}{shown}."
+    return f"{at + ': ' if at else ''}{message.rstrip('.')}{shown}."
 
 
 def _fields(loc: Sequence[Any], kind: Any) -> list[str]:
