@@ -244,7 +244,7 @@ def test_problems_that_the_verifier_loses_are_shown_too(report_data):
     ]
     html = report.render(dataclasses.replace(report_data, grades=grades))
     assert "Plain voting finds the right answer, the verifier does not" in html
-    assert "the first alone 6, voting alone 1, both 0, neither 1" in html
+    assert "6 by the first alone, 1 by voting alone, 0 by both, 1 by neither" in html
 
 
 def test_outcome_verifier_on_data_without_steps_or_oracle(report_data):

@@ -90,7 +90,7 @@ def _svg(
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, e in line.points for y in (e.mean, *(e.interval or ()))]
     ticks = _ticks(min(ys), max(ys), 6 if height > 200 else 4, cap=1.0 if share else None)
-    x_ticks = sorted(set(xs)) if log2_x else [t for t in _ticks(min(xs), max(xs), 4) if min(xs) <= t <= max(xs)]
+    x_ticks = sorted(set(xs)) if log2_x else [t for t in _ticks(min(xs), max(xs), 6) if min(xs) <= t <= max(xs)]
 
     def place(x: float) -> float:
         return math.log2(x) if log2_x and x > 0 else x

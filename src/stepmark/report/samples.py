@@ -54,8 +54,8 @@ def samples(data: ReportData) -> Html:
     tally = Counter(c.kind for c in cases)
     told = None
     if tally.total() > tally["mixed"]:
-        counts = ", ".join(f"{words} {tally[kind]:,}" for kind, words in TALLY.items())
-        told = h("p", f"{best_words[0].upper()}{best_words[1:]} against plain voting, problems answered by {counts}.")
+        counts = ", ".join(f"{tally[kind]:,} by {words}" for kind, words in TALLY.items())
+        told = h("p", f"{best_words[0].upper()}{best_words[1:]} against plain voting. Problems answered: {counts}.")
     problems = (_problem(c, data, grades, found, lead, is_open=i == 0) for i, c in enumerate(shown[:PROBLEMS]))
     return join([told, *problems])
 
