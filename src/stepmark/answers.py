@@ -41,7 +41,7 @@ _TOKEN = re.compile(r"(?:(?<![\w)\]%.])(?<![\d)\]%]\s)-)?(?:\d{1,3}(?:,\d{3})+(?
 _LETTER_CUE = re.compile(r"A:[^\S\n]*(\S[^\n]{0,39})(?:\n|$)")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s*\"')]|$)|\n")
 
-_BODY = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+_BODY = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _QUANTITY = rf"""
     (?P<body>{_BODY})(?:[eE](?P<exp>[-+]?\d+)(?!\w))?
     (?: \s*/\s*(?P<den>\d+(?:\.\d+)?)(?![\d/])
@@ -54,8 +54,9 @@ _IN_TEXT = re.compile(
     re.VERBOSE | re.ASCII,
 )
 # Words after a number are its unit; these are not units but part of the value.
-_NOT_UNIT = r"(?!(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod|and|or|hundred|thousand|million|billion|trillion|dozen)\b)"
-_UNIT = rf"(?:\s+(?:{_NOT_UNIT}[A-Za-z]{{2,}}[ /]?)+(?:\^?\{{?[23]\}}?)?)?"
+_NOT_UNIT = r"(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod|and|or|hundred|thousand|million|billion|trillion|dozen)\b"
+_UNIT_WORD = rf"(?!{_NOT_UNIT})[A-Za-z]{{2,}}"
+_UNIT = rf"(?:\s+{_UNIT_WORD}(?:[ /]{_UNIT_WORD})*(?:\^?\{{?[23]\}}?)?)?"
 _WHOLE = re.compile(rf"(?P<sign>[-+\u2212]?\s?[$€£]?\s?[-\u2212]?)\s?{_QUANTITY}\s?[€£]?{_UNIT}", re.VERBOSE | re.ASCII)
 _INTEGER = re.compile(r"-?[1-9]\d{0,17}|0", re.ASCII)
 
@@ -75,6 +76,8 @@ _CHOICE = re.compile(r"\(([A-Za-z])\)")
 _PROSE = re.compile(r"[A-Za-z]+(?:[ ,'-]+[A-Za-z]+)*")
 _MATHS = re.compile(r"[\\^_{}()\[\]=+*/<>|]")
 _FUNCTIONS = ("sqrt", "sinh", "cosh", "tanh", "theta", "alpha", "beta", "gamma", "delta", "infty", "infinity")
+_LOOSE_COMMAS = re.compile(r"[$€£]?\d{1,3}(?:, ?\d{2,3})*, ?\d{3}", re.ASCII)  # 16,80,000 and "2, 800"
+_ASIDE = re.compile(r"\([^()]*=[^()]*\)")
 _SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/.,])", re.ASCII)
 WORDS = {
     word: value
@@ -135,7 +138,10 @@ def read_number(answer: str, percent: bool = False) -> Fraction | None:
     plain = _figures(_plain(answer[:MAX_ANSWER]))
     if plain.casefold() in WORDS:
         return Fraction(WORDS[plain.casefold()])
-    for part in (plain[plain.rfind("=") + 1 :], plain):
+    if _LOOSE_COMMAS.fullmatch(plain):
+        plain = plain.replace(",", "").replace(" ", "")
+    outside = _ASIDE.sub("", plain)
+    for part in (outside[outside.rfind("=") + 1 :], plain):
         m = _IN_TEXT.search(part)
         if m is not None:
             return _value(m, percent)
@@ -271,7 +277,7 @@ def _plain(answer: str) -> str:
     """Without LaTeX's and Markdown's dressing, which carries no meaning."""
     for pattern, to in _DRESSING:
         answer = pattern.sub(to, answer)
-    return " ".join(answer.split()).strip(" .,;:\"'")
+    return " ".join(answer.split()).lstrip(" ,;:\"'").rstrip(" .,;:\"'")
 
 
 def _figures(plain: str) -> str:
@@ -286,7 +292,7 @@ def _value(m: re.Match[str], percent: bool) -> Fraction | None:
     if m.end() - m.start() > MAX_DIGITS or abs(int(m["exp"] or 0)) > MAX_DIGITS:
         raise OverflowError(f"a number of more than {MAX_DIGITS} digits")
     try:
-        value = Fraction(m["body"].replace(",", "").rstrip("."))
+        value = Fraction(m["body"].replace(",", ""))
         if m["exp"]:
             value *= Fraction(10) ** int(m["exp"])
         if m["den"]:

@@ -39,6 +39,7 @@ from stepmark.types import Grade, Problem, Verdict
 
 MAX_EXPRESSION = 1000  # characters; longer expressions are not parsed
 _DOLLAR = re.compile(r"(?<!\\)\$")
+_DIED = "the worker process died"
 _START_SECONDS = 120.0  # a fresh worker imports sympy, which is slow on a busy machine
 _WORKERS = max(1, min(4, os.cpu_count() or 1))  # at most this many per process, started as threads need them
 
@@ -54,8 +55,8 @@ class Symbolic:
         faults = []
         if not self.timeout > 0:
             faults.append(f"timeout is {self.timeout}; it is a number of seconds above 0.")
-        if self.memory_mb < 512:
-            faults.append(f"memory_mb is {self.memory_mb}; a worker needs at least 512 MiB to load sympy.")
+        if self.memory_mb < 128:
+            faults.append(f"memory_mb is {self.memory_mb}; a worker needs at least 128, most of it for sympy itself.")
         if faults:
             raise ConfigError(faults)
 
@@ -91,13 +92,21 @@ class _Undecided(Exception):
     """The comparison could not be made. Says why."""
 
 
+class _Died(_Undecided):
+    """The worker was gone before it answered."""
+
+
 @lru_cache(maxsize=4096)
 def _compare(reference: str, stated: str, timeout: float, memory_mb: int) -> bool:
     """Whether they are equal. Raises _Undecided, which is not remembered: the next call tries again."""
     if max(len(reference), len(stated)) > MAX_EXPRESSION:
         raise _Undecided(f"an expression of more than {MAX_EXPRESSION} characters")
-    with _worker() as worker:
-        return worker.compare(reference, stated, timeout, memory_mb)
+    try:
+        with _worker() as worker:
+            return worker.compare(reference, stated, timeout, memory_mb)
+    except _Died:  # perhaps while it was idle, for a reason of its own: this job deserves one more try
+        with _worker() as worker:
+            return worker.compare(reference, stated, timeout, memory_mb)
 
 
 class _Worker:
@@ -127,9 +136,12 @@ class _Worker:
             self.connection.send_bytes(json.dumps([reference, stated, timeout, memory_mb]).encode())
             answer = self._answer(timeout)
         except OSError:
-            answer = "the worker process is gone"
+            answer = _DIED
+        if answer.startswith(_DIED):
+            self.close()
+            raise _Died(answer)
         if answer not in ("equal", "different"):
-            if not answer.startswith("can't parse"):
+            if not answer.startswith("can't"):
                 self.close()
             raise _Undecided(answer)
         return answer == "equal"
@@ -140,7 +152,8 @@ class _Worker:
         try:
             return self.connection.recv_bytes().decode()
         except (EOFError, OSError):
-            return f"the worker process died (exit status {self.process.wait()})"
+            self.process.kill()  # it may have closed its end and live on
+            return f"{_DIED} (exit status {self.process.wait()})"
 
     def close(self) -> None:
         self.process.kill()
@@ -204,11 +217,16 @@ def _serve(fd: int) -> None:
         import logging
         import resource
 
-        import math_verify  # noqa: F401  slow: once, before the first job
+        from math_verify import grader  # slow: once, before the first job
     except ImportError as e:
         connection.send_bytes(str(e).encode())
         return
     logging.disable(logging.CRITICAL)
+    # math-verify treats every exception inside a comparison as "not equal". Running out of memory or stack is a
+    # comparison that was not made: under this name its `except Exception` lets those two through.
+    told = (*Exception.__subclasses__(), *RuntimeError.__subclasses__())
+    broken = (MemoryError, RecursionError)
+    vars(grader)["Exception"] = tuple(c for c in told if not any(issubclass(b, c) for b in broken))
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -222,6 +240,8 @@ def _serve(fd: int) -> None:
             result = _verify(reference, stated)
         except MemoryError:
             result = f"the comparison needs more than {memory_mb} MiB"
+        except RecursionError:
+            result = "can't compare: nested too deeply"
         except Exception as e:
             result = f"can't parse or compare: {type(e).__name__}"
         signal.setitimer(signal.ITIMER_REAL, 0)
