@@ -15,6 +15,7 @@ from stepmark.errors import DataError
 from stepmark.evaluate import evaluate
 from stepmark.report import Metrics, ReportData
 from stepmark.types import (
+    Finish,
     Grade,
     GradedSolution,
     LabelledSolution,
@@ -307,6 +308,26 @@ def test_reads_what_evaluate_writes(report_data, tmp_path):
 def test_same_method_at_another_n_is_named(report_data):
     assert "best by prm − best by prm at N = 16" in report.render(report_data)
     assert [d.n for d in report_data.metrics.differences if d.right == "prm@16"] == [1, 64]  # not itself less itself
+
+
+def test_unfinished_candidate_says_so(report_data):
+    cut = [dataclasses.replace(s, finish=Finish.LENGTH) if s.sample == 1 else s for s in report_data.solutions]
+    assert "cut off by the token budget" not in report.render(report_data)
+    html = report.render(dataclasses.replace(report_data, solutions=cut))
+    assert "cut off by the token budget" in html
+    assert "3 of 6 votes" in html  # for the wrong answer
+    assert "2 of 6 votes" in html  # for the right one, which the unfinished candidate gives too
+
+
+def test_no_tile_is_highlighted_for_a_verifier_that_lost(report_data):
+    def leading(vote: float, orm: float) -> list[str]:
+        raw = {"best_of_n": {"self_consistency": {"4": vote}, "orm": {"4": orm}, "oracle": {"4": 0.9}}}
+        html = report.render(ReportData(name="r", metrics=Metrics.parse(raw)))
+        return re.findall(r'class="tile lead"><dt>([^<]+)', html)
+
+    assert leading(0.5, 0.6) == ["best by orm"]
+    assert leading(0.6, 0.5) == ["plain voting"]
+    assert leading(0.6, 0.6) == []
 
 
 def test_bare_run_renders():

@@ -58,11 +58,13 @@ def headline(metrics: Metrics) -> str:
     if vote is None:
         return f"{start}, {_subject(best)} {verb} {percent(mine.mean)} {of}."
     if mine.mean <= vote.mean:
-        compared = "the best of them" if _rules(metrics) > 1 else "it"
-        lead = "no verifier beats" if _rules(metrics) > 1 else "the verifier does not beat"
+        many = _rules(metrics) > 1
+        lead, other = (
+            ("no verifier beats", "the best other way") if many else ("the verifier does not beat", "the other way")
+        )
         return (
             f"{start}, {lead} plain voting: voting answers {percent(vote.mean)} {of}; "
-            f"{compared}, used as {_subject(best)}, {percent(mine.mean)}.{_doubt(metrics, best, n)}"
+            f"{other}, {_subject(best)}, {percent(mine.mean)}.{_doubt(metrics, best, n)}"
         )
     return (
         f"{start}, {_subject(best)} {verb} {percent(mine.mean)} {of}; plain voting answers {percent(vote.mean)}."
@@ -151,10 +153,10 @@ def _doubt(metrics: Metrics, best: str, n: int) -> str:
     d = difference(metrics, best, PLAIN_VOTE, n)
     if d is None or d.clear or not d.estimate.interval:
         return ""
-    low, high = d.estimate.interval
+    shares = (d.estimate.mean, *d.estimate.interval)
+    mean, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in shares)
     return (
-        f" The difference of {100 * d.estimate.mean:+.1f} points has a 95% interval from {100 * low:+.1f} to "
-        f"{100 * high:+.1f}, so these problems do not tell which is better."
+        f" The difference of {mean} points has a 95% interval from {low} to {high}: too wide to tell which is better."
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stepmark.report import results, samples
 from stepmark.report.data import ONE_SAMPLE, ORACLE, PLAIN_VOTE, ReportData, phrase
-from stepmark.report.findings import best_method, findings, headline, percent
+from stepmark.report.findings import best_method, findings, headline, percent, winning
 from stepmark.report.markup import Html, document, h, join, style_sheet
 from stepmark.report.results import clock
 from stepmark.types import Place
@@ -100,12 +100,13 @@ def _tiles(data: ReportData) -> Html | None:
     methods = [(m, rows[m][n]) for m in (ONE_SAMPLE, PLAIN_VOTE, best, ORACLE) if m in rows and n in rows[m]]
     if len(methods) < 2:
         return None
+    top = winning(e.mean for m, e in methods if m != ORACLE)
     tiles = (
         h(
             "div",
             h("dt", phrase(method)),
             h("dd", percent(e.mean), h("small", results.span(e)) if e.interval else None),
-            class_="tile lead" if method == best else "tile",
+            class_="tile lead" if method != ORACLE and e.mean == top else "tile",
         )
         for method, e in methods
     )
@@ -113,10 +114,8 @@ def _tiles(data: ReportData) -> Html | None:
 
 
 def _verifiers(data: ReportData) -> Html | None:
-    if not data.verifiers:
-        return None
-    named = (h("div", h("dt", name), h("dd", what)) for name, what in data.verifiers.items())
-    return h("dl", *named, class_="described")
+    named = [h("div", h("dt", name), h("dd", what)) for name, what in data.verifiers.items() if what != name]
+    return h("dl", *named, class_="described") if named else None
 
 
 def _with_legend(problems: Html, oracle: bool) -> Html:

@@ -218,7 +218,7 @@ def training(data: ReportData) -> Html:
 
 def rates(data: ReportData, most: int = 20) -> Html:
     rows: list[list[Child]] = [[_words(k), _rate(v)] for k, v in data.metrics.rates.items()]
-    table = grid(["What happened", "share or count"], rows) if rows else None
+    table = grid(["What happened", "share"], rows) if rows else None
     if not data.quarantined:
         return join([table])
     listed: list[list[Child]] = [
@@ -300,4 +300,4 @@ def _words(name: str) -> str:
 
 
 def _rate(value: float) -> str:
-    return percent(value, 2) if 0 < value < 1 else f"{value:,.6g}"
+    return percent(value, 2) if 0 <= value <= 1 else f"{value:,.6g}"

@@ -14,7 +14,7 @@ from stepmark.report.data import ORACLE, PLAIN_VOTE, ReportData, phrase, verifie
 from stepmark.report.findings import best_method
 from stepmark.report.markup import Child, Html, h, join
 from stepmark.report.results import scroller
-from stepmark.types import Grade, Outcome, Problem, Selection, Solution, Verdict, Verification
+from stepmark.types import Finish, Grade, Outcome, Problem, Selection, Solution, Verdict, Verification
 
 PROBLEMS, CANDIDATES, STEPS, CHARACTERS = 6, 4, 40, 1200  # the most that is shown of each
 THRESHOLD = 0.5  # a step scored below this is predicted wrong
@@ -113,7 +113,8 @@ def _problem(
     *,
     is_open: bool,
 ) -> Html:
-    votes = Counter(g.answer for s in case.solutions if (g := grades.get(s.id)) and g.answer is not None)
+    voters = (grades[s.id].answer for s in case.solutions if s.id in grades and s.finish is Finish.STOP)
+    votes = Counter(answer for answer in voters if answer is not None)
     summary = [h("span", CASES[case.kind], class_=f"case {case.kind}"), " "]
     cards = [_candidate(s, case, data, grades.get(s.id), found, lead, votes) for s in _shown(case, grades)]
     question = case.problem.question
@@ -148,6 +149,8 @@ def _candidate(
         badge = h("span", MARK[grade.verdict], class_=f"badge {grade.verdict.value}", title=grade.reason[:300])
         answer = "no answer found" if grade.answer is None else _cut(f"answer {grade.answer}", 80)
         tally = None if grade.answer is None else f"{votes[grade.answer]} of {len(case.solutions)} votes"
+    if s.finish is Finish.LENGTH:
+        answer, tally = "cut off by the token budget", None
     chips = [_chip(name, v) for name, v in mine.items()]
     return h(
         "article",
