@@ -76,7 +76,6 @@ _CHOICE = re.compile(r"\(([A-Za-z])\)")
 _PROSE = re.compile(r"[A-Za-z]+(?:[ ,'-]+[A-Za-z]+)*")
 _MATHS = re.compile(r"[\\^_{}()\[\]=+*/<>|]")
 _FUNCTIONS = ("sqrt", "sinh", "cosh", "tanh", "theta", "alpha", "beta", "gamma", "delta", "infty", "infinity")
-_LOOSE_COMMAS = re.compile(r"[$€£]?\d{1,3}(?:, ?\d{2,3})*, ?\d{3}", re.ASCII)  # 16,80,000 and "2, 800"
 _ASIDE = re.compile(r"\([^()]*=[^()]*\)")
 _SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/.,])", re.ASCII)
 WORDS = {
@@ -138,8 +137,6 @@ def read_number(answer: str, percent: bool = False) -> Fraction | None:
     plain = _figures(_plain(answer[:MAX_ANSWER]))
     if plain.casefold() in WORDS:
         return Fraction(WORDS[plain.casefold()])
-    if _LOOSE_COMMAS.fullmatch(plain):
-        plain = plain.replace(",", "").replace(" ", "")
     outside = _ASIDE.sub("", plain)
     for part in (outside[outside.rfind("=") + 1 :], plain):
         m = _IN_TEXT.search(part)
