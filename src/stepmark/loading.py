@@ -35,10 +35,8 @@ def load_verifier(place: Place, /, **options: Any) -> Verifier:
     A directory's card gives the options that it was trained with; `options` change those that don't alter what was
     learned, such as device. Raises ConfigError, or CheckpointError for a directory that is no verifier."""
     name = str(place)
-    if name in plugins.names("verifier") or name.endswith(".py"):
+    if not Path(place).is_dir() and ("/" not in name or name.endswith(".py")):
         return cast(Verifier, plugins.load("verifier", name, **options))
-    if not Path(place).exists() and "/" not in name:
-        plugins.find("verifier", name)  # raises, with the names that there are
     card = scoring.read_card(place)
     return cast(Verifier, plugins.load("verifier", card["kind"], **{**card["options"], "path": name, **options}))
 

@@ -1,0 +1,45 @@
+"""A stranger's backend: adds, and errs in a step with chance `error`; of its wrong sums most agree with each other."""
+
+import os
+import random
+import re
+import time
+from dataclasses import dataclass
+
+from stepmark.types import Finish, Rollout
+
+
+@dataclass(frozen=True)
+class Adder:
+    error: float = 0.4  # chance that a step states a sum off by one
+    truncated: float = 0.0  # chance that a rollout runs out of tokens
+    delay: float = 0.0  # seconds for each rollout
+    fail_on: str = ""  # a prompt whose id begins so can't be continued
+    die_on: str = ""  # ... kills its process
+
+    def sample(self, prompts, params):
+        for prompt in prompts:
+            if self.fail_on and prompt.id.startswith(self.fail_on):
+                raise ValueError(f"I don't like {prompt.id}")
+            if self.die_on and prompt.id.startswith(self.die_on):
+                os._exit(9)
+            for index in range(prompt.first, prompt.first + prompt.n):
+                time.sleep(self.delay)
+                rng = random.Random(f"{params.seed}|{prompt.id}|{index}")
+                text = self._continue(prompt.context, prompt.prefix, rng)
+                finish = Finish.LENGTH if rng.random() < self.truncated else Finish.STOP
+                yield Rollout(prompt.id, index, text[: len(text) // 2] if finish is Finish.LENGTH else text, finish, 9)
+
+    def _continue(self, context, prefix, rng):
+        total, *rest = map(int, re.findall(r"\d+", context)[:3])
+        written = [line for line in prefix.splitlines() if line]
+        if written:
+            total = int(written[-1].strip(".").split()[-1])
+        lines = []
+        for number in rest[len(written) :]:
+            stated = total + number + (rng.random() < self.error)
+            lines.append(f"{total} + {number} = {stated}")
+            total = stated
+        if not any(line.startswith("The answer") for line in written):
+            lines.append(f"The answer is {total}.")
+        return "\n".join(lines)
