@@ -32,7 +32,7 @@ from stepmark.errors import DataError
 from stepmark.evaluate import evaluate
 from stepmark.grade import grade
 from stepmark.label import distinct, label
-from stepmark.loading import load_executor
+from stepmark.loading import load_executor, load_verifier
 from stepmark.prompts import Template
 from stepmark.protocols import Backend, Executor, Grader, Task, Verifier
 from stepmark.rank import candidates
@@ -94,7 +94,6 @@ class Run:
         self._seconds: dict[str, float] = {}
         if (directory.path / "seconds.json").exists():
             self._seconds = directory.read_json("seconds.json")
-        self._log = (directory.path / "log.jsonl").open("a", encoding="utf-8")
         self._show = progress or (lambda _: None)
 
     def finish(self) -> Finished:
@@ -201,21 +200,20 @@ class Run:
     def train(self) -> None:
         """Trains the verifiers, as many at a time as there are workers."""
         verifiers = self.directory.path / "verifiers"
-        todo = [
-            (name, v) for name, v in self.recipe.verifiers.items() if _learns(v.kind) and not _trained(verifiers / name)
-        ]
+        todo = [(name, v) for name, v in self.recipe.verifiers.items() if v.learns and not _trained(verifiers / name)]
         if not todo:
             return
         with self._stage("train verifiers"):
             examples = self._examples()
-            jobs = [self._job(name, v, examples) for name, v in todo]
-            for name, trained in self._executor.map(partial(_train, examples=examples), jobs):
-                place = verifiers / name
-                settings = self.recipe.verifiers[name]
-                if not (place / scoring.CARD).exists():
-                    options = {**settings.options, **self._template_option(settings.kind)}
-                    scoring.write_card(place, settings.kind, options, {}, Template(self.recipe.prompt).hash)
-                self._note({"verifier": name, **asdict(trained)})
+            for later in (False, True):  # those that build on others come after them
+                jobs = [self._job(name, v, examples) for name, v in todo if (v.on is not None) == later]
+                for name, trained in self._executor.map(partial(_train, examples=examples), jobs):
+                    place = verifiers / name
+                    settings = self.recipe.verifiers[name]
+                    if not (place / scoring.CARD).exists():
+                        options = {**settings.options, **self._template_option(settings.kind)}
+                        scoring.write_card(place, settings.kind, options, {}, Template(self.recipe.prompt).hash)
+                    self._note({"verifier": name, **asdict(trained)})
 
     def score(self) -> None:
         """Scores the test solutions with every verifier."""
@@ -312,6 +310,7 @@ class Run:
             "verifier",
             settings.kind,
             **({"path": path} if "path" in plugins.options("verifier", settings.kind) else {}),
+            **({"verifier": str(self.directory.path / "verifiers" / settings.on)} if settings.on else {}),
             **self._template_option(settings.kind),
             **settings.options,
         )
@@ -369,9 +368,9 @@ class Run:
 
     def _verifier(self, name: str) -> Verifier:
         settings = self.recipe.verifiers[name]
-        given: dict[str, Any] = dict(self._template_option(settings.kind))
-        if "path" in plugins.options("verifier", settings.kind):
-            given["path"] = str(self.directory.path / "verifiers" / name)
+        if settings.learns:
+            return load_verifier(self.directory.path / "verifiers" / name)
+        given = self._template_option(settings.kind)
         return cast(Verifier, plugins.load("verifier", settings.kind, **given, **settings.options))
 
     def _template_option(self, kind: str) -> dict[str, str]:
@@ -447,8 +446,9 @@ class Run:
         self._write({"stage": self._stage_name, "event": "done", **summary})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._log.write(json.dumps({"time": time.strftime("%FT%TZ", time.gmtime()), **line}, ensure_ascii=False) + "\n")
-        self._log.flush()
+        said = {"time": time.strftime("%FT%TZ", time.gmtime()), **line}
+        with (self.directory.path / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(said, ensure_ascii=False) + "\n")
 
 
 def pools(directory: RunDir, recipe: Recipe) -> dict[str, list[Candidate]]:
@@ -457,11 +457,6 @@ def pools(directory: RunDir, recipe: Recipe) -> dict[str, list[Candidate]]:
     scores = {name: directory.records(f"scores/{name}", Verification) for name in recipe.verifiers}
     whole = set(grades.keys()).intersection(*(found.keys() for found in scores.values()))
     return candidates((s for s in directory.records("solutions/test", Solution) if s.id in whole), grades, scores)
-
-
-def _learns(kind: str) -> bool:
-    """Whether a verifier kind is trained at all; one that only computes is used as it is."""
-    return callable(getattr(plugins.find("verifier", kind), "build", None))
 
 
 def _trained(path: Path) -> bool:

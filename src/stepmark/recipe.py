@@ -164,6 +164,11 @@ class Generator(Base):
             raise ValueError(f"backend {self.backend.name} needs a model: give path or init")
         return self
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a checkpoint of it that others can start from."""
+        return self.path is not None or self.train is not None
+
 
 class Drawn(_Settings):
     """Solutions to get, by sampling problems of the task or, with `file`, by importing them."""
@@ -213,12 +218,18 @@ class Verifier(_Settings):
     kind: str  # the plug-in
     options: dict[str, Any] = {}
     base: Base = Base()  # what it starts from; by default the run's generator
+    on: Name | None = None  # another verifier of this recipe that it builds on; fills in the option `verifier`
     train: Train = TrainSettings()
 
     @model_validator(mode="after")
     def _known(self) -> Verifier:
         _check_plugin("verifier", self.kind, self.options, {"path": "model", "template": "{question}\n"})
         return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether its kind is trained at all; one that only computes is used as it is."""
+        return callable(getattr(plugins.find("verifier", self.kind), "build", None))
 
 
 class Evaluate(_Settings):
@@ -271,8 +282,14 @@ class Recipe(_Settings):
         if self.label is not None and self.sample.train.file is not None:
             yield "label needs solutions of the task; imported ones have no reference answer to reach"
         for name, verifier in self.verifiers.items():
-            if verifier.base.path is None and verifier.base.init is None and self.generator is None:
-                yield f"verifiers.{name}.base: without a generator it needs a path or an init"
+            own = verifier.base.path is not None or verifier.base.init is not None
+            if verifier.learns and not own and (self.generator is None or not self.generator.has_model):
+                yield f"verifiers.{name}.base: without a generator's model it needs a path or an init"
+        for name, verifier in self.verifiers.items():
+            if verifier.on is not None and "verifier" not in plugins.options("verifier", verifier.kind):
+                yield f"verifiers.{name}.on: a {verifier.kind} verifier builds on no other"
+            elif verifier.on is not None and (verifier.on not in self.verifiers or self.verifiers[verifier.on].on):
+                yield f"verifiers.{name}.on is {verifier.on!r}; it must be another verifier, one without `on`"
         if max(self.evaluate.n) > self.sample.test.n:
             yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.test.n is {self.sample.test.n}"
 
