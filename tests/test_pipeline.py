@@ -122,6 +122,7 @@ def test_what_failed_is_left_out_named_and_made_good_by_the_same_command(tmp_pat
 
 def test_truncated_solutions_go_through_and_lose(tmp_path):
     done = go(tmp_path / "run", truncated=0.5)
+    assert done.failed == ()
     found = records(tmp_path / "run")
     cut = {key for key, s in found["solutions/test"].items() if s.finish == "length"}
     assert cut

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from stepmark import plugins, scoring
+from stepmark import plugins
 from stepmark.protocols import Backend, Executor, Grader, Task, Verifier
 from stepmark.types import Place
 
@@ -37,6 +37,8 @@ def load_verifier(place: Place, /, **options: Any) -> Verifier:
     name = str(place)
     if not Path(place).is_dir() and ("/" not in name or name.endswith(".py")):
         return cast(Verifier, plugins.load("verifier", name, **options))
+    from stepmark import scoring  # brings numpy along
+
     card = scoring.read_card(place)
     return cast(Verifier, plugins.load("verifier", card["kind"], **{**card["options"], "path": name, **options}))
 

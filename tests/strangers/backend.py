@@ -32,14 +32,15 @@ class Adder:
 
     def _continue(self, context, prefix, rng):
         total, *rest = map(int, re.findall(r"\d+", context)[:3])
-        written = [line for line in prefix.splitlines() if line]
+        # A line that a cut left in the middle doesn't count: it is written anew.
+        written = re.findall(r"= (\d+)\n|The answer is (\d+)\.", prefix)
         if written:
-            total = int(written[-1].strip(".").split()[-1])
+            total = int("".join(written[-1]))
         lines = []
         for number in rest[len(written) :]:
             stated = total + number + (rng.random() < self.error)
             lines.append(f"{total} + {number} = {stated}")
             total = stated
-        if not any(line.startswith("The answer") for line in written):
+        if "The answer is" not in prefix:
             lines.append(f"The answer is {total}.")
         return "\n".join(lines)

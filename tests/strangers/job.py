@@ -1,0 +1,30 @@
+"""Samples and labels in small units, slowly: something to kill. `python job.py DIRECTORY WORKERS DELAY`."""
+
+import sys
+from pathlib import Path
+
+from stepmark import plugins, units
+from stepmark.graders.numeric import Numeric
+from stepmark.label import label
+from stepmark.labelers.monte_carlo import MonteCarlo
+from stepmark.loading import load_executor
+from stepmark.prompts import Template
+from stepmark.sample import sample
+from stepmark.store import Records
+from stepmark.types import LabelledSolution, SamplingParams, Solution
+
+
+def main(place, workers, delay):
+    here = Path(__file__).parent
+    problems = plugins.load("task", str(here / "task.py"), size=20).load("train").problems
+    backend = plugins.load("backend", str(here / "backend.py"), truncated=0.1, delay=float(delay))
+    how = {"context": Template(), "params": SamplingParams(seed=5), "executor": load_executor(int(workers))}
+    solutions = Records(f"{place}/solutions.jsonl", Solution)
+    sample(problems, backend, solutions, n=6, steps="line", rows=6, **how)
+    pairs = units.pair(problems, solutions)
+    labels = Records(f"{place}/labels.jsonl", LabelledSolution)
+    label(pairs, MonteCarlo(rollouts=3), backend, Numeric(), labels, steps=9, **how)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
