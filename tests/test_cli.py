@@ -1,0 +1,183 @@
+"""The command line as a person and as a machine meet it: help, results, complaints, exit statuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stepmark.cli import app
+from stepmark.store import Records
+from stepmark.types import GradedSolution, LabelledSolution, Solution, Verification
+
+STRANGERS = Path(__file__).parent / "strangers"
+DEMO = Path(__file__).parent.parent / "recipes" / "demo.yaml"
+COMMANDS = ["init", "sample", "grade", "label", "train", "score", "rank", "evaluate", "report", "run", "demo", "doctor"]
+TASK = ["--task", str(STRANGERS / "task.py")]
+BACKEND = ["--backend", str(STRANGERS / "backend.py")]
+
+
+def stepmark(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def ok(*arguments, code=0):
+    done = stepmark(*arguments)
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_help_names_every_command():
+    said = ok("--help").stdout
+    assert all(f"\n  {command} " in said for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    said = ok(command, "--help").stdout
+    assert "Example" in said
+    assert f"\n    stepmark {command}" in said
+    assert "--json" in said
+
+
+def test_the_stages_one_by_one(tmp_path):
+    solutions, grades, labels, scores = (tmp_path / f"{n}.jsonl" for n in ("s", "g", "l", "v"))
+    done = ok("sample", *TASK, *BACKEND, "--n", 3, "--problems", 5, "--out", solutions, "--json")
+    assert json.loads(done.stdout) | {"tokens": 0} == {
+        "problems": 5,
+        "solutions": 15,
+        "truncated": 0,
+        "tokens": 0,
+        "quarantined": 0,
+        "failed": 0,
+    }
+    ok("sample", *TASK, *BACKEND, "--n", 4, "--problems", 5, "--out", solutions)
+    assert len(Records(solutions, Solution)) == 20
+    graded = json.loads(ok("grade", *TASK, "--solutions", solutions, "--out", grades, "--json").stdout)
+    assert graded["correct"] + graded["incorrect"] == 20 == len(Records(grades, GradedSolution))
+    given = ["--split", "test", "--solutions", solutions]
+    ok("label", *TASK, *BACKEND, *given, "--labeler-option", "rollouts=2", "--no-distinct", "--out", labels)
+    found = list(Records(labels, LabelledSolution))
+    assert len(found) == 20
+    assert {x.gradable for s in found for x in s.labels[:-1]} == {2}
+    ok("score", "--verifier", STRANGERS / "verifier.py", *TASK, *given, "--out", scores)
+    assert len(Records(scores, Verification)) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["sample", "--task", "arithmatic", "--out", "x"], 2, "Did you mean 'arithmetic'"),
+        (["sample", "--out", "x"], 2, "needs --model"),
+        (["sample", *TASK, *BACKEND, "--backend-option", "eror=1", "--out", "x"], 2, "Did you mean 'error'"),
+        (["sample", *TASK, *BACKEND, "--out", "x", "--prompt", "?"], 2, "exactly one"),
+        (["grade", *TASK, "--solutions", "nowhere", "--out", "x"], 1, "no file nowhere"),
+        (["score", "--verifier", "pmr", *TASK, "--solutions", "x", "--out", "y"], 1, "no file x"),
+        (["train", "prm", "--base", "x", "--out", "y", *TASK], 2, "needs --labels"),
+        (["train", "prm", "--base", "x", "--out", "y", *TASK, "--set", "lrr=1"], 2, "Did you mean 'lr'"),
+        (["run", "nowhere.yaml"], 2, "no recipe"),
+        (["run", DEMO, "sed=1", "evaluate.m=1"], 2, "Did you mean 'seed'"),
+        (["rank", "nowhere"], 1, "config.json"),
+        (["report", "nowhere"], 1, "config.json"),
+        (["evaluate", "nowhere"], 1, "config.json"),
+        (["init", "--out", "x", "--shape", "heads=3"], 2, "multiple of heads"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    done = stepmark(*arguments)
+    assert (done.exit_code, said in done.stderr) == (code, True), done.output
+    assert "Traceback" not in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def shrunk(*changes, **backend):
+    return [
+        f"task={{name: {STRANGERS / 'task.py'}, options: {{size: 6}}}}",
+        f"generator={{backend: {{name: {STRANGERS / 'backend.py'}, options: {json.dumps(backend)}}}}}",
+        f"verifiers={{recompute: {{kind: {STRANGERS / 'verifier.py'}}}}}",
+        "sample.train={split: train, problems: 2, n: 2}",
+        "sample.test={split: test, problems: 6, n: 4}",
+        "evaluate.n=[1, 4]",
+        "workers=1",
+        *changes,
+    ]
+
+
+def test_a_run_and_what_can_be_done_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = ok("run", DEMO, *shrunk())
+    assert "recompute" in done.stdout
+    assert "report.html" in done.stdout
+    run = tmp_path / "runs" / "demo"
+    metrics = json.loads((run / "metrics.json").read_text())
+    again = json.loads(ok("run", DEMO, *shrunk(), "--json").stdout)
+    assert again["best_of_n"] == metrics["best_of_n"]
+    lines = [json.loads(x) for x in ok("rank", run, "--method", "recompute", "--n", 2, "--json").stdout.splitlines()]
+    assert [x["n"] for x in lines] == [2] * 6
+    assert {x["method"] for x in lines} == {"recompute"}
+    assert len(ok("rank", run, "--method", "self_consistency").stdout.splitlines()) == 6
+    assert "Did you mean 'recompute'" in ok("rank", run, "--method", "recomputed", code=2).stderr
+    (run / "metrics.json").unlink()
+    (run / "report.html").unlink()
+    assert json.loads(ok("evaluate", run, "--json").stdout)["best_of_n"] == metrics["best_of_n"]
+    ok("report", run)
+    assert "recompute" in (run / "report.html").read_text()
+    refused = ok("run", DEMO, *shrunk("seed=9"), code=2)
+    assert '+  "seed": 9' in refused.stderr
+
+
+def test_rows_set_aside_give_exit_status_3_and_are_named(tmp_path):
+    bad = ["--task-option", "bad_rows=2"]
+    done = ok("sample", *TASK, *bad, *BACKEND, "--problems", 1, "--out", tmp_path / "s.jsonl", code=3)
+    assert "test.jsonl, line 2: field 'answer': missing" in done.stderr
+    done = ok("run", DEMO, *shrunk("task.options.bad_rows=2"), "--out", tmp_path / "run", "--json", code=3)
+    assert "4 rows were set aside" in done.stderr
+    assert json.loads(done.stdout)["problems"] == 6
+
+
+def test_items_that_fail_give_exit_status_3_and_are_named(tmp_path):
+    done = ok("run", DEMO, *shrunk(fail_on="test-1002"), "--out", tmp_path / "run", code=3)
+    assert "failed: test-1002: ValueError: I don't like test-1002" in done.stderr
+
+
+def test_the_doctor_speaks_to_people_and_machines():
+    found = json.loads(ok("doctor", "--json").stdout)
+    assert found["torch"]["ok"]
+    assert f"python        {found['python']['found']}" in ok("doctor").stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    ok("run", DEMO, *shrunk(), "--out", tmp_path / "run")
+    pipe = f"{sys.executable} -m stepmark rank {tmp_path / 'run'} --method recompute --json | head -c 1"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, env=os.environ)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_is_made_taught_and_verified_end_to_end(tmp_path):
+    """The demo's recipe, shrunk to seconds: a real generator, real labels, real verifiers."""
+    changes = [
+        "generator.problems=60",
+        "generator.init={hidden: 16, layers: 1, heads: 2, kv_heads: 1, vocab: 300, max_length: 256}",
+        "generator.train={epochs: 1, tensorboard: false}",
+        "sample.train={split: train, problems: 3, n: 2}",
+        "sample.test={split: test, problems: 3, n: 2}",
+        "sample.max_tokens=24",
+        "label.options.rollouts=2",
+        "verifiers={prm: {kind: prm, train: {epochs: 1, tensorboard: false}}}",
+        "evaluate.n=[1, 2]",
+        "workers=1",
+        "--out",
+        tmp_path / "run",
+    ]
+    metrics = json.loads(ok("run", DEMO, *changes, "--json").stdout)
+    assert {"pass@1", "self_consistency", "prm", "self_consistency+prm", "oracle"} <= set(metrics["best_of_n"])
+    run = tmp_path / "run"
+    assert (run / "generator" / "model.safetensors").is_file()
+    assert (run / "verifiers" / "prm" / "verifier.json").is_file()
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+    ok("run", DEMO, *changes)
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")} == before
