@@ -11,13 +11,14 @@ Safety: weights are read from safetensors only, and code that comes with a check
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.types import Place
@@ -53,7 +54,11 @@ def create(path: Place, texts: Iterable[str], shape: Shape | None = None, seed: 
     path = Path(path)
     if (path / "config.json").exists():
         raise CheckpointError(f"{path} already holds a model. Choose another directory or delete it.")
-    faults = [f"{k} must be at least 1, got {v}." for k, v in asdict(shape).items() if k != "intermediate" and k != "digits" and v < 1]
+    faults = [
+        f"{k} must be at least 1, got {v}."
+        for k, v in asdict(shape).items()
+        if k != "intermediate" and k != "digits" and v < 1
+    ]
     if not faults and shape.hidden % shape.heads:
         faults.append(f"hidden ({shape.hidden}) must be a multiple of heads ({shape.heads}).")
     if not faults and shape.heads % shape.kv_heads:
@@ -104,7 +109,7 @@ def _learn_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerB
         min_frequency=2,
     )
     bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         pad_token="<pad>",
         bos_token="<bos>",
@@ -120,7 +125,24 @@ def save(path: Place, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(path)
-    model.save_pretrained(path)
+    with _quietly():
+        model.save_pretrained(path)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bars and its report of new heads: progress is ours to show."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def check(path: Place) -> None:
@@ -131,10 +153,14 @@ def check(path: Place) -> None:
             raise CheckpointError(f"no checkpoint directory {path} (working directory: {Path.cwd()}).")
         return  # "owner/name": a hub id, for transformers to find
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} has no config.json, so it is no Hugging Face checkpoint. Make one: stepmark init --help")
+        raise CheckpointError(
+            f"{path} has no config.json, so it is no Hugging Face checkpoint. Make one: stepmark init --help"
+        )
     if not any(path.glob("*.safetensors")):
         held = ", ".join(sorted(p.name for p in path.glob("*.bin"))) or "no weights"
-        raise CheckpointError(f"{path} has {held}; weights are read from safetensors only, since other formats can run code.")
+        raise CheckpointError(
+            f"{path} has {held}; weights are read from safetensors only, since other formats can run code."
+        )
 
 
 def load_tokenizer(path: Place, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -173,16 +199,17 @@ def load_model(
     where = resolve_device(device)
     auto = getattr(transformers, f"AutoModelFor{head}")
     try:
-        model: PreTrainedModel = auto.from_pretrained(
-            str(path),
-            dtype=resolve_dtype(dtype, where),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            **config,
-        )
+        with _quietly():
+            model: PreTrainedModel = auto.from_pretrained(
+                str(path),
+                dtype=resolve_dtype(dtype, where),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                **config,
+            )
     except (OSError, ValueError) as e:
         raise CheckpointError(f"no model could be loaded from {path}: {e}") from e
-    return model.to(torch.device(where)).eval()  # type: ignore[arg-type]
+    return cast("PreTrainedModel", model.to(torch.device(where)).eval())  # type: ignore[arg-type]
 
 
 def resolve_device(device: str) -> str:
@@ -192,7 +219,9 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} was asked for, and this machine has no usable GPU. Use device=auto or cpu.")
+        raise ConfigError(
+            f"device {device!r} was asked for, and this machine has no usable GPU. Use device=auto or cpu."
+        )
     return device
 
 

@@ -36,7 +36,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int],
     """Ids and character spans of `text`, opened as the tokenizer opens a text (BOS or not), never closed with EOS."""
     out = tokenizer(text, split_special_tokens=True, return_offsets_mapping=True, truncation=False)
     ids, spans = list(out["input_ids"]), list(out["offset_mapping"])
-    if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id and spans[-1][0] == spans[-1][1]:
+    if (
+        ids
+        and tokenizer.eos_token_id is not None
+        and ids[-1] == tokenizer.eos_token_id
+        and spans[-1][0] == spans[-1][1]
+    ):
         ids, spans = ids[:-1], spans[:-1]
     return ids, spans
 

@@ -42,7 +42,8 @@ class UnknownName(ConfigError):
         names = sorted(allowed)
         near = difflib.get_close_matches(got, names, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"no {what} named {got!r}.{meant} There are: {', '.join(names) or 'none'}.{' ' + hint if hint else ''}")
+        there = f"There are: {', '.join(names) or 'none'}."
+        super().__init__(" ".join(filter(None, (f"no {what} named {got!r}.{meant}", there, hint))))
 
 
 class ConfigChanged(ConfigError):

@@ -206,7 +206,7 @@ class Run:
         with self._stage("train verifiers"):
             examples = self._examples()
             for later in (False, True):  # those that build on others come after them
-                jobs = [self._job(name, v, examples) for name, v in todo if (v.on is not None) == later]
+                jobs = [self._job(name, v, examples) for name, v in todo if (v.builds_on is not None) == later]
                 for name, trained in self._executor.map(partial(_train, examples=examples), jobs):
                     place = verifiers / name
                     settings = self.recipe.verifiers[name]
@@ -310,7 +310,7 @@ class Run:
             "verifier",
             settings.kind,
             **({"path": path} if "path" in plugins.options("verifier", settings.kind) else {}),
-            **({"verifier": str(self.directory.path / "verifiers" / settings.on)} if settings.on else {}),
+            **({"verifier": str(self.directory.path / "verifiers" / settings.builds_on)} if settings.builds_on else {}),
             **self._template_option(settings.kind),
             **settings.options,
         )

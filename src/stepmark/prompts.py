@@ -23,7 +23,9 @@ class Template:
 
     def __post_init__(self) -> None:
         if self.text.count(SLOT) != 1:
-            raise ConfigError(f"prompt template {self.text!r} has {self.text.count(SLOT)} places {SLOT!r}; it needs exactly one.")
+            raise ConfigError(
+                f"prompt template {self.text!r} has {self.text.count(SLOT)} places {SLOT!r}; it needs exactly one."
+            )
 
     def __call__(self, problem: Problem) -> str:
         return self.render(problem.question)

@@ -218,7 +218,7 @@ class Verifier(_Settings):
     kind: str  # the plug-in
     options: dict[str, Any] = {}
     base: Base = Base()  # what it starts from; by default the run's generator
-    on: Name | None = None  # another verifier of this recipe that it builds on; fills in the option `verifier`
+    builds_on: Name | None = None  # another verifier of this recipe that it builds on; fills in the option `verifier`
     train: Train = TrainSettings()
 
     @model_validator(mode="after")
@@ -285,11 +285,12 @@ class Recipe(_Settings):
             own = verifier.base.path is not None or verifier.base.init is not None
             if verifier.learns and not own and (self.generator is None or not self.generator.has_model):
                 yield f"verifiers.{name}.base: without a generator's model it needs a path or an init"
+        first = [name for name, verifier in self.verifiers.items() if verifier.builds_on is None]
         for name, verifier in self.verifiers.items():
-            if verifier.on is not None and "verifier" not in plugins.options("verifier", verifier.kind):
-                yield f"verifiers.{name}.on: a {verifier.kind} verifier builds on no other"
-            elif verifier.on is not None and (verifier.on not in self.verifiers or self.verifiers[verifier.on].on):
-                yield f"verifiers.{name}.on is {verifier.on!r}; it must be another verifier, one without `on`"
+            if verifier.builds_on is not None and "verifier" not in plugins.options("verifier", verifier.kind):
+                yield f"verifiers.{name}.builds_on: a {verifier.kind} verifier builds on no other"
+            elif verifier.builds_on is not None and verifier.builds_on not in first:
+                yield f"verifiers.{name}.builds_on is {verifier.builds_on!r}; it can be {', '.join(first)}"
         if max(self.evaluate.n) > self.sample.test.n:
             yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.test.n is {self.sample.test.n}"
 

@@ -98,19 +98,14 @@ def verify(
     results: dict[int, Verification] = {}
     encoded: dict[int, Encoded] = {}
     for i, s in enumerate(solutions):
-        if s.finish is Finish.LENGTH:
-            results[i] = _unscored(s, aggregate, "the solution ran out of tokens before its end")
-            continue
-        if not s.spans:
-            results[i] = Verification(s.id, (), 0.0, aggregate, Outcome.FAILED, "the solution is empty")
-            continue
-        e = encode(s)
-        if len(e) > max_length:
+        if (bad := unfinished(s, aggregate)) is not None:
+            results[i] = bad
+        elif len(e := encode(s)) > max_length:
             results[i] = _unscored(s, aggregate, f"{len(e)} tokens; the verifier reads {max_length}")
         else:
             encoded[i] = e
     with torch.inference_mode():
-        for group in _by_length(encoded):
+        for group in by_length(encoded):
             b = packing.batch([[encoded[i]] for i in group], pad_id, device)
             values = iter(read(b).float().cpu().tolist())
             for i in group:
@@ -120,11 +115,21 @@ def verify(
     return [results[i] for i in range(len(solutions))]
 
 
+def unfinished(s: Solution, aggregate: str) -> Verification | None:
+    """What to say of a solution that can't be scored by any verifier; None for one that can."""
+    if s.finish is Finish.LENGTH:
+        return _unscored(s, aggregate, "the solution ran out of tokens before its end")
+    if not s.spans:
+        return Verification(s.id, (), 0.0, aggregate, Outcome.FAILED, "the solution is empty")
+    return None
+
+
 def _unscored(s: Solution, aggregate: str, reason: str) -> Verification:
     return Verification(s.id, (), 0.0, aggregate, Outcome.TRUNCATED, reason)
 
 
-def _by_length(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
+def by_length(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
+    """Keys of sequences of near-equal length, in groups that make scoring batches."""
     group: list[int] = []
     for i in sorted(encoded, key=lambda i: len(encoded[i])):
         if group and len(encoded[i]) * (len(group) + 1) > SCORING_TOKENS:

@@ -121,7 +121,9 @@ class Generator:
     trust_remote_code: bool = False
 
     def build(self) -> torch.nn.Module:
-        return checkpoints.load_model(self.path, dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code)
+        return checkpoints.load_model(
+            self.path, dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code
+        )
 
     def encode_example(self, example: Problem) -> Encoded | None:
         text = example.demonstration or example.reference
@@ -134,7 +136,9 @@ class Generator:
         return Encoded((*ids, tokenizer.eos_token_id), weights=(*weights, 1.0))
 
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False).logits
+        logits = model(
+            input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+        ).logits
         return packing.next_token_loss(logits, batch) / totals.next_tokens
 
     def save(self, model: torch.nn.Module, out: Path) -> None:
@@ -157,14 +161,31 @@ def train(
     Raises ConfigChanged when `out` holds another configuration's, DataError when no example teaches anything."""
     settings = settings or TrainSettings()
     out = Path(out)
+    if callable(getattr(trainee, "fit", None)):
+        return _fit(trainee, examples, out)
     encoded = [e for e in map(trainee.encode_example, examples) if e is not None]
     if not encoded:
-        raise DataError(f"none of the {len(examples)} examples has anything to learn from: no demonstration, or no label.")
+        raise DataError(
+            f"none of the {len(examples)} examples has anything to learn from: no demonstration, or no label."
+        )
     identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)}
     _claim(out, identity)
     if (out / "trained.json").exists():
         return Trained(**json.loads((out / "trained.json").read_text()))
     return _Loop(trainee, encoded, out, settings, progress, skipped=len(examples) - len(encoded)).run()
+
+
+def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
+    """For a trainee of a few numbers, which has a closed way to them: `fit(examples, out)` returns on how many
+    targets it did so. What it wrote is whole once trained.json is there."""
+    data = hashlib.sha256(repr([(p.question, x.key, x.labels, x.grade.verdict) for p, x in examples]).encode())
+    _claim(out, {"trainee": _describe(trainee), "data": data.hexdigest()[:16]})
+    if not (out / "trained.json").exists():
+        began = time.monotonic()
+        count = trainee.fit(examples, out)
+        result = Trained(str(out), count, 0, 0, 0, 0.0, round(time.monotonic() - began, 2))
+        checkpoints.write_json(out / "trained.json", asdict(result))
+    return Trained(**json.loads((out / "trained.json").read_text()))
 
 
 def _describe(trainee: object) -> dict[str, Any]:
@@ -190,7 +211,9 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     place = out / "training.json"
     new = json.dumps(identity, indent=2, sort_keys=True)
     if place.exists() and (old := place.read_text().strip()) != new:
-        diff = "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), "there", "asked for", lineterm="", n=1))
+        diff = "\n".join(
+            difflib.unified_diff(old.splitlines(), new.splitlines(), "there", "asked for", lineterm="", n=1)
+        )
         raise ConfigChanged(str(out), diff)
     checkpoints.write_json(place, identity)
 
@@ -274,7 +297,9 @@ class _Loop(Generic[Example]):
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):
-            raise DataError(f"the loss became {total} at update {self.update}. Lower lr ({self.settings.lr}) or look at the data.")
+            raise DataError(
+                f"the loss became {total} at update {self.update}. Lower lr ({self.settings.lr}) or look at the data."
+            )
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -358,16 +383,22 @@ class _Loop(Generic[Example]):
             with contextlib.suppress(ImportError):
                 from torch.utils.tensorboard.writer import SummaryWriter
 
-                board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.update + 1)  # type: ignore[no-untyped-call]
+                board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.update + 1)
 
         def write(update: int, loss: float) -> None:
             rate = self._rate(update - 1)
-            line = {"update": update, "loss": loss, "lr": rate, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
+            line = {
+                "update": update,
+                "loss": loss,
+                "lr": rate,
+                "tokens": self.tokens,
+                "seconds": round(self.seconds, 3),
+            }
             with log.open("a") as f:
                 f.write(json.dumps(line) + "\n")
             if board is not None:
-                board.add_scalar("loss", loss, update)  # type: ignore[no-untyped-call]
-                board.add_scalar("lr", rate, update)  # type: ignore[no-untyped-call]
+                board.add_scalar("loss", loss, update)
+                board.add_scalar("lr", rate, update)
             if self.progress is not None:
                 note = f"loss {loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
                 self.progress(Progress("train " + self.out.name, update, self.updates, self.seconds, note))
@@ -376,7 +407,7 @@ class _Loop(Generic[Example]):
             yield write
         finally:
             if board is not None:
-                board.close()  # type: ignore[no-untyped-call]
+                board.close()
 
 
 def _split(rows: list[list[int]], parts: int) -> list[list[list[int]]]:

@@ -44,7 +44,9 @@ class OutcomeVerifier:
 
     def __post_init__(self) -> None:
         if self.head == "token" and self.language_weight:
-            raise ConfigError("orm: language_weight needs head=tag; a one-logit head has no vocabulary to predict with.")
+            raise ConfigError(
+                "orm: language_weight needs head=tag; a one-logit head has no vocabulary to predict with."
+            )
 
     # ---- text to ids: the one place, for training and scoring ----
 

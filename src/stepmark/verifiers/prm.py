@@ -42,7 +42,9 @@ class ProcessVerifier:
     tag: str = checkpoints.STEP  # each of these three is one token
     good: str = checkpoints.GOOD
     bad: str = checkpoints.BAD
-    language_weight: float = 0.0  # weight of the text's own next-token loss; helps a model that starts from random weights
+    language_weight: float = (
+        0.0  # weight of the text's own next-token loss; helps a model that starts from random weights
+    )
     dtype: str = "float32"
     device: str = "auto"
     trust_remote_code: bool = False
@@ -119,7 +121,9 @@ class ProcessVerifier:
         return scoring.verify(
             solutions,
             lambda s: self.encode(question, s),
-            lambda b: self._logits(model, scoring.outputs(model, b)[b.rows, b.columns])[:, [bad, good]].softmax(-1)[:, 1],
+            lambda b: self._logits(model, scoring.outputs(model, b)[b.rows, b.columns])[:, [bad, good]].softmax(-1)[
+                :, 1
+            ],
             aggregate=self.aggregate,
             max_length=model.config.max_position_embeddings,
             pad_id=self.pad_id,

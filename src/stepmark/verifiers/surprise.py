@@ -1,0 +1,231 @@
+"""Another verifier's scores, corrected by how much each step surprises the model that wrote it: ours, in neither paper.
+
+A small verifier learns the errors that its training data shows often, and best-of-N then goes and finds the rare
+ones: a slip in a solution that is otherwise sound wins against honest candidates. But a slip is rare for the
+generator too, and the generator says so: somewhere in the step stands a token that it thought unlikely. So
+
+    r'_i = sigmoid(a * logit(r_i) + b * min_t log p(token t of step i | what precedes it) + c)
+
+where r_i is the other verifier's score of step i and p the generator's own distribution at temperature 1. The three
+numbers are fitted by logistic regression to the step labels that the other verifier learned from; where likelihood
+tells nothing, as it may on free-form text, b comes out near zero and r' is r, calibrated. No weights change: it sits
+on any verifier directory and any causal language model. Without another verifier likelihood alone is left, which is
+the ablation.
+
+    stepmark train surprise --base generator/ --option verifier=prm/ --labels labels.jsonl ... --out prm_surprise/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stepmark import aggregate as aggregation
+from stepmark import checkpoints, packing, plugins, scoring
+from stepmark.encoding import Encoded, boundaries, token_ids
+from stepmark.errors import CheckpointError, DataError
+from stepmark.prompts import Template
+from stepmark.types import LabelledSolution, Outcome, Problem, Solution, Verdict, Verification
+
+if TYPE_CHECKING:
+    import torch
+
+FITTED = "surprise.json"
+SURE = 1e-6  # scores are kept this far from 0 and 1, where their logit ends
+RIDGE = 1e-3  # keeps the fit finite when labels can be told apart perfectly
+
+
+@dataclass(frozen=True, slots=True)
+class SurpriseVerifier:
+    """Fits on, or scores with, two models that it leaves as they are."""
+
+    path: str  # the generator whose surprise counts; or a fitted verifier, which knows its generator
+    verifier: str = ""  # directory of the verifier to correct; "" uses likelihood alone
+    aggregate: str = "min"  # how step scores become the solution's
+    template: str = "{question}\n"
+    dtype: str = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+    # ---- fitting ----
+
+    def fit(self, examples: Sequence[tuple[Problem, LabelledSolution]], out: Path) -> int:
+        """Fits a, b, c on the examples' labelled steps and writes the verifier; returns how many steps they were.
+
+        Raises DataError without labels of both kinds."""
+        by_question: dict[str, list[LabelledSolution]] = {}
+        for problem, labelled in examples:
+            if labelled.solution.spans:
+                by_question.setdefault(problem.question, []).append(labelled)
+        features: list[tuple[float, float]] = []
+        targets: list[float] = []
+        for question, group in by_question.items():
+            found = self._features(self.path, self.verifier, question, [g.solution for g in group])
+            for labelled, rows in zip(group, found, strict=True):
+                for row, y in zip(rows, _targets(labelled, len(rows)), strict=True):
+                    if y is not None:
+                        features.append(row)
+                        targets.append(y)
+        if len(set(targets)) < 2:
+            raise DataError(
+                f"{len(targets)} labelled steps, all of one kind: there is nothing to tell apart. Label more solutions."
+            )
+        a, b, c = _logistic(np.array(features), np.array(targets))
+        checkpoints.write_json(
+            out / FITTED,
+            {
+                "generator": _relative(self.path, out),
+                "verifier": _relative(self.verifier, out),
+                "coefficients": {"logit": a, "surprise": b, "constant": c},
+                "steps": len(targets),
+            },
+        )
+        options = {k: getattr(self, k) for k in ("aggregate", "template", "dtype", "trust_remote_code")}
+        scoring.write_card(out, "surprise", options, {}, Template(self.template).hash)
+        return len(targets)
+
+    # ---- scoring ----
+
+    def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
+        """One verification per solution, in order. What the other verifier could not score stays unscored."""
+        fitted = self._fitted()
+        a, b, c = (fitted["coefficients"][k] for k in ("logit", "surprise", "constant"))
+        generator, verifier = (_absolute(fitted[k], self.path) for k in ("generator", "verifier"))
+        inner = self._inner(verifier, question, solutions)
+        scored = [i for i, v in enumerate(inner) if v.outcome is Outcome.SCORED]
+        found = self._features(
+            generator, verifier, question, [solutions[i] for i in scored], [inner[i] for i in scored]
+        )
+        out = [replace(v, aggregate=self.aggregate, score=0.0) for v in inner]
+        for i, rows in zip(scored, found, strict=True):
+            scores = tuple(1 / (1 + float(np.exp(-(a * logit + b * surprise + c)))) for logit, surprise in rows)
+            out[i] = replace(
+                inner[i], scores=scores, score=aggregation.aggregate(scores, self.aggregate), aggregate=self.aggregate
+            )
+        return out
+
+    # ---- shared by both ----
+
+    def _features(
+        self,
+        generator: str,
+        verifier: str,
+        question: str,
+        solutions: Sequence[Solution],
+        inner: Sequence[Verification] | None = None,
+    ) -> list[list[tuple[float, float]]]:
+        """For each solution and each score of the other verifier: its logit, and the least log p in its tokens.
+        A verifier with one score for all steps gets the least of the whole solution."""
+        inner = self._inner(verifier, question, solutions) if inner is None else inner
+        ready = [i for i, v in enumerate(inner) if v.outcome is Outcome.SCORED]
+        least = dict(zip(ready, self._least(generator, question, [solutions[i] for i in ready]), strict=True))
+        out: list[list[tuple[float, float]]] = []
+        for i, v in enumerate(inner):
+            lows = least.get(i, [])
+            if len(v.scores) == 1 and len(lows) > 1:
+                lows = [min(lows)]
+            out.append([(_logit(r), low) for r, low in zip(v.scores, lows, strict=True)])
+        return out
+
+    def _inner(self, verifier: str, question: str, solutions: Sequence[Solution]) -> list[Verification]:
+        if not verifier:  # every step is as good as any other
+            even = [Verification(s.id, (0.5,) * len(s.spans), 0.5, self.aggregate) for s in solutions]
+            return [scoring.unfinished(s, self.aggregate) or v for s, v in zip(solutions, even, strict=True)]
+        card = scoring.read_card(verifier)
+        kind = plugins.load("verifier", card["kind"], **{**card["options"], "path": verifier, "device": self.device})
+        found: list[Verification] = kind.verify(question, solutions)
+        return found
+
+    def _least(self, generator: str, question: str, solutions: Sequence[Solution]) -> list[list[float]]:
+        """[solutions][steps] the lowest log p of a token in the step, in nats; the end token is the last step's."""
+        import torch
+
+        model = scoring.cached_model(generator, "CausalLM", self.dtype, self.device, self.trust_remote_code)
+        tokenizer = checkpoints.load_tokenizer(generator, self.trust_remote_code)
+        context = Template(self.template).render(question)
+        encoded: dict[int, Encoded] = {}
+        cuts: dict[int, list[int]] = {}
+        for i, s in enumerate(solutions):
+            ids, spans = token_ids(tokenizer, context + s.text)
+            places = boundaries(spans, [len(context), *(len(context) + end for _, end in s.spans)])
+            encoded[i] = Encoded((*ids, tokenizer.eos_token_id))
+            cuts[i] = [*places[:-1], len(ids) + 1]
+        out: list[list[float]] = [[] for _ in solutions]
+        with torch.inference_mode():
+            for group in scoring.by_length(encoded):
+                batch = packing.batch([[encoded[i]] for i in group], checkpoints.pad_id(tokenizer), str(model.device))
+                logs = _token_logs(model, batch).cpu().numpy()
+                for row, i in zip(logs, group, strict=True):
+                    pairs = zip(cuts[i], cuts[i][1:], strict=False)
+                    # A step whose characters all belong to tokens of its neighbours surprises nobody.
+                    out[i] = [float(row[start - 1 : end - 1].min()) if end > start else 0.0 for start, end in pairs]
+        return out
+
+    def _fitted(self) -> Mapping[str, Any]:
+        place = Path(self.path) / FITTED
+        if not place.is_file():
+            raise CheckpointError(
+                f"{self.path} has no {FITTED}: it was never fitted. See: stepmark train surprise --help"
+            )
+        found: Mapping[str, Any] = json.loads(place.read_text())
+        return found
+
+
+def _targets(labelled: LabelledSolution, count: int) -> list[float | None]:
+    """What `count` scores should have been: the step labels, or for a single score the grade; None where unknown."""
+    if count == len(labelled.labels):
+        return [label.hard if label.known else None for label in labelled.labels]
+    verdict = labelled.grade.verdict
+    return [None if verdict is Verdict.UNGRADABLE else float(verdict is Verdict.CORRECT)] * count
+
+
+def _logit(r: float) -> float:
+    r = min(max(r, SURE), 1 - SURE)
+    return float(np.log(r / (1 - r)))
+
+
+def _token_logs(model: Any, batch: packing.Batch) -> torch.Tensor:
+    """[B, L-1] log p of each token but the first, given those before it."""
+    logits = model.get_output_embeddings()(scoring.outputs(model, batch)[:, :-1]).float()
+    found: torch.Tensor = logits.gather(-1, batch.ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+    return found
+
+
+def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Weights of the two columns of x [n, 2] and the constant that minimise the mean cross-entropy, by Newton's
+    method with halved steps."""
+    design = np.column_stack([x, np.ones(len(x))])
+    w = np.zeros(3)
+
+    def cost(w: np.ndarray) -> float:
+        z = design @ w
+        return float(np.mean(np.logaddexp(0, z) - y * z) + RIDGE / 2 * w[:2] @ w[:2])
+
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-design @ w))
+        ridge = RIDGE * np.array([1.0, 1.0, 0.0])
+        gradient = design.T @ (p - y) / len(y) + ridge * w
+        hessian = (design * (p * (1 - p))[:, None]).T @ design / len(y) + np.diag(ridge + 1e-12)
+        step, scale = np.linalg.solve(hessian, gradient), 1.0
+        while cost(w - scale * step) > cost(w) and scale > 1e-4:
+            scale /= 2
+        w = w - scale * step
+        if np.abs(scale * step).max() < 1e-8:
+            break
+    return float(w[0]), float(w[1]), float(w[2])
+
+
+def _relative(path: str, out: Path) -> str:
+    """A path that survives the whole run directory's being moved; a hub id stays what it is."""
+    return os.path.relpath(path, out) if path and Path(path).exists() else path
+
+
+def _absolute(path: str, at: str) -> str:
+    there = Path(at) / path
+    return os.path.normpath(there) if path and there.exists() else path
