@@ -5,8 +5,8 @@ labelling by rollouts does all day. A token counts when it belongs to a rollout,
 token; whatever else an engine computes is its own loss. `generate` runs as a careful user would run it: batched,
 sorted by length, left padded, num_return_sequences=N, no top-k, the batch size and cache that a short trial
 found fastest. Each contender is timed in a process of its own with one thread, after a warm-up, in wall seconds
-and in processor seconds; ratios use processor seconds, because the machine may be shared. `generate` is timed on an evenly spaced
-subset of the solutions, since rates are what is compared.
+and in processor seconds; ratios use processor seconds, because the machine may be shared. `generate` is timed on
+an evenly spaced subset of the solutions, since rates are what is compared.
 
     python bench/rollouts.py                                   # trains a 3.5M-parameter Llama for a minute first
     python bench/rollouts.py --model DIR --solutions FILE.jsonl --dtype bfloat16
@@ -153,11 +153,18 @@ def generate(work: Work) -> Timing:
             lengths += first.tolist()
         return lengths
 
-    # Batches of 4 to 32 prompts, that is 32 to 256 rows at N = 8; larger ones were slower still.
+    # Batches of 2 to 32 prompts, that is 16 to 256 rows at N = 8; larger ones were slower still.
     trial = work.prompts[:: max(1, len(work.prompts) // 32)][:32]
     run(trial[:4], 4, "dynamic")
     tried: dict[tuple[int, str], float] = {}
-    for batch, cache in [(4, "dynamic"), (8, "dynamic"), (16, "dynamic"), (32, "dynamic"), (8, "static")]:
+    for batch, cache in [
+        (2, "dynamic"),
+        (4, "dynamic"),
+        (8, "dynamic"),
+        (16, "dynamic"),
+        (32, "dynamic"),
+        (4, "static"),
+    ]:
         timing = _timed(lambda batch=batch, cache=cache: run(trial, batch, cache))  # type: ignore[misc]
         tried[batch, cache] = timing.tokens / timing.cpu
     batch, cache = max(tried, key=lambda k: tried[k])
@@ -167,12 +174,11 @@ def generate(work: Work) -> Timing:
 
 def vllm(work: Work) -> Timing:
     """vLLM, in this process, with its prefix cache."""
-    from vllm import LLM, SamplingParams as Sampling  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    from vllm import LLM  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    from vllm import SamplingParams as Sampling
 
     llm = LLM(work.model, dtype=work.dtype, enforce_eager=True, enable_prefix_caching=True, disable_log_stats=True)
-    sampling = Sampling(
-        n=work.prompts[0].n, temperature=work.params.temperature, max_tokens=work.params.max_tokens
-    )
+    sampling = Sampling(n=work.prompts[0].n, temperature=work.params.temperature, max_tokens=work.params.max_tokens)
     llm.generate([p.text for p in work.prompts[:4]], sampling, use_tqdm=False)
 
     def run() -> list[int]:
@@ -211,7 +217,9 @@ def flops_per_token(model: str, mean_length: float) -> float:
     met = sum(p.numel() for p in net.parameters()) - net.get_input_embeddings().weight.numel()
     met += net.get_output_embeddings().weight.numel() if net.config.tie_word_embeddings else 0
     config = net.config
-    heads = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    heads = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     return 2.0 * met + 4.0 * config.num_hidden_layers * heads * mean_length
 
 
@@ -226,7 +234,9 @@ def alone(function: Callable[..., Any], *args: Any) -> Any:
         result = here.recv()
     except EOFError:
         process.join()
-        raise SystemExit(f"{function.__name__} ended with exit status {process.exitcode}; its last words are above.") from None
+        raise SystemExit(
+            f"{function.__name__} ended with exit status {process.exitcode}; its last words are above."
+        ) from None
     process.join()
     return result
 
@@ -285,7 +295,7 @@ def main() -> None:
 def _inputs(a: argparse.Namespace, place: Path) -> tuple[str, list[tuple[str, str]]]:
     kept = Path(a.solutions) if a.solutions else place / "solutions.jsonl"
     if not kept.exists() and not a.solutions:
-        model, texts = alone(prepare, place, a.count, a.kv_heads, a.train_seconds, a.seed)
+        _, texts = alone(prepare, place, a.count, a.kv_heads, a.train_seconds, a.seed)
         kept.write_text("".join(json.dumps({"context": c, "text": t}) + "\n" for c, t in texts))
     rows = [json.loads(line) for line in kept.read_text().splitlines()[: a.count]]
     return a.model or str(place / "generator"), [(r["context"], r["text"]) for r in rows]
@@ -296,7 +306,9 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
     whole = Work(model, prefixes(texts, a.n), params, a.dtype, a.device)
     few = texts[:: max(1, len(texts) // a.generate_solutions)][: a.generate_solutions]
     part = Work(model, prefixes(few, a.n), params, a.dtype, a.device)
-    print(f"{len(texts)} solutions, {len(whole.prompts)} step prefixes, N = {a.n}; generate: {len(few)} of the solutions")
+    print(
+        f"{len(texts)} solutions, {len(whole.prompts)} step prefixes, N = {a.n}; generate: {len(few)} of the solutions"
+    )
     top = alone(peak, a.dtype, a.device)
     found: dict[str, Timing] = {}
     found["generate"] = alone(generate, part)
@@ -329,7 +341,12 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
         )
     result = {
         "command": shlex.join(["python", "bench/rollouts.py", *sys.argv[1:]]),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(), **_versions()},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            **_versions(),
+        },
         "seed": a.seed,
         "dtype": a.dtype,
         "device": a.device,

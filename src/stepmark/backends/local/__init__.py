@@ -33,14 +33,14 @@ class LocalBackend:
     path: str  # a checkpoint directory, or a hub id
     dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16, float16
     device: str = "auto"  # auto (a GPU where there is one), cpu, cuda, cuda:1, ...
-    batch: int = 256  # most rollouts under way at once; fewer where memory is short
+    batch: int = 0  # most rollouts under way at once, fewer where memory is short; 0 is 256, on a GPU 1024
     chat_template: bool = False  # context becomes the user's turn, prefix the opening of the assistant's
     trust_remote_code: bool = False  # run code that comes with the checkpoint
     sharing: bool = True  # False encodes every prefix alone: a slow reference
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError(f"batch must be at least 1 rollout, got {self.batch}.")
+        if self.batch < 0:
+            raise ConfigError(f"batch must be at least 1 rollout, or 0 for the usual number, got {self.batch}.")
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """Rollouts as they finish. Raises CheckpointError, ConfigError, BackendError."""
@@ -68,8 +68,8 @@ class LocalBackend:
                         continue
                     todo.append(Row(len(rows), at, key(params.seed, prompt.id, index), room))
                     rows.append((i, index))
-            parts = (tuple(todo[start : start + engine.batch]) for start in range(0, len(todo), engine.batch))
-            trunks.extend(Trunk(ids[longest], part) for part in parts)
+            if todo:
+                trunks.append(Trunk(ids[longest], tuple(todo)))
         vocab = engine.vocab
         reader = Reader(tokenizer, params.stop)
         ends = np.zeros(vocab, dtype=bool)
@@ -87,6 +87,18 @@ class LocalBackend:
             finish = Finish.STOP if done.stopped else Finish.LENGTH
             yield Rollout(prompts[i].id, index, text, finish, len(done.ids), done.logprob)
 
+    def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
+        """Per text, the probability that it goes on with each choice, given that it goes on with one of them."""
+        from stepmark.backends.local.choices import probabilities
+        from stepmark.backends.local.text import prompt_ids
+
+        engine, tokenizer = self._load()
+        ways = [tuple(tokenizer(c, add_special_tokens=False)["input_ids"]) for c in choices]
+        if not ways or not all(ways):
+            raise ConfigError(f"choices must be texts of at least one token each, got {list(choices)}.")
+        starts = [prompt_ids(tokenizer, Prompt(str(i), text), self.chat_template) for i, text in enumerate(texts)]
+        return probabilities(engine, starts, ways)
+
     def _load(self) -> tuple[Engine, PreTrainedTokenizerBase]:
         return _loaded(self.path, self.dtype, self.device, self.batch, self.trust_remote_code)
 
@@ -99,7 +111,9 @@ def _loaded(
     from stepmark.checkpoints import load_model, load_tokenizer
 
     model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return Engine(model, batch), load_tokenizer(path, trust_remote_code)
+    return Engine(model, batch or (1024 if model.device.type == "cuda" else 256)), load_tokenizer(
+        path, trust_remote_code
+    )
 
 
 def _check(params: SamplingParams) -> None:

@@ -12,9 +12,11 @@ comparing logits when the engine starts), are decoded by plain.py instead: slowe
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ATTENTION = "stepmark_shared"
 ENCODE_TOKENS = {"cpu": 2048, "cuda": 16384}  # flat positions per encoding pass: bounds its activations
+MEMORY = 0.6  # share of the free memory that the rows of a run may fill, all of them at their longest
 REFILL = 0.25  # share of places that must be free before new trunks are encoded
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}  # of the logits' spread, see `check`
 
@@ -203,15 +206,27 @@ class Engine:
             cohort.step += 1
         return logits
 
+    def rows(self, reach: int) -> int:
+        """How many rows of `reach` positions may be under way: `batch`, or as many as memory is sure to hold."""
+        config = self.model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        position = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
+        drawing = 4 * 4 * self.vocab  # float32 logits and what is made of them
+        return max(1, min(self.batch, int(MEMORY * _free_memory(self.device) / (reach * position + drawing))))
+
     # -- the loop --------------------------------------------------------------------------------------------
 
     def run(self, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
-        """Rolls every row out. A trunk's rows must number at most `batch`."""
-        waiting = deque(trunks)
+        """Rolls every row out."""
+        self.use(ATTENTION)
+        trunks = list(trunks)
+        batch = self.rows(max((len(t.ids) + max(row.budget for row in t.rows) for t in trunks), default=1))
+        waiting = deque(Trunk(t.ids, t.rows[a : a + batch]) for t in trunks for a in range(0, len(t.rows), batch))
         cohorts: list[Cohort] = []
         while waiting or cohorts:
-            free = self.batch - sum(c.live for c in cohorts)
-            if waiting and (not cohorts or free >= max(len(waiting[0].rows), REFILL * self.batch)):
+            free = batch - sum(c.live for c in cohorts)
+            if waiting and (not cohorts or free >= max(len(waiting[0].rows), REFILL * batch)):
                 part = [waiting.popleft()]
                 free -= len(part[0].rows)
                 while waiting and len(waiting[0].rows) <= free:
@@ -267,3 +282,15 @@ class Engine:
         if len(gone):
             cohort.drop(gone)
         return done
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that this process may count on: of the GPU's, or its share, by cores, of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return free // (os.cpu_count() or 1)

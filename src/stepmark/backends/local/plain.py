@@ -21,10 +21,11 @@ def run(engine: Engine, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]
     """Rolls every row out, prefix by prefix."""
     engine.use(engine.plain_attention)
     for trunk in trunks:
+        batch = engine.rows(len(trunk.ids) + max(row.budget for row in trunk.rows))
         for at, group in groupby(sorted(trunk.rows, key=lambda row: row.at), key=lambda row: row.at):
             rows = list(group)
-            for start in range(0, len(rows), engine.batch):
-                yield from _prefix(engine, trunk.ids[:at], rows[start : start + engine.batch], draws)
+            for start in range(0, len(rows), batch):
+                yield from _prefix(engine, trunk.ids[:at], rows[start : start + batch], draws)
 
 
 def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Row], draws: Draws) -> list[Done]:
