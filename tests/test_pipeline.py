@@ -18,6 +18,7 @@ DEMO = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 
 def strangers(*changes, **backend):
     return [
+        "seed=1",
         f"task={STRANGERS / 'task.py'}",
         f"generator={{backend: {{name: {STRANGERS / 'backend.py'}, options: {json.dumps(backend)}}}}}",
         f"verifiers={{recompute: {{kind: {STRANGERS / 'verifier.py'}}}}}",

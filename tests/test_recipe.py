@@ -60,7 +60,7 @@ def test_all_faults_are_shown_at_once_with_what_was_meant():
     ("changes", "said"),
     [
         (["sample.test.split=train"], "can't be a test"),
-        (["evaluate.n=[1, 128]"], "sample.test.n is 64"),
+        (["evaluate.n=[1, 128]", "sample.test.n=64"], "sample.test.n is 64"),
         (["generator=null"], "needs a task and a generator"),
         (["generator.path=x"], "not both"),
         (["generator.train=null"], "before it is trained"),
@@ -90,9 +90,8 @@ def test_the_resolved_configuration_gives_the_same_recipe_again():
     first = recipe.load(DEMO, ["verifiers.prm.train.lr=0.5", "sample.stop=[a, b]", "workers=7"])
     again = recipe.parse(yaml.safe_load(yaml.safe_dump(first.resolved())), "again")
     assert again.resolved() == first.resolved()
-    assert again.verifiers["prm"].train == TrainSettings(
-        epochs=again.verifiers["prm"].train.epochs, lr=0.5, batch_tokens=4096
-    )
+    assert again.verifiers["prm"].train == first.verifiers["prm"].train
+    assert again.verifiers["prm"].train.lr == 0.5
     assert first.workers == 7
     assert "workers" not in first.resolved()
 
