@@ -229,7 +229,8 @@ class Verifier(_Settings):
     @property
     def learns(self) -> bool:
         """Whether its kind is trained at all; one that only computes is used as it is."""
-        return callable(getattr(plugins.find("verifier", self.kind), "build", None))
+        found = plugins.find("verifier", self.kind)
+        return any(callable(getattr(found, way, None)) for way in ("build", "fit"))
 
 
 class Evaluate(_Settings):
