@@ -1,0 +1,332 @@
+"""The rollout engine against plain transformers: same ids, tokens and probabilities, whatever shares the batch."""
+
+import dataclasses
+import math
+from collections import Counter
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stepmark.backends.local import LocalBackend
+from stepmark.backends.local.cohort import Row, Trunk
+from stepmark.backends.local.draw import draw, key, uniforms
+from stepmark.backends.local.engine import Draws, Engine
+from stepmark.backends.local.text import group
+from stepmark.checkpoints import load_model, load_tokenizer
+from stepmark.encoding import token_ids
+from stepmark.errors import BackendError, CheckpointError, ConfigError
+from stepmark.types import Finish, Prompt, Rollout, SamplingParams
+
+CONTEXTS = ("Ann has 4 apples. Ben has 3 more.\n", "Cat has 7 apples.\n", "How many?\n")
+LINES = ("Ben has 4 + 3 = 7.\n", "So that is 7 in all.\n", "The answer is 7.\n")
+SHARING = ("llama", "llama_grouped", "llama_one_kv_head", "qwen2", "mistral", "gpt2")
+OTHERS = ("gemma2", "mistral_window", "llama_dynamic")
+
+
+def step_prefixes(n: int = 1) -> list[Prompt]:
+    return [
+        Prompt(f"{c}/{s}", context, prefix, n=n)
+        for c, context in enumerate(CONTEXTS)
+        for s, prefix in enumerate(accumulate(("", *LINES)))
+    ]
+
+
+def rolled(backend: LocalBackend, prompts: list[Prompt], **params: object) -> dict[str, Rollout]:
+    rollouts = list(backend.sample(prompts, SamplingParams(**params)))  # type: ignore[arg-type]
+    found = {r.key: r for r in rollouts}
+    assert len(found) == len(rollouts) == sum(p.n for p in prompts)
+    return found
+
+
+def same(a: dict[str, Rollout], b: dict[str, Rollout]) -> None:
+    """Equal rollouts. Rounding may tip a draw that falls on the edge between two tokens, so one in fifty may differ."""
+    assert a.keys() == b.keys()
+    tipped = 0
+    for k in a:
+        if dataclasses.replace(a[k], logprob=0) == dataclasses.replace(b[k], logprob=0):
+            assert a[k].logprob == pytest.approx(b[k].logprob, abs=1e-3)
+        else:
+            tipped += 1
+    assert tipped <= len(a) // 50
+
+
+@pytest.mark.parametrize("name", SHARING + OTHERS)
+def test_greedy_is_what_generate_gives(model_of, name):
+    path = model_of(name)
+    backend = LocalBackend(path, device="cpu")
+    got = rolled(backend, step_prefixes(), temperature=0, max_tokens=24)
+    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    ended = 0
+    for prompt in step_prefixes():
+        ids = token_ids(tokenizer, prompt.text)[0]
+        out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=24)[0, len(ids) :].tolist()
+        rollout = got[f"{prompt.id}#0"]
+        assert rollout.text == tokenizer.decode(out, skip_special_tokens=True)
+        assert rollout.tokens == len(out)
+        assert rollout.finish == (Finish.STOP if out[-1] == tokenizer.eos_token_id else Finish.LENGTH)
+        ended += rollout.finish is Finish.STOP
+    assert backend._load()[0].sharing is (name in SHARING or name == "mistral_window")
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_sharing_changes_nothing(model_of, name):
+    """Long enough to outgrow the first capacity, few enough places to be refilled and repacked often."""
+    backend = LocalBackend(model_of(name), device="cpu", batch=13)
+    prompts = step_prefixes(n=5)
+    shared = rolled(backend, prompts, max_tokens=40, seed=3)
+    same(shared, rolled(dataclasses.replace(backend, sharing=False), prompts, max_tokens=40, seed=3))
+    lengths = [r.tokens for r in shared.values()]
+    assert min(lengths) < 8 and max(lengths) > 16
+    assert {r.finish for r in shared.values()} == {Finish.STOP, Finish.LENGTH}
+
+
+def test_batch_order_and_company_change_nothing(model_of):
+    path = model_of("llama_grouped")
+    prompts = step_prefixes(n=4)
+    usual = rolled(LocalBackend(path, device="cpu"), prompts, max_tokens=30)
+    assert len({r.text for r in usual.values()}) > len(usual) // 2
+    for batch in (1, 4, 7):
+        same(usual, rolled(LocalBackend(path, device="cpu", batch=batch), prompts[::-1], max_tokens=30))
+    alone = rolled(LocalBackend(path, device="cpu"), prompts[5:6], max_tokens=30)
+    same({k: usual[k] for k in alone}, alone)
+
+
+def test_more_can_be_asked_for_later(model_of):
+    backend = LocalBackend(model_of("llama"), device="cpu")
+    whole = rolled(backend, [Prompt("p", CONTEXTS[0], n=9)], max_tokens=12)
+    first = rolled(backend, [Prompt("p", CONTEXTS[0], n=4)], max_tokens=12)
+    rest = rolled(backend, [Prompt("p", CONTEXTS[0], n=5, first=4)], max_tokens=12)
+    same(whole, first | rest)
+    assert len({r.text for r in whole.values()}) > 4
+    assert rolled(backend, [Prompt("p", CONTEXTS[0], n=0)]) == {}
+    other = rolled(backend, [Prompt("p", CONTEXTS[0], n=9)], max_tokens=12, seed=1)
+    assert {r.text for r in other.values()} != {r.text for r in whole.values()}
+
+
+@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize(("temperature", "top_p", "batch"), [(0.0, 1.0, 60), (0.7, 0.9, 13), (1.0, 1.0, 5)])
+def test_logprob_is_the_models_own(model_of, name, temperature, top_p, batch):
+    """Recomputed for every rollout by one plain forward pass, at temperature 1 whatever was sampled at. Also shows
+    that no row ever read another row's cache, however often places were freed, refilled and repacked."""
+    path = model_of(name)
+    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    prompts = [token_ids(tokenizer, p.text)[0] for p in step_prefixes()]
+    rows, trunks = [], []
+    for longest, members in group([tuple(ids) for ids in prompts]):
+        part = [(i, index) for i in members for index in range(4)]
+        made = [Row(len(rows) + r, len(prompts[i]), key(0, str(i), index), 36) for r, (i, index) in enumerate(part)]
+        trunks.append(Trunk(tuple(prompts[longest]), tuple(made)))
+        rows += part
+    assert len(trunks) == len(CONTEXTS)
+    ends = np.arange(len(tokenizer)) == tokenizer.eos_token_id
+    draws = Draws(temperature, top_p, ends, np.zeros_like(ends), lambda name, ids: False)
+    done = list(Engine(model, batch).run(trunks, draws))
+    assert sorted(d.name for d in done) == list(range(len(rows)))
+    for d in done:
+        before = prompts[rows[d.name][0]]
+        with torch.inference_mode():
+            logits = reference(path)(torch.tensor([[*before, *d.ids]])).logits[0].log_softmax(-1)
+        expected = sum(float(logits[len(before) + t - 1, token]) for t, token in enumerate(d.ids))
+        assert d.logprob == pytest.approx(expected, abs=2e-3)
+        assert d.stopped == (d.ids[-1] == tokenizer.eos_token_id)
+        assert tokenizer.eos_token_id not in d.ids[:-1]
+    assert len({len(d.ids) for d in done}) > 4
+
+
+@lru_cache
+def reference(path: str) -> torch.nn.Module:
+    return load_model(path, device="cpu")
+
+
+def chi_square(counts: Counter[int], expected: torch.Tensor, n: int) -> tuple[float, int]:
+    """The statistic over cells of at least five expected, the others pooled; and its degrees of freedom."""
+    p = expected.double()
+    big = [i for i in range(len(p)) if p[i] * n >= 5]
+    cells = [(counts[i], float(p[i]) * n) for i in big]
+    rest = n - sum(e for _, e in cells)
+    if rest > 1:
+        cells.append((n - sum(c for c, _ in cells), rest))
+    return sum((c - e) ** 2 / e for c, e in cells), len(cells) - 1
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7), (1.5, 0.9)])
+def test_draws_follow_the_distribution(temperature, top_p):
+    n = 20_000
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(1)) * 1.2
+    keys = np.array([key(0, "p", i) for i in range(n)], dtype=np.uint64)
+    u = torch.from_numpy(uniforms(keys, np.zeros(n, dtype=np.int64)))
+    ids, logprobs = draw(logits.expand(n, -1).clone(), u, temperature, top_p)
+    p = (logits.double() / temperature).softmax(0)
+    # By hand: tokens from the most probable on, until their mass reaches top_p.
+    kept, mass = [], 0.0
+    for i in p.argsort(descending=True).tolist():
+        if mass < top_p:
+            kept.append(i)
+        mass += float(p[i])
+    allowed = torch.zeros_like(p)
+    allowed[kept] = p[kept] / p[kept].sum()
+    assert set(ids.tolist()) <= set(kept)
+    statistic, dof = chi_square(Counter(ids.tolist()), allowed, n)
+    assert dof >= 5
+    assert statistic < dof + 4 * math.sqrt(2 * dof)
+    assert torch.allclose(logprobs, logits.log_softmax(0)[ids], atol=1e-5)
+
+
+def test_rollouts_follow_the_models_distribution(model_of):
+    """The second token, given the first: it has been through the shared cache."""
+    path = model_of("llama_grouped")
+    n = 6000
+    backend = LocalBackend(path, device="cpu", batch=3000)
+    got = list(backend.sample([Prompt("p", CONTEXTS[1], LINES[0], n=n)], SamplingParams(max_tokens=2, seed=5)))
+    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    ids = token_ids(tokenizer, CONTEXTS[1] + LINES[0])[0]
+    # Which tokens they were shows in the log-probability, which differs for every pair.
+    with torch.inference_mode():
+        first = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        top = int(first.argmax())
+        second = model(torch.tensor([[*ids, top]])).logits[0, -1].log_softmax(-1)
+    pairs = {round(float(first[top] + second[t]), 3): t for t in range(len(second))}
+    seen = Counter(pairs[round(r.logprob, 3)] for r in got if r.tokens == 2 and round(r.logprob, 3) in pairs)
+    total = sum(seen.values())
+    assert total == pytest.approx(n * float(first[top].exp()), rel=0.2)
+    likely = {t: float(second[t].exp()) for t in second.argsort(descending=True)[:3].tolist()}
+    for t, p in likely.items():
+        assert abs(seen[t] / total - p) < 4 * math.sqrt(p * (1 - p) / total) + 0.01
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_text_ends_before_its_first_stop_string(model_of, data):
+    """Any piece of what is said without stop strings, within a token or across several, stops it right there."""
+    path = model_of("llama")
+    backend = LocalBackend(path, device="cpu")
+    prompt = Prompt("p", data.draw(st.sampled_from(CONTEXTS)))
+    seed = data.draw(st.integers(0, 3))
+    free = rolled(backend, [prompt], max_tokens=30, seed=seed)["p#0"].text
+    start = data.draw(st.integers(0, max(0, len(free) - 1)))
+    stop = free[start : start + data.draw(st.integers(1, 6))]
+    if not stop or "\ufffd" in stop:
+        return
+    got = rolled(backend, [prompt], max_tokens=30, seed=seed, stop=(stop, "never said"))["p#0"]
+    assert got.text == free[: free.index(stop)]
+    assert got.finish is Finish.STOP
+    tokens = [rolled(backend, [prompt], max_tokens=m, seed=seed)["p#0"].text for m in (got.tokens - 1, got.tokens) if m]
+    assert stop in tokens[-1]
+    assert got.tokens == 1 or stop not in tokens[0]
+
+
+def test_budget_and_positions(model_of):
+    path = model_of("llama")
+    backend = LocalBackend(path, device="cpu")
+    for rollout in rolled(backend, step_prefixes(n=3), max_tokens=1).values():
+        assert rollout.tokens == 1
+    tokenizer = load_tokenizer(path)
+    tight = Prompt("tight", "7\n" * 78)
+    room = 160 - len(token_ids(tokenizer, tight.text)[0])
+    assert 0 < room < 10
+    got = rolled(backend, [tight, Prompt("long", "7\n" * 400, n=2), Prompt("short", "7\n")], max_tokens=30)
+    assert got["tight#0"].tokens <= room
+    for i in range(2):
+        assert got[f"long#{i}"] == Rollout("long", i, "", Finish.LENGTH, 0)
+    assert got["short#0"].tokens > 0
+
+
+def test_special_tokens_in_a_prompt_are_plain_text(model_of):
+    path = model_of("llama")
+    tokenizer = load_tokenizer(path)
+    got = rolled(LocalBackend(path, device="cpu"), [Prompt("p", "say <eos> now")], temperature=0, max_tokens=8)["p#0"]
+    ids = tokenizer("say <eos> now", split_special_tokens=True)["input_ids"]
+    assert tokenizer.eos_token_id not in ids
+    out = load_model(path, device="cpu").generate(torch.tensor([ids]), do_sample=False, max_new_tokens=8)[0, len(ids) :]
+    assert got.text == tokenizer.decode(out, skip_special_tokens=True)
+
+
+def test_chat_template(model_of, tmp_path):
+    path = model_of("qwen2")
+    tokenizer = load_tokenizer(path)
+    with pytest.raises(BackendError, match="chat_template"):
+        list(LocalBackend(path, device="cpu", chat_template=True).sample([Prompt("p", "x")], SamplingParams()))
+    tokenizer.chat_template = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    try:
+        backend = LocalBackend(path, device="cpu", chat_template=True)
+        got = rolled(backend, [Prompt("p", "Hi?", "Well, ")], temperature=0, max_tokens=8)["p#0"]
+        ids = [tokenizer.bos_token_id, *tokenizer("user: Hi?\nassistant: Well, ")["input_ids"]]
+    finally:
+        tokenizer.chat_template = None
+    out = load_model(path, device="cpu").generate(torch.tensor([ids]), do_sample=False, max_new_tokens=8)[0, len(ids) :]
+    assert got.text == tokenizer.decode(out, skip_special_tokens=True)
+
+
+def test_bfloat16_stays_close(model_of):
+    """To plain decoding in bfloat16: as close as the format's three digits allow."""
+    narrow = LocalBackend(model_of("llama"), device="cpu", dtype="bfloat16")
+    assert narrow._load()[0].sharing
+    prompts = step_prefixes(n=4)
+    a = rolled(narrow, prompts, max_tokens=1)
+    b = rolled(dataclasses.replace(narrow, sharing=False), prompts, max_tokens=1)
+    equal = [k for k in a if a[k].text == b[k].text]
+    assert len(equal) > 0.8 * len(a)
+    assert np.mean([abs(a[k].logprob - b[k].logprob) for k in equal]) < 0.1
+
+
+def test_choice_probabilities(model_of):
+    path = model_of("llama_grouped")
+    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    texts, choices = ["Ann has", "Ann has 7 apples.\nIs it so? "], ["Y", "N", " apples. Ben"]
+    got = LocalBackend(path, device="cpu").choice_probs(texts, choices)
+    for text, found in zip(texts, got, strict=True):
+        sums = []
+        for choice in choices:
+            ids, way = (token_ids(tokenizer, t)[0] for t in (text, choice))
+            with torch.inference_mode():
+                logprobs = model(torch.tensor([ids + way])).logits[0].log_softmax(-1)
+            sums.append(sum(float(logprobs[len(ids) + t - 1, token]) for t, token in enumerate(way)))
+        assert found == pytest.approx(torch.tensor(sums).softmax(0).tolist(), abs=1e-4)
+        assert sum(found) == pytest.approx(1)
+    with pytest.raises(ConfigError, match="at least one token"):
+        LocalBackend(path, device="cpu").choice_probs(texts, ["Y", ""])
+
+
+def test_bad_settings_are_told_all_at_once(model_of, tmp_path):
+    with pytest.raises(ConfigError, match="batch"):
+        LocalBackend("x", batch=-1)
+    backend = LocalBackend(model_of("llama"), device="cpu")
+    with pytest.raises(ConfigError) as caught:
+        list(backend.sample([], SamplingParams(max_tokens=0, temperature=-1, top_p=0)))
+    assert len(caught.value.faults) == 3
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        list(LocalBackend(str(tmp_path / "none")).sample([Prompt("p", "x")], SamplingParams()))
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), max_size=14))
+def test_groups_cover_each_sequence_once_by_a_trunk_that_it_begins(sequences):
+    trunks = group(sequences)
+    assert sorted(i for _, members in trunks for i in members) == list(range(len(sequences)))
+    for longest, members in trunks:
+        assert all(sequences[longest][: len(sequences[i])] == sequences[i] for i in members)
+    tops = [sequences[longest] for longest, _ in trunks]
+    for i, a in enumerate(tops):
+        assert not any(b[: len(a)] == a for j, b in enumerate(tops) if i != j)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 5000)), min_size=1, max_size=20))
+def test_uniforms_depend_on_their_own_counter_only(pairs):
+    keys = np.array([k for k, _ in pairs], dtype=np.uint64)
+    t = np.array([t for _, t in pairs])
+    together = uniforms(keys, t)
+    assert ((together >= 0) & (together < 1)).all()
+    assert together.tolist() == [float(uniforms(keys[i : i + 1], t[i : i + 1])[0]) for i in range(len(pairs))]
+
+
+def test_uniforms_are_uniform_and_keys_differ():
+    keys = np.array([key(0, f"p{i}", j) for i in range(100) for j in range(100)], dtype=np.uint64)
+    assert len(set(keys.tolist())) == len(keys)
+    for u in (uniforms(keys, np.zeros(len(keys), int)), uniforms(keys[:1].repeat(10_000), np.arange(10_000))):
+        counts = np.histogram(u, bins=50, range=(0, 1))[0]
+        assert ((counts - 200) ** 2 / 200).sum() < 49 + 4 * math.sqrt(2 * 49)
+        assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.04

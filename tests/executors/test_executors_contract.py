@@ -1,0 +1,91 @@
+"""What every executor in the folder keeps to, discovered by file name."""
+
+import functools
+import itertools
+import os
+import pickle
+
+import pytest
+
+from stepmark import plugins
+from stepmark.errors import ConfigError, UnknownName
+from stepmark.protocols import Executor
+
+
+@pytest.fixture(params=plugins.names("executor"))
+def executor(request) -> Executor:
+    """An executor with two workers where it has any."""
+    options = plugins.options("executor", request.param)
+    return plugins.load("executor", request.param, **({"workers": 2} if "workers" in options else {}))
+
+
+def add(unit: int, *, more: int) -> int:
+    return unit + more
+
+
+def fail_at(unit: int, *, bad: int) -> int:
+    if unit == bad:
+        raise UnknownName("thing", str(unit), ["else"])
+    return unit
+
+
+class Odd(Exception):
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+def fail_oddly(unit: int) -> int:
+    raise Odd(unit, 2)
+
+
+def test_each_unit_once(executor):
+    assert isinstance(executor, Executor)
+    assert pickle.loads(pickle.dumps(executor)) == executor  # noqa: S301
+    got = list(executor.map(functools.partial(add, more=10), range(7)))
+    assert sorted(got) == list(range(10, 17))
+    assert list(executor.map(functools.partial(add, more=10), [])) == []
+
+
+def test_units_are_taken_as_they_are_needed(executor):
+    """A stream of units may be endless."""
+    taken = []
+
+    def units():
+        for i in itertools.count():
+            taken.append(i)
+            yield i
+
+    results = executor.map(functools.partial(add, more=0), units())
+    assert sorted(itertools.islice(results, 5))[0] == 0
+    assert len(taken) <= 5 + 2 * 2
+
+
+def test_an_exception_ends_it_after_the_results_already_made(executor):
+    got = []
+    with pytest.raises(ConfigError, match="no thing named '4'"):
+        for result in executor.map(functools.partial(fail_at, bad=4), range(100)):
+            got.append(result)  # noqa: PERF402 - list(...) would lose those before the exception
+    assert set(range(4)) <= set(got)
+    assert len(got) < 12
+    with pytest.raises(Exception, match="0 and 2"):
+        list(executor.map(fail_oddly, [0]))
+
+
+def pid(_: int) -> int:
+    return os.getpid()
+
+
+def test_work_may_come_from_a_users_own_file(executor, tmp_path):
+    place = tmp_path / "mine.py"
+    place.write_text(
+        "from dataclasses import dataclass\n"
+        "from stepmark.types import Grade, Verdict\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine:\n"
+        "    word: str = 'yes'\n\n"
+        "    def grade(self, text, problem):\n"
+        "        return Grade(Verdict.CORRECT if text == self.word else Verdict.INCORRECT, 'compared')\n"
+    )
+    grader = plugins.load("grader", str(place), word="no")
+    got = list(executor.map(functools.partial(grader.grade, problem=None), ["no", "yes"]))
+    assert sorted(g.correct for g in got) == [False, True]

@@ -1,0 +1,105 @@
+"""Worker processes: their threads, their death, and their parent's."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stepmark.errors import ConfigError, StageError
+from stepmark.executors.processes import ProcessesExecutor
+
+
+def environment(_: int) -> tuple[int, str | None]:
+    return os.getpid(), os.environ.get("OMP_NUM_THREADS")
+
+
+def die_at_three(unit: int) -> int:
+    if unit == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return unit
+
+
+def write_and_wait(place: str) -> None:
+    Path(place, str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition, seconds=20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_each_worker_has_one_thread_and_this_process_keeps_its_setting(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    got = list(ProcessesExecutor(workers=2).map(environment, range(6)))
+    assert {threads for _, threads in got} == {"1"}
+    assert os.getpid() not in {pid for pid, _ in got}
+    assert 1 <= len({pid for pid, _ in got}) <= 2
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_no_more_workers_than_units():
+    assert len({pid for pid, _ in ProcessesExecutor(workers=8).map(environment, range(1))}) == 1
+    with pytest.raises(ConfigError, match="workers"):
+        ProcessesExecutor(workers=-1)
+
+
+def test_a_dead_worker_is_named_with_its_unit_and_the_rest_is_kept():
+    got = []
+    with pytest.raises(StageError, match=r"SIGKILL.*while it worked on 3\b"):
+        for result in ProcessesExecutor(workers=2).map(die_at_three, range(50)):
+            got.append(result)  # noqa: PERF402 - list(...) would lose those before the exception
+    assert {0, 1, 2} <= set(got)
+    assert len(got) <= 5
+
+
+def test_work_that_cannot_travel_is_refused():
+    with pytest.raises(StageError, match="serial"):
+        list(ProcessesExecutor(workers=2).map(lambda unit: unit, [1]))
+
+
+def test_leaving_half_way_ends_the_workers(tmp_path):
+    results = ProcessesExecutor(workers=2).map(environment, range(100))
+    pids = {next(results)[0], next(results)[0]}
+    results.close()
+    assert not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent_however_it_ends(tmp_path, how):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from stepmark.executors.processes import ProcessesExecutor\n"
+        "import test_processes\n"
+        "if __name__ == '__main__':\n"
+        "    list(ProcessesExecutor(workers=2).map(test_processes.write_and_wait, [sys.argv[1]] * 4))\n"
+    )
+    marks = tmp_path / "pids"
+    marks.mkdir()
+    parent = subprocess.Popen([sys.executable, str(script), str(marks)], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(list(marks.iterdir())) == 2)
+    pids = [int(p.name) for p in marks.iterdir()]
+    assert all(map(alive, pids))
+    parent.send_signal(how)
+    stderr = parent.communicate(timeout=20)[1]
+    wait_until(lambda: not any(map(alive, pids)))
+    if how is signal.SIGINT:
+        assert stderr.rstrip().endswith("KeyboardInterrupt")
+        assert stderr.count("Traceback") == 1
