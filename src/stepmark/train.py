@@ -16,10 +16,10 @@ ends with the weights that an undisturbed run ends with.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from stepmark import checkpoints, packing
+from stepmark import checkpoints, packing, store
 from stepmark.encoding import Encoded, token_ids
 from stepmark.errors import ConfigChanged, ConfigError, DataError
 from stepmark.prompts import Template
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     import torch
 
 Example = TypeVar("Example", contravariant=True)
+
+KEPT = ".training"  # the checkpoint's directory
+FREE = ("checkpoint_seconds", "tensorboard", "device")  # settings that may differ when a training goes on
 
 
 class Trainee(Protocol[Example]):
@@ -88,7 +91,7 @@ class TrainSettings:
         faults = [
             f"train: {k} must be above 0, got {getattr(self, k)}."
             for k in ("epochs", "lr", "batch_tokens", "accumulate", "row_tokens", "clip", "log_every")
-            if getattr(self, k) <= 0
+            if not getattr(self, k) > 0
         ]
         if not 0 <= self.warmup < 1:
             faults.append(f"train: warmup is a share of the updates, from 0 to below 1, got {self.warmup}.")
@@ -178,11 +181,16 @@ def train(
 def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
     """For a trainee of a few numbers, which has a closed way to them: `fit(examples, out)` returns on how many
     targets it did so. What it wrote is whole once trained.json is there."""
-    data = hashlib.sha256(repr([(p.question, x.key, x.labels, x.grade.verdict) for p, x in examples]).encode())
+    facts = [(p.question, x.key, x.solution.text, x.labels, x.grade.verdict) for p, x in examples]
+    data = hashlib.sha256(repr(facts).encode())
     _claim(out, {"trainee": _describe(trainee), "data": data.hexdigest()[:16]})
     if not (out / "trained.json").exists():
         began = time.monotonic()
-        count = trainee.fit(examples, out)
+        try:
+            count = trainee.fit(examples, out)
+        except BaseException:  # nothing was computed that other data could spoil
+            (out / "training.json").unlink(missing_ok=True)
+            raise
         result = Trained(str(out), count, 0, 0, 0, 0.0, round(time.monotonic() - began, 2))
         checkpoints.write_json(out / "trained.json", asdict(result))
     return Trained(**json.loads((out / "trained.json").read_text()))
@@ -205,21 +213,24 @@ def _digest(encoded: Sequence[Encoded]) -> str:
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
-    import difflib
-
     out.mkdir(parents=True, exist_ok=True)
     place = out / "training.json"
-    new = json.dumps(identity, indent=2, sort_keys=True)
-    if place.exists() and (old := place.read_text().strip()) != new:
-        diff = "\n".join(
-            difflib.unified_diff(old.splitlines(), new.splitlines(), "there", "asked for", lineterm="", n=1)
-        )
-        raise ConfigChanged(str(out), diff)
+    if place.exists():
+        old, new = (_lines(i) for i in (json.loads(place.read_text()), identity))
+        if old != new:
+            diff = "\n".join(difflib.unified_diff(old, new, "there", "asked for", lineterm="", n=1))
+            raise ConfigChanged(str(out), diff)
     checkpoints.write_json(place, identity)
 
 
+def _lines(identity: dict[str, Any]) -> list[str]:
+    """What of it must stay the same."""
+    settings = {k: v for k, v in identity.get("settings", {}).items() if k not in FREE}
+    return json.dumps({**identity, "settings": settings}, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
+
+
 class _Loop(Generic[Example]):
-    """The state of one training run. Update u of epoch e is a pure function of (seed, e, u)."""
+    """The state of one training run. What update u does is a pure function of the seed, u and the weights."""
 
     def __init__(
         self,
@@ -232,20 +243,34 @@ class _Loop(Generic[Example]):
     ) -> None:
         import torch
 
-        self.trainee, self.encoded, self.out, self.settings, self.progress = trainee, encoded, out, settings, progress
-        self.skipped = skipped
+        self.trainee, self.out, self.settings, self.progress = trainee, out, settings, progress
         self.device = checkpoints.resolve_device(settings.device)
         torch.manual_seed(settings.seed)
         self.model = trainee.build().to(self.device).train()
+        # Scoring refuses what is longer than the model's positions, so nothing longer is learned from either.
+        limit = getattr(getattr(self.model, "config", None), "max_position_embeddings", math.inf)
+        self.encoded = [e for e in encoded if len(e) <= limit]
+        self.skipped = skipped + len(encoded) - len(self.encoded)
+        if not self.encoded:
+            raise DataError(f"each of the {len(encoded)} examples is longer than the model's {limit} positions.")
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
         self.rows_per_update = max(1, settings.batch_tokens // settings.row_tokens)
-        self.updates_per_epoch = len(self._epoch(0))
-        self.updates = max(1, math.ceil(self.updates_per_epoch * settings.epochs))
+        self.plan = self._plan()
+        self.updates = len(self.plan)
         self.update, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
+
+    def _plan(self) -> list[list[list[int]]]:
+        """All updates. Epochs pack into more or fewer of them, so none is assumed to be as long as another."""
+        whole = int(self.settings.epochs)
+        plan = [update for epoch in range(whole) for update in self._epoch(epoch)]
+        if part := self.settings.epochs - whole:
+            last = self._epoch(whole)
+            plan += last[: math.ceil(part * len(last))]
+        return plan
 
     def _epoch(self, epoch: int) -> list[list[list[int]]]:
         """The epoch's updates: each a list of rows, each a list of sequences. Sequences too long for a row get
@@ -261,20 +286,15 @@ class _Loop(Generic[Example]):
         self._resume()
         began, saved = time.monotonic() - self.seconds, time.monotonic()
         with self._writer() as write:
-            for epoch in range(self.update // self.updates_per_epoch, math.ceil(self.settings.epochs)):
-                plan = self._epoch(epoch)
-                for rows in plan[self.update - epoch * self.updates_per_epoch :]:
-                    if self.update >= self.updates:
-                        break
-                    loss = self._step(rows)
-                    self.losses.append(loss)
-                    self.update += 1
-                    self.seconds = time.monotonic() - began
-                    if self.update % self.settings.log_every == 0 or self.update == self.updates:
-                        write(self.update, float(np.mean(self.losses[-self.settings.log_every :])))
-                    if time.monotonic() - saved > self.settings.checkpoint_seconds:
-                        self._checkpoint()
-                        saved = time.monotonic()
+            for rows in self.plan[self.update :]:
+                self.losses.append(self._step(rows))
+                self.update += 1
+                self.seconds = time.monotonic() - began
+                if self.update % self.settings.log_every == 0 or self.update == self.updates:
+                    write(self.update, float(np.mean(self.losses[-self.settings.log_every :])))
+                if time.monotonic() - saved > self.settings.checkpoint_seconds:
+                    self._checkpoint()
+                    saved = time.monotonic()
         return self._finish()
 
     def _step(self, rows: list[list[int]]) -> float:
@@ -286,6 +306,7 @@ class _Loop(Generic[Example]):
             scores=max(1.0, float(sum(len(e.targets) for e in flat))),
             next_tokens=max(1e-9, float(sum(sum(e.weights[1:]) for e in flat))),
         )
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.update)  # dropout is the same after a kill
         rate = self._rate(self.update)
         for g in self.optimizer.param_groups:
             g["lr"] = rate
@@ -296,11 +317,13 @@ class _Loop(Generic[Example]):
                 loss = self.trainee.loss(self.model, b, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        if not math.isfinite(total):
-            raise DataError(
-                f"the loss became {total} at update {self.update}. Lower lr ({self.settings.lr}) or look at the data."
-            )
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        for what, value in (("loss", total), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                raise DataError(
+                    f"the {what} became {value} at update {self.update}; the weights were left as they were before it. "
+                    f"Lower lr ({self.settings.lr}), in another directory, or look at the data."
+                )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.tokens += sum(len(e) for e in flat)
@@ -325,34 +348,26 @@ class _Loop(Generic[Example]):
     # ---- what survives a kill ----
 
     def _checkpoint(self) -> None:
-        """Writes a new directory, then swaps it in with one rename: there is always a whole one."""
+        """There is always a whole one, the old or the new."""
         import torch
 
-        new, old, kept = (self.out / n for n in (".training.partial", ".training.old", ".training"))
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, new / "state.pt")
         place = {"update": self.update, "tokens": self.tokens, "seconds": self.seconds, "losses": self.losses}
-        checkpoints.write_json(new / "place.json", place)
-        shutil.rmtree(old, ignore_errors=True)
-        if kept.exists():
-            os.replace(kept, old)
-        os.replace(new, kept)
-        shutil.rmtree(old, ignore_errors=True)
+        with store.replacing(self.out / KEPT) as new:
+            torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, new / "state.pt")
+            checkpoints.write_json(new / "place.json", place)
 
     def _resume(self) -> None:
         import torch
 
-        for name in (".training", ".training.old"):  # .old is the whole one if the kill fell between two renames
-            kept = self.out / name
-            if (kept / "place.json").exists():
-                state = torch.load(kept / "state.pt", map_location=self.device, weights_only=True)
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                place = json.loads((kept / "place.json").read_text())
-                self.update, self.tokens = place["update"], place["tokens"]
-                self.seconds, self.losses = place["seconds"], place["losses"]
-                return
+        kept = store.settled(self.out / KEPT)
+        if not (kept / "place.json").exists():
+            return
+        state = torch.load(kept / "state.pt", map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        place = json.loads((kept / "place.json").read_text())
+        self.update, self.tokens = place["update"], place["tokens"]
+        self.seconds, self.losses = place["seconds"], place["losses"]
 
     def _finish(self) -> Trained:
         self.trainee.save(self.model.eval(), self.out)
@@ -367,8 +382,8 @@ class _Loop(Generic[Example]):
             seconds=round(self.seconds, 2),
         )
         checkpoints.write_json(self.out / "trained.json", asdict(result))
-        for name in (".training", ".training.old", ".training.partial"):
-            shutil.rmtree(self.out / name, ignore_errors=True)
+        for place in self.out.glob(KEPT + "*"):
+            shutil.rmtree(place, ignore_errors=True)
         return result
 
     @contextlib.contextmanager
@@ -377,7 +392,7 @@ class _Loop(Generic[Example]):
         they will be written again."""
         log = self.out / "train.jsonl"
         kept = _whole_lines(log, self.update)
-        log.write_text("".join(line + "\n" for line in kept))
+        store.write_text(log, "".join(line + "\n" for line in kept))
         board = None
         if self.settings.tensorboard:
             with contextlib.suppress(ImportError):
