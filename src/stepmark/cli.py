@@ -319,9 +319,9 @@ def rank(
     Example:
       stepmark rank runs/demo --method self_consistency+prm --n 16
     """
-    from stepmark.pipeline import pools
     from stepmark.rank import rank as choose
     from stepmark.recipe import parse
+    from stepmark.reporting import pools
     from stepmark.store import RunDir
 
     directory = RunDir(run)

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, cast
 
 from stepmark import checkpoints, plugins, scoring, units
@@ -35,7 +36,6 @@ from stepmark.label import distinct, label
 from stepmark.loading import load_executor, load_verifier
 from stepmark.prompts import Template
 from stepmark.protocols import Backend, Executor, Grader, Task, Verifier
-from stepmark.rank import candidates
 from stepmark.recipe import Base, Drawn, Generator, Recipe
 from stepmark.recipe import Verifier as VerifierSettings
 from stepmark.reporting import write_report
@@ -46,7 +46,6 @@ from stepmark.store import Keyed, Records, RunDir, replacing
 from stepmark.train import Generator as GeneratorTrainee
 from stepmark.train import Trained, TrainSettings, train
 from stepmark.types import (
-    Candidate,
     GradedSolution,
     Imported,
     LabelledSolution,
@@ -207,13 +206,14 @@ class Run:
             examples = self._examples()
             for later in (False, True):  # those that build on others come after them
                 jobs = [self._job(name, v, examples) for name, v in todo if (v.builds_on is not None) == later]
-                for name, trained in self._executor.map(partial(_train, examples=examples), jobs):
-                    place = verifiers / name
-                    settings = self.recipe.verifiers[name]
-                    if not (place / scoring.CARD).exists():
-                        options = {**settings.options, **self._template_option(settings.kind)}
-                        scoring.write_card(place, settings.kind, options, {}, Template(self.recipe.prompt).hash)
-                    self._note({"verifier": name, **asdict(trained)})
+                with self._watch([place for _, _, place, _ in jobs]):
+                    for name, trained in self._executor.map(partial(_train, examples=examples), jobs):
+                        place = verifiers / name
+                        settings = self.recipe.verifiers[name]
+                        if not (place / scoring.CARD).exists():
+                            options = {**settings.options, **self._template_option(settings.kind)}
+                            scoring.write_card(place, settings.kind, options, {}, Template(self.recipe.prompt).hash)
+                        self._note({"verifier": name, **asdict(trained)})
 
     def score(self) -> None:
         """Scores the test solutions with every verifier."""
@@ -432,14 +432,36 @@ class Run:
             self._write({"stage": name, "event": "end", "seconds": self._seconds[name]})
 
     def _clock(self) -> None:
-        self._seconds[self._stage_name] = round(self._before + time.monotonic() - self._began, 3)
+        self._seconds[self._stage_name] = round(self._before + self._elapsed(), 3)
         self.directory.write_json("seconds.json", self._seconds)
         self._saved = time.monotonic()
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
 
     def _tell(self, progress: Progress) -> None:
         if time.monotonic() - self._saved > 5:  # so that a kill loses little of the count
             self._clock()
         self._show(replace(progress, stage=self._stage_name))
+
+    @contextmanager
+    def _watch(self, places: Sequence[Path]) -> Iterator[None]:
+        """Tells how trainings in other processes get on, from their logs."""
+        over = Event()
+
+        def tell() -> None:
+            while not over.wait(2):
+                logs = {place.name: _last_line(place / "train.jsonl") for place in places}
+                note = ", ".join(f"{name} loss {line['loss']:.3f}" for name, line in logs.items() if line)
+                self._tell(Progress("", sum(line.get("update", 0) for line in logs.values()), 0, self._elapsed(), note))
+
+        thread = Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _note(self, summary: Mapping[str, Any], failed: Sequence[units.Failed] = ()) -> None:
         self.failed += failed
@@ -451,12 +473,11 @@ class Run:
             log.write(json.dumps(said, ensure_ascii=False) + "\n")
 
 
-def pools(directory: RunDir, recipe: Recipe) -> dict[str, list[Candidate]]:
-    """Each test problem's candidates as a run stored them: those that are graded, and scored by every verifier."""
-    grades = directory.records("grades/test", GradedSolution)
-    scores = {name: directory.records(f"scores/{name}", Verification) for name in recipe.verifiers}
-    whole = set(grades.keys()).intersection(*(found.keys() for found in scores.values()))
-    return candidates((s for s in directory.records("solutions/test", Solution) if s.id in whole), grades, scores)
+def _last_line(log: Path) -> dict[str, Any]:
+    """The newest line of a training log; empty while there is none."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return dict(json.loads(whole[-1])) if whole else {}
 
 
 def _trained(path: Path) -> bool:

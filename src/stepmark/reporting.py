@@ -19,7 +19,7 @@ from stepmark.errors import DataError
 from stepmark.rank import SELF_CONSISTENCY, candidates, rank
 from stepmark.recipe import Recipe, parse
 from stepmark.store import RunDir
-from stepmark.types import GradedSolution, Problem, Quarantined, Selection, Solution, Verification
+from stepmark.types import Candidate, GradedSolution, Problem, Quarantined, Selection, Solution, Verification
 
 
 def write_report(directory: RunDir, command: str = "") -> Path:
@@ -35,10 +35,8 @@ def read(directory: RunDir, command: str = "") -> report.ReportData:
     metrics = report.Metrics.parse(directory.read_json("metrics.json"))
     problems = list(directory.records("problems/test", Problem))
     scores = {name: list(directory.records(f"scores/{name}", Verification)) for name in recipe.verifiers}
-    scored = [{v.solution_id for v in found} for found in scores.values()]
     grades = list(directory.records("grades/test", GradedSolution))
-    usable = {g.solution_id for g in grades}.intersection(*scored)
-    solutions = [s for s in directory.records("solutions/test", Solution) if s.id in usable]
+    solutions = _whole(directory, grades, scores)
     judged = _judge(recipe, problems, solutions)
     return report.ReportData(
         name=recipe.name,
@@ -59,6 +57,20 @@ def read(directory: RunDir, command: str = "") -> report.ReportData:
         quarantined=list(directory.records("quarantine", Quarantined)),
         verifiers={name: v.kind for name, v in recipe.verifiers.items()},
     )
+
+
+def pools(directory: RunDir, recipe: Recipe) -> dict[str, list[Candidate]]:
+    """Each test problem's candidates as a run stored them: those that are graded, and scored by every verifier."""
+    grades = list(directory.records("grades/test", GradedSolution))
+    scores = {name: list(directory.records(f"scores/{name}", Verification)) for name in recipe.verifiers}
+    return candidates(_whole(directory, grades, scores), grades, scores)
+
+
+def _whole(
+    directory: RunDir, grades: Sequence[GradedSolution], scores: Mapping[str, Sequence[Verification]]
+) -> list[Solution]:
+    keys = {g.key for g in grades}.intersection(*({v.key for v in found} for found in scores.values()))
+    return [s for s in directory.records("solutions/test", Solution) if s.id in keys]
 
 
 def _judge(

@@ -57,18 +57,18 @@ class Show:
             self._line(progress)
             return
         if progress.stage not in self._tasks:
-            self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total, note="")
+            self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total or None, note="")
         task = self._tasks[progress.stage]
-        self._bars.update(task, completed=progress.done, total=progress.total, note=progress.note)
+        self._bars.update(task, completed=progress.done, total=progress.total or None, note=progress.note)
 
     def _line(self, p: Progress) -> None:
         now = time.monotonic()
         last = self._said.get(p.stage)
-        if last is not None and now - last < EVERY and p.done < p.total:
+        if last is not None and now - last < EVERY and (p.done < p.total or not p.total):
             return
         self._said[p.stage] = now
         note = f"  {p.note}" if p.note else ""
-        print(f"{p.stage:<18} {p.done:>7}/{p.total}  {p.seconds:6.1f} s{note}", file=sys.stderr, flush=True)
+        print(f"{p.stage:<18} {p.done:>7}/{p.total or '?'}  {p.seconds:6.1f} s{note}", file=sys.stderr, flush=True)
 
 
 def end(summary: Any, as_json: bool, bad: Sequence[Quarantined]) -> None:

@@ -278,8 +278,8 @@ class Progress:
 
     stage: str
     done: int
-    total: int
-    seconds: float
+    total: int  # 0 where it isn't known
+    seconds: float  # since the stage began
     note: str = ""
 
 
