@@ -11,8 +11,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import numbers
+import os
 import pkgutil
 import sys
+import types
+import typing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +73,8 @@ def options(role: str, name: str) -> dict[str, Any]:
 
 
 def load(role: str, name: str, /, **settings: Any) -> Any:
-    """The plug-in, made with these options. Raises ConfigError naming every option it doesn't take or lacks."""
+    """The plug-in, made with these options. Raises ConfigError naming every option it doesn't take, lacks, or takes
+    another type of value for."""
     cls = find(role, name)
     allowed = options(role, name)
     faults = [str(UnknownName(f"option of {role} {name}", k, allowed)) for k in settings if k not in allowed]
@@ -78,9 +83,49 @@ def load(role: str, name: str, /, **settings: Any) -> Any:
         for k, default in allowed.items()
         if default is inspect.Parameter.empty and k not in settings
     ]
+    hints = _hints(cls)
+    settings = {
+        k: os.fspath(v) if isinstance(v, os.PathLike) and hints.get(k) is str else v for k, v in settings.items()
+    }
+    faults += [
+        f"{role} {name}: {k} takes {_name(hints[k])}, got {v!r} ({type(v).__name__})."
+        for k, v in settings.items()
+        if k in hints and not _fits(v, hints[k])
+    ]
     if faults:
         raise ConfigError(faults)
-    return cls(**settings)
+    try:
+        return cls(**settings)
+    except TypeError as e:
+        given = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+        raise ConfigError(f"{role} {name} can't be made with {given or 'no options'}: {e}") from e
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """Types of the constructor's parameters, as far as they can be known without loading more."""
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except (NameError, TypeError, AttributeError):  # a name that only type checkers see, or no annotations to read
+        return {}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value is of a plain type, or one of the values named. Richer types are their plug-in's to check."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in args)
+    if hint in (int, float):  # True is an int to Python, and to nobody else
+        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (str, bool, types.NoneType) else True
+
+
+def _name(hint: Any) -> str:
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, args))
+    return " or ".join(map(_name, args)) if args else getattr(hint, "__name__", str(hint))
 
 
 def user_files() -> tuple[str, ...]:
