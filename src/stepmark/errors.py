@@ -34,6 +34,16 @@ class ConfigError(StepmarkError):
         self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
         super().__init__("\n".join(self.faults))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross between processes; the default would call a subclass with the message alone.
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(kind: type[ConfigError], args: tuple[object, ...], fields: dict[str, object]) -> ConfigError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(fields)
+    return error
+
 
 class UnknownName(ConfigError):
     """A name that stands for nothing."""
