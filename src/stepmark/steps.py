@@ -17,7 +17,7 @@ SPLITTERS: dict[str, re.Pattern[str]] = {
     "paragraph": re.compile(r"\n[ \t]*\n\s*"),
     # After . ! ? and an optional closing mark, before something that opens a sentence; or at a new line.
     "sentence": re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))[ \t]+(?=[\"'(\[$]?[A-Z0-9])|\n\s*"),
-    "numbered": re.compile(r"\s+(?=Step \d+\s*[:.])"),
+    "numbered": re.compile(r"(?<!\s)\s+(?=Step \d+\s*[:.])"),
 }
 
 
@@ -27,9 +27,9 @@ def split(text: str, how: str = "line") -> tuple[tuple[int, int], ...]:
         raise UnknownName("way to split steps", how, SPLITTERS)
     if not text.strip():
         return ()
-    cuts = [0]
+    cuts, last = [0], len(text.rstrip())
     for m in SPLITTERS[how].finditer(text):
-        if text[cuts[-1] : m.end()].strip() and text[m.end() :].strip():
+        if m.end() < last and text[cuts[-1] : m.end()].strip():
             cuts.append(m.end())
     return tuple(zip(cuts, [*cuts[1:], len(text)], strict=True))
 
