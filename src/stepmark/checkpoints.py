@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -59,9 +60,11 @@ def create(path: Place, texts: Iterable[str], shape: Shape | None = None, seed: 
         for k, v in asdict(shape).items()
         if k != "intermediate" and k != "digits" and v < 1
     ]
-    if not faults and shape.hidden % shape.heads:
-        faults.append(f"hidden ({shape.hidden}) must be a multiple of heads ({shape.heads}).")
-    if not faults and shape.heads % shape.kv_heads:
+    if shape.intermediate < 0:
+        faults.append(f"intermediate must be at least 0, got {shape.intermediate}.")
+    if shape.heads > 0 and shape.hidden % (2 * shape.heads):  # rotary positions turn pairs of numbers
+        faults.append(f"hidden ({shape.hidden}) must be an even multiple of heads ({shape.heads}).")
+    if shape.kv_heads > 0 and shape.heads % shape.kv_heads:
         faults.append(f"heads ({shape.heads}) must be a multiple of kv_heads ({shape.kv_heads}).")
     if faults:
         raise ConfigError(faults)
@@ -123,10 +126,18 @@ def _learn_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerB
 def save(path: Place, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes model and tokenizer; `config.json` comes last, so a directory that has one is whole."""
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(path)
+    partial = path / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tokenizer.save_pretrained(partial)
     with _quietly():
-        model.save_pretrained(path)
+        model.save_pretrained(partial)
+    for place in sorted(partial.rglob("*"), key=lambda p: p.name == "config.json"):
+        if place.is_file():
+            there = path / place.relative_to(partial)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(place, there)
+    shutil.rmtree(partial)
 
 
 @contextlib.contextmanager
@@ -166,11 +177,19 @@ def check(path: Place) -> None:
 def load_tokenizer(path: Place, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a local or hub checkpoint. Raises CheckpointError."""
     check(path)
-    return _cached_tokenizer(str(path), trust_remote_code)
+    return _cached_tokenizer(str(path), version(path), trust_remote_code)
+
+
+def version(path: Place) -> int:
+    """Changes when a local checkpoint is written anew, so that nothing cached outlives it."""
+    try:
+        return (Path(path) / "config.json").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 @lru_cache(maxsize=8)
-def _cached_tokenizer(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _cached_tokenizer(path: str, _version: int, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
@@ -186,30 +205,41 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    new_head: bool = False,
     **config: Any,
 ) -> PreTrainedModel:
     """The model of a local or hub checkpoint, in evaluation mode, on its device.
 
-    `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor...;
-    `config` changes configuration fields, e.g. num_labels. Raises CheckpointError."""
+    `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor...; with
+    `new_head` it may be missing from the checkpoint, and is random then. `config` changes configuration fields,
+    e.g. num_labels. Raises CheckpointError, for missing weights too."""
     check(path)
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     where = resolve_device(device)
     auto = getattr(transformers, f"AutoModelFor{head}")
     try:
         with _quietly():
-            model: PreTrainedModel = auto.from_pretrained(
+            model, found = auto.from_pretrained(
                 str(path),
                 dtype=resolve_dtype(dtype, where),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
+                attn_implementation="sdpa",  # packed batches bring masks of bool, which eager attention would add
+                output_loading_info=True,
                 **config,
             )
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise CheckpointError(f"no model could be loaded from {path}: {e}") from e
-    return cast("PreTrainedModel", model.to(torch.device(where)).eval())  # type: ignore[arg-type]
+    missing = sorted(k for k in found["missing_keys"] if not new_head or k.startswith(model.base_model_prefix + "."))
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} weights of a {type(model).__name__}, which would be random: "
+            f"{', '.join(missing[:4])}. Train it first, or ask for the head that it was trained with."
+        )
+    return cast("PreTrainedModel", model.to(torch.device(where)).eval())
 
 
 def resolve_device(device: str) -> str:

@@ -62,8 +62,9 @@ def special_id(tokenizer: PreTrainedTokenizerBase, text: str, what: str) -> int:
     """The one id of a tag. Raises EncodingError when the tokenizer needs several, or none fits."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        got = "unknown to" if len(ids) == 1 else f"{len(ids)} tokens for"
         raise EncodingError(
-            f"the {what} {text!r} is {len(ids)} tokens for this tokenizer; it must be exactly one. "
+            f"the {what} {text!r} is {got} this tokenizer; it must be exactly one of its tokens. "
             "Choose a text that is one token, or add it to the tokenizer's special tokens."
         )
     return int(ids[0])

@@ -8,6 +8,7 @@ with today's tokenizer and refuses to score with tags that moved.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stepmark import aggregate as aggregation
 from stepmark import checkpoints, packing
 from stepmark.encoding import Encoded, special_id
-from stepmark.errors import CheckpointError
+from stepmark.errors import CheckpointError, EncodingError
 from stepmark.types import Finish, Outcome, Place, Solution, Verification
 
 if TYPE_CHECKING:
@@ -40,30 +41,46 @@ def read_card(path: Place) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(place.read_text())
         card["kind"], card["options"], card["ids"]
-    except (json.JSONDecodeError, KeyError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{place} can't be read as a verifier's card: {type(e).__name__}: {e}") from e
     return card
 
 
-def check_ids(path: Place, ids: Mapping[str, int]) -> None:
-    """Raises CheckpointError when a tag has another id than when the verifier was trained."""
-    place = Path(path) / CARD
-    trained = read_card(path)["ids"] if place.is_file() else {}
+def check_card(path: Place, ids: Mapping[str, int], template_hash: str) -> None:
+    """Raises CheckpointError when a tag has another id, or the prompt other words, than when the verifier was
+    trained. A directory without a card, which somebody else trained, is taken at its word."""
+    if not (Path(path) / CARD).is_file():
+        return
+    card = read_card(path)
+    trained = card["ids"]
+    if card.get("template_hash", template_hash) != template_hash:
+        raise CheckpointError(f"{path} was trained with another prompt template than the one it is to score with.")
     moved = [f"{k}: trained {trained[k]}, now {v}" for k, v in ids.items() if k in trained and trained[k] != v]
     if moved:
         raise CheckpointError(f"{path}: the tokenizer gives other ids than at training time ({'; '.join(moved)}).")
 
 
-@lru_cache(maxsize=64)
 def tag_ids(path: str, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
-    """(what, text) pairs -> what: its one token id. Raises EncodingError for a tag of several tokens."""
+    """(what, text) pairs -> what: its one token id. Raises EncodingError for one of several tokens, or two alike."""
+    return _tag_ids(path, checkpoints.version(path), trust_remote_code, *tags)
+
+
+@lru_cache(maxsize=64)
+def _tag_ids(path: str, _version: int, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
     tokenizer = checkpoints.load_tokenizer(path, trust_remote_code)
-    return {what: special_id(tokenizer, text, what) for what, text in tags}
+    ids = {what: special_id(tokenizer, text, what) for what, text in tags}
+    if len(set(ids.values())) < len(ids):
+        raise EncodingError(f"the tags {', '.join(f'{w} {t!r}' for w, t in tags)} must be different tokens.")
+    return ids
+
+
+def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
+    """The model of a verifier directory, loaded once in a process. Its card is checked by the caller."""
+    return _cached_model(path, checkpoints.version(path), head, dtype, device, trust_remote_code)
 
 
 @lru_cache(maxsize=4)
-def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
-    """The model of a verifier directory, loaded once in a process. Its tags are checked by the caller."""
+def _cached_model(path: str, _version: int, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
     return checkpoints.load_model(path, head, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
@@ -86,7 +103,7 @@ def verify(
     read: Callable[[packing.Batch], torch.Tensor],
     *,
     aggregate: str,
-    max_length: int,
+    max_length: float,
     pad_id: int,
     device: str,
 ) -> list[Verification]:
@@ -98,18 +115,22 @@ def verify(
     results: dict[int, Verification] = {}
     encoded: dict[int, Encoded] = {}
     for i, s in enumerate(solutions):
-        if (bad := unfinished(s, aggregate)) is not None:
+        bad = unfinished(s, aggregate)
+        if bad is None:
+            encoded[i] = encode(s)
+            bad = too_long(s, aggregate, len(encoded[i]), max_length)
+        if bad is not None:
             results[i] = bad
-        elif len(e := encode(s)) > max_length:
-            results[i] = _unscored(s, aggregate, f"{len(e)} tokens; the verifier reads {max_length}")
-        else:
-            encoded[i] = e
+            encoded.pop(i, None)
     with torch.inference_mode():
         for group in by_length(encoded):
             b = packing.batch([[encoded[i]] for i in group], pad_id, device)
             values = iter(read(b).float().cpu().tolist())
             for i in group:
                 scores = tuple(next(values) for _ in encoded[i].at)
+                if not all(map(math.isfinite, scores)):
+                    results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
+                    continue
                 total = aggregation.aggregate(scores, aggregate)
                 results[i] = Verification(solutions[i].id, scores, total, aggregate)
     return [results[i] for i in range(len(solutions))]
@@ -120,12 +141,24 @@ def unfinished(s: Solution, aggregate: str) -> Verification | None:
     if s.finish is Finish.LENGTH:
         return _unscored(s, aggregate, "the solution ran out of tokens before its end")
     if not s.spans:
-        return Verification(s.id, (), 0.0, aggregate, Outcome.FAILED, "the solution is empty")
+        return _unscored(s, aggregate, "the solution is empty", Outcome.FAILED)
     return None
 
 
-def _unscored(s: Solution, aggregate: str, reason: str) -> Verification:
-    return Verification(s.id, (), 0.0, aggregate, Outcome.TRUNCATED, reason)
+def too_long(s: Solution, aggregate: str, tokens: int, allowed: float) -> Verification | None:
+    """What to say of a solution that a model can't read to its end; None for one that it can."""
+    if tokens <= allowed:
+        return None
+    return _unscored(s, aggregate, f"{tokens} tokens; the verifier reads {allowed:.0f}")
+
+
+def max_length(model: Any) -> float:
+    """Tokens that a model reads, question and tags included; infinite where its configuration sets no end."""
+    return float(getattr(model.config, "max_position_embeddings", math.inf))
+
+
+def _unscored(s: Solution, aggregate: str, reason: str, outcome: Outcome = Outcome.TRUNCATED) -> Verification:
+    return Verification(s.id, (), 0.0, aggregate, outcome, reason)
 
 
 def by_length(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:

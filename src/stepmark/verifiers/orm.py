@@ -64,7 +64,9 @@ class OutcomeVerifier:
     # ---- training ----
 
     def build(self) -> torch.nn.Module:
-        config: dict[str, Any] = {} if self.head == "tag" else {"num_labels": 1, "pad_token_id": self.pad_id}
+        config: dict[str, Any] = {}
+        if self.head == "token":
+            config = {"num_labels": 1, "pad_token_id": self.pad_id, "new_head": True}
         return checkpoints.load_model(
             self.path, self._auto(), dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code, **config
         )
@@ -99,13 +101,13 @@ class OutcomeVerifier:
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order, with a single score each."""
         model = scoring.cached_model(self.path, self._auto(), self.dtype, self.device, self.trust_remote_code)
-        scoring.check_ids(self.path, self._ids())
+        scoring.check_card(self.path, self._ids(), Template(self.template).hash)
         return scoring.verify(
             solutions,
             lambda s: self.encode(question, s),
             lambda b: self._logs(model, scoring.outputs(model, b)[b.rows, b.columns])[1].exp(),
             aggregate="last",
-            max_length=model.config.max_position_embeddings,
+            max_length=scoring.max_length(model),
             pad_id=self.pad_id,
             device=str(model.device),
         )

@@ -39,7 +39,7 @@ class ProcessVerifier:
     labels: Literal["hard", "soft"] = "hard"  # which estimate of a step label to learn
     aggregate: str = "min"  # how step scores become the solution's
     template: str = "{question}\n"
-    tag: str = checkpoints.STEP  # each of these three is one token
+    tag: str = checkpoints.STEP  # each of these three is one token; head="token" reads only the first
     good: str = checkpoints.GOOD
     bad: str = checkpoints.BAD
     language_weight: float = (
@@ -80,7 +80,7 @@ class ProcessVerifier:
     # ---- training ----
 
     def build(self) -> torch.nn.Module:
-        config: dict[str, Any] = {} if self.head == "tag" else {"num_labels": 2}
+        config: dict[str, Any] = {} if self.head == "tag" else {"num_labels": 2, "new_head": True}
         return checkpoints.load_model(
             self.path, self._auto(), dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code, **config
         )
@@ -116,7 +116,7 @@ class ProcessVerifier:
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order, with one score per step."""
         model = scoring.cached_model(self.path, self._auto(), self.dtype, self.device, self.trust_remote_code)
-        scoring.check_ids(self.path, self._ids())
+        scoring.check_card(self.path, self._ids(), Template(self.template).hash)
         bad, good = self._classes()
         return scoring.verify(
             solutions,
@@ -125,7 +125,7 @@ class ProcessVerifier:
                 :, 1
             ],
             aggregate=self.aggregate,
-            max_length=model.config.max_position_embeddings,
+            max_length=scoring.max_length(model),
             pad_id=self.pad_id,
             device=str(model.device),
         )
@@ -150,4 +150,4 @@ class ProcessVerifier:
 
     def _ids(self) -> Mapping[str, int]:
         tags = (("tag", self.tag), ("good", self.good), ("bad", self.bad))
-        return scoring.tag_ids(self.path, self.trust_remote_code, *tags)
+        return scoring.tag_ids(self.path, self.trust_remote_code, *(tags if self.head == "tag" else tags[:1]))

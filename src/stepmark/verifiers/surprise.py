@@ -68,6 +68,8 @@ class SurpriseVerifier:
         for question, group in by_question.items():
             found = self._features(self.path, self.verifier, question, [g.solution for g in group])
             for labelled, rows in zip(group, found, strict=True):
+                if isinstance(rows, Verification):
+                    continue
                 for row, y in zip(rows, _targets(labelled, len(rows)), strict=True):
                     if y is not None:
                         features.append(row)
@@ -95,6 +97,7 @@ class SurpriseVerifier:
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order. What the other verifier could not score stays unscored."""
         fitted = self._fitted()
+        scoring.check_card(self.path, {}, Template(self.template).hash)
         a, b, c = (fitted["coefficients"][k] for k in ("logit", "surprise", "constant"))
         generator, verifier = (_absolute(fitted[k], self.path) for k in ("generator", "verifier"))
         inner = self._inner(verifier, question, solutions)
@@ -104,6 +107,9 @@ class SurpriseVerifier:
         )
         out = [replace(v, aggregate=self.aggregate, score=0.0) for v in inner]
         for i, rows in zip(scored, found, strict=True):
+            if isinstance(rows, Verification):
+                out[i] = rows
+                continue
             scores = tuple(1 / (1 + float(np.exp(-(a * logit + b * surprise + c)))) for logit, surprise in rows)
             out[i] = replace(
                 inner[i], scores=scores, score=aggregation.aggregate(scores, self.aggregate), aggregate=self.aggregate
@@ -119,15 +125,19 @@ class SurpriseVerifier:
         question: str,
         solutions: Sequence[Solution],
         inner: Sequence[Verification] | None = None,
-    ) -> list[list[tuple[float, float]]]:
+    ) -> list[list[tuple[float, float]] | Verification]:
         """For each solution and each score of the other verifier: its logit, and the least log p in its tokens.
-        A verifier with one score for all steps gets the least of the whole solution."""
+        A verifier with one score for all steps gets the least of the whole solution. For a solution that could not
+        be scored, or that the generator can't read to its end: what to say of it."""
         inner = self._inner(verifier, question, solutions) if inner is None else inner
         ready = [i for i, v in enumerate(inner) if v.outcome is Outcome.SCORED]
         least = dict(zip(ready, self._least(generator, question, [solutions[i] for i in ready]), strict=True))
-        out: list[list[tuple[float, float]]] = []
+        out: list[list[tuple[float, float]] | Verification] = []
         for i, v in enumerate(inner):
-            lows = least.get(i, [])
+            lows = least.get(i, v)
+            if isinstance(lows, Verification):
+                out.append(replace(lows, aggregate=self.aggregate, score=0.0))
+                continue
             if len(v.scores) == 1 and len(lows) > 1:
                 lows = [min(lows)]
             out.append([(_logit(r), low) for r, low in zip(v.scores, lows, strict=True)])
@@ -142,8 +152,9 @@ class SurpriseVerifier:
         found: list[Verification] = kind.verify(question, solutions)
         return found
 
-    def _least(self, generator: str, question: str, solutions: Sequence[Solution]) -> list[list[float]]:
-        """[solutions][steps] the lowest log p of a token in the step, in nats; the end token is the last step's."""
+    def _least(self, generator: str, question: str, solutions: Sequence[Solution]) -> list[list[float] | Verification]:
+        """[solutions][steps] the lowest log p of a token in the step, in nats; the end token is the last step's.
+        For a solution longer than the generator's positions: that it is."""
         import torch
 
         model = scoring.cached_model(generator, "CausalLM", self.dtype, self.device, self.trust_remote_code)
@@ -151,12 +162,16 @@ class SurpriseVerifier:
         context = Template(self.template).render(question)
         encoded: dict[int, Encoded] = {}
         cuts: dict[int, list[int]] = {}
+        out: list[list[float] | Verification] = [[] for _ in solutions]
         for i, s in enumerate(solutions):
             ids, spans = token_ids(tokenizer, context + s.text)
             places = boundaries(spans, [len(context), *(len(context) + end for _, end in s.spans)])
+            if (bad := scoring.too_long(s, self.aggregate, len(ids) + 1, scoring.max_length(model))) is not None:
+                out[i] = bad
+                continue
             encoded[i] = Encoded((*ids, tokenizer.eos_token_id))
-            cuts[i] = [*places[:-1], len(ids) + 1]
-        out: list[list[float]] = [[] for _ in solutions]
+            # Nothing precedes a text's first token, so nothing says how likely it was.
+            cuts[i] = [*(max(1, p) for p in places[:-1]), len(ids) + 1]
         with torch.inference_mode():
             for group in scoring.by_length(encoded):
                 batch = packing.batch([[encoded[i]] for i in group], checkpoints.pad_id(tokenizer), str(model.device))
@@ -223,9 +238,9 @@ def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 def _relative(path: str, out: Path) -> str:
     """A path that survives the whole run directory's being moved; a hub id stays what it is."""
-    return os.path.relpath(path, out) if path and Path(path).exists() else path
+    return os.path.relpath(Path(path).resolve(), out.resolve()) if path and Path(path).exists() else path
 
 
 def _absolute(path: str, at: str) -> str:
-    there = Path(at) / path
+    there = Path(at).resolve() / path
     return os.path.normpath(there) if path and there.exists() else path
