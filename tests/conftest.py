@@ -1,0 +1,73 @@
+"""What many tests share: a tiny model made from arithmetic texts, and short ways to make solutions with labels."""
+
+import os
+
+# Before anything brings torch along: one thread for each process, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from stepmark import checkpoints, plugins, steps
+from stepmark.types import Grade, LabelledSolution, Solution, StepLabel, Verdict
+
+# Machines differ, and the first example of a test may load a model: no deadlines.
+settings.register_profile(
+    "stepmark", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("stepmark")
+
+TEXTS = 150
+
+
+@pytest.fixture(scope="session")
+def problems():
+    """Arithmetic problems with right demonstrations."""
+    return plugins.load("task", "arithmetic").load("train", TEXTS).problems
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, problems):
+    """Directory of a tiny Llama with random weights and its tokenizer. Read-only: copy it to change it."""
+    import torch
+
+    torch.set_num_threads(1)
+    shape = checkpoints.Shape(hidden=16, heads=2, kv_heads=1, layers=2, vocab=400, max_length=256)
+    texts = [f"{p.question}\n{p.reference}" for p in problems]
+    return str(checkpoints.create(tmp_path_factory.mktemp("tiny") / "model", texts, shape))
+
+
+@pytest.fixture(scope="session")
+def solve():
+    """text -> a solution, split by lines."""
+
+    def make(text, problem="p", sample=0, **fields):
+        return Solution(f"{problem}#{sample}", problem, sample, text, steps.split(text), **fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def labelled(solve):
+    """problem, text, one share of correct rollouts per step (None: no evidence) -> a training example."""
+
+    def make(problem, text, shares, verdict=Verdict.CORRECT, of=10, sample=0):
+        labels = tuple(
+            StepLabel(0, 0, truncated=1) if share is None else StepLabel(round(share * of), of) for share in shares
+        )
+        return problem, LabelledSolution(solve(text, problem.id, sample), Grade(verdict, "made"), labels)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def examples(problems, labelled):
+    """Eighteen examples whose steps are labelled in all ways: right, wrong, in between, unknown."""
+    shares = (1.0, 0.0, 0.9, None, 0.3)
+    made = []
+    for i, p in enumerate(problems[:18]):
+        count = len(steps.split(p.reference))
+        verdict = Verdict.CORRECT if i % 3 else Verdict.INCORRECT
+        made.append(labelled(p, p.reference, [shares[(i + k) % 5] for k in range(count)], verdict))
+    return made
