@@ -300,7 +300,10 @@ class Run:
         self, name: str, settings: VerifierSettings, examples: Sequence[tuple[Problem, LabelledSolution]]
     ) -> tuple[str, Any, Path, TrainSettings]:
         base = settings.base
-        if base.path is None and base.init is None:
+        path = ""
+        if base.path is None and base.init is None and not settings.starts_from_model:
+            pass  # it learns from nothing but the examples
+        elif base.path is None and base.init is None:
             assert self.recipe.generator is not None
             path = self._generator_path("generator", self.recipe.generator)
         else:
@@ -309,7 +312,7 @@ class Run:
         trainee = plugins.load(
             "verifier",
             settings.kind,
-            **({"path": path} if "path" in plugins.options("verifier", settings.kind) else {}),
+            **({"path": path} if path else {}),
             **({"verifier": str(self.directory.path / "verifiers" / settings.builds_on)} if settings.builds_on else {}),
             **self._template_option(settings.kind),
             **settings.options,
@@ -344,7 +347,12 @@ class Run:
 
     @cached_property
     def _task(self) -> Task | None:
-        return None if self.recipe.task is None else cast(Task, self.recipe.task.load())
+        return None if self.recipe.task is None else cast(Task, self.recipe.task.load(**self._task_seed()))
+
+    def _task_seed(self) -> dict[str, int]:
+        """A run of another seed is a run on other problems, unless the recipe pins the task's own seed."""
+        assert self.recipe.task is not None
+        return {} if "seed" in self.recipe.task.options else {"seed": self.recipe.seed}
 
     @cached_property
     def _grader(self) -> Grader:

@@ -9,6 +9,7 @@ one, values out of range, plug-ins and options that don't exist. The order of th
 from __future__ import annotations
 
 import difflib
+import inspect
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -232,6 +233,12 @@ class Verifier(_Settings):
         found = plugins.find("verifier", self.kind)
         return any(callable(getattr(found, way, None)) for way in ("build", "fit"))
 
+    @property
+    def starts_from_model(self) -> bool:
+        """Whether its kind can't learn without a checkpoint to start from."""
+        required = plugins.options("verifier", self.kind).get("path", "") is inspect.Parameter.empty
+        return self.learns and required
+
 
 class Evaluate(_Settings):
     """How the verifiers are judged."""
@@ -284,7 +291,7 @@ class Recipe(_Settings):
             yield "label needs solutions of the task; imported ones have no reference answer to reach"
         for name, verifier in self.verifiers.items():
             own = verifier.base.path is not None or verifier.base.init is not None
-            if verifier.learns and not own and (self.generator is None or not self.generator.has_model):
+            if verifier.starts_from_model and not own and (self.generator is None or not self.generator.has_model):
                 yield f"verifiers.{name}.base: without a generator's model it needs a path or an init"
         first = [name for name, verifier in self.verifiers.items() if verifier.builds_on is None]
         for name, verifier in self.verifiers.items():
