@@ -1,0 +1,293 @@
+"""The process verifier: where its tags stand, what it learns there, and that it reads the same places."""
+
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import stepmark
+from stepmark import checkpoints, packing, plugins, scoring, steps
+from stepmark.encoding import token_ids
+from stepmark.errors import CheckpointError, ConfigError, EncodingError
+from stepmark.train import TrainSettings, train
+from stepmark.types import Grade, LabelledSolution, Outcome, Solution, StepLabel, Verdict
+from stepmark.verifiers.prm import ProcessVerifier
+
+QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu")
+MARKS = [
+    "<good>",
+    "<step>",
+    "<eos>",
+    "Verification: Is the answer correct? Yes",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\u2028",
+    " = 4",
+    "3.",
+]
+TEXT = st.lists(st.sampled_from(MARKS) | st.text(st.characters(codec="utf-8"), max_size=6), max_size=14).map("".join)
+
+
+@pytest.fixture(scope="module")
+def ids(tiny):
+    tokenizer = checkpoints.load_tokenizer(tiny)
+    return {t: tokenizer.convert_tokens_to_ids(f"<{t}>") for t in ("step", "good", "bad", "bos", "eos")}
+
+
+@pytest.fixture(scope="module")
+def crossing(tiny, tmp_path_factory):
+    """A tokenizer whose tokens run across lines and across question and solution, and that opens texts with BOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoders.ByteLevel(),
+    )
+    specials = ["<pad>", "<bos>", "<eos>", "<step>", "<good>", "<bad>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        ["a = 4\nb = 4\nc = 4\n"] * 9,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=specials, initial_alphabet=alphabet),
+    )
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    path = shutil.copytree(tiny, tmp_path_factory.mktemp("crossing") / "m")
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=specials[3:],
+    ).save_pretrained(path)
+    return str(path)
+
+
+def solution(text, how="line"):
+    return Solution("p#0", "p", 0, text, steps.split(text, how))
+
+
+def check_encoding(path, question, text, how):
+    verifier = ProcessVerifier(path)
+    tokenizer = checkpoints.load_tokenizer(path)
+    given, spans = token_ids(tokenizer, f"{question}\n{text}")
+    s = solution(text, how)
+    found = verifier.encode(question, s)
+    tag = tokenizer.convert_tokens_to_ids("<step>")
+    assert len(found.at) == len(s.spans)
+    assert [i for i, t in enumerate(found.ids) if t == tag] == list(found.at)  # user text adds none
+    rest = [t for t in found.ids if t != tag]
+    assert rest == given[: len(rest)]
+    if s.spans:  # nothing is left out but the white space after the last step
+        assert not (f"{question}\n{text}"[spans[len(rest)][0] :].strip() if len(rest) < len(given) else "")
+    assert not set(rest[1:]) & set(tokenizer.all_special_ids)
+    # Each tag stands after all of its step, and not after all of the next.
+    for k, (at, (_, end)) in enumerate(zip(found.at, s.spans, strict=True)):
+        covered = at - k
+        step_end = len(question) + 1 + len(text[:end].rstrip())
+        assert spans[covered - 1][1] >= step_end
+        assert spans[covered - 1][0] < step_end
+
+
+@given(TEXT, TEXT, st.sampled_from(sorted(steps.SPLITTERS)))
+def test_without_its_tags_a_sequence_is_the_tokenizers_own(tiny, question, text, how):
+    check_encoding(tiny, question, text, how)
+
+
+@given(TEXT, TEXT, st.sampled_from(sorted(steps.SPLITTERS)))
+def test_also_where_tokens_cross_steps_and_texts_are_opened(crossing, question, text, how):
+    check_encoding(crossing, question, text, how)
+
+
+def test_the_crossing_tokenizer_does_cross(crossing):
+    spans = token_ids(checkpoints.load_tokenizer(crossing), "a = 4\nb = 4\n")[1]
+    assert any(start < 5 and end > 6 for start, end in spans)
+    found = ProcessVerifier(crossing).encode("Q", solution("a = 4\nb = 4\n"))
+    assert found.ids[0] == 1
+    assert 2 not in found.ids
+
+
+def test_targets_are_the_steps_with_evidence(tiny, problems, labelled, ids):
+    problem, example = labelled(problems[0], "a = 1\nb = 2\nc = 3\nd = 4", [0.9, None, 0.0, 0.1])
+    hard = ProcessVerifier(tiny).encode_example((problem, example))
+    soft = ProcessVerifier(tiny, labels="soft").encode_example((problem, example))
+    assert hard.targets == (1.0, 0.0, 1.0)
+    assert soft.targets == (0.9, 0.0, 0.1)
+    every = [i for i, t in enumerate(soft.ids) if t == ids["step"]]
+    assert len(every) == 4  # a step without evidence keeps its tag
+    assert soft.at == hard.at == (every[0], every[2], every[3])
+    batch = packing.batch([[soft]], 0)
+    assert batch.targets.tolist() == pytest.approx([0.9, 0.0, 0.1], abs=1e-7)
+
+
+@given(st.lists(st.none() | st.integers(0, 10), min_size=1, max_size=8))
+def test_as_many_targets_as_labels(tiny, problems, labelled, tenths):
+    shares = [t if t is None else t / 10 for t in tenths]
+    example = labelled(problems[0], "\n".join(f"x = {i}" for i in range(len(shares))), shares)
+    found = ProcessVerifier(tiny, labels="soft").encode_example(example)
+    known = tuple(s for s in shares if s is not None)
+    assert (found.targets if found else ()) == known
+
+
+def test_labels_and_steps_must_be_as_many(tiny, problems, labelled):
+    problem, example = labelled(problems[0], "a\nb", [1.0, 1.0])
+    with pytest.raises(EncodingError, match=r"2 steps and 1 labels"):
+        ProcessVerifier(tiny).encode_example((problem, replace(example, labels=example.labels[:1])))
+
+
+def test_tags_weigh_nothing_in_the_texts_own_loss(tiny, problems, labelled, ids):
+    found = ProcessVerifier(tiny, language_weight=1.0).encode_example(labelled(problems[0], "a\nb", [1.0, 0.0]))
+    assert [w for t, w in zip(found.ids, found.weights, strict=True) if t == ids["step"]] == [0.0, 0.0]
+    assert sum(found.weights) == len(found.ids) - 2
+    with pytest.raises(ConfigError, match="language_weight needs head=tag"):
+        ProcessVerifier(tiny, head="token", language_weight=1.0)
+
+
+class OneIndex(torch.nn.Module):
+    """A model whose outputs say `good` at the very index of a tag, and `bad` with certainty everywhere else."""
+
+    def __init__(self, ids, size):
+        super().__init__()
+        self.ids, self.size = ids, size
+        self.config = SimpleNamespace(max_position_embeddings=256)
+        self.device = torch.device("cpu")
+
+    def base_model(self, input_ids, **_):
+        good = (input_ids == self.ids["step"]).float()[..., None]
+        return SimpleNamespace(last_hidden_state=torch.cat([1 - good, good], -1))
+
+    def lm_head(self, hidden):
+        logits = torch.full((*hidden.shape[:-1], self.size), -60.0)
+        logits[..., self.ids["bad"]] = hidden[..., 0] * 60
+        logits[..., self.ids["good"]] = hidden[..., 1] * 60
+        return logits
+
+    def score(self, hidden):
+        return hidden * 60
+
+
+@pytest.mark.parametrize("head", ["tag", "token"])
+def test_training_and_scoring_read_the_tags_own_index(tiny, problems, labelled, ids, monkeypatch, head):
+    model = OneIndex(ids, 400)
+    verifier = ProcessVerifier(tiny, head=head, device="cpu")
+    problem, example = labelled(problems[0], "a = 1\nb = 2\nc = 3", [1.0, 1.0, 1.0])
+    encoded = verifier.encode_example((problem, example))
+    batch = packing.batch([[encoded, encoded], [encoded]], 0)
+    loss = verifier.loss(model, batch, packing.Totals(9, 1)).item()
+    assert loss == pytest.approx(0, abs=1e-6)
+    for shift in (-1, 1):  # the same targets at any other index cost a lot
+        moved = replace(encoded, at=tuple(max(0, i + shift) for i in encoded.at[:-1]), targets=encoded.targets[:-1])
+        assert verifier.loss(model, packing.batch([[moved]], 0), packing.Totals(2, 1)).item() > 50
+    monkeypatch.setattr(scoring, "cached_model", lambda *_: model)
+    [found] = verifier.verify(problem.question, [example.solution])
+    assert found.scores == pytest.approx((1.0, 1.0, 1.0))
+
+
+@pytest.fixture(scope="module", params=["tag", "token"])
+def trained(request, tiny, examples, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prm") / request.param
+    kind = ProcessVerifier(tiny, head=request.param, labels="soft", template="Q: {question}\nA:\n", device="cpu")
+    train(kind, examples, out, QUICK)
+    return out
+
+
+def test_scores_are_those_of_a_plain_forward(trained, examples, ids):
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+    head = trained.name
+    auto = AutoModelForCausalLM if head == "tag" else AutoModelForTokenClassification
+    model, tokenizer = auto.from_pretrained(trained).eval(), AutoTokenizer.from_pretrained(trained)
+    verifier = stepmark.load_verifier(trained, device="cpu")
+    for problem, example in examples[:4]:
+        row, at = tokenizer(f"Q: {problem.question}\nA:\n")["input_ids"], []
+        for i, step in enumerate(example.solution.text.split("\n")):
+            row += tokenizer(step if not i else "\n" + step)["input_ids"]
+            at.append(len(row))
+            row.append(ids["step"])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row])).logits[0, at]
+        pair = logits[:, [ids["bad"], ids["good"]]] if head == "tag" else logits
+        [found] = verifier.verify(problem.question, [example.solution])
+        assert found.scores == pytest.approx(pair.softmax(-1)[:, 1].tolist(), abs=1e-5)
+        assert found.score == min(found.scores)
+        assert found.outcome is Outcome.SCORED
+
+
+def test_the_card_brings_back_what_was_trained(trained, tiny):
+    verifier = stepmark.load_verifier(trained, device="cpu", aggregate="prod")
+    assert replace(verifier, path=tiny, aggregate="min") == ProcessVerifier(
+        tiny, head=trained.name, labels="soft", template="Q: {question}\nA:\n", device="cpu"
+    )
+
+
+def test_another_template_than_the_trained_one_is_refused(trained, solve):
+    with pytest.raises(CheckpointError, match="another prompt template"):
+        stepmark.load_verifier(trained, template="{question}", device="cpu").verify("?", [solve("a\nb")])
+
+
+def test_a_tag_that_moved_is_refused(trained, tmp_path, solve):
+    path = shutil.copytree(trained, tmp_path / "moved")
+    card = json.loads((path / "verifier.json").read_text())
+    card["ids"]["tag"] += 1
+    (path / "verifier.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match=r"other ids than at training time \(tag: trained"):
+        stepmark.load_verifier(path, device="cpu").verify("?", [solve("a\nb")])
+
+
+def test_a_head_that_was_never_trained_is_not_scored_with(tiny, solve):
+    with pytest.raises(CheckpointError, match="would be random"):
+        ProcessVerifier(tiny, head="token", device="cpu").verify("?", [solve("a\nb")])
+
+
+@pytest.mark.parametrize("tags", [{"tag": "ки и"}, {"good": "no one token"}, {"good": "<bad>"}, {"tag": "<good>"}])
+def test_tags_must_be_single_tokens_and_different(tiny, solve, tags):
+    with pytest.raises(EncodingError, match=r"exactly one|different tokens"):
+        ProcessVerifier(tiny, device="cpu", **tags).verify("?", [solve("a\nb")])
+
+
+def test_outputs_that_are_no_numbers_are_no_scores(tiny, solve, monkeypatch):
+    model = checkpoints.load_model(tiny, device="cpu")
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    monkeypatch.setattr(scoring, "cached_model", lambda *_: model)
+    [found] = ProcessVerifier(tiny, device="cpu").verify("?", [solve("a\nb")])
+    assert (found.outcome, found.scores, found.score) == (Outcome.FAILED, (), 0.0)
+
+
+def test_it_tells_wrong_steps_from_right_ones_that_it_has_not_seen(tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    task = plugins.load(
+        "task", "arithmetic", noise=0.7, slips=0.1, steps_min=2, steps_max=2, max_value=30, start_max=12, amount_max=6,
+        weight_times=0.0,
+    )  # fmt: skip
+
+    def judged(split, n):
+        for p in task.load(split, n).problems:
+            s = solution(p.demonstration)
+            yield p, s, task.judge_steps(p, s)
+
+    examples = [
+        (p, LabelledSolution(s, Grade(Verdict.CORRECT, ""), tuple(StepLabel(int(f), 1) for f in flags)))
+        for p, s, flags in judged("train", 700)
+    ]
+    texts = [f"{p.question}\n{x.solution.text}" for p, x in examples]
+    base = checkpoints.create(tmp_path / "base", texts, checkpoints.Shape(hidden=32, max_length=128))
+    settings = TrainSettings(epochs=5, lr=8e-3, batch_tokens=1024, tensorboard=False, device="cpu")
+    train(ProcessVerifier(str(base), language_weight=0.3), examples, tmp_path / "prm", settings)
+    verifier = stepmark.load_verifier(tmp_path / "prm", device="cpu")
+    right, scores, position = [], [], []
+    for p, s, flags in judged("test", 120):
+        right += flags
+        scores += verifier.verify(p.question, [s])[0].scores
+        position += range(len(flags))
+    assert roc_auc_score(right, scores) > 0.8
+    first = [i for i, k in enumerate(position) if k == 0]  # among first steps, so that the place alone tells nothing
+    assert roc_auc_score([right[i] for i in first], [scores[i] for i in first]) > 0.75
