@@ -1,0 +1,214 @@
+"""The surprise verifier: its features, its fit, and that it stands on any other verifier or on none."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stepmark
+from stepmark import checkpoints
+from stepmark.errors import CheckpointError, ConfigChanged, DataError
+from stepmark.train import TrainSettings, train
+from stepmark.types import Finish, Outcome, Verdict, Verification
+from stepmark.verifiers.orm import OutcomeVerifier
+from stepmark.verifiers.prm import ProcessVerifier
+from stepmark.verifiers.surprise import RIDGE, SurpriseVerifier
+
+QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tiny, examples, tmp_path_factory):
+    """A run directory with a generator, an orm, a prm, and a surprise verifier on each and on none."""
+    place = tmp_path_factory.mktemp("run") / "a"
+    shutil.copytree(tiny, place / "generator")
+    generator = str(place / "generator")
+    train(OutcomeVerifier(generator, device="cpu"), examples, place / "orm", QUICK)
+    train(ProcessVerifier(generator, device="cpu"), examples, place / "prm", QUICK)
+    for name in ("orm", "prm", ""):
+        verifier = str(place / name) if name else ""
+        kind = SurpriseVerifier(generator, verifier=verifier, device="cpu")
+        train(kind, examples, place / f"surprise_{name}", QUICK)
+    return place
+
+
+def plain_lows(path, problem, solution):
+    """Least log p of each step's tokens by a plain forward; a line's end belongs to it, the end token to the last."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    parts = [tokenizer(problem.question + "\n")["input_ids"]]
+    lines = solution.text.split("\n")
+    parts += [tokenizer(x + "\n" * (i + 1 < len(lines)))["input_ids"] for i, x in enumerate(lines)]
+    parts[-1].append(tokenizer.eos_token_id)
+    ids = [t for part in parts for t in part]
+    with torch.no_grad():
+        logs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    lows, at = [], len(parts[0])
+    for part in parts[1:]:
+        lows.append(min(logs[t - 1, ids[t]].item() for t in range(at, at + len(part))))
+        at += len(part)
+    return lows
+
+
+def logit(p):
+    return np.log(p / (1 - p))
+
+
+def features(run, examples, name):
+    """(features, targets) of the fit, from plain forwards and the other verifier's public scores."""
+    x, y = [], []
+    for problem, example in examples:
+        lows = plain_lows(run / "generator", problem, example.solution)
+        if name == "orm":
+            [v] = stepmark.load_verifier(run / "orm", device="cpu").verify(problem.question, [example.solution])
+            x.append((logit(v.score), min(lows)))
+            y.append(float(example.grade.verdict is Verdict.CORRECT))
+            continue
+        scores = [0.5] * len(lows)
+        if name:
+            scores = (
+                stepmark.load_verifier(run / name, device="cpu").verify(problem.question, [example.solution])[0].scores
+            )
+        for r, low, label in zip(scores, lows, example.labels, strict=True):
+            if label.known:
+                x.append((logit(r), low))
+                y.append(label.hard)
+    return np.array(x), np.array(y)
+
+
+@pytest.mark.parametrize("name", ["orm", "prm", ""])
+def test_the_fit_is_a_logistic_regression_on_plain_features(run, examples, name):
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = features(run, examples, name)
+    expected = LogisticRegression(C=1 / (RIDGE * len(y)), tol=1e-10, max_iter=10_000).fit(x, y)
+    stored = json.loads((run / f"surprise_{name}" / "surprise.json").read_text())
+    found = stored["coefficients"]
+    assert stored["steps"] == len(y)
+    a, b = expected.coef_[0]
+    assert found["logit"] == pytest.approx(a, rel=5e-3, abs=2e-3)
+    assert found["surprise"] == pytest.approx(b, rel=5e-3, abs=2e-3)
+    assert found["constant"] == pytest.approx(expected.intercept_[0], rel=5e-3, abs=5e-3)
+    # and its scores are the regression's probabilities
+    problem, example = examples[1]
+    [scored] = stepmark.load_verifier(run / f"surprise_{name}", device="cpu").verify(
+        problem.question, [example.solution]
+    )
+    x, _ = features(run, [(problem, replace_labels(example))], name)
+    assert scored.scores == pytest.approx(expected.predict_proba(x)[:, 1].tolist(), abs=2e-3)
+    assert scored.score == min(scored.scores)
+    assert len(scored.scores) == (1 if name == "orm" else len(example.labels))
+
+
+def replace_labels(example):
+    """The example with evidence for every step, so that each gives a feature."""
+    return replace(example, labels=tuple(replace(x, correct=1, gradable=1) for x in example.labels))
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_coefficients_are_recovered(separable):
+    from sklearn.linear_model import LogisticRegression
+
+    from stepmark.verifiers.surprise import _logistic
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 2)) * [2.0, 5.0] + [0.0, -4.0]
+    chance = 1 / (1 + np.exp(-(0.8 * x[:, 0] + 0.3 * x[:, 1] + 1.0)))
+    y = (chance > 0.5 if separable else rng.random(3000) < chance).astype(float)
+    expected = LogisticRegression(C=1 / (RIDGE * 3000), tol=1e-10, max_iter=10_000).fit(x, y)
+    assert _logistic(x, y) == pytest.approx([*expected.coef_[0], expected.intercept_[0]], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["orm", "prm", ""])
+def test_a_run_directory_can_be_moved(run, examples, tmp_path, name):
+    problem, example = examples[2]
+    before = stepmark.load_verifier(run / f"surprise_{name}", device="cpu").verify(problem.question, [example.solution])
+    moved = shutil.copytree(run, tmp_path / "elsewhere" / "b")
+    away = run.with_name("away")
+    run.rename(away)  # what is read must be what was moved along
+    try:
+        again = stepmark.load_verifier(moved / f"surprise_{name}", device="cpu").verify(
+            problem.question, [example.solution]
+        )
+    finally:
+        away.rename(run)
+    assert again == before
+
+
+def test_a_run_reached_through_a_link_finds_its_models(run, examples, tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    link = tmp_path / "deep" / "er" / "link"
+    link.symlink_to(run / "surprise_prm")
+    problem, example = examples[0]
+    direct = stepmark.load_verifier(run / "surprise_prm", device="cpu").verify(problem.question, [example.solution])
+    assert stepmark.load_verifier(link, device="cpu").verify(problem.question, [example.solution]) == direct
+
+
+@pytest.mark.parametrize("name", ["orm", "prm", ""])
+def test_what_cannot_be_scored_stays_unscored(run, solve, name):
+    given = [solve("a\nb", finish=Finish.LENGTH), solve(" "), solve("7 + 7 = 14\n" * 100), solve("a\nb")]
+    found = stepmark.load_verifier(run / f"surprise_{name}", device="cpu").verify("Q?", given)
+    assert [v.outcome for v in found] == [Outcome.TRUNCATED, Outcome.FAILED, Outcome.TRUNCATED, Outcome.SCORED]
+    assert [(v.scores, v.score) for v in found[:3]] == [((), 0.0)] * 3
+
+
+def test_steps_and_questions_of_any_shape_get_a_score(run, solve):
+    verifier = replace(stepmark.load_verifier(run / "surprise_", device="cpu"))
+    for question, text in (("", "a"), ("", "a\nb\n"), ("Q", "\n\na\n\n\nb\n\n"), ("Q", "<eos>\n<step>")):
+        [found] = verifier.verify(question, [solve(text)])
+        assert found.outcome is Outcome.SCORED
+        assert len(found.scores) == len(solve(text).spans)
+        assert all(0 < s < 1 for s in found.scores)
+
+
+def test_a_text_without_anything_before_it_gets_a_score(tiny, examples, tmp_path, solve):
+    train(SurpriseVerifier(tiny, template="{question}", device="cpu"), examples, tmp_path / "out", QUICK)
+    [found] = stepmark.load_verifier(tmp_path / "out", device="cpu").verify("", [solve("a\nb")])
+    assert len(found.scores) == 2
+
+
+def test_labels_of_one_kind_are_refused_and_more_labels_then_taken(tiny, problems, labelled, examples, tmp_path):
+    one = [labelled(p, "a\nb", [1.0, 1.0]) for p in problems[:3]]
+    with pytest.raises(DataError, match="6 labelled steps, all of one kind"):
+        train(SurpriseVerifier(tiny, device="cpu"), one, tmp_path / "out", QUICK)
+    done = train(SurpriseVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
+    assert done == train(SurpriseVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
+    problem, first = examples[0]
+    other = [(problem, replace(first, solution=replace(first.solution, text=first.solution.text + " ")))]
+    with pytest.raises(ConfigChanged, match='"data"'):
+        train(SurpriseVerifier(tiny, device="cpu"), other + examples[1:], tmp_path / "out", QUICK)
+
+
+def test_an_unfitted_verifier_says_so(tiny, solve):
+    with pytest.raises(CheckpointError, match="never fitted"):
+        SurpriseVerifier(tiny, device="cpu").verify("Q", [solve("a")])
+
+
+def test_the_generators_own_length_counts_too(run, examples, tmp_path, solve):
+    short = checkpoints.create(
+        tmp_path / "short", ["a = 1\n"] * 3, checkpoints.Shape(hidden=16, heads=2, max_length=30)
+    )
+    kind = SurpriseVerifier(str(short), verifier=str(run / "prm"), device="cpu")
+    given = [*examples, *(replace_text(e, solve("x\ny")) for e in examples)]
+    done = train(kind, given, tmp_path / "out", QUICK)
+    assert 0 < done.examples <= 2 * len(examples)  # only the short ones could be read
+    found = stepmark.load_verifier(tmp_path / "out", device="cpu").verify("Q", [solve("7 = 7\n" * 20), solve("a\nb")])
+    assert [v.outcome for v in found] == [Outcome.TRUNCATED, Outcome.SCORED]
+    assert isinstance(found[0], Verification)
+    assert "30" in found[0].reason
+
+
+def replace_text(example, solution):
+    problem, labelled = example
+    problem = replace(problem, question="Q")
+    return problem, replace(labelled, solution=solution, labels=labelled.labels[:2])
+
+
+def test_paths_in_the_card_are_relative(run):
+    stored = json.loads((run / "surprise_prm" / "surprise.json").read_text())
+    assert {stored["generator"], stored["verifier"]} == {str(Path("..") / "generator"), str(Path("..") / "prm")}
