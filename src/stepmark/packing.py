@@ -6,7 +6,7 @@ from zero, so packing changes no number but the speed; a test holds it to that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ class Totals:
 
     scores: float  # places with a target
     next_tokens: float  # sum of next-token weights
+    sequences: float = 1.0  # how many sequences
 
 
 def pack(lengths: Sequence[int], order: Sequence[int], row_tokens: int) -> list[list[int]]:
@@ -109,9 +110,15 @@ def next_token_loss(logits: torch.Tensor, b: Batch) -> torch.Tensor:
     """Sum over tokens of weight * -log p(token | what precedes it in its own sequence), in nats.
 
     `logits` [B, L, V] are the model's, unshifted: the one shift by a position happens here."""
+    return next_token_loss_of(logits, lambda kept: kept, b)
+
+
+def next_token_loss_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
+    """The same from the last hidden states [B, L, D] and the output layer, which is then applied only where a token
+    counts: with small models it is a large part of the work."""
     import torch
 
     keep = b.weights[:, 1:] > 0
-    picked = logits[:, :-1][keep].float()
+    picked = head(hidden[:, :-1][keep]).float()
     losses = torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none")
     return (losses * b.weights[:, 1:][keep]).sum()

@@ -5,20 +5,26 @@
   does after each step. Only this head can learn from the text itself too (`language_weight`), which a model that
   starts from random weights needs.
 
-The label is the grade of the solution's final answer. An ungradable solution teaches nothing.
+The label is the grade of the solution's final answer. An ungradable solution teaches nothing. Two ways to get more
+out of the same labels, both off unless asked for:
+- every_token: the score is also asked for at each token of the solution, with the same label (Cobbe et al.,
+  arXiv 2110.14168, section 4.2). Only the score at the end is used.
+- balance: as many right as wrong solutions of each question, so that telling easy questions from hard ones, which
+  ranks nothing, is not learned (ours).
 
     stepmark train orm --base generator/ --problems P.jsonl --labels L.jsonl --out orm/
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepmark import checkpoints, packing, scoring
-from stepmark.encoding import Encoded, token_ids
+from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import ConfigError
 from stepmark.prompts import Template
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
@@ -37,7 +43,9 @@ class OutcomeVerifier:
     tag: str = checkpoints.STEP  # each of these three is one token; head="token" reads none of them
     good: str = checkpoints.GOOD
     bad: str = checkpoints.BAD
-    language_weight: float = 0.0  # weight of the text's own next-token loss
+    language_weight: float = 0.0  # weight of the solution's own next-token loss
+    every_token: float = 0.0  # share of the verification loss that falls on the solution's tokens before its end
+    balance: bool = False  # train on equally many right and wrong solutions of each question
     dtype: str = "float32"
     device: str = "auto"
     trust_remote_code: bool = False
@@ -47,19 +55,26 @@ class OutcomeVerifier:
             raise ConfigError(
                 "orm: language_weight needs head=tag; a one-logit head has no vocabulary to predict with."
             )
+        if not 0 <= self.every_token <= 1:
+            raise ConfigError(f"orm: every_token is a share of the loss, from 0 to 1, got {self.every_token}.")
 
     # ---- text to ids: the one place, for training and scoring ----
 
     def encode(self, question: str, solution: Solution, grade: Verdict | None = None) -> Encoded:
         """Question, solution, and one closing token whose output carries the score."""
         tokenizer = self._tokenizer()
-        ids, _ = token_ids(tokenizer, Template(self.template).render(question) + solution.text.rstrip())
-        close = self._ids()["tag"] if self.head == "tag" else tokenizer.eos_token_id
-        at = (len(ids),)
+        context = Template(self.template).render(question)
+        ids, spans = token_ids(tokenizer, context + solution.text.rstrip())
+        at: tuple[int, ...] = (len(ids),)
         if grade is None:
-            return Encoded((*ids, close), at=at)
-        weights = (*(1.0 for _ in ids), 0.0) if self.language_weight else ()
-        return Encoded((*ids, close), at=at, targets=(1.0 if grade is Verdict.CORRECT else 0.0,), weights=weights)
+            return Encoded((*ids, self._close), at=at)
+        (start,) = boundaries(spans, [len(context)])
+        if self.every_token:
+            at = tuple(range(start, len(ids) + 1))
+        weights = (*(float(t >= start) for t in range(len(ids))), 0.0) if self.language_weight else ()
+        return Encoded(
+            (*ids, self._close), at=at, targets=(float(grade is Verdict.CORRECT),) * len(at), weights=weights
+        )
 
     # ---- training ----
 
@@ -71,6 +86,24 @@ class OutcomeVerifier:
             self.path, self._auto(), dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code, **config
         )
 
+    def choose(
+        self, examples: Sequence[tuple[Problem, LabelledSolution]]
+    ) -> Sequence[tuple[Problem, LabelledSolution]]:
+        """All, or with `balance` the first solutions of the commoner grade of a question, as many as there are of the
+        other; they come in the order they had."""
+        if not self.balance:
+            return examples
+        verdicts = [(p.question, x.grade.verdict) for p, x in examples]
+        counts = Counter(verdicts)
+        seen: Counter[tuple[str, Verdict]] = Counter()
+        kept = []
+        for example, (question, verdict) in zip(examples, verdicts, strict=True):
+            other = Verdict.INCORRECT if verdict is Verdict.CORRECT else Verdict.CORRECT
+            seen[question, verdict] += 1
+            if verdict is not Verdict.UNGRADABLE and seen[question, verdict] <= counts[question, other]:
+                kept.append(example)
+        return kept
+
     def encode_example(self, example: tuple[Problem, LabelledSolution]) -> Encoded | None:
         problem, labelled = example
         if labelled.grade.verdict is Verdict.UNGRADABLE or not labelled.solution.spans:
@@ -78,19 +111,36 @@ class OutcomeVerifier:
         return self.encode(problem.question, labelled.solution, labelled.grade.verdict)
 
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
-        """-[y log r + (1 - y) log(1 - r)], the mean over the update's solutions."""
+        """-[y log r + (1 - y) log(1 - r)], the mean over the update's solutions; of which `every_token` is shared among
+        the tokens before the end."""
+        import torch
+
         hidden = scoring.outputs(model, batch)
-        log_bad, log_good = self._logs(model, hidden[batch.rows, batch.columns], among_all=True)
-        loss = scoring.cross_entropy(log_bad, log_good, batch.targets) / totals.scores
+        # At a token of the text the vocabulary is for the text, so there the score is among the two words alone.
+        log_bad, log_good = self._logs(model, hidden[batch.rows, batch.columns], among_all=not self.every_token)
+        if self.every_token:
+            end = batch.ids[batch.rows, batch.columns] == self._close
+            shares = torch.where(
+                end,
+                (1 - self.every_token) / totals.sequences,
+                self.every_token / max(1.0, totals.scores - totals.sequences),
+            )
+            loss = scoring.cross_entropy(log_bad * shares, log_good * shares, batch.targets)
+        else:
+            loss = scoring.cross_entropy(log_bad, log_good, batch.targets) / totals.scores
         if self.language_weight:
-            logits: torch.Tensor = model.get_output_embeddings()(hidden)  # type: ignore[operator]
-            loss = loss + self.language_weight * packing.next_token_loss(logits, batch) / totals.next_tokens
+            text = packing.next_token_loss_of(hidden, model.get_output_embeddings(), batch)  # type: ignore[operator]
+            loss = loss + self.language_weight * text / totals.next_tokens
         return loss
 
     def save(self, model: torch.nn.Module, out: Path) -> None:
         checkpoints.save(out, model, self._tokenizer())  # type: ignore[arg-type]
         options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")}
         scoring.write_card(out, "orm", options, self._ids(), Template(self.template).hash)
+
+    @property
+    def _close(self) -> int:
+        return int(self._ids()["tag"] if self.head == "tag" else self._tokenizer().eos_token_id)
 
     @property
     def pad_id(self) -> int:
