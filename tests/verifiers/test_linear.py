@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import stepmark
-from stepmark import train
+from stepmark import pipeline, recipe, train
 from stepmark.errors import CheckpointError, ConfigError, DataError
 from stepmark.stats import auc
 from stepmark.steps import split
@@ -130,3 +130,28 @@ def test_orders_by_more_than_length(fitted: Path) -> None:
         scores.append(stepmark.load_verifier(fitted).verify(problem.question, [labelled.solution])[0].score)
         correct.append(labelled.grade.verdict is Verdict.CORRECT)
     assert auc(np.array(scores), np.array(correct)) == 1.0
+
+
+def test_a_recipe_needs_no_model_for_it(tmp_path: Path) -> None:
+    """Imported solutions in, metrics out; the votes it weighs are better than plain ones where the words tell."""
+    released = tmp_path / "solutions.jsonl"
+    rows = []
+    for q in range(60):
+        listed = [
+            {"sample_id": i, "solution": f"{'so' if i == q % 4 else 'hence'} {q} + {i}. The answer is {q + (i != q % 4)}.",
+             "correct": i == q % 4}
+            for i in range(4)
+        ]  # fmt: skip
+        rows.append(json.dumps({"question_id": q, "question": f"What is {q}?", "solutions": listed}))
+    released.write_text("\n".join(rows) + "\n")
+    part = {"file": str(released), "format": "genrm_release", "n": 4}
+    raw = {
+        "name": "words",
+        "sample": {"train": {**part, "share": [0.3, 1]}, "test": {**part, "share": [0, 0.3]}},
+        "verifiers": {"linear": {"kind": "linear"}},
+        "evaluate": {"n": [4]},
+        "workers": 1,
+    }
+    best = pipeline.run(recipe.parse(raw, "here"), tmp_path / "run").metrics["best_of_n"]
+    assert best["self_consistency"]["4"]["mean"] == 0.0
+    assert best["linear"]["4"]["mean"] == 1.0
