@@ -137,11 +137,11 @@ def test_a_recipe_needs_no_model_for_it(tmp_path: Path) -> None:
     released = tmp_path / "solutions.jsonl"
     rows = []
     for q in range(60):
-        listed = [
-            {"sample_id": i, "solution": f"{'so' if i == q % 4 else 'hence'} {q} + {i}. The answer is {q + (i != q % 4)}.",
-             "correct": i == q % 4}
-            for i in range(4)
-        ]  # fmt: skip
+        listed = []
+        for i in range(4):
+            right = i == q % 4
+            text = f"{'so' if right else 'hence'} {q} + {i}. The answer is {q + (not right)}."
+            listed.append({"sample_id": i, "solution": text, "correct": right})
         rows.append(json.dumps({"question_id": q, "question": f"What is {q}?", "solutions": listed}))
     released.write_text("\n".join(rows) + "\n")
     part = {"file": str(released), "format": "genrm_release", "n": 4}
