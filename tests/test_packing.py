@@ -16,6 +16,7 @@ from stepmark.train import Generator
 from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier
 
+TOTALS = Totals(7.0, 11.0, 3.0)  # any numbers: each part of the loss is divided by its own
 LENGTHS = st.lists(st.integers(1, 40), max_size=80)
 
 
@@ -131,6 +132,32 @@ def tagged(kind):
     return make
 
 
+def orm_every_token(head):
+    def make(tiny):
+        tokenizer = checkpoints.load_tokenizer(tiny)
+        good, bad = (tokenizer.convert_tokens_to_ids(t) for t in ("<good>", "<bad>"))
+
+        def plain(model, e):
+            ids = torch.tensor([e.ids])
+            if head == "tag":
+                logs = model(input_ids=ids).logits[0][:, [bad, good]].log_softmax(-1)
+            else:
+                logit = model.score(model.base_model(input_ids=ids).last_hidden_state)[0, :, 0]
+                logs = torch.stack([torch.sigmoid(-logit).log(), torch.sigmoid(logit).log()], -1)
+            y = e.targets[0]
+            losses = -(y * logs[:, 1] + (1 - y) * logs[:, 0])
+            first = e.at[0]
+            text = 0.7 * plain_next_tokens(model, e) if head == "tag" else 0.0
+            ends = 0.75 * losses[-1] / TOTALS.sequences
+            rest = 0.25 * losses[first:-1].sum() / (TOTALS.scores - TOTALS.sequences)
+            return text, (ends + rest) * TOTALS.scores
+
+        weight = 0.7 if head == "tag" else 0.0
+        return OutcomeVerifier(tiny, head=head, every_token=0.25, language_weight=weight), plain
+
+    return make
+
+
 def prm_token(tiny):
     def plain(model, e):
         logs = model(input_ids=torch.tensor([e.ids])).logits[0].log_softmax(-1)
@@ -143,6 +170,8 @@ TRAINEES = {
     "generator": generator,
     "orm tag": tagged(OutcomeVerifier),
     "orm token": orm_token,
+    "orm tag every token": orm_every_token("tag"),
+    "orm token every token": orm_every_token("token"),
     "prm tag": tagged(ProcessVerifier),
     "prm token": prm_token,
 }
@@ -158,11 +187,10 @@ def test_packed_losses_and_gradients_are_those_of_single_sequences(name, tiny, p
     rows = packing.pack([len(e) for e in encoded], range(len(encoded)), 250)
     assert max(map(len, rows)) > 1
     batch = packing.batch([[encoded[i] for i in row] for row in rows], trainee.pad_id)
-    totals = Totals(7.0, 11.0)  # any two numbers: each part of the loss is divided by its own
     other = copy.deepcopy(model)
-    found = trainee.loss(model, batch, totals)
+    found = trainee.loss(model, batch, TOTALS)
     parts = [plain(other, e) for e in encoded]
-    expected = sum(n for n, _ in parts) / totals.next_tokens + sum(s for _, s in parts) / totals.scores
+    expected = sum(n for n, _ in parts) / TOTALS.next_tokens + sum(s for _, s in parts) / TOTALS.scores
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     found.backward()
     expected.backward()

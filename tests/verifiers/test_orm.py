@@ -55,6 +55,38 @@ def test_the_label_is_the_grade_and_an_ungradable_solution_teaches_nothing(tiny,
     assert verifier.encode_example(labelled(p, " \n", [], Verdict.INCORRECT)) is None
 
 
+@pytest.mark.parametrize("head", ["tag", "token"])
+def test_every_token_of_the_solution_and_none_of_the_question_is_asked(tiny, head, problems, labelled):
+    tokenizer = checkpoints.load_tokenizer(tiny)
+    problem, example = labelled(problems[0], "a = 1\nb = 2", [1.0, 1.0])
+    question, answer = (len(tokenizer(t)["input_ids"]) for t in (problem.question + "\n", example.solution.text))
+    verifier = OutcomeVerifier(tiny, head=head, every_token=0.5)
+    found = verifier.encode_example((problem, example))
+    assert found.at == tuple(range(question, question + answer + 1))
+    assert found.targets == (1.0,) * (answer + 1)
+    scored = verifier.encode(problem.question, example.solution)
+    assert (scored.ids, scored.at) == (found.ids, found.at[-1:])
+    for share in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match="every_token is a share"):
+            OutcomeVerifier(tiny, every_token=share)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(Verdict)), max_size=20))
+def test_balance_keeps_as_many_right_as_wrong_of_each_question(problems, labelled, drawn):
+    question = dict(zip("ab", problems, strict=False))
+    given = [labelled(question[q], "x", [1.0], v, sample=i) for i, (q, v) in enumerate(drawn)]
+    kept = OutcomeVerifier("", balance=True).choose(given)
+    places = [given.index(k) for k in kept]
+    assert places == sorted(places)
+    for p in question.values():
+        verdicts = [x.grade.verdict for q, x in given if q == p]
+        fewer = min(verdicts.count(Verdict.CORRECT), verdicts.count(Verdict.INCORRECT))
+        of_p = [x.grade.verdict for q, x in kept if q == p]
+        assert of_p.count(Verdict.CORRECT) == of_p.count(Verdict.INCORRECT) == fewer
+        assert Verdict.UNGRADABLE not in of_p
+    assert OutcomeVerifier("").choose(given) == given
+
+
 def test_only_ungradable_solutions_are_nothing_to_learn_from(tiny, problems, labelled, tmp_path):
     given = [labelled(problems[0], "a\nb", [1.0, 1.0], Verdict.UNGRADABLE)]
     with pytest.raises(DataError, match="none of the 1 examples"):
