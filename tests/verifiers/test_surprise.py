@@ -36,7 +36,7 @@ def run(tiny, examples, tmp_path_factory):
     return place
 
 
-def plain_lows(path, problem, solution):
+def plain_lows(path, problem, solution, end=True):
     """Least log p of each step's tokens by a plain forward; a line's end belongs to it, the end token to the last."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,7 +44,7 @@ def plain_lows(path, problem, solution):
     parts = [tokenizer(problem.question + "\n")["input_ids"]]
     lines = solution.text.split("\n")
     parts += [tokenizer(x + "\n" * (i + 1 < len(lines)))["input_ids"] for i, x in enumerate(lines)]
-    parts[-1].append(tokenizer.eos_token_id)
+    parts[-1] += [tokenizer.eos_token_id] * end
     ids = [t for part in parts for t in part]
     with torch.no_grad():
         logs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -122,6 +122,28 @@ def test_coefficients_are_recovered(separable):
     y = (chance > 0.5 if separable else rng.random(3000) < chance).astype(float)
     expected = LogisticRegression(C=1 / (RIDGE * 3000), tol=1e-10, max_iter=10_000).fit(x, y)
     assert _logistic(x, y) == pytest.approx([*expected.coef_[0], expected.intercept_[0]], rel=1e-3)
+
+
+def test_surprise_is_a_plain_forwards_and_the_end_counts(run, problems, solve, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    run = shutil.copytree(run, tmp_path / "run")
+    weights = load_file(run / "generator" / "model.safetensors")
+    weights["model.embed_tokens.weight"][checkpoints.load_tokenizer(run / "generator").eos_token_id] *= 50
+    save_file(weights, run / "generator" / "model.safetensors", metadata={"format": "pt"})  # now ends can surprise
+    place = run / "surprise_"
+    stored = json.loads((place / "surprise.json").read_text())
+    stored["coefficients"] = {"logit": 0.0, "surprise": 0.5, "constant": 1.0}
+    (place / "surprise.json").write_text(json.dumps(stored))
+    verifier, ends = stepmark.load_verifier(place, device="cpu"), 0
+    for p in problems[:12]:
+        for text in ("7", "a = 1\n7", p.reference):
+            s = solve(text)
+            lows = plain_lows(run / "generator", p, s)
+            ends += lows != plain_lows(run / "generator", p, s, end=False)
+            [found] = verifier.verify(p.question, [s])
+            assert [2 * (logit(x) - 1) for x in found.scores] == pytest.approx(lows, abs=1e-3)
+    assert ends  # somewhere the end was the step's greatest surprise
 
 
 @pytest.mark.parametrize("name", ["orm", "prm", ""])
