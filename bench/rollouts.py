@@ -76,7 +76,9 @@ def engine(work: Work, batch: int) -> Timing:
     """Stepmark, one process."""
     backend = LocalBackend(work.model, dtype=work.dtype, device=work.device, batch=batch)
     list(backend.sample(work.prompts[:4], work.params))
-    return _timed(lambda: [r.tokens for r in backend.sample(work.prompts, work.params)], f"batch {batch}")
+    return _timed(
+        lambda: [r.tokens for r in backend.sample(work.prompts, work.params)], f"batch {backend._load()[0].batch}"
+    )
 
 
 def engine_twice(work: Work, batch: int) -> Timing:
@@ -105,7 +107,7 @@ def engine_twice(work: Work, batch: int) -> Timing:
         sum(p.tokens for p in parts),
         max(p.wall for p in parts),
         sum(p.cpu for p in parts),
-        f"batch {batch} each",
+        parts[0].note,
     )
 
 
@@ -113,7 +115,7 @@ def _half(work: Work, batch: int, ready: Any, results: Any) -> None:
     backend = LocalBackend(work.model, dtype=work.dtype, device=work.device, batch=batch)
     list(backend.sample(work.prompts[:4], work.params))
     ready.wait()
-    results.put(_timed(lambda: [r.tokens for r in backend.sample(work.prompts, work.params)]))
+    results.put(_timed(lambda: [r.tokens for r in backend.sample(work.prompts, work.params)], "half of the work each"))
 
 
 def generate(work: Work) -> Timing:
@@ -122,7 +124,7 @@ def generate(work: Work) -> Timing:
 
     from stepmark.checkpoints import load_model, load_tokenizer
 
-    model = load_model(work.model, dtype=work.dtype, device=work.device)
+    model = load_model(work.model, dtype=work.dtype, device=work.device, attention=None)
     tokenizer = load_tokenizer(work.model)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -153,18 +155,11 @@ def generate(work: Work) -> Timing:
             lengths += first.tolist()
         return lengths
 
-    # Batches of 2 to 32 prompts, that is 16 to 256 rows at N = 8; larger ones were slower still.
+    # Batches of 1 to 32 prompts, that is 8 to 256 rows at N = 8; larger ones were slower still.
     trial = work.prompts[:: max(1, len(work.prompts) // 32)][:32]
     run(trial[:4], 4, "dynamic")
     tried: dict[tuple[int, str], float] = {}
-    for batch, cache in [
-        (2, "dynamic"),
-        (4, "dynamic"),
-        (8, "dynamic"),
-        (16, "dynamic"),
-        (32, "dynamic"),
-        (4, "static"),
-    ]:
+    for batch, cache in [*((size, "dynamic") for size in (1, 2, 4, 8, 16, 32)), (2, "static")]:
         timing = _timed(lambda batch=batch, cache=cache: run(trial, batch, cache))  # type: ignore[misc]
         tried[batch, cache] = timing.tokens / timing.cpu
     batch, cache = max(tried, key=lambda k: tried[k])
@@ -245,9 +240,11 @@ def _tell(there: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> No
     there.send(function(*args))
 
 
-def prepare(place: Path, solutions: int, kv_heads: int, seconds: float, seed: int) -> tuple[str, list[tuple[str, str]]]:
+def prepare(
+    place: Path, solutions: int, kv_heads: int, demonstrations: int, seed: int
+) -> tuple[str, list[tuple[str, str]]]:
     """A model that ends its solutions, and solutions that it wrote: a Llama of about 3.5M parameters trained on the
-    arithmetic task for about `seconds`."""
+    arithmetic task, long enough to know how solutions look and when they end."""
     from stepmark.checkpoints import Shape, create
     from stepmark.prompts import Template
     from stepmark.tasks.arithmetic import Arithmetic
@@ -255,7 +252,7 @@ def prepare(place: Path, solutions: int, kv_heads: int, seconds: float, seed: in
 
     context = Template("{question}\n")
     task = Arithmetic(steps_min=3, steps_max=8, noise=0.5, seed=seed)
-    learn = task.load("train", int(60 * seconds)).problems
+    learn = task.load("train", demonstrations).problems
     shape = Shape(hidden=256, layers=4, heads=4, kv_heads=kv_heads, vocab=2048)
     base = create(place / "base", [context(p) + p.demonstration for p in learn], shape, seed=seed)
     settings = TrainSettings(batch_tokens=2048, seed=seed, tensorboard=False, device="cpu")
@@ -274,12 +271,12 @@ def main() -> None:
     parser.add_argument("--solutions", help="JSONL with `context` and `text`; needed with --model")
     parser.add_argument("--count", type=int, default=500, help="solutions (500)")
     parser.add_argument("--n", type=int, default=8, help="rollouts per step prefix (8)")
-    parser.add_argument("--batch", type=int, default=256, help="rows of the engine (256)")
+    parser.add_argument("--batch", type=int, default=0, help="rows of the engine (0: its own choice)")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kv-heads", type=int, default=4, help="key-value heads of the model trained here, 4 or 1 (4)")
-    parser.add_argument("--train-seconds", type=float, default=45)
+    parser.add_argument("--train-problems", type=int, default=2700, help="demonstrations for the model trained here")
     parser.add_argument("--generate-solutions", type=int, default=60, help="solutions for generate (60)")
     parser.add_argument("--keep", help="directory to keep the trained model and its solutions in, and to find them in")
     parser.add_argument("--seed", type=int, default=0)
@@ -295,7 +292,7 @@ def main() -> None:
 def _inputs(a: argparse.Namespace, place: Path) -> tuple[str, list[tuple[str, str]]]:
     kept = Path(a.solutions) if a.solutions else place / "solutions.jsonl"
     if not kept.exists() and not a.solutions:
-        _, texts = alone(prepare, place, a.count, a.kv_heads, a.train_seconds, a.seed)
+        _, texts = alone(prepare, place, a.count, a.kv_heads, a.train_problems, a.seed)
         kept.write_text("".join(json.dumps({"context": c, "text": t}) + "\n" for c, t in texts))
     rows = [json.loads(line) for line in kept.read_text().splitlines()[: a.count]]
     return a.model or str(place / "generator"), [(r["context"], r["text"]) for r in rows]
@@ -347,6 +344,7 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
             "python": platform.python_version(),
             **_versions(),
         },
+        "load_average": [round(x, 1) for x in os.getloadavg()],  # above 1 or 2, others were computing too
         "seed": a.seed,
         "dtype": a.dtype,
         "device": a.device,

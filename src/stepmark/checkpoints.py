@@ -206,13 +206,15 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     new_head: bool = False,
+    attention: str | None = "sdpa",
     **config: Any,
 ) -> PreTrainedModel:
     """The model of a local or hub checkpoint, in evaluation mode, on its device.
 
     `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor...; with
-    `new_head` it may be missing from the checkpoint, and is random then. `config` changes configuration fields,
-    e.g. num_labels. Raises CheckpointError, for missing weights too."""
+    `new_head` it may be missing from the checkpoint, and is random then. `attention` is sdpa for packed batches,
+    whose masks of bool eager attention would add; None takes what the architecture has. `config` changes
+    configuration fields, e.g. num_labels. Raises CheckpointError, for missing weights too."""
     check(path)
     import torch
     import transformers
@@ -227,7 +229,7 @@ def load_model(
                 dtype=resolve_dtype(dtype, where),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
-                attn_implementation="sdpa",  # packed batches bring masks of bool, which eager attention would add
+                attn_implementation=attention,
                 output_loading_info=True,
                 **config,
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from collections import Counter
 from functools import lru_cache
 from itertools import accumulate
@@ -60,7 +61,7 @@ def test_greedy_is_what_generate_gives(model_of, name):
     path = model_of(name)
     backend = LocalBackend(path, device="cpu")
     got = rolled(backend, step_prefixes(), temperature=0, max_tokens=24)
-    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    model, tokenizer = load_model(path, device="cpu", attention=None), load_tokenizer(path)
     ended = 0
     for prompt in step_prefixes():
         ids = token_ids(tokenizer, prompt.text)[0]
@@ -114,7 +115,7 @@ def test_logprob_is_the_models_own(model_of, name, temperature, top_p, batch):
     """Recomputed for every rollout by one plain forward pass, at temperature 1 whatever was sampled at. Also shows
     that no row ever read another row's cache, however often places were freed, refilled and repacked."""
     path = model_of(name)
-    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    model, tokenizer = load_model(path, device="cpu", attention=None), load_tokenizer(path)
     prompts = [token_ids(tokenizer, p.text)[0] for p in step_prefixes()]
     rows, trunks = [], []
     for longest, members in group([tuple(ids) for ids in prompts]):
@@ -140,7 +141,7 @@ def test_logprob_is_the_models_own(model_of, name, temperature, top_p, batch):
 
 @lru_cache
 def reference(path: str) -> torch.nn.Module:
-    return load_model(path, device="cpu")
+    return load_model(path, device="cpu", attention=None)
 
 
 def chi_square(counts: Counter[int], expected: torch.Tensor, n: int) -> tuple[float, int]:
@@ -183,7 +184,7 @@ def test_rollouts_follow_the_models_distribution(model_of):
     n = 6000
     backend = LocalBackend(path, device="cpu", batch=3000)
     got = list(backend.sample([Prompt("p", CONTEXTS[1], LINES[0], n=n)], SamplingParams(max_tokens=2, seed=5)))
-    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    model, tokenizer = load_model(path, device="cpu", attention=None), load_tokenizer(path)
     ids = token_ids(tokenizer, CONTEXTS[1] + LINES[0])[0]
     # Which tokens they were shows in the log-probability, which differs for every pair.
     with torch.inference_mode():
@@ -242,7 +243,9 @@ def test_special_tokens_in_a_prompt_are_plain_text(model_of):
     got = rolled(LocalBackend(path, device="cpu"), [Prompt("p", "say <eos> now")], temperature=0, max_tokens=8)["p#0"]
     ids = tokenizer("say <eos> now", split_special_tokens=True)["input_ids"]
     assert tokenizer.eos_token_id not in ids
-    out = load_model(path, device="cpu").generate(torch.tensor([ids]), do_sample=False, max_new_tokens=8)[0, len(ids) :]
+    out = load_model(path, device="cpu", attention=None).generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=8
+    )[0, len(ids) :]
     assert got.text == tokenizer.decode(out, skip_special_tokens=True)
 
 
@@ -258,7 +261,9 @@ def test_chat_template(model_of, tmp_path):
         ids = [tokenizer.bos_token_id, *tokenizer("user: Hi?\nassistant: Well, ")["input_ids"]]
     finally:
         tokenizer.chat_template = None
-    out = load_model(path, device="cpu").generate(torch.tensor([ids]), do_sample=False, max_new_tokens=8)[0, len(ids) :]
+    out = load_model(path, device="cpu", attention=None).generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=8
+    )[0, len(ids) :]
     assert got.text == tokenizer.decode(out, skip_special_tokens=True)
 
 
@@ -276,7 +281,7 @@ def test_bfloat16_stays_close(model_of):
 
 def test_choice_probabilities(model_of):
     path = model_of("llama_grouped")
-    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    model, tokenizer = load_model(path, device="cpu", attention=None), load_tokenizer(path)
     texts, choices = ["Ann has", "Ann has 7 apples.\nIs it so? "], ["Y", "N", " apples. Ben"]
     got = LocalBackend(path, device="cpu").choice_probs(texts, choices)
     for text, found in zip(texts, got, strict=True):
@@ -290,6 +295,29 @@ def test_choice_probabilities(model_of):
         assert sum(found) == pytest.approx(1)
     with pytest.raises(ConfigError, match="at least one token"):
         LocalBackend(path, device="cpu").choice_probs(texts, ["Y", ""])
+
+
+def test_the_model_may_be_used_otherwise_in_between(model_of):
+    backend = LocalBackend(model_of("llama"), device="cpu", batch=4)
+    usual = rolled(backend, step_prefixes(), max_tokens=20)
+    found = {}
+    for rollout in backend.sample(step_prefixes(), SamplingParams(max_tokens=20)):
+        found[rollout.key] = rollout
+        backend.choice_probs(["Ann"], ["Y", "N"])
+    same(usual, found)
+
+
+def test_a_checkpoint_written_anew_is_loaded_anew(model_of, tmp_path):
+    for name in ("llama", "qwen2"):
+        place = tmp_path / "here"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(model_of(name), place)
+        for file in place.glob("*.safetensors"):
+            file.touch()
+        a, b = (
+            rolled(LocalBackend(p, device="cpu"), step_prefixes(), max_tokens=9) for p in (str(place), model_of(name))
+        )
+        same(a, b)
 
 
 def test_bad_settings_are_told_all_at_once(model_of, tmp_path):

@@ -56,7 +56,7 @@ def test_units_are_taken_as_they_are_needed(executor):
             yield i
 
     results = executor.map(functools.partial(add, more=0), units())
-    assert sorted(itertools.islice(results, 5))[0] == 0
+    assert len(set(itertools.islice(results, 5))) == 5
     assert len(taken) <= 5 + 2 * 2
 
 

@@ -54,8 +54,12 @@ class ProcessesExecutor:
                 f"the work can't be sent to worker processes ({e}). Use importable functions and plug-ins that hold "
                 "plain settings, or the executor `serial`."
             ) from e
-        most = self.workers or len(os.sched_getaffinity(0))
-        return _run(most, payload, iter(units))
+        return _run(self.workers or _cores(), payload, iter(units))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(eq=False)

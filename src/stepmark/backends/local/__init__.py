@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepmark.errors import ConfigError
@@ -33,7 +34,7 @@ class LocalBackend:
     path: str  # a checkpoint directory, or a hub id
     dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16, float16
     device: str = "auto"  # auto (a GPU where there is one), cpu, cuda, cuda:1, ...
-    batch: int = 0  # most rollouts under way at once, fewer where memory is short; 0 is 256, on a GPU 1024
+    batch: int = 0  # most rollouts under way at once, fewer where memory is short; 0 fits the model's size
     chat_template: bool = False  # context becomes the user's turn, prefix the opening of the assistant's
     trust_remote_code: bool = False  # run code that comes with the checkpoint
     sharing: bool = True  # False encodes every prefix alone: a slow reference
@@ -100,20 +101,20 @@ class LocalBackend:
         return probabilities(engine, starts, ways)
 
     def _load(self) -> tuple[Engine, PreTrainedTokenizerBase]:
-        return _loaded(self.path, self.dtype, self.device, self.batch, self.trust_remote_code)
+        # A checkpoint that was written anew under the same path is another one.
+        written = max((f.stat().st_mtime_ns for f in Path(self.path).glob("*.safetensors")), default=0)
+        return _loaded(self.path, self.dtype, self.device, self.batch, self.trust_remote_code, written)
 
 
 @lru_cache(maxsize=2)
 def _loaded(
-    path: str, dtype: str, device: str, batch: int, trust_remote_code: bool
+    path: str, dtype: str, device: str, batch: int, trust_remote_code: bool, written: int
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
     from stepmark.backends.local.engine import Engine
     from stepmark.checkpoints import load_model, load_tokenizer
 
-    model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return Engine(model, batch or (1024 if model.device.type == "cuda" else 256)), load_tokenizer(
-        path, trust_remote_code
-    )
+    model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, attention=None)
+    return Engine(model, batch), load_tokenizer(path, trust_remote_code)
 
 
 def _check(params: SamplingParams) -> None:

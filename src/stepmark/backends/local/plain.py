@@ -19,7 +19,6 @@ from stepmark.backends.local.engine import Done, Draws, Engine
 
 def run(engine: Engine, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
     """Rolls every row out, prefix by prefix."""
-    engine.use(engine.plain_attention)
     for trunk in trunks:
         batch = engine.rows(len(trunk.ids) + max(row.budget for row in trunk.rows))
         for at, group in groupby(sorted(trunk.rows, key=lambda row: row.at), key=lambda row: row.at):
@@ -36,8 +35,9 @@ def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Row], draws: Dra
     keys = np.array([row.key for row in rows], dtype=np.uint64)
     budgets = np.array([row.budget for row in rows])
     model, device = engine.model, engine.device
+    engine.use(engine.plain_attention)  # for the whole prefix: nothing is handed out before it is done
     with torch.inference_mode():
-        out = model(input_ids=torch.tensor([prefix], device=device), use_cache=True, logits_to_keep=1)
+        out = model(input_ids=torch.tensor([prefix], device=device), use_cache=True)
         cache = out.past_key_values
         logits = out.logits[:, -1].expand(len(rows), -1)
         cache.batch_repeat_interleave(len(rows))

@@ -8,6 +8,7 @@ text, so a tokenizer that merges across the end of a step costs speed and never 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,18 +77,22 @@ class Reader:
         """[vocab] bool: the tokens that may complete a stop string, so that others need no look at the text.
 
         A token can only complete one if it brings its last character, or a part of that character's bytes."""
-        found = np.zeros(vocab, dtype=bool)
-        if self.stop:
-            last = {s[-1] for s in self.stop}
-            known = min(vocab, len(self.tokenizer))
-            for i, text in enumerate(self.tokenizer.batch_decode([[i] for i in range(known)])):
-                found[i] = "\ufffd" in text or not last.isdisjoint(text) or (" " in last and not text.strip())
-            if " " in last:
-                # A word token may hide the space before it until something precedes it.
-                pieces = self.tokenizer.convert_ids_to_tokens(list(range(known)))
-                found[:known] |= np.array([p is not None and p.startswith(("\u2581", "\u0120")) for p in pieces])
-        return found
+        return _watched(self.tokenizer, frozenset(s[-1] for s in self.stop), vocab)
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: Any = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
+
+
+@lru_cache(maxsize=8)
+def _watched(tokenizer: PreTrainedTokenizerBase, last: frozenset[str], vocab: int) -> np.ndarray:
+    found = np.zeros(vocab, dtype=bool)
+    if last:
+        known = min(vocab, len(tokenizer))
+        for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(known)])):
+            found[i] = "\ufffd" in text or not last.isdisjoint(text) or (" " in last and not text.strip())
+        if " " in last:
+            # A word's token may hide the space before it until something precedes it.
+            pieces = tokenizer.convert_ids_to_tokens(list(range(known)))
+            found[:known] |= np.array([p is not None and p.startswith(("\u2581", "\u0120")) for p in pieces])
+    return found
