@@ -5,6 +5,7 @@ stepmark report runs/demo
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stepmark import report
+from stepmark import plugins, report
 from stepmark.errors import DataError
 from stepmark.rank import SELF_CONSISTENCY, candidates, rank
 from stepmark.recipe import Recipe, parse
@@ -55,8 +56,15 @@ def read(directory: RunDir, command: str = "") -> report.ReportData:
         kinds={id: kind for id, (_, kind) in judged.items() if kind},
         training=dict(_logs(directory.path)),
         quarantined=list(directory.records("quarantine", Quarantined)),
-        verifiers={name: v.kind for name, v in recipe.verifiers.items()},
+        aggregate=recipe.evaluate.aggregates[0],
+        verifiers={name: _about(v.kind) for name, v in recipe.verifiers.items()},
     )
+
+
+def _about(kind: str) -> str:
+    """The first sentence of a verifier kind's file, which says what it is."""
+    doc = inspect.getdoc(inspect.getmodule(plugins.find("verifier", kind))) or kind
+    return doc.split("\n\n")[0].replace("\n", " ").removesuffix(".")
 
 
 def pools(directory: RunDir, recipe: Recipe) -> dict[str, list[Candidate]]:
@@ -103,9 +111,9 @@ def _selections(
 
 
 def _logs(path: Path) -> Iterator[tuple[str, list[report.TrainPoint]]]:
-    for log in sorted(path.glob("**/train.jsonl")):
+    for log in sorted(place.with_name("train.jsonl") for place in path.glob("**/training.json")):
         points = []
-        for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(log.open(encoding="utf-8") if log.exists() else (), 1):
             try:
                 row: dict[str, Any] = json.loads(line)
                 points += [report.TrainPoint(row["update"], name, row[name]) for name in ("loss", "lr") if name in row]
