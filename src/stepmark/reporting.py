@@ -111,9 +111,11 @@ def _selections(
 
 
 def _logs(path: Path) -> Iterator[tuple[str, list[report.TrainPoint]]]:
+    # A training's directory has its training.json; `problems/train.jsonl` is no training's log.
     for log in sorted(place.with_name("train.jsonl") for place in path.glob("**/training.json")):
         points = []
-        for number, line in enumerate(log.open(encoding="utf-8") if log.exists() else (), 1):
+        lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else []
+        for number, line in enumerate(filter(None, lines), 1):
             try:
                 row: dict[str, Any] = json.loads(line)
                 points += [report.TrainPoint(row["update"], name, row[name]) for name in ("loss", "lr") if name in row]

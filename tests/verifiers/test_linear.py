@@ -142,7 +142,7 @@ def test_a_recipe_needs_no_model_for_it(tmp_path: Path) -> None:
             right = i == q % 4
             text = f"{'so' if right else 'hence'} {q} + {i}. The answer is {q + (not right)}."
             listed.append({"sample_id": i, "solution": text, "correct": right})
-        rows.append(json.dumps({"question_id": q, "question": f"What is {q}?", "solutions": listed}))
+        rows.append(json.dumps({"question_id": q, "question": f"What\u2028is {q}?", "solutions": listed}))
     released.write_text("\n".join(rows) + "\n")
     part = {"file": str(released), "format": "genrm_release", "n": 4}
     raw = {
