@@ -7,10 +7,12 @@ generator too, and the generator says so: somewhere in the step stands a token t
     r'_i = sigmoid(a * logit(r_i) + b * min_t log p(token t of step i | what precedes it) + c)
 
 where r_i is the other verifier's score of step i and p the generator's own distribution at temperature 1. The three
-numbers are fitted by logistic regression to the step labels that the other verifier learned from; where likelihood
-tells nothing, as it may on free-form text, b comes out near zero and r' is r, calibrated. No weights change: it sits
-on any verifier directory and any causal language model. Without another verifier likelihood alone is left, which is
-the ablation.
+numbers are fitted so that min_i r'_i predicts whether a solution's final answer is right: a logistic regression on
+each solution's weakest step, repeated until the same steps stay the weakest. Fitting them to the rollouts' step
+labels instead was tried and is worse: those call many right steps wrong where the completer is weak, which mutes b,
+while final answers are graded without error (docs/results/arithmetic.md). Where likelihood tells nothing, as it may
+on free-form text, b comes out near zero. No weights change: it sits on any verifier directory and any causal language
+model. Without another verifier likelihood alone is left, which is the ablation.
 
     stepmark train surprise --base generator/ --option verifier=prm/ --labels labels.jsonl ... --out prm_surprise/
 """
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 FITTED = "surprise.json"
 SURE = 1e-6  # scores are kept this far from 0 and 1, where their logit ends
+ROUNDS = 50  # of choosing each solution's weakest step; a handful is usual, and they could go in circles
 RIDGE = 1e-3  # keeps the fit finite when labels can be told apart perfectly
 
 
@@ -56,36 +59,33 @@ class SurpriseVerifier:
     # ---- fitting ----
 
     def fit(self, examples: Sequence[tuple[Problem, LabelledSolution]], out: Path) -> int:
-        """Fits a, b, c on the examples' labelled steps and writes the verifier; returns how many steps they were.
+        """Fits a, b, c on the examples' grades and writes the verifier; returns how many solutions they were.
 
-        Raises DataError without labels of both kinds."""
+        Raises DataError without both right and wrong solutions."""
         by_question: dict[str, list[LabelledSolution]] = {}
         for problem, labelled in examples:
-            if labelled.solution.spans:
+            if labelled.solution.spans and labelled.grade.verdict is not Verdict.UNGRADABLE:
                 by_question.setdefault(problem.question, []).append(labelled)
-        features: list[tuple[float, float]] = []
+        features: list[np.ndarray] = []
         targets: list[float] = []
         for question, group in by_question.items():
             found = self._features(self.path, self.verifier, question, [g.solution for g in group])
             for labelled, rows in zip(group, found, strict=True):
-                if isinstance(rows, Verification):
-                    continue
-                for row, y in zip(rows, _targets(labelled, len(rows)), strict=True):
-                    if y is not None:
-                        features.append(row)
-                        targets.append(y)
+                if not isinstance(rows, Verification):
+                    features.append(np.array(rows))
+                    targets.append(float(labelled.grade.correct))
         if len(set(targets)) < 2:
             raise DataError(
-                f"{len(targets)} labelled steps, all of one kind: there is nothing to tell apart. Label more solutions."
+                f"{len(targets)} graded solutions, all right or all wrong: there is nothing to tell apart. Sample more."
             )
-        a, b, c = _logistic(np.array(features), np.array(targets))
+        a, b, c = _weakest_step(features, np.array(targets))
         checkpoints.write_json(
             out / FITTED,
             {
                 "generator": _relative(self.path, out),
                 "verifier": _relative(self.verifier, out),
                 "coefficients": {"logit": a, "surprise": b, "constant": c},
-                "steps": len(targets),
+                "solutions": len(targets),
             },
         )
         options = {k: getattr(self, k) for k in ("aggregate", "template", "dtype", "trust_remote_code")}
@@ -192,14 +192,6 @@ class SurpriseVerifier:
         return found
 
 
-def _targets(labelled: LabelledSolution, count: int) -> list[float | None]:
-    """What `count` scores should have been: the step labels, or for a single score the grade; None where unknown."""
-    if count == len(labelled.labels):
-        return [label.hard if label.known else None for label in labelled.labels]
-    verdict = labelled.grade.verdict
-    return [None if verdict is Verdict.UNGRADABLE else float(verdict is Verdict.CORRECT)] * count
-
-
 def _logit(r: float) -> float:
     r = min(max(r, SURE), 1 - SURE)
     return float(np.log(r / (1 - r)))
@@ -210,6 +202,18 @@ def _token_logs(model: Any, batch: packing.Batch) -> torch.Tensor:
     logits = model.get_output_embeddings()(scoring.outputs(model, batch)[:, :-1]).float()
     found: torch.Tensor = logits.gather(-1, batch.ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
     return found
+
+
+def _weakest_step(solutions: Sequence[np.ndarray], y: np.ndarray) -> tuple[float, float, float]:
+    """The logistic regression of y [n] on the row of each solution [steps, 2] that it scores lowest itself."""
+    w, chosen = (1.0, 1.0, 0.0), np.array([], dtype=int)
+    for _ in range(ROUNDS):
+        weakest = np.array([int(np.argmin(x @ np.array(w[:2]))) for x in solutions])
+        if np.array_equal(weakest, chosen):
+            break
+        chosen = weakest
+        w = _logistic(np.array([x[i] for x, i in zip(solutions, chosen, strict=True)]), y)
+    return w
 
 
 def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
