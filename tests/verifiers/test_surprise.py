@@ -60,54 +60,38 @@ def logit(p):
 
 
 def features(run, examples, name):
-    """(features, targets) of the fit, from plain forwards and the other verifier's public scores."""
-    x, y = [], []
+    """Each solution's [scores, 2] features, from plain forwards and the other verifier's public scores."""
+    found = []
     for problem, example in examples:
-        lows = plain_lows(run / "generator", problem, example.solution)
-        if name == "orm":
-            [v] = stepmark.load_verifier(run / "orm", device="cpu").verify(problem.question, [example.solution])
-            x.append((logit(v.score), min(lows)))
-            y.append(float(example.grade.verdict is Verdict.CORRECT))
-            continue
-        scores = [0.5] * len(lows)
+        lows, scores = plain_lows(run / "generator", problem, example.solution), None
         if name:
-            scores = (
-                stepmark.load_verifier(run / name, device="cpu").verify(problem.question, [example.solution])[0].scores
-            )
-        for r, low, label in zip(scores, lows, example.labels, strict=True):
-            if label.known:
-                x.append((logit(r), low))
-                y.append(label.hard)
-    return np.array(x), np.array(y)
+            verifier = stepmark.load_verifier(run / name, device="cpu")
+            scores = verifier.verify(problem.question, [example.solution])[0].scores
+            lows = [min(lows)] if name == "orm" else lows
+        found.append(np.column_stack([logit(np.array(scores or [0.5] * len(lows))), lows]))
+    return found
 
 
 @pytest.mark.parametrize("name", ["orm", "prm", ""])
-def test_the_fit_is_a_logistic_regression_on_plain_features(run, examples, name):
+def test_the_fit_is_a_logistic_regression_on_the_weakest_steps(run, examples, name):
     from sklearn.linear_model import LogisticRegression
 
-    x, y = features(run, examples, name)
-    expected = LogisticRegression(C=1 / (RIDGE * len(y)), tol=1e-10, max_iter=10_000).fit(x, y)
+    x = features(run, examples, name)
+    y = [float(example.grade.verdict is Verdict.CORRECT) for _, example in examples]
     stored = json.loads((run / f"surprise_{name}" / "surprise.json").read_text())
-    found = stored["coefficients"]
-    assert stored["steps"] == len(y)
-    a, b = expected.coef_[0]
-    assert found["logit"] == pytest.approx(a, rel=5e-3, abs=2e-3)
-    assert found["surprise"] == pytest.approx(b, rel=5e-3, abs=2e-3)
-    assert found["constant"] == pytest.approx(expected.intercept_[0], rel=5e-3, abs=5e-3)
-    # and its scores are the regression's probabilities
+    a, b, c = (stored["coefficients"][k] for k in ("logit", "surprise", "constant"))
+    assert stored["solutions"] == len(y)
+    weakest = np.array([rows[np.argmin(rows @ [a, b])] for rows in x])
+    expected = LogisticRegression(C=1 / (RIDGE * len(y)), tol=1e-10, max_iter=10_000).fit(weakest, y)
+    assert [a, b] == pytest.approx(expected.coef_[0].tolist(), rel=5e-3, abs=2e-3)
+    assert c == pytest.approx(expected.intercept_[0], rel=5e-3, abs=5e-3)
+    # and its scores are the regression's probabilities, of every step
     problem, example = examples[1]
-    [scored] = stepmark.load_verifier(run / f"surprise_{name}", device="cpu").verify(
-        problem.question, [example.solution]
-    )
-    x, _ = features(run, [(problem, replace_labels(example))], name)
-    assert scored.scores == pytest.approx(expected.predict_proba(x)[:, 1].tolist(), abs=2e-3)
+    verifier = stepmark.load_verifier(run / f"surprise_{name}", device="cpu")
+    [scored] = verifier.verify(problem.question, [example.solution])
+    assert scored.scores == pytest.approx(expected.predict_proba(x[1])[:, 1].tolist(), abs=2e-3)
     assert scored.score == min(scored.scores)
     assert len(scored.scores) == (1 if name == "orm" else len(example.labels))
-
-
-def replace_labels(example):
-    """The example with evidence for every step, so that each gives a feature."""
-    return replace(example, labels=tuple(replace(x, correct=1, gradable=1) for x in example.labels))
 
 
 @pytest.mark.parametrize("separable", [False, True])
@@ -196,7 +180,7 @@ def test_a_text_without_anything_before_it_gets_a_score(tiny, examples, tmp_path
 
 def test_labels_of_one_kind_are_refused_and_more_labels_then_taken(tiny, problems, labelled, examples, tmp_path):
     one = [labelled(p, "a\nb", [1.0, 1.0]) for p in problems[:3]]
-    with pytest.raises(DataError, match="6 labelled steps, all of one kind"):
+    with pytest.raises(DataError, match="3 graded solutions, all right or all wrong"):
         train(SurpriseVerifier(tiny, device="cpu"), one, tmp_path / "out", QUICK)
     done = train(SurpriseVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
     assert done == train(SurpriseVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
