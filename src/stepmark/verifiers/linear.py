@@ -8,7 +8,7 @@ size, scaled so that x has length one. It knows nothing of order beyond pairs, n
 
 It is made as strong as its kind allows at the job of a verifier, which is to order the solutions of one question: each
 question's right and wrong solutions weigh the same in the fit, so that telling easy questions from hard ones earns
-nothing. On real GSM8K solutions this is worth a point of within-problem AUC (docs/results/gsm8k_orm.md).
+nothing (on real GSM8K solutions 0.663 within-problem AUC against 0.655, see docs/results/gsm8k_orm.md).
 
     stepmark run recipes/gsm8k_orm.yaml sample.train.file=PATH sample.test.file=PATH
 """
