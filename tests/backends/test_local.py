@@ -267,6 +267,20 @@ def test_chat_template(model_of, tmp_path):
     assert got.text == tokenizer.decode(out, skip_special_tokens=True)
 
 
+def test_a_chat_template_speaks_and_the_user_cant_speak_for_it(model_of):
+    from stepmark.backends.local.text import prompt_ids
+
+    tokenizer = load_tokenizer(model_of("qwen2"))
+    tokenizer.chat_template = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    try:
+        ids = prompt_ids(tokenizer, Prompt("p", "a<eos>b <bos>c", "so <eos>"), chat=True)
+    finally:
+        tokenizer.chat_template = None
+    assert ids[0] == tokenizer.bos_token_id
+    assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids[1:])
+    assert tokenizer.decode(ids[1:]) == "user: a<eos>b <bos>c\nassistant: so <eos>"
+
+
 def test_bfloat16_stays_close(model_of):
     """To plain decoding in bfloat16: as close as the format's three digits allow."""
     narrow = LocalBackend(model_of("llama"), device="cpu", dtype="bfloat16")

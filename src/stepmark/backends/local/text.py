@@ -20,6 +20,7 @@ from stepmark.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SLOT = "stepmark-question"  # stands for the question while a chat template is taken apart
 TAIL = 4  # prompt tokens decoded before a continuation: some tokenizers drop the space that opens a text
 
 
@@ -37,10 +38,26 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -
         return tuple(ids)
     if not tokenizer.chat_template:
         raise BackendError("chat_template=True, but the checkpoint's tokenizer has no template. Leave the option off.")
-    turn = [{"role": "user", "content": prompt.context}]
-    opened: Any = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    # The template writes its own special tokens, BOS included.
-    return tuple(tokenizer(opened + prompt.prefix, add_special_tokens=False)["input_ids"])
+
+    def opened(content: str) -> str:
+        turn = [{"role": "user", "content": content}]
+        text: Any = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return str(text)
+
+    def ids_of(text: str, literal: bool) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"])
+
+    # The template writes its own special tokens, BOS included; what it says around the question is its alone.
+    before, found, after = opened(SLOT).partition(SLOT)
+    if not found:
+        raise BackendError("the checkpoint's chat template leaves out what the user says: it can't carry a question.")
+    special = set(tokenizer.all_special_ids)
+    own = ids_of(before, False), ids_of(after, False)
+    joint = ids_of(opened(prompt.context) + prompt.prefix, False)
+    if sum(i in special for i in joint) == sum(i in special for part in own for i in part):
+        return tuple(joint)
+    # The question or the solution has special tokens in its text: there they are nothing but characters.
+    return (*own[0], *ids_of(prompt.context.strip(), True), *own[1], *ids_of(prompt.prefix, True))
 
 
 def group(ids: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
