@@ -10,7 +10,7 @@ ends with the weights that an undisturbed run ends with.
     OUT/tensorboard/        the same figures for TensorBoard
     OUT/.training/          the newest checkpoint (weights, optimiser, place in the data), while it lasts
 
-    stepmark train prm --base generator/ --labels labels.jsonl --solutions solutions.jsonl --out prm/
+    stepmark train prm --base generator/ --labels labels.jsonl --out prm/
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ problem, whatever the seeds and settings; within a split all are distinct.
 depend on `noise`. A demonstration whose carried errors would leave 0..max_value is drawn again, which makes
 errors that lead there a little rarer than their nominal rate.
 
-    stepmark sample --task arithmetic --split test
+    stepmark sample --task arithmetic --split test --model generator/ --out solutions.jsonl
 """
 
 from __future__ import annotations

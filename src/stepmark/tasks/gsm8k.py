@@ -4,7 +4,7 @@ From a directory with train.jsonl and test.jsonl (or .jsonl.gz), from one such f
 keeps the worked steps, one per line, without the calculator notes `<<48/2=24>>`, and ends in "The answer is N.", so
 that its steps and its answer read like those of `arithmetic`.
 
-    stepmark sample --task gsm8k --task-option path=data/gsm8k --split test
+    stepmark sample --task gsm8k --task-option path=data/gsm8k --split test --model generator/ --out solutions.jsonl
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Two files give the splits train and test, as do a directory with train.jsonl and
 file is divided by its questions' text, so that adding rows moves no question from one split to another. A row that
 can't be used is left out and named: file, line, reason.
 
-    stepmark sample --task jsonl --task-option path=mine.jsonl --split test
+    stepmark sample --task jsonl --task-option path=mine.jsonl --split test --model generator/ --out solutions.jsonl
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 Deviations: the paper trains on 2 to 4 words and tests on 6; here `test` has 4 words, unseen in training, and
 `longer` has 5 and 6, because a tiny model doesn't generalise in length. Lists come from some 600 common words.
 
-    stepmark sample --task last_letter --split test
+    stepmark sample --task last_letter --split test --model generator/ --out solutions.jsonl
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Answers are LaTeX, so the grader is symbolic. There is a test split alone: it is for measuring, not for training.
 
-    stepmark sample --task math500 --task-option path=data/math500 --split test
+    stepmark sample --task math500 --task-option path=data/math500 --split test --model generator/ --out solutions.jsonl
 """
 
 from __future__ import annotations

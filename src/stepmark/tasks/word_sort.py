@@ -9,7 +9,7 @@
 The steps are those of insertion, or name one position each ("Next is apple."). Deviations: the paper trains on 2 to 4
 words and tests on 5; here `test` has 4 words and `longer` has 5 and 6. Lists come from some 600 common words.
 
-    stepmark sample --task word_sort --split test
+    stepmark sample --task word_sort --split test --model generator/ --out solutions.jsonl
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ out of the same labels, both off unless asked for:
 - balance: as many right as wrong solutions of each question, so that telling easy questions from hard ones, which
   ranks nothing, is not learned (ours).
 
-    stepmark train orm --base generator/ --problems P.jsonl --labels L.jsonl --out orm/
+    stepmark train orm --base generator/ --task arithmetic --labels L.jsonl --out orm/
 """
 
 from __future__ import annotations

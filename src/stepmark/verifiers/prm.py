@@ -10,7 +10,7 @@ The tag stays in the text that the next steps see. Training and scoring read the
 shift nothing. Hard labels are 0 or 1; soft ones are a two-point distribution. A step without evidence has no
 target but keeps its tag.
 
-    stepmark train prm --base generator/ --problems P.jsonl --labels L.jsonl --out prm/
+    stepmark train prm --base generator/ --task arithmetic --labels L.jsonl --out prm/
 """
 
 from __future__ import annotations

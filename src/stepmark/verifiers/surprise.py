@@ -14,7 +14,7 @@ while final answers are graded without error (docs/results/arithmetic.md). Where
 on free-form text, b comes out near zero. No weights change: it sits on any verifier directory and any causal language
 model. Without another verifier likelihood alone is left, which is the ablation.
 
-    stepmark train surprise --base generator/ --option verifier=prm/ --labels labels.jsonl ... --out prm_surprise/
+    stepmark train surprise --base generator/ --option verifier=prm/ --labels L.jsonl --out prm_surprise/
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ cohort.py). Sampling whole solutions is the same with the question as the prefix
 A prompt as long as the model's positions leaves no room: its rollouts come back as Finish.LENGTH with no tokens
 and no text, because a bad rollout is data. One that is nearly as long gets the room there is.
 
-    stepmark sample --task arithmetic --backend local --set path=generator/ --n 16 --out solutions.jsonl
+    stepmark sample --task arithmetic --model generator/ --n 16 --out solutions.jsonl
 """
 
 from __future__ import annotations
