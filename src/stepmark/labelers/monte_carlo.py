@@ -14,7 +14,7 @@ What is stored are the counts; both estimates are properties of StepLabel. Where
   one. The hard label is the same, since rollout j is the same in whatever wave it is drawn; the soft one is not
   an estimate of anything, so the source says "monte_carlo+early_stop".
 
-    stepmark label --labeler monte_carlo --labeler-option rollouts=8 --solutions S.jsonl --model generator/ --out L.jsonl
+    stepmark label --labeler-option rollouts=8 --solutions S.jsonl --model generator/ --out L.jsonl
 """
 
 from __future__ import annotations
