@@ -84,7 +84,9 @@ def test_leaving_half_way_ends_the_workers(tmp_path):
 def test_workers_end_with_their_parent_however_it_ends(tmp_path, how):
     script = tmp_path / "parent.py"
     script.write_text(
-        "import sys\n"
+        "import signal, sys\n"
+        # A shell that runs the suite in the background leaves SIGINT ignored, which children inherit.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from stepmark.executors.processes import ProcessesExecutor\n"
         "import test_processes\n"
