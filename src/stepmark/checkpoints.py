@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stepmark.errors import CheckpointError, ConfigError
+from stepmark.store import write_text
 from stepmark.types import Place
 
 if TYPE_CHECKING:
@@ -271,9 +272,7 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
 
 def write_json(path: Path, value: object) -> None:
     """Writes a small JSON file so that it is either there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
