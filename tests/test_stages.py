@@ -16,6 +16,7 @@ from stepmark.graders.numeric import Numeric
 from stepmark.label import distinct, label
 from stepmark.labelers.monte_carlo import MonteCarlo
 from stepmark.prompts import Template
+from stepmark.protocols import Tools
 from stepmark.sample import sample
 from stepmark.score import score
 from stepmark.store import Records
@@ -148,8 +149,8 @@ def test_labels_resume_to_those_of_an_undisturbed_run(tmp_path):
 
     def run(name, given, **more):
         out = Records(tmp_path / name, LabelledSolution)
-        how = {"context": Template(), "params": SamplingParams(seed=3), "executor": SERIAL}
-        return out, label(given, MonteCarlo(rollouts=4), backend(truncated=0.2), Numeric(), out, **how, **more)
+        tools = Tools(Numeric(), Template(), SamplingParams(seed=3), backend(truncated=0.2))
+        return out, label(given, MonteCarlo(rollouts=4), tools, out, executor=SERIAL, **more)
 
     whole, done = run("whole.jsonl", pairs)
     run("part.jsonl", pairs[::2], steps=1)
@@ -158,7 +159,7 @@ def test_labels_resume_to_those_of_an_undisturbed_run(tmp_path):
     assert again == done
     assert done.solutions == len(pairs)
     assert done.steps == sum(len(s.spans) for _, s in pairs)
-    assert done.truncated > 0
+    assert done.rollouts.truncated > 0
 
 
 def test_distinct_keeps_the_first_of_each_text_of_a_problem():

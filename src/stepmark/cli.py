@@ -208,6 +208,7 @@ def label(
     from stepmark.label import label as stage
     from stepmark.loading import load_executor
     from stepmark.prompts import Template
+    from stepmark.protocols import Tools
     from stepmark.store import Records
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
@@ -217,11 +218,13 @@ def label(
         done = stage(
             first_of_each(pairs) if distinct else pairs,
             plugins.load("labeler", labeler, **p.options(labeler_option)),
-            p.backend(backend, backend_option, model),
-            p.grader(grader, taken),
+            Tools(
+                p.grader(grader, taken),
+                Template(prompt),
+                SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
+                p.backend(backend, backend_option, model),
+            ),
             records,
-            context=Template(prompt),
-            params=SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
             executor=load_executor(workers),
             progress=show,
         )

@@ -9,6 +9,7 @@
     +-- EncodingError        text and token ids don't line up (tags, truncation, special tokens)
     +-- BackendError         a generator failed in a way that is not one bad rollout
     '-- StageError           a stage can't go on; says what is kept and how to resume
+        '-- BudgetReached    what the run may spend is spent; everything paid for is kept
 
 Messages have three parts: what was got, what is allowed, what to do next.
 """
@@ -85,3 +86,9 @@ class BackendError(StepmarkError):
 
 class StageError(StepmarkError):
     """A stage can't go on."""
+
+
+class BudgetReached(StageError):
+    """What a run may spend is spent. Not a failure: everything paid for is kept, and a larger budget goes on."""
+
+    exit_code = 4

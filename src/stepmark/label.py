@@ -1,21 +1,29 @@
 """Stage: solutions -> one label per step, without a human.
 
 How the evidence is found is the labeller's business (labelers/); this stage feeds it batches that fill the
-engine and stores what comes.
+engine and stores what comes. With ledgers, each rollout is kept as it comes too, and paid for once.
 
     stepmark label --task arithmetic --solutions solutions.jsonl --model generator/ --out labels.jsonl
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+from stepmark import outcomes
 from stepmark import units as work
-from stepmark.protocols import Backend, Executor, Grader, Labeler
+from stepmark.errors import ConfigError
+from stepmark.grading import grade_solution
+from stepmark.ledger import Budget, Ledger, Recorded
+from stepmark.outcomes import Limits, Outcomes
+from stepmark.protocols import Executor, Labeler, Tools
 from stepmark.store import Records
-from stepmark.types import LabelledSolution, Problem, Progress, SamplingParams, Solution
+from stepmark.types import Grade, LabelledSolution, Problem, Progress, Rollout, Solution, Unlabelled
+
+ROLES = ("completer", "judge")  # the tools that may cost something, each with a ledger of its own
+References = Callable[[Problem], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,52 +32,87 @@ class Labelled:
 
     solutions: int
     steps: int
-    unknown: int  # steps without any gradable rollout: they teach nothing
-    truncated: int  # rollouts that ran out of tokens
-    ungradable: int  # rollouts that ended but could not be graded
-    gradable: int  # rollouts that count
+    unknown: int  # steps without any evidence: they teach nothing
+    inferred: int  # steps whose label follows from another step's
+    rollouts: Outcomes  # behind the labels
     failed: tuple[work.Failed, ...]  # solutions without labels
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A solution to label, and the rollouts of it that an earlier sitting paid for."""
+
+    unit: Unlabelled
+    known: dict[str, dict[str, Rollout]] = field(default_factory=dict)  # role -> key -> rollout
 
 
 def label(
     units: Sequence[tuple[Problem, Solution]],
     labeler: Labeler,
-    completer: Backend,
-    grader: Grader,
+    tools: Tools,
     out: Records[LabelledSolution],
     *,
-    context: Callable[[Problem], str],
-    params: SamplingParams,
+    references: References | None = None,
+    ledgers: Mapping[str, Ledger] | None = None,
+    budget: Budget | None = None,
+    limits: Limits | None = None,
     executor: Executor,
     progress: Callable[[Progress], None] | None = None,
-    steps: int = 128,
+    steps: int = 512,
 ) -> Labelled:
     """Labels the solutions that `out` lacks, in batches of about `steps` steps.
 
-    Raises StageError when nearly everything fails."""
+    `references` gives a problem's correct worked solutions, to labellers that compare with them; by default the
+    problem's own and those of `units` that the grader finds correct. `ledgers` may hold one for each of ROLES.
+    Raises ConfigError for a tool that the labeller needs and lacks, BudgetReached when the budget is spent,
+    StageError when nearly everything fails or more than `limits` allow can't be used."""
+    need(labeler, tools, judged=budget is not None, ledgers=ledgers or {})
     there = out.keys()
+    todo = [u for u in units if u[1].id not in there]
+    jobs = _jobs(units, todo, labeler, tools, references)
+    for role, ledger in (ledgers or {}).items():
+        for prompt, rollouts in ledger.open(lambda prompt: prompt.rpartition("@")[0] in jobs).items():
+            jobs[prompt.rpartition("@")[0]].known.setdefault(role, {}).update((r.key, r) for r in rollouts)
+    seen = _Seen(limits or Limits())
     failed = work.run(
         "label",
-        partial(_label, labeler=labeler, completer=completer, grader=grader, context=context, params=params),
-        [u for u in units if u[1].id not in there],
+        partial(_label, labeler=labeler, tools=tools, ledgers=ledgers or {}, budget=budget),
+        list(jobs.values()),
         out,
         name=_name,
         weigh=_weigh,
         size=steps,
-        already=sum(_weigh(u) for u in units if u[1].id in there),
+        already=sum(max(1, len(s.spans)) for _, s in units if s.id in there),
         executor=executor,
         progress=progress,
+        watch=seen.watch,
     )
-    solutions = count = unknown = truncated = ungradable = gradable = 0
+    solutions = count = unknown = inferred = 0
+    total = Outcomes()
     for labelled in out:
         solutions += 1
-        for step in labelled.labels:
-            count += 1
-            unknown += not step.known
-            truncated += step.truncated
-            ungradable += step.ungradable
-            gradable += step.gradable
-    return Labelled(solutions, count, unknown, truncated, ungradable, gradable, failed)
+        count += len(labelled.labels)
+        unknown += sum(not x.known for x in labelled.labels)
+        inferred += sum(x.inferred for x in labelled.labels)
+        total += outcomes.of_labels([labelled])
+    return Labelled(solutions, count, unknown, inferred, total, failed)
+
+
+def need(labeler: Labeler, tools: Tools, judged: bool = False, ledgers: Mapping[str, Ledger] | None = None) -> None:
+    """Raises ConfigError where the labeller needs a tool that there is not, or a budget has no ledger to go by."""
+    uses: frozenset[str] = getattr(labeler, "uses", frozenset())
+    faults = [
+        f"the labeller {type(labeler).__name__} needs a {role}, a model: there is none."
+        for role in ROLES
+        if role in uses and getattr(tools, role) is None
+    ]
+    faults += [
+        f"a budget needs a ledger of what the {role} spends."
+        for role in ROLES
+        if judged and getattr(tools, role) is not None and role not in (ledgers or {})
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 def distinct(units: Sequence[tuple[Problem, Solution]]) -> list[tuple[Problem, Solution]]:
@@ -81,21 +124,78 @@ def distinct(units: Sequence[tuple[Problem, Solution]]) -> list[tuple[Problem, S
     return list(first.values())
 
 
+def references_among(
+    units: Sequence[tuple[Problem, Solution]], grade: Callable[[Problem, Solution], Grade | None]
+) -> References:
+    """Each problem's own worked solution, and those of `units` that are correct, each text once."""
+    found: dict[str, dict[str, None]] = {}
+    for problem, solution in units:
+        texts = found.setdefault(problem.id, {problem.reference: None} if problem.reference else {})
+        given = grade(problem, solution)
+        if given is not None and given.correct:
+            texts.setdefault(solution.text)
+    return lambda problem: tuple(found.get(problem.id, ()))
+
+
+def _jobs(
+    units: Sequence[tuple[Problem, Solution]],
+    todo: Sequence[tuple[Problem, Solution]],
+    labeler: Labeler,
+    tools: Tools,
+    references: References | None,
+) -> dict[str, _Job]:
+    if "references" not in getattr(labeler, "uses", frozenset()):
+        return {s.id: _Job(Unlabelled(p, s)) for p, s in todo}
+    if references is None:  # from all units, so that a resumed run sees what the first one saw
+        references = references_among(units, lambda p, s: grade_solution(s, p, tools.grader))
+    return {s.id: _Job(Unlabelled(p, s, tuple(references(p)))) for p, s in todo}
+
+
 def _label(
-    unit: tuple[tuple[Problem, Solution], ...],
+    jobs: tuple[_Job, ...],
     *,
     labeler: Labeler,
-    completer: Backend,
-    grader: Grader,
-    context: Callable[[Problem], str],
-    params: SamplingParams,
-) -> Iterator[LabelledSolution]:
-    return labeler.label(unit, completer, grader, context, params)
+    tools: Tools,
+    ledgers: Mapping[str, Ledger],
+    budget: Budget | None,
+) -> Iterator[LabelledSolution | work.Failed]:
+    recorded: dict[str, Recorded] = {}
+    for role, ledger in ledgers.items():
+        backend = getattr(tools, role)
+        if backend is not None:
+            known = {key: r for job in jobs for key, r in job.known.get(role, {}).items()}
+            recorded[role] = Recorded(backend, ledger, known, budget)
+    try:
+        for found in labeler.label([job.unit for job in jobs], replace(tools, **recorded)):  # type: ignore[arg-type]
+            bare = [i for i, x in enumerate(found.labels, 1) if x.failed and not x.known]
+            if bare:
+                yield work.Failed(found.key, f"no rollout of step {bare[0]} came; the ledger has the reasons")
+            else:
+                yield found
+    except Exception:
+        # The others are done again, one by one: with what was paid for just now.
+        by_id = {job.unit.solution.id: job for job in jobs}
+        for role, backend in recorded.items():
+            for key, r in backend.known.items():
+                by_id[r.prompt_id.rpartition("@")[0]].known.setdefault(role, {})[key] = r
+        raise
 
 
-def _name(item: tuple[Problem, Solution]) -> str:
-    return item[1].id
+@dataclass(slots=True)
+class _Seen:
+    """The outcomes of this sitting, against the limits."""
+
+    limits: Limits
+    rollouts: Outcomes = field(default_factory=Outcomes)
+
+    def watch(self, labelled: Sequence[LabelledSolution]) -> str | None:
+        self.rollouts += outcomes.of_labels(labelled)
+        return self.limits.exceeded(self.rollouts)
 
 
-def _weigh(item: tuple[Problem, Solution]) -> int:
-    return max(1, len(item[1].spans))
+def _name(job: _Job) -> str:
+    return job.unit.solution.id
+
+
+def _weigh(job: _Job) -> int:
+    return max(1, len(job.unit.solution.spans))

@@ -35,7 +35,7 @@ from stepmark.grade import grade
 from stepmark.label import distinct, label
 from stepmark.loading import load_executor, load_verifier
 from stepmark.prompts import Template
-from stepmark.protocols import Backend, Executor, Grader, Task, Verifier
+from stepmark.protocols import Backend, Executor, Grader, Task, Tools, Verifier
 from stepmark.recipe import Base, Drawn, Generator, Recipe
 from stepmark.recipe import Verifier as VerifierSettings
 from stepmark.reporting import write_report
@@ -186,11 +186,13 @@ class Run:
             done = label(
                 self._training_pairs,
                 self.recipe.label.load(),
-                self._backend("completer" if self.recipe.completer else "generator", completer),
-                self._grader,
+                Tools(
+                    self._grader,
+                    Template(self.recipe.prompt),
+                    self.recipe.params,
+                    self._backend("completer" if self.recipe.completer else "generator", completer),
+                ),
                 self._labels,
-                context=Template(self.recipe.prompt),
-                params=self.recipe.params,
                 executor=self._executor,
                 progress=self._tell,
             )

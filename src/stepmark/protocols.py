@@ -7,6 +7,7 @@ printed, compared, and sent to a worker process, which loads what it needs on fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 from stepmark.types import (
@@ -21,6 +22,7 @@ from stepmark.types import (
     Rollout,
     SamplingParams,
     Solution,
+    Unlabelled,
     Verification,
 )
 
@@ -70,19 +72,24 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a labeller may work with. Each asks for what it needs and says clearly when that is missing."""
+
+    grader: Grader
+    context: Callable[[Problem], str]  # renders a problem's question
+    params: SamplingParams  # how rollouts are drawn
+    completer: Backend | None = None  # continues step prefixes
+    judge: Backend | None = None  # marks steps when asked to in words
+
+
 @runtime_checkable
 class Labeler(Protocol):
-    """Labels every step of solutions without a human."""
+    """Labels every step of solutions without a human. A class attribute `uses` names what it needs of
+    "completer", "judge" and "references" (Unlabelled.references), so that a missing one is found before the work."""
 
-    def label(
-        self,
-        units: Sequence[tuple[Problem, Solution]],
-        completer: Backend,
-        grader: Grader,
-        context: Callable[[Problem], str],
-        params: SamplingParams,
-    ) -> Iterator[LabelledSolution]:
-        """One LabelledSolution per unit, in any order; `context` renders a problem's question."""
+    def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
+        """One LabelledSolution per unit, in any order. Labels must not depend on what else is in `units`."""
         ...
 
 

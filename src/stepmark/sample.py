@@ -9,18 +9,26 @@ among; that is this stage with another n. Asking for more later adds to what is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 
-from stepmark import units
+from stepmark import outcomes, units
 from stepmark.errors import ConfigError
+from stepmark.ledger import Budget, Ledger, Recorded, runs
+from stepmark.outcomes import Limits, Outcomes
 from stepmark.protocols import Backend, Executor
 from stepmark.steps import split
 from stepmark.store import Records
 from stepmark.types import Finish, Problem, Progress, Prompt, Rollout, SamplingParams, Solution
 
-Missing = tuple[Problem, tuple[int, ...]]  # a problem and the samples of it that are wanted, rising
+
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """Samples of a problem that are wanted."""
+
+    problem: Problem
+    indices: tuple[int, ...]  # rising
+    known: dict[str, Rollout] = field(default_factory=dict)  # paid for, by a unit that then failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +52,36 @@ def sample(
     params: SamplingParams,
     steps: str,
     executor: Executor,
+    ledger: Ledger | None = None,
+    budget: Budget | None = None,
+    limits: Limits | None = None,
     progress: Callable[[Progress], None] | None = None,
     rows: int = 512,
 ) -> Sampled:
     """Draws samples 0..n-1 of every problem, those that `out` lacks. `steps` names how texts split into steps.
 
-    About `rows` solutions make a unit of work: enough to fill the engine, few enough to lose little to a kill.
-    Raises ConfigError for n below 1, StageError when nearly everything fails."""
+    About `rows` solutions make a unit of work: enough to fill the engine, few enough to lose little to a kill. With
+    a `ledger` each is kept as it comes, and nothing is paid for twice. Raises ConfigError for n below 1 or a budget
+    without a ledger, BudgetReached when the budget is spent, StageError when nearly everything fails or more than
+    `limits` allow can't be used."""
     if n < 1:
         raise ConfigError(f"n, the samples of each problem, must be at least 1, got {n}.")
+    if budget is not None and ledger is None:
+        raise ConfigError("a budget needs a ledger of what sampling spends.")
     there = out.keys()
-    missing = [(p, tuple(i for i in range(n) if f"{p.id}#{i}" not in there)) for p in problems]
-    todo: list[Missing] = [m for m in missing if m[1]]
+    if ledger is not None:
+        ids = {p.id for p in problems}
+        paid = [r for rollouts in ledger.open(ids.__contains__).values() for r in rollouts if r.key not in there]
+        out.append(solution(r, steps) for r in paid if r.index < n)
+        there = out.keys()
+    missing = [_Missing(p, tuple(i for i in range(n) if f"{p.id}#{i}" not in there)) for p in problems]
+    todo = [m for m in missing if m.indices]
+    seen = _Seen(limits or Limits())
     failed = units.run(
         "sample",
-        partial(_sample, generator=generator, context=context, params=params, steps=steps),
+        partial(
+            _sample, generator=generator, context=context, params=params, steps=steps, ledger=ledger, budget=budget
+        ),
         todo,
         out,
         name=_name,
@@ -67,6 +90,7 @@ def sample(
         already=n * len(problems) - sum(map(_weigh, todo)),
         executor=executor,
         progress=progress,
+        watch=seen.watch,
     )
     count = truncated = tokens = 0
     for solution in out:
@@ -91,31 +115,50 @@ def solution(rollout: Rollout, steps: str) -> Solution:
 
 
 def _sample(
-    unit: tuple[Missing, ...],
+    unit: tuple[_Missing, ...],
     *,
     generator: Backend,
     context: Callable[[Problem], str],
     params: SamplingParams,
     steps: str,
-) -> list[Solution]:
+    ledger: Ledger | None,
+    budget: Budget | None,
+) -> Iterator[Solution | units.Failed]:
+    known = {key: r for missing in unit for key, r in missing.known.items()}
+    recorded = generator if ledger is None else Recorded(generator, ledger, known, budget)
     prompts = [
-        Prompt(id=problem.id, context=context(problem), n=count, first=first)
-        for problem, indices in unit
-        for first, count in _runs(indices)
+        Prompt(id=missing.problem.id, context=context(missing.problem), n=count, first=first)
+        for missing in unit
+        for first, count in runs(missing.indices)
     ]
-    return [solution(rollout, steps) for rollout in generator.sample(prompts, params)]
+    try:
+        for rollout in recorded.sample(prompts, params):
+            if rollout.finish is Finish.FAILED:
+                yield units.Failed(rollout.key, rollout.reason)
+            else:
+                yield solution(rollout, steps)
+    except Exception:
+        # The others are done again, one by one: with what was paid for just now.
+        for missing in unit:
+            missing.known.update((key, r) for key, r in known.items() if r.prompt_id == missing.problem.id)
+        raise
 
 
-def _runs(indices: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Rising indices as (first, how many) runs: a kill may leave holes, and a prompt asks for a run."""
-    starts = [0, *(i for i, (a, b) in enumerate(pairwise(indices), 1) if b > a + 1), len(indices)]
-    for start, end in pairwise(starts):
-        yield indices[start], end - start
+@dataclass(slots=True)
+class _Seen:
+    """The outcomes of this sitting, against the limits."""
+
+    limits: Limits
+    rollouts: Outcomes = field(default_factory=Outcomes)
+
+    def watch(self, solutions: Sequence[Solution]) -> str | None:
+        self.rollouts += outcomes.of_solutions(solutions)
+        return self.limits.exceeded(self.rollouts)
 
 
-def _name(item: Missing) -> str:
-    return item[0].id
+def _name(item: _Missing) -> str:
+    return item.problem.id
 
 
-def _weigh(item: Missing) -> int:
-    return len(item[1])
+def _weigh(item: _Missing) -> int:
+    return len(item.indices)

@@ -169,7 +169,7 @@ class Records(Generic[T]):
                         f"{self.path} is being written by another process, or by another Records of this one that "
                         "was not closed. Wait for it to end, or write somewhere else."
                     )
-                _drop_torn_line(file)
+                drop_torn_line(file)
                 self._keys = self.keys()
             except BaseException:
                 file.close()
@@ -413,10 +413,21 @@ def _dumps(value: Any, sort_keys: bool = False) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_fields, sort_keys=sort_keys) + "\n"
 
 
-def _lock(descriptor: int) -> bool:
+@contextlib.contextmanager
+def locked(file: io.FileIO) -> Iterator[None]:
+    """Holds the file's lock for a moment, after whoever has it."""
+    _lock(file.fileno(), wait=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+def _lock(descriptor: int, wait: bool = False) -> bool:
     """Whether this process now holds the file's lock, or the file system has no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as e:
@@ -425,8 +436,11 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _drop_torn_line(file: io.FileIO) -> None:
+def drop_torn_line(file: io.FileIO) -> None:
+    """Cuts off what a kill left behind the last whole line. The caller holds the file's lock."""
     end = size = os.fstat(file.fileno()).st_size
+    if not size or os.pread(file.fileno(), 1, size - 1) == b"\n":
+        return
     while end:
         start = max(0, end - (1 << 16))
         file.seek(start)

@@ -27,10 +27,12 @@ class Verdict(StrEnum):
 
 
 class Finish(StrEnum):
-    """Why a text ended: STOP at an end token or stop string, LENGTH when the token budget ran out."""
+    """Why a text ended: STOP at an end token or stop string, LENGTH when the token budget ran out, FAILED when
+    the backend could not get it. Only a rollout can be FAILED; it never becomes a solution, nor a wrong answer."""
 
     STOP = "stop"
     LENGTH = "length"
+    FAILED = "failed"
 
 
 class Outcome(StrEnum):
@@ -117,6 +119,8 @@ class Rollout:
     finish: Finish
     tokens: int  # tokens generated, the end token included
     logprob: float = 0.0  # sum over those tokens of log p at temperature 1, in nats
+    prompt_tokens: int = 0  # prompt tokens charged for it; rollouts of one request share them, so one carries them all
+    reason: str = ""  # for FAILED: what happened, for a person
 
     @property
     def key(self) -> str:
@@ -185,13 +189,20 @@ class Imported:
 class StepLabel:
     """The evidence about one step. Estimates derive from the counts (Math-Shepherd, section 3.3).
 
-    Truncated and ungradable rollouts say nothing about the step: they leave the denominator."""
+    Truncated, ungradable and failed rollouts say nothing about the step: they leave the denominator. A label whose
+    source begins with "inferred" rests on another step's evidence and stands for one case, drawn by nobody."""
 
     correct: int  # rollouts that reached the reference answer
     gradable: int  # rollouts that ended and could be graded, right or wrong
     truncated: int = 0  # rollouts that ran out of tokens
     ungradable: int = 0  # rollouts that ended but could not be graded
-    source: str = "monte_carlo"  # how the evidence was obtained: a labeller's name, "oracle", "outcome"
+    source: str = "monte_carlo"  # how the evidence was obtained: a labeller's name, "oracle", "outcome", "inferred:..."
+    failed: int = 0  # rollouts that the backend could not get
+
+    @property
+    def inferred(self) -> bool:
+        """Whether it follows from another step's evidence instead of its own."""
+        return self.source.startswith("inferred")
 
     @property
     def known(self) -> bool:
@@ -213,6 +224,15 @@ class StepLabel:
     def _need_evidence(self) -> None:
         if not self.gradable:
             raise ValueError("a step without a gradable rollout has no label: check `known` first")
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """A solution whose steps are to be labelled, with what else is known about its problem."""
+
+    problem: Problem
+    solution: Solution
+    references: tuple[str, ...] = ()  # correct worked solutions of the problem: the data's own first, then sampled ones
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from stepmark.errors import BackendError, CheckpointError, ConfigError, DataError, StageError
+from stepmark.errors import BackendError, BudgetReached, CheckpointError, ConfigError, DataError, StageError
 from stepmark.protocols import Executor
 from stepmark.store import Keyed, Records
 from stepmark.types import Problem, Progress, Solution
@@ -23,7 +23,7 @@ from stepmark.types import Problem, Progress, Solution
 Item = TypeVar("Item")
 Record = TypeVar("Record", bound=Keyed)
 
-FATAL = (ConfigError, CheckpointError, BackendError)
+FATAL = (ConfigError, CheckpointError, BackendError, BudgetReached)
 PATIENCE = 20  # failures from which on a stage stops when it fails more often than it succeeds
 
 
@@ -79,7 +79,7 @@ def split(items: Iterable[Item], weigh: Callable[[Item], int], size: int) -> Ite
 
 def run(
     stage: str,
-    work: Callable[[tuple[Item, ...]], Iterable[Record]],
+    work: Callable[[tuple[Item, ...]], Iterable[Record | Failed]],
     items: Sequence[Item],
     out: Records[Record],
     *,
@@ -89,11 +89,13 @@ def run(
     already: int,
     executor: Executor,
     progress: Callable[[Progress], None] | None,
+    watch: Callable[[Sequence[Record]], str | None] | None = None,
 ) -> tuple[Failed, ...]:
     """Appends what `work` makes of `items` to `out` and returns the items that failed.
 
-    `work`, `name` and `weigh` must be picklable. `weigh` counts the records that an item should give, `size` is
-    how many of them make a unit, `already` how many were there before. Raises StageError when nearly all fails."""
+    `watch` sees each unit's records once they are kept, and ends the stage by giving a reason. `work`, `name` and
+    `weigh` must be picklable. `weigh` counts the records that an item should give, `size` is how many of them make a
+    unit, `already` how many were there before. Raises StageError when nearly all fails, or `watch` says so."""
     began = time.monotonic()
     done, total = already, already + sum(map(weigh, items))
     made, failed = 0, list[Failed]()
@@ -111,6 +113,9 @@ def run(
             report(Progress(stage, done, total, time.monotonic() - began, note))
             if len(failed) >= PATIENCE and len(failed) > made:
                 break
+            why = watch(result.records) if watch is not None else None  # type: ignore[arg-type]
+            if why is not None:
+                raise StageError(f"{stage} stopped: {why}\n{_kept(out)}")
     except BackendError as e:
         raise StageError(f"{stage} stopped: {e}\n{_kept(out)}") from e
     if failed and (not made or (len(failed) >= PATIENCE and len(failed) > made)):
@@ -128,13 +133,15 @@ def _kept(out: Records[Record]) -> str:
 def _guarded(
     unit: tuple[Item, ...],
     *,
-    work: Callable[[tuple[Item, ...]], Iterable[Record]],
+    work: Callable[[tuple[Item, ...]], Iterable[Record | Failed]],
     name: Callable[[Item], str],
     weigh: Callable[[Item], int],
 ) -> Done:
     weight = sum(map(weigh, unit))
     try:
-        return Done(tuple(work(unit)), (), weight)
+        made = tuple(work(unit))
+        failed = tuple(r for r in made if isinstance(r, Failed))
+        return Done(tuple(r for r in made if not isinstance(r, Failed)), failed, weight)
     except FATAL:
         raise
     except Exception as e:

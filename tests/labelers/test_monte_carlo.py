@@ -11,8 +11,9 @@ from stepmark.errors import ConfigError
 from stepmark.graders.numeric import Numeric
 from stepmark.labelers.monte_carlo import MonteCarlo
 from stepmark.prompts import Template
+from stepmark.protocols import Tools
 from stepmark.steps import split
-from stepmark.types import Finish, Grade, Problem, SamplingParams, Solution, StepLabel, Verdict
+from stepmark.types import Finish, Grade, Problem, SamplingParams, Solution, StepLabel, Unlabelled, Verdict
 
 PROBLEM = Problem("p", "2 + 2 + 2?", "6", "t")
 RIGHT, WRONG = "The answer is 6.", "The answer is 7."
@@ -24,7 +25,8 @@ def solution(text, finish=Finish.STOP):
 
 
 def labelled(labeler, script, given, grader=None):
-    [found] = labeler.label([(PROBLEM, given)], script, grader or Numeric(), Template(), SamplingParams())
+    tools = Tools(grader or Numeric(), Template(), SamplingParams(), script)
+    [found] = labeler.label([Unlabelled(PROBLEM, given)], tools)
     return found
 
 

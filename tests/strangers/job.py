@@ -9,6 +9,7 @@ from stepmark.label import label
 from stepmark.labelers.monte_carlo import MonteCarlo
 from stepmark.loading import load_executor
 from stepmark.prompts import Template
+from stepmark.protocols import Tools
 from stepmark.sample import sample
 from stepmark.store import Records
 from stepmark.types import LabelledSolution, SamplingParams, Solution
@@ -23,7 +24,8 @@ def main(place, workers, delay):
     sample(problems, backend, solutions, n=6, steps="line", rows=6, **how)
     pairs = units.pair(problems, solutions)
     labels = Records(f"{place}/labels.jsonl", LabelledSolution)
-    label(pairs, MonteCarlo(rollouts=3), backend, Numeric(), labels, steps=9, **how)
+    tools = Tools(Numeric(), how["context"], how["params"], backend)
+    label(pairs, MonteCarlo(rollouts=3), tools, labels, steps=9, executor=how["executor"])
 
 
 if __name__ == "__main__":

@@ -7,121 +7,85 @@ answers a_1..a_N; with the reference a*,
     y_SE = #{j : a_j = a*} / N              (equation 4)
 
 What is stored are the counts; both estimates are properties of StepLabel. Where this deviates:
-- rollouts that ran out of tokens or can't be graded leave N: they say nothing about the step, and are counted;
+- rollouts that ran out of tokens, can't be graded or failed leave N: they say nothing about the step, and are counted;
 - the last step of a finished solution needs no rollouts, nothing follows it: its label is the solution's grade
   (source "outcome");
-- `early_stop`, for hard labels only: a step's rollouts come in waves that double, and end with the first correct
-  one. The hard label is the same, since rollout j is the same in whatever wave it is drawn; the soft one is not
-  an estimate of anything, so the source says "monte_carlo+early_stop".
+- `early_stop`, for hard labels only: a step's rollouts end with the wave that brings the first correct one. The hard
+  label is the same, rollout for rollout; the soft one is not an estimate of anything, so the source says
+  "monte_carlo+early_stop";
+- `precision`, for soft labels: a step's rollouts end when its 95% interval reaches no farther than this from the
+  estimate. The source says "monte_carlo+precision"; the hard label then means another N at each step.
 
     stepmark label --labeler-option rollouts=8 --solutions S.jsonl --model generator/ --out L.jsonl
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
+from stepmark import evidence
 from stepmark.errors import ConfigError
-from stepmark.grading import grade_solution
-from stepmark.protocols import Backend, Grader
-from stepmark.types import (
-    Finish,
-    Grade,
-    LabelledSolution,
-    Problem,
-    Prompt,
-    Rollout,
-    SamplingParams,
-    Solution,
-    StepLabel,
-    Verdict,
-)
+from stepmark.evidence import Prefix
+from stepmark.protocols import Tools
+from stepmark.types import LabelledSolution, Unlabelled
 
 
 @dataclass(frozen=True, slots=True)
 class MonteCarlo:
-    """The labeller. Raises ConfigError for numbers below 1."""
+    """The labeller. Raises ConfigError for numbers below 1, and for both ways of stopping at once."""
 
-    rollouts: int = 8  # N, for each step; part of what a hard label means, since P(y_HE = 1) rises with it
+    uses: ClassVar[frozenset[str]] = frozenset({"completer"})
+
+    # N, for each step; part of what a hard label means, since P(y_HE = 1) rises with it. null is 8, or with
+    # `precision` what a step needs at worst
+    rollouts: int | None = None
     early_stop: bool = False  # stop a step at its first correct rollout; for hard labels only
-    wave: int = 1  # rollouts in a step's first wave, with early_stop
+    precision: float | None = None  # stop a step when its soft label is known this well, e.g. 0.1
+    wave: int | None = None  # rollouts in a step's first wave, where it may stop; null is 1, or 8 with `precision`
 
     def __post_init__(self) -> None:
         faults = [
             f"monte_carlo: {name} must be at least 1, got {value}."
             for name, value in (("rollouts", self.rollouts), ("wave", self.wave))
-            if value < 1
+            if value is not None and value < 1
         ]
+        if self.precision is not None and not 0 < self.precision <= 0.5:
+            faults.append(f"monte_carlo: precision is a distance above 0 and up to 0.5, got {self.precision}.")
+        if self.precision is not None and self.early_stop:
+            faults.append("monte_carlo: early_stop is for hard labels and precision for soft ones; give one of them.")
         if faults:
             raise ConfigError(faults)
 
-    def label(
-        self,
-        units: Sequence[tuple[Problem, Solution]],
-        completer: Backend,
-        grader: Grader,
-        context: Callable[[Problem], str],
-        params: SamplingParams,
-    ) -> Iterator[LabelledSolution]:
+    def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
         """All prefixes of all units go to the completer together, so that they fill its batches."""
-        grades = [grade_solution(solution, problem, grader) for problem, solution in units]
-        pending = {
-            f"{solution.id}@{i}": _Step(problem, context(problem), solution.text[:end], self._empty())
-            for problem, solution in units
-            for i, (_, end) in enumerate(solution.spans)
-            if not _ends(solution, i)
-        }
-        labels: dict[str, StepLabel] = {}
-        asked, wave = 0, self.wave if self.early_stop else self.rollouts
-        while pending and asked < self.rollouts:
-            count = min(wave, self.rollouts - asked)
-            prompts = [Prompt(name, step.context, step.prefix, count, asked) for name, step in pending.items()]
-            for rollout in completer.sample(prompts, params):
-                pending[rollout.prompt_id].add(rollout, grader)
-            asked, wave = asked + count, wave * 2
-            for name in [n for n, s in pending.items() if asked >= self.rollouts or s.label.correct]:
-                labels[name] = pending.pop(name).label
-        for (_, solution), grade in zip(units, grades, strict=True):
+        evidence.need_completer(tools)
+        grades = evidence.grades(units, tools)
+        steps = [
+            Prefix(unit.problem, unit.solution, i)
+            for unit in units
+            for i in range(len(unit.solution.spans))
+            if not evidence.ends(unit.solution, i)
+        ]
+        if self.precision is not None:
+            most = self.rollouts or evidence.rollouts_for(self.precision)
+            enough = partial(evidence.precise, precision=self.precision)
+            found = evidence.gather(steps, tools, most, enough, self.wave or 8, growth=1.5)
+            labels = evidence.named(found, "monte_carlo+precision")
+        elif self.early_stop:
+            found = evidence.gather(steps, tools, self.rollouts or 8, evidence.succeeded, self.wave or 1)
+            labels = evidence.named(found, "monte_carlo+early_stop")
+        else:
+            labels = evidence.gather(steps, tools, self.rollouts or 8)
+        for unit, grade in zip(units, grades, strict=True):
+            s = unit.solution
             yield LabelledSolution(
-                solution,
+                s,
                 grade,
                 tuple(
-                    _of_grade(grade) if _ends(solution, i) else labels[f"{solution.id}@{i}"]
-                    for i in range(len(solution.spans))
+                    evidence.outcome(grade) if evidence.ends(s, i) else labels[f"{s.id}@{i}"]
+                    for i in range(len(s.spans))
                 ),
             )
-
-    def _empty(self) -> StepLabel:
-        return StepLabel(0, 0, source="monte_carlo+early_stop" if self.early_stop else "monte_carlo")
-
-
-@dataclass(slots=True)
-class _Step:
-    """A step whose evidence is being gathered."""
-
-    problem: Problem
-    context: str  # the rendered question
-    prefix: str  # the solution up to and including the step
-    label: StepLabel  # so far
-
-    def add(self, rollout: Rollout, grader: Grader) -> None:
-        if rollout.finish is Finish.LENGTH:
-            self.label = replace(self.label, truncated=self.label.truncated + 1)
-            return
-        verdict = grader.grade(self.prefix + rollout.text, self.problem).verdict
-        if verdict is Verdict.UNGRADABLE:
-            self.label = replace(self.label, ungradable=self.label.ungradable + 1)
-        else:
-            correct = self.label.correct + (verdict is Verdict.CORRECT)
-            self.label = replace(self.label, correct=correct, gradable=self.label.gradable + 1)
-
-
-def _ends(solution: Solution, step: int) -> bool:
-    return solution.finish is Finish.STOP and step == len(solution.spans) - 1
-
-
-def _of_grade(grade: Grade) -> StepLabel:
-    if grade.verdict is Verdict.UNGRADABLE:
-        return StepLabel(0, 0, ungradable=1, source="outcome")
-    return StepLabel(int(grade.correct), 1, source="outcome")
