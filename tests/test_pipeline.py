@@ -122,13 +122,13 @@ def test_what_failed_is_left_out_named_and_made_good_by_the_same_command(tmp_pat
 
 
 def test_truncated_solutions_go_through_and_lose(tmp_path):
-    done = go(tmp_path / "run", truncated=0.5)
+    done = go(tmp_path / "run", truncated=0.4)
     assert done.failed == ()
     found = records(tmp_path / "run")
     cut = {key for key, s in found["solutions/test"].items() if s.finish == "length"}
     assert cut
     assert all(found["grades/test"][key].grade.verdict == "ungradable" for key in cut)
-    assert done.metrics["best_of_n"]["pass@1"]["1"]["mean"] < 0.5
+    assert done.metrics["best_of_n"]["pass@1"]["1"]["mean"] < 0.6
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@
     stepmark demo
 
 Exit status: 0 all went well; 1 something failed; 2 a setting is wrong; 3 everything usable was used, but some rows
-were set aside or some items failed (they are listed); 130 interrupted. What is done is kept in every case, and the
-same command goes on. Results go to standard output, progress and errors to standard error.
+were set aside or some items failed (they are listed); 4 a budget is spent; 130 interrupted. What is done is kept in
+every case, and the same command goes on. Results go to standard output, progress and errors to standard error.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ def sample(
     stop: p.Stop = None,
     seed: p.Seed = 0,
     workers: p.Workers = 1,
+    budget: p.BudgetLimits = None,
     json: p.AsJson = False,
 ) -> None:
     """Draw solutions of a task's problems. Asking for more later adds to what is there.
@@ -122,22 +123,28 @@ def sample(
     Example:
       stepmark sample --task arithmetic --split test --model runs/demo/generator --n 16 --out solutions.jsonl
     """
+    from stepmark.ledger import Ledger, parse_budget
     from stepmark.loading import load_executor
     from stepmark.prompts import Template
     from stepmark.sample import sample as stage
     from stepmark.store import Records
     from stepmark.types import SamplingParams, Solution
 
+    limits = parse_budget(budget or [])
     found, bad, taken = p.load(task, task_option, split, problems)
+    generator = p.backend(backend, backend_option, model)
+    paid = limits is not None or getattr(generator, "remote", False)
     with Show(json) as show, Records(out, Solution) as records:
         done = stage(
             found,
-            p.backend(backend, backend_option, model),
+            generator,
             records,
             n=n,
             context=Template(prompt),
             params=SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
             steps=taken.steps,
+            ledger=Ledger.of(p.rollouts(out) / "solutions.jsonl", generator) if paid else None,
+            budget=limits,
             executor=load_executor(workers),
             progress=show,
         )
@@ -193,7 +200,11 @@ def label(
     top_p: p.TopP = 1.0,
     stop: p.Stop = None,
     seed: p.Seed = 0,
+    judge: Annotated[str | None, typer.Option(help="The judge's checkpoint, for labellers that ask one.")] = None,
+    judge_backend: Annotated[str | None, typer.Option(help="What runs the judge.")] = None,
+    judge_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the judge's backend.")] = None,
     workers: p.Workers = 1,
+    budget: p.BudgetLimits = None,
     json: p.AsJson = False,
 ) -> None:
     """Label every step of solutions without a human, by what a model makes of it from there.
@@ -206,25 +217,35 @@ def label(
     from stepmark import plugins, units
     from stepmark.label import distinct as first_of_each
     from stepmark.label import label as stage
+    from stepmark.label import ledgers
+    from stepmark.ledger import parse_budget
     from stepmark.loading import load_executor
     from stepmark.prompts import Template
     from stepmark.protocols import Tools
     from stepmark.store import Records
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
+    limits = parse_budget(budget or [])
+    method = plugins.load("labeler", labeler, **p.options(labeler_option))
     found, bad, taken = p.load(task, task_option, split)
     pairs = units.pair(found, p.there(solutions, Solution))
+    completes = model is not None or backend != "local"
+    judges = judge is not None or judge_backend is not None
+    tools = Tools(
+        p.grader(grader, taken),
+        Template(prompt),
+        SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
+        p.backend(backend, backend_option, model) if completes else None,
+        p.backend(judge_backend or "local", judge_option, judge) if judges else None,
+    )
     with Show(json) as show, Records(out, LabelledSolution) as records:
         done = stage(
             first_of_each(pairs) if distinct else pairs,
-            plugins.load("labeler", labeler, **p.options(labeler_option)),
-            Tools(
-                p.grader(grader, taken),
-                Template(prompt),
-                SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
-                p.backend(backend, backend_option, model),
-            ),
+            method,
+            tools,
             records,
+            ledgers=ledgers(p.rollouts(out), tools),
+            budget=limits,
             executor=load_executor(workers),
             progress=show,
         )
@@ -383,6 +404,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/demo.yaml")],
     changes: p.Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME of the recipe by default.")] = None,
+    budget: p.BudgetLimits = None,
     json: p.AsJson = False,
 ) -> None:
     """Run a recipe, or go on with it: from a task to a verifier, its metrics and its report.
@@ -391,8 +413,9 @@ def run(
     Examples:
       stepmark run recipes/demo.yaml
       stepmark run recipes/demo.yaml seed=2 sample.test.n=16 'evaluate.n=[1,4,16]' --out runs/second
+      stepmark run mine.yaml --budget money=20 --budget hours=8
     """
-    _run(recipe, changes or [], out, json)
+    _run(recipe, changes or [], out, json, budget or [])
 
 
 @app.command()
@@ -435,14 +458,16 @@ def doctor(json: p.AsJson = False) -> None:
 # ---- what the commands share ----
 
 
-def _run(path: Path, changes: Sequence[str], out: Path | None, json: bool) -> None:
+def _run(path: Path, changes: Sequence[str], out: Path | None, json: bool, budget: Sequence[str] = ()) -> None:
     from stepmark import report as pages
+    from stepmark.ledger import parse_budget
     from stepmark.pipeline import run as whole
     from stepmark.recipe import load
 
+    limits = parse_budget(budget)
     recipe = load(path, changes)
     with Show(json) as show:
-        done = whole(recipe, out or Path("runs") / recipe.name, show, " ".join(["stepmark", *sys.argv[1:]]))
+        done = whole(recipe, out or Path("runs") / recipe.name, show, " ".join(["stepmark", *sys.argv[1:]]), limits)
     if json:
         print_json(done.metrics)
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from stepmark import outcomes
 from stepmark import units as work
@@ -113,6 +114,16 @@ def need(labeler: Labeler, tools: Tools, judged: bool = False, ledgers: Mapping[
     ]
     if faults:
         raise ConfigError(faults)
+
+
+def ledgers(directory: Path, tools: Tools) -> dict[str, Ledger]:
+    """A ledger for each tool that may cost something: labels.jsonl for the completer, judge.jsonl for the judge."""
+    names = {"completer": "labels", "judge": "judge"}
+    return {
+        role: Ledger.of(directory / f"{names[role]}.jsonl", backend)
+        for role in ROLES
+        if (backend := getattr(tools, role)) is not None
+    }
 
 
 def distinct(units: Sequence[tuple[Problem, Solution]]) -> list[tuple[Problem, Solution]]:

@@ -108,6 +108,11 @@ class Ledger:
         self.path, self.price = Path(path), price  # price: per million prompt tokens, per million generated ones
         self._file: io.FileIO | None = None
 
+    @classmethod
+    def of(cls, path: Place, backend: Backend) -> Ledger:
+        """With the backend's price, where it has one."""
+        return cls(path, getattr(backend, "price", (0.0, 0.0)))
+
     @property
     def records(self) -> Records[Rollout]:
         """The rollouts, for reading."""
@@ -191,9 +196,12 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the file; the next `add` opens it again."""
-        if self._file is not None:
-            self._file.close()
+        if getattr(self, "_file", None) is not None:
+            self._file.close()  # type: ignore[union-attr]
             self._file = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def __getstate__(self) -> tuple[Path, tuple[float, float]]:
         return self.path, self.price

@@ -29,6 +29,10 @@ TopP = Annotated[float, typer.Option(min=0, max=1)]
 Stop = Annotated[list[str] | None, typer.Option(help="A text ends before this; may be given several times.")]
 Seed = Annotated[int, typer.Option(min=0)]
 Workers = Annotated[int, typer.Option(min=1, help="Processes at a time; changes no result.")]
+BudgetLimits = Annotated[
+    list[str] | None,
+    typer.Option("--budget", metavar="NAME=LIMIT", help="rollouts=, tokens=, money= or hours=; stops there, all kept."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, no progress.")]
 Solutions = Annotated[Path, typer.Option(help="JSONL of solutions.")]
 Out = Annotated[Path, typer.Option(help="Where results go; the same command goes on with what is there.")]
@@ -77,6 +81,11 @@ def grader(name: str | None, task: Task) -> Grader:
     from stepmark.loading import load_grader
 
     return load_grader(name or task.grader)
+
+
+def rollouts(out: Path) -> Path:
+    """Where a command that writes `out` keeps the rollouts behind it."""
+    return out.with_name(f"{out.stem}.rollouts")
 
 
 def there(path: Path, kind: type[Any]) -> list[Any]:

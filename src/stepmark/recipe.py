@@ -25,6 +25,7 @@ from stepmark import plugins
 from stepmark.aggregate import AGGREGATES
 from stepmark.checkpoints import Shape
 from stepmark.errors import ConfigError
+from stepmark.outcomes import Limits
 from stepmark.prompts import Template
 from stepmark.steps import SPLITTERS
 from stepmark.train import TrainSettings
@@ -48,11 +49,12 @@ def _template(text: str) -> str:
 
 
 # Settings that stages own are theirs to define; here they only learn to refuse unknown keys.
-for _kind in (TrainSettings, Shape):
+for _kind in (TrainSettings, Shape, Limits):
     _kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
 
 Train = Annotated[TrainSettings, WrapValidator(_translated)]
 Init = Annotated[Shape, WrapValidator(_translated)]
+Limited = Annotated[Limits, WrapValidator(_translated)]
 Prompt = Annotated[str, AfterValidator(_template)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # becomes a file's or a directory's name
 
@@ -265,7 +267,9 @@ class Recipe(_Settings):
     prompt: Prompt = "{question}\n"
     generator: Generator | None = None
     completer: Generator | None = None  # what continues prefixes; by default the generator
+    judge: Generator | None = None  # what marks steps in words, for labellers that ask it to
     sample: Sample = Sample()
+    limits: Limited = Limits()  # how much that can't be used is too much
     label: Labeler | None = None  # null: no step labels, verifiers learn from grades alone
     verifiers: dict[Name, Verifier] = {}
     evaluate: Evaluate = Evaluate()
@@ -285,8 +289,16 @@ class Recipe(_Settings):
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
         if sampled and (self.task is None or self.generator is None):
             yield f"solutions for {' and '.join(sampled)} are to be sampled: that needs a task and a generator"
-        if self.label is not None and (self.task is None or (self.completer or self.generator) is None):
-            yield "label needs a task, whose answers count, and a generator or completer"
+        if self.label is not None and self.task is None:
+            yield "label needs a task, whose answers count"
+        if self.label is not None:
+            uses: frozenset[str] = getattr(self.label.load(), "uses", frozenset())
+            if "completer" in uses and (self.completer or self.generator) is None:
+                yield f"label: {self.label.name} draws rollouts; that needs a generator or a completer"
+            if "judge" in uses and self.judge is None:
+                yield f"label: {self.label.name} asks a judge; give judge, a model"
+        if self.judge is not None and self.judge.train is not None:
+            yield "judge.train: a run trains no judge; give judge.path, or judge.backend"
         if self.label is not None and self.sample.train.file is not None:
             yield "label needs solutions of the task; imported ones have no reference answer to reach"
         for name, verifier in self.verifiers.items():

@@ -80,6 +80,8 @@ def end(summary: Any, as_json: bool, bad: Sequence[Quarantined]) -> None:
         print_json(plain)
     else:
         for key, value in plain.items():
+            if isinstance(value, Mapping):
+                value = ", ".join(f"{count} {name}" for name, count in value.items())
             print(f"{key.replace('_', ' '):<12} {value}")
     for row in list(bad)[:20]:
         typer.echo(f"stepmark: set aside: {row.file}, line {row.line}: {row.reason}", err=True)

@@ -1,0 +1,110 @@
+"""What the names in a recipe stand for, on one run directory: plug-ins made, models found, records opened.
+
+stepmark run recipes/demo.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import cast
+
+from stepmark import plugins
+from stepmark.errors import DataError
+from stepmark.loading import load_executor, load_verifier
+from stepmark.prompts import Template
+from stepmark.protocols import Backend, Executor, Grader, Task, Tools, Verifier
+from stepmark.recipe import Generator, Recipe
+from stepmark.store import Records, RunDir
+from stepmark.train import TrainSettings
+from stepmark.types import GradedSolution, LabelledSolution, Problem, Quarantined, Solution, Verification
+
+
+class Wiring:
+    """One recipe on one run directory. Nothing is made before it is asked for."""
+
+    def __init__(self, recipe: Recipe, directory: RunDir) -> None:
+        self.recipe, self.directory = recipe, directory
+
+    @cached_property
+    def task(self) -> Task | None:
+        return None if self.recipe.task is None else cast(Task, self.recipe.task.load(**self.task_seed()))
+
+    def task_seed(self) -> dict[str, int]:
+        """A run of another seed is a run on other problems, unless the recipe pins the task's own seed."""
+        assert self.recipe.task is not None
+        return {} if "seed" in self.recipe.task.options else {"seed": self.recipe.seed}
+
+    @cached_property
+    def grader(self) -> Grader:
+        if self.recipe.grader is not None:
+            return cast(Grader, self.recipe.grader.load())
+        if self.task is None:
+            raise DataError("these solutions come without grades, and the recipe names neither a grader nor a task.")
+        return cast(Grader, plugins.load("grader", self.task.grader))
+
+    @cached_property
+    def executor(self) -> Executor:
+        if self.recipe.executor is not None:
+            return cast(Executor, self.recipe.executor.load(workers=self.recipe.workers))
+        return load_executor(self.recipe.workers)
+
+    def role(self, name: str) -> Generator | None:
+        """The settings of the generator, completer or judge; without a completer of its own the generator is one."""
+        settings = cast("Generator | None", getattr(self.recipe, name))
+        return self.recipe.generator if settings is None and name == "completer" else settings
+
+    def model_path(self, name: str) -> str:
+        """Where the checkpoint of a role is; "" for a backend that has none here."""
+        settings = self.role(name)
+        assert settings is not None
+        if settings.train is None:
+            return settings.path or ""
+        return str(self.directory.path / ("generator" if settings is self.recipe.generator else name))
+
+    def backend(self, name: str) -> Backend:
+        settings = self.role(name)
+        assert settings is not None
+        return cast(Backend, settings.backend.load(path=self.model_path(name)))
+
+    @property
+    def tools(self) -> Tools:
+        """What labellers work with."""
+        completer, judge = (self.backend(n) if self.role(n) is not None else None for n in ("completer", "judge"))
+        return Tools(self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge)
+
+    def verifier(self, name: str) -> Verifier:
+        settings = self.recipe.verifiers[name]
+        if settings.learns:
+            return load_verifier(self.directory.path / "verifiers" / name)
+        given = self.template_option(settings.kind)
+        return cast(Verifier, plugins.load("verifier", settings.kind, **given, **settings.options))
+
+    def template_option(self, kind: str) -> dict[str, str]:
+        return {"template": self.recipe.prompt} if "template" in plugins.options("verifier", kind) else {}
+
+    def settings(self, settings: TrainSettings) -> TrainSettings:
+        """Every training of a run follows the run's seed; a recipe's own `seed` shifts it."""
+        return replace(settings, seed=settings.seed + self.recipe.seed)
+
+    # ---- records ----
+
+    def problems(self, part: str) -> Records[Problem]:
+        return self.directory.records(f"problems/{part}", Problem)
+
+    def solutions(self, part: str) -> Records[Solution]:
+        return self.directory.records(f"solutions/{part}", Solution)
+
+    def grades(self, part: str) -> Records[GradedSolution]:
+        return self.directory.records(f"grades/{part}", GradedSolution)
+
+    def scores(self, name: str) -> Records[Verification]:
+        return self.directory.records(f"scores/{name}", Verification)
+
+    @property
+    def labels(self) -> Records[LabelledSolution]:
+        return self.directory.records("labels/train", LabelledSolution)
+
+    @property
+    def quarantine(self) -> Records[Quarantined]:
+        return self.directory.records("quarantine", Quarantined)
