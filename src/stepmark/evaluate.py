@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from stepmark import stats
+from stepmark import outcomes, stats
 from stepmark.errors import ConfigError, DataError
 from stepmark.rank import SELF_CONSISTENCY, Method, candidates, eligible, score_of
 from stepmark.stats import Bootstrap, Floats, Interval, LabelQuality
@@ -128,6 +128,7 @@ def evaluate(
     ways = _ways(scored, aggregates)
     joined = candidates(kept.values(), graded.values(), scored)
     pools = [_Pool(p, joined.get(p.id, []), graded) for p in problems]
+    labelled = list(labels)
     notes = []
     if len(kept) < len(given):
         notes.append(f"{len(given) - len(kept)} solutions belong to none of the {len(problems)} problems: left out.")
@@ -143,10 +144,10 @@ def evaluate(
         best_of_n=_intervals(bootstrap, table, ns),
         differences=_intervals(bootstrap, _differences(table, list(scored), ns), ns),
         auc={name: _auc(pools, rule, bootstrap) for name, rule in primary.items()},
-        label_quality=_label_quality(labels, {p.id: p for p in [*labelled_problems, *problems]}, oracle, notes),
+        label_quality=_label_quality(labelled, {p.id: p for p in [*labelled_problems, *problems]}, oracle, notes),
         errors_missed=missed,
         errors_selected=selected,
-        rates=_rates(pools, scored, kept) | flawed,
+        rates=_rates(pools, scored, kept) | _rollout_rates(labelled) | flawed,
         notes=tuple(notes),
         seconds=dict(seconds or {}),
     )
@@ -275,7 +276,7 @@ def _label_quality(
                 f"labelled solution {labelled.key!r} belongs to no problem given: pass `labelled_problems`."
             )
         for label, right in zip(labelled.labels, oracle(problem, labelled.solution), strict=True):
-            if label.source not in EVIDENT:
+            if label.source not in EVIDENT and not label.inferred:
                 correct.append(label.correct)
                 gradable.append(label.gradable)
                 truth.append(right)
@@ -354,9 +355,16 @@ def _rates(
         "problems_without_candidates": sum(not p.candidates for p in pools) / len(pools),
     }
     for name, found in scored.items():
-        outcomes = Counter(v.outcome.value for v in found if v.solution_id in kept)
-        rates |= {f"{name}_{outcome}": count / total for outcome, count in outcomes.items() if outcome != "scored"}
+        ends = Counter(v.outcome.value for v in found if v.solution_id in kept)
+        rates |= {f"{name}_{outcome}": count / total for outcome, count in ends.items() if outcome != "scored"}
     return rates
+
+
+def _rollout_rates(labelled: Sequence[LabelledSolution]) -> dict[str, float]:
+    """Of the rollouts behind the labels, the shares that could not count."""
+    found = outcomes.of_labels(labelled)
+    shares = {"truncated": found.truncated, "ungradable": found.ungradable, "failed": found.failed}
+    return {f"rollouts_{name}": count / found.total for name, count in shares.items()} if found.total else {}
 
 
 def _ways(scored: Mapping[str, Sequence[Verification]], aggregates: Sequence[str]) -> dict[str, Method]:

@@ -173,9 +173,7 @@ class Run:
                 context=Template(self.recipe.prompt),
                 params=self.recipe.params,
                 steps=self.recipe.steps or self.on.task.steps,
-                ledger=Ledger.of(self.directory.path / "rollouts" / f"solutions-{part}.jsonl", generator)
-                if paid
-                else None,
+                ledger=ledger,
                 budget=self.budget,
                 limits=self.recipe.limits,
                 executor=self.on.executor,
