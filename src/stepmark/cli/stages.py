@@ -1,70 +1,19 @@
-"""The command line: parses, calls the stages, prints what came. It decides nothing.
+"""Commands that do one stage each, from files to a file.
 
-    stepmark --help
-    stepmark demo
-
-Exit status: 0 all went well; 1 something failed; 2 a setting is wrong; 3 everything usable was used, but some rows
-were set aside or some items failed (they are listed); 4 a budget is spent; 130 interrupted. What is done is kept in
-every case, and the same command goes on. Results go to standard output, progress and errors to standard error.
+stepmark sample --help
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from stepmark import parameters as p
-from stepmark.errors import ConfigError, StepmarkError
-from stepmark.terminal import Show, end, print_json, say_failed
-
-
-class _Group(TyperGroup):
-    """Turns what Stepmark raises on purpose into a message and an exit status."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except StepmarkError as e:
-            typer.echo("\n".join(f"stepmark: {line}" for line in str(e).splitlines()), err=True)
-            raise typer.Exit(e.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("stepmark: interrupted. What is done is kept; the same command goes on.", err=True)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader of our output has left
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
-
-
-app = typer.Typer(
-    cls=_Group,
-    name="stepmark",
-    help=(
-        "Turn a task with checkable answers and any language model into a verifier of step-by-step reasoning.\n\n"
-        "\b\nSee it work:      stepmark demo\n"
-        "Your own data:    stepmark run my_recipe.yaml\nThis machine:     stepmark doctor"
-    ),
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def main() -> NoReturn:
-    """The entry point."""
-    # Loading a model draws a bar of its own for each worker process, over ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    app()
-    raise SystemExit(0)
+from stepmark.cli import parameters as p
+from stepmark.cli.app import app
+from stepmark.cli.terminal import Show, end
+from stepmark.errors import ConfigError
 
 
 @app.command()
@@ -328,151 +277,3 @@ def score(
     with Show(json) as show, Records(out, Verification) as records:
         done = stage(load_verifier(verifier), found, given, records, executor=load_executor(workers), progress=show)
     end(done, json, bad)
-
-
-@app.command()
-def rank(
-    run: p.RunPath,
-    method: Annotated[str, typer.Option(help="prm, self_consistency, self_consistency+prm, prm:prod, ...")] = "prm",
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Only each problem's first n candidates.")] = None,
-    json: p.AsJson = False,
-) -> None:
-    """Choose an answer for every test problem of a run. With --json, one line of JSON for each problem.
-
-    \b
-    Example:
-      stepmark rank runs/demo --method self_consistency+prm --n 16
-    """
-    from stepmark.rank import rank as choose
-    from stepmark.recipe import parse
-    from stepmark.reporting import pools
-    from stepmark.store import RunDir
-
-    directory = RunDir(run)
-    recipe = parse(directory.read_json("config.json"), f"{run}/config.json")
-    for problem_id, pool in pools(directory, recipe).items():
-        chosen = choose(pool[:n], method, recipe.evaluate.aggregates[0], problem_id=problem_id, seed=recipe.seed)
-        if json:
-            print_json(chosen)
-        else:
-            print(f"{chosen.problem_id}\t{chosen.answer}\t{chosen.share:.3f}\t{chosen.solution_id}")
-
-
-@app.command()
-def evaluate(run: p.RunPath, json: p.AsJson = False) -> None:
-    """Measure a run's verifiers anew from its stored scores; writes metrics.json.
-
-    \b
-    Example:
-      stepmark evaluate runs/demo
-    """
-    from stepmark import report as pages
-    from stepmark.pipeline import Run
-    from stepmark.recipe import parse
-    from stepmark.store import RunDir
-
-    stored = RunDir(run).read_json("config.json")
-    recipe = parse(stored, f"{run}/config.json")
-    with RunDir(run).open(stored) as directory, Show(json) as show:
-        metrics = Run(recipe, directory, show).evaluate()
-    if json:
-        print_json(metrics)
-    else:
-        print(pages.table(metrics))
-
-
-@app.command()
-def report(run: p.RunPath, json: p.AsJson = False) -> None:
-    """Write a run's report.html anew.
-
-    \b
-    Example:
-      stepmark report runs/demo
-    """
-    from stepmark.reporting import write_report
-    from stepmark.store import RunDir
-
-    path = write_report(RunDir(run))
-    if json:
-        print_json({"report": str(path)})
-    else:
-        print(path)
-
-
-@app.command()
-def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/demo.yaml")],
-    changes: p.Changes = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME of the recipe by default.")] = None,
-    budget: p.BudgetLimits = None,
-    json: p.AsJson = False,
-) -> None:
-    """Run a recipe, or go on with it: from a task to a verifier, its metrics and its report.
-
-    \b
-    Examples:
-      stepmark run recipes/demo.yaml
-      stepmark run recipes/demo.yaml seed=2 sample.test.n=16 'evaluate.n=[1,4,16]' --out runs/second
-      stepmark run mine.yaml --budget money=20 --budget hours=8
-    """
-    _run(recipe, changes or [], out, json, budget or [])
-
-
-@app.command()
-def demo(
-    changes: p.Changes = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/demo by default.")] = None,
-    json: p.AsJson = False,
-) -> None:
-    """Watch a verifier that nobody labelled beat majority voting; minutes on a laptop, no GPU.
-
-    \b
-    Example:
-      stepmark demo
-    """
-    import stepmark
-
-    home = Path(stepmark.__file__).parent
-    places = (home / "_recipes" / "demo.yaml", home.parent.parent / "recipes" / "demo.yaml")
-    _run(next((x for x in places if x.is_file()), places[0]), changes or [], out, json)
-
-
-@app.command()
-def doctor(json: p.AsJson = False) -> None:
-    """Say what this machine has, and what is missing for what.
-
-    \b
-    Example:
-      stepmark doctor
-    """
-    from stepmark.doctor import checks
-
-    found = list(checks())
-    if json:
-        print_json({c.what: c for c in found})
-        return
-    for c in found:
-        print(f"{'ok  ' if c.ok else 'warn'}  {c.what:<13} {c.found}" + (f"\n      -> {c.advice}" if not c.ok else ""))
-
-
-# ---- what the commands share ----
-
-
-def _run(path: Path, changes: Sequence[str], out: Path | None, json: bool, budget: Sequence[str] = ()) -> None:
-    from stepmark import report as pages
-    from stepmark.ledger import parse_budget
-    from stepmark.pipeline import run as whole
-    from stepmark.recipe import load
-
-    limits = parse_budget(budget)
-    recipe = load(path, changes)
-    with Show(json) as show:
-        done = whole(recipe, out or Path("runs") / recipe.name, show, " ".join(["stepmark", *sys.argv[1:]]), limits)
-    if json:
-        print_json(done.metrics)
-    else:
-        print(pages.table(done.metrics, done.path / "report.html"))
-    if done.quarantined:
-        typer.echo(f"stepmark: {done.quarantined} rows were set aside: {done.path / 'quarantine.jsonl'}", err=True)
-    say_failed([dataclasses.asdict(f) for f in done.failed])
-    raise typer.Exit(done.exit_code)
