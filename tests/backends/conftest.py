@@ -1,5 +1,7 @@
-"""Tiny random models of several architectures, sharp enough that what they say depends on all they read."""
+"""Tiny random models of several architectures, sharp enough that all they read shows in what they say; a server."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 import transformers
 
 from stepmark import checkpoints
+from stepmark.backends.local import LocalBackend
+from stepmark.types import Prompt, SamplingParams
 
 torch.set_num_threads(1)
 
@@ -33,6 +37,30 @@ ARCHITECTURES = {
     "mistral_window": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 16}),
     "llama_dynamic": ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
 }
+
+
+@pytest.fixture(scope="session")
+def fault_server():
+    """The module beside this file: its Server, Said, FAULTS."""
+    spec = importlib.util.spec_from_file_location("fault_server", Path(__file__).parent / "fault_server.py")
+    module = sys.modules["fault_server"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def server_of_llama(fault_server, model_of):
+    """A server without faults of what the backend `local` says."""
+    local = LocalBackend(model_of("llama"), device="cpu")
+
+    def say(body, text, n):
+        stop = tuple(body.get("stop", ()))
+        params = SamplingParams(body["max_tokens"], body["temperature"], body["top_p"], stop, body.get("seed", 0))
+        for r in local.sample([Prompt("", text, n=n)], params):
+            yield fault_server.Said(r.text, r.finish.value, (r.logprob / r.tokens,) * r.tokens)
+
+    with fault_server.Server(say) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ PARAMS = SamplingParams(max_tokens=6, seed=1)
 def backend(request, model_of) -> Backend:
     """A backend made as the command line makes it. A new file in the folder gets its settings here."""
     settings = {
+        "openai": lambda: {"model": "tiny", "url": request.getfixturevalue("server_of_llama").url, "seeds": True},
         "local": lambda: {"path": model_of("llama"), "device": "cpu"},
         "scripted": lambda: {"default": ("one two\n", ("three", Finish.LENGTH), "four")},
     }

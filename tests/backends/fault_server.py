@@ -1,0 +1,248 @@
+"""An OpenAI-compatible server on loopback that is as honest, as limited or as faulty as it is told to be.
+
+    with Server(say) as server:
+        OpenAIBackend("tiny", server.url)
+
+`say` makes the continuations of a request. Faults come one by one from `server.faults`, or by chance from a kind in
+`chance_of`. `server.log` says what went out: "served" only for choices that a client could use.
+"""
+
+import asyncio
+import json
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+# What a request may meet in place of a good answer.
+FAULTS = (
+    "429",
+    "500",
+    "503",
+    "slow",
+    "reset",
+    "hangup",
+    "truncated",
+    "html",
+    "shape",
+    "empty",
+    "fewer",
+    "more",
+    "null",
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    text: str
+    finish: str | None = "stop"
+    logprobs: tuple[float, ...] | None = None  # None: one for each word
+
+
+@dataclass(frozen=True)
+class Entry:
+    what: str  # served, a fault, or a status
+    text: str  # the prompt's
+    choices: int  # that a client could use
+    at: float  # seconds
+    headers: dict
+
+
+@dataclass
+class Server:
+    say: object  # (body, text, n) -> a sequence of Said
+    models: tuple | None = ("tiny",)  # None: it has no list of them
+    key: str = ""
+    chance_of: tuple = ()
+    rate: float = 0.0  # of requests that meet a fault by chance
+    seed: int = 0
+    delay: float = 0.0  # seconds before any answer
+    slow: float = 5.0  # seconds before a slow one
+    headers_429: dict = field(default_factory=lambda: {"Retry-After": "0"})
+    honours_n: bool = True
+    logprobs: bool = True
+    usage: bool = True
+    continues: bool = True  # a begun assistant's turn
+    refuses: tuple = ()  # parameters that it answers 400 to
+    status: tuple = ()  # (status, body, headers) for every completion
+    context: int = 10**6  # tokens
+    faults: list = field(default_factory=list)  # for the next completions: a fault, "" for none
+    log: list = field(default_factory=list)
+    bodies: list = field(default_factory=list)  # of the completions asked for
+    open: int = 0  # requests under way
+    peak: int = 0
+    dropped: int = 0  # requests whose client went away
+
+    def __enter__(self):
+        self.rng = random.Random(self.seed)
+        self.loop = asyncio.new_event_loop()
+        self.server = self.loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v1"
+        self.thread = threading.Thread(target=self.loop.run_forever, name="fault-server", daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.server.close()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0.01))
+        self.loop.close()
+
+    @property
+    def served(self):
+        """Usable choices that went out, but for the probe's."""
+        return sum(e.choices for e in self.log if e.text not in ("Hello", "Count.") and "apple" not in e.text)
+
+    @property
+    def counts(self):
+        return Counter(e.what for e in self.log)
+
+    # ---- HTTP ----
+
+    async def _serve(self, reader, writer):
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def _one(self, reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, path, _ = head[0].split(" ")
+        headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if line)}
+        data = await reader.readexactly(int(headers.get("content-length", 0)))
+        self.open += 1
+        self.peak = max(self.peak, self.open)
+        try:
+            work = asyncio.ensure_future(self._answer(method, path, headers, data, writer))
+            while not (await asyncio.wait([work], timeout=0.02))[0]:
+                if reader.at_eof() or reader.exception():
+                    work.cancel()
+                    self.dropped += 1
+                    return False
+            return work.result()
+        finally:
+            self.open -= 1
+
+    async def _answer(self, method, path, headers, data, writer):
+        if self.key and headers.get("authorization") != f"Bearer {self.key}":
+            said = {"error": {"message": f"Incorrect API key: {headers.get('authorization')}"}}
+            return await self._send(writer, 401, json.dumps(said))
+        if path == "/v1/models" and self.models is not None:
+            return await self._send(writer, 200, json.dumps({"data": [{"id": m} for m in self.models]}))
+        if method != "POST" or path not in ("/v1/completions", "/v1/chat/completions"):
+            return await self._send(writer, 404, '{"detail": "Not Found"}')
+        body = json.loads(data)
+        self.bodies.append(body)
+        chat = "chat" in path
+        text = "".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
+
+        def note(what, choices=0):
+            self.log.append(Entry(str(what), text, choices, time.monotonic(), headers))
+
+        if self.faults:
+            fault = self.faults.pop(0)
+        else:
+            fault = self.rng.choice(self.chance_of) if self.rng.random() < self.rate else ""
+        await asyncio.sleep(self.delay)
+        status, reply = self._reply(body, text, chat, fault)
+        if status[0] != 200:
+            note(status[0])
+            return await self._send(writer, status[0], reply, status[1])
+        if fault in ("429", "500", "503"):
+            note(fault)
+            more = self.headers_429 if fault == "429" else {}
+            return await self._send(writer, int(fault), '{"error": {"message": "try later"}}', more)
+        if fault == "slow":
+            note(fault)
+            await asyncio.sleep(self.slow)
+            return False
+        if fault == "reset":
+            note(fault)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+            return False
+        if fault == "hangup":  # in the middle of the body
+            note(fault)
+            await self._send(writer, 200, reply[: len(reply) // 2], {"Content-Length": str(len(reply))})
+            return False
+        if fault == "truncated":
+            note(fault)
+            return await self._send(writer, 200, reply[: len(reply) // 2])
+        if fault in ("html", "shape", "empty"):
+            note(fault)
+            wrong = {
+                "html": "<html>Bad gateway</html>",
+                "shape": '{"choices": [{"txt": "7"}]}',
+                "empty": '{"choices": []}',
+            }
+            return await self._send(writer, 200, wrong[fault])
+        usable = sum(c["finish_reason"] in ("stop", "length") for c in json.loads(reply)["choices"])
+        note(fault or "served", min(usable, body.get("n", 1)))
+        return await self._send(writer, 200, reply)
+
+    async def _send(self, writer, status, text, headers=None):
+        data = text.encode()
+        lines = {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
+        head = "".join(f"{k}: {v}\r\n" for k, v in lines.items())
+        writer.write(f"HTTP/1.1 {status} So\r\n{head}\r\n".encode() + data)
+        await writer.drain()
+        return True
+
+    # ---- what it says ----
+
+    def _reply(self, body, text, chat, fault):
+        refused = [p for p in self.refuses if p in body]
+        if refused:
+            return (400, {}), json.dumps({"error": {"message": f"Unrecognized request argument: {refused[0]}"}})
+        if self.models and len(self.models) > 1 and body["model"] not in self.models:
+            return (404, {}), json.dumps({"error": {"message": f"The model `{body['model']}` does not exist"}})
+        if self.status:
+            return (self.status[0], self.status[2]), self.status[1]
+        prompt = self._prompt_tokens(body, text, chat)
+        if prompt + body["max_tokens" if "max_tokens" in body else "max_completion_tokens"] > self.context:
+            said = f"This model's maximum context length is {self.context} tokens, and your prompt has at least 1."
+            return (400, {}), json.dumps({"error": {"message": said}})
+        n = body.get("n", 1) if self.honours_n else 1
+        if fault == "fewer":
+            n -= 1
+        if fault == "more":
+            n += 1
+        said = list(self.say(body, text, n)) if n else []
+        if fault == "null" and said:
+            said[0] = Said("", None)
+        choices = [self._choice(i, s, chat, body.get("logprobs")) for i, s in enumerate(said)]
+        whole = {"object": "completion", "choices": choices}
+        if self.usage:
+            whole["usage"] = {"prompt_tokens": prompt, "completion_tokens": sum(_count(s) for s in said)}
+        return (200, {}), json.dumps(whole)
+
+    def _prompt_tokens(self, body, text, chat):
+        words = len(text.split())
+        if not chat:
+            return words
+        begun = body["messages"][-1]["role"] == "assistant"
+        return words + 4 + (0 if self.continues else 5) * begun
+
+    def _choice(self, index, said, chat, asked):
+        choice = {"index": index, "finish_reason": said.finish}
+        choice |= {"message": {"role": "assistant", "content": said.text}} if chat else {"text": said.text}
+        if asked and self.logprobs:
+            values = said.logprobs if said.logprobs is not None else (-0.5,) * _count(said)
+            pairs = [{"token": "?", "logprob": x} for x in values]
+            choice["logprobs"] = (
+                {"content": pairs} if chat else {"tokens": list("?" * len(values)), "token_logprobs": values}
+            )
+        return choice
+
+
+def _count(said):
+    return len(said.logprobs) if said.logprobs is not None else max(1, len(said.text.split()))
