@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stepmark.errors import EncodingError
+from stepmark.errors import BackendError, EncodingError
+from stepmark.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+SLOT = "stepmark-question"  # stands for the question while a chat template is taken apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,42 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int],
     ):
         ids, spans = ids[:-1], spans[:-1]
     return ids, spans
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> tuple[int, ...]:
+    """The ids to continue. With `chat`, the context is the user's turn and the prefix opens the assistant's.
+
+    Raises BackendError when there is nothing to continue, or no chat template."""
+    if not chat:
+        ids = token_ids(tokenizer, prompt.text)[0]
+        if not ids:
+            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+            if start is None:
+                raise BackendError(f"prompt {prompt.id!r} is empty and the tokenizer has no token to begin with.")
+            ids = [int(start)]
+        return tuple(ids)
+    if not tokenizer.chat_template:
+        raise BackendError("chat_template=True, but the checkpoint's tokenizer has no template. Leave the option off.")
+
+    def opened(content: str) -> str:
+        turn = [{"role": "user", "content": content}]
+        text: Any = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return str(text)
+
+    def ids_of(text: str, literal: bool) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"])
+
+    # The template writes its own special tokens, BOS included; what it says around the question is its alone.
+    before, found, after = opened(SLOT).partition(SLOT)
+    if not found:
+        raise BackendError("the checkpoint's chat template leaves out what the user says: it can't carry a question.")
+    special = set(tokenizer.all_special_ids)
+    own = ids_of(before, False), ids_of(after, False)
+    joint = ids_of(opened(prompt.context) + prompt.prefix, False)
+    if sum(i in special for i in joint) == sum(i in special for part in own for i in part):
+        return tuple(joint)
+    # The question or the solution has special tokens in its text: there they are nothing but characters.
+    return (*own[0], *ids_of(prompt.context.strip(), True), *own[1], *ids_of(prompt.prefix, True))
 
 
 def boundaries(spans: Sequence[tuple[int, int]], cuts: Sequence[int]) -> list[int]:

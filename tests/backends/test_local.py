@@ -268,7 +268,7 @@ def test_chat_template(model_of, tmp_path):
 
 
 def test_a_chat_template_speaks_and_the_user_cant_speak_for_it(model_of):
-    from stepmark.backends.local.text import prompt_ids
+    from stepmark.encoding import prompt_ids
 
     tokenizer = load_tokenizer(model_of("qwen2"))
     tokenizer.chat_template = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "

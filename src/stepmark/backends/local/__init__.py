@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stepmark.encoding import prompt_ids
 from stepmark.errors import ConfigError
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
@@ -52,7 +53,7 @@ class LocalBackend:
         from stepmark.backends.local.cohort import Row, Trunk
         from stepmark.backends.local.draw import key
         from stepmark.backends.local.engine import Draws
-        from stepmark.backends.local.text import Reader, group, prompt_ids
+        from stepmark.backends.local.text import Reader, group
 
         engine, tokenizer = self._load()
         ids = [prompt_ids(tokenizer, prompt, self.chat_template) for prompt in prompts]
@@ -91,7 +92,6 @@ class LocalBackend:
     def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
         """Per text, the probability that it goes on with each choice, given that it goes on with one of them."""
         from stepmark.backends.local.choices import probabilities
-        from stepmark.backends.local.text import prompt_ids
 
         engine, tokenizer = self._load()
         ways = [tuple(tokenizer(c, add_special_tokens=False)["input_ids"]) for c in choices]

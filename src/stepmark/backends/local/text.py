@@ -1,7 +1,6 @@
-"""Prompts to token ids, tokens back to text, and stop strings.
+"""Prompts that share their beginnings, tokens back to text, and stop strings.
 
-Ids are exactly the tokenizer's own for `context + prefix` (encoding.token_ids), so sampling sees what training
-saw. Prompts whose ids begin another prompt's ids become slices of its trunk: that is decided on ids, never on
+Prompts whose ids begin another prompt's ids become slices of its trunk: that is decided on ids, never on
 text, so a tokenizer that merges across the end of a step costs speed and never correctness.
 """
 
@@ -13,51 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stepmark.encoding import token_ids
-from stepmark.errors import BackendError
-from stepmark.types import Prompt
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SLOT = "stepmark-question"  # stands for the question while a chat template is taken apart
 TAIL = 4  # prompt tokens decoded before a continuation: some tokenizers drop the space that opens a text
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> tuple[int, ...]:
-    """The ids to continue. With `chat`, the context is the user's turn and the prefix opens the assistant's.
-
-    Raises BackendError when there is nothing to continue, or no chat template."""
-    if not chat:
-        ids = token_ids(tokenizer, prompt.text)[0]
-        if not ids:
-            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-            if start is None:
-                raise BackendError(f"prompt {prompt.id!r} is empty and the tokenizer has no token to begin with.")
-            ids = [int(start)]
-        return tuple(ids)
-    if not tokenizer.chat_template:
-        raise BackendError("chat_template=True, but the checkpoint's tokenizer has no template. Leave the option off.")
-
-    def opened(content: str) -> str:
-        turn = [{"role": "user", "content": content}]
-        text: Any = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return str(text)
-
-    def ids_of(text: str, literal: bool) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"])
-
-    # The template writes its own special tokens, BOS included; what it says around the question is its alone.
-    before, found, after = opened(SLOT).partition(SLOT)
-    if not found:
-        raise BackendError("the checkpoint's chat template leaves out what the user says: it can't carry a question.")
-    special = set(tokenizer.all_special_ids)
-    own = ids_of(before, False), ids_of(after, False)
-    joint = ids_of(opened(prompt.context) + prompt.prefix, False)
-    if sum(i in special for i in joint) == sum(i in special for part in own for i in part):
-        return tuple(joint)
-    # The question or the solution has special tokens in its text: there they are nothing but characters.
-    return (*own[0], *ids_of(prompt.context.strip(), True), *own[1], *ids_of(prompt.prefix, True))
 
 
 def group(ids: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
