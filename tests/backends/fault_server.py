@@ -75,6 +75,7 @@ class Server:
     open: int = 0  # requests under way
     peak: int = 0
     dropped: int = 0  # requests whose client went away
+    deck: list = field(default_factory=list)
 
     def __enter__(self):
         self.rng = random.Random(self.seed)
@@ -151,7 +152,7 @@ class Server:
         if self.faults:
             fault = self.faults.pop(0)
         else:
-            fault = self.rng.choice(self.chance_of) if self.rng.random() < self.rate else ""
+            fault = self._by_chance() if self.rng.random() < self.rate else ""
         await asyncio.sleep(self.delay)
         status, reply = self._reply(body, text, chat, fault)
         if status[0] != 200:
@@ -197,12 +198,18 @@ class Server:
         await writer.drain()
         return True
 
+    def _by_chance(self):
+        if not self.deck:  # every kind comes before any comes again
+            self.deck = self.rng.sample(self.chance_of, len(self.chance_of))
+        return self.deck.pop()
+
     # ---- what it says ----
 
     def _reply(self, body, text, chat, fault):
         refused = [p for p in self.refuses if p in body]
         if refused:
-            return (400, {}), json.dumps({"error": {"message": f"Unrecognized request argument: {refused[0]}"}})
+            hint = ". Use 'max_completion_tokens' instead." * (refused[0] == "max_tokens")
+            return (400, {}), json.dumps({"error": {"message": f"Unrecognized request argument: {refused[0]}{hint}"}})
         if self.models and len(self.models) > 1 and body["model"] not in self.models:
             return (404, {}), json.dumps({"error": {"message": f"The model `{body['model']}` does not exist"}})
         if self.status:

@@ -20,7 +20,8 @@ _CONTEXT = re.compile(
     r"context[ _-]?(?:length|size|window)|maximum (?:model|allowed|sequence) length|maximum input length", re.I
 )
 _LIMIT = re.compile(
-    r"(?:context|model|allowed|sequence|input)[ _-]?(?:length|size|window)[^0-9.]{0,16}(\d+)|\"n_ctx\": *(\d+)", re.I
+    r"(?:context|model|allowed|sequence|maximum input)[ _-]?(?:length|size|window)[^0-9.]{0,16}(\d+)|\"n_ctx\": *(\d+)",
+    re.I,
 )
 
 
