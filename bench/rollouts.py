@@ -21,7 +21,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import shlex
 import sys
@@ -32,13 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from measure import alone, machine
 from stepmark.backends.local import LocalBackend
 from stepmark.steps import split
 from stepmark.types import Prompt, SamplingParams
-
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 @dataclass(frozen=True)
@@ -218,28 +214,6 @@ def flops_per_token(model: str, mean_length: float) -> float:
     return 2.0 * met + 4.0 * config.num_hidden_layers * heads * mean_length
 
 
-def alone(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of `function` in a fresh process: nothing that one contender leaves behind helps or harms another."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_tell, args=(there, function, args))
-    process.start()
-    there.close()
-    try:
-        result = here.recv()
-    except EOFError:
-        process.join()
-        raise SystemExit(
-            f"{function.__name__} ended with exit status {process.exitcode}; its last words are above."
-        ) from None
-    process.join()
-    return result
-
-
-def _tell(there: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    there.send(function(*args))
-
-
 def prepare(
     place: Path, solutions: int, kv_heads: int, demonstrations: int, seed: int
 ) -> tuple[str, list[tuple[str, str]]]:
@@ -338,12 +312,7 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
         )
     result = {
         "command": shlex.join(["python", "bench/rollouts.py", *sys.argv[1:]]),
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            **_versions(),
-        },
+        "machine": machine(),
         "load_average": [round(x, 1) for x in os.getloadavg()],  # above 1 or 2, others were computing too
         "seed": a.seed,
         "dtype": a.dtype,
@@ -375,20 +344,6 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(x.split(":")[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers")}
 
 
 if __name__ == "__main__":

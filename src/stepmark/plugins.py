@@ -23,15 +23,15 @@ from typing import Any
 
 from stepmark.errors import ConfigError, UnknownName
 
-# role -> (the folder its files lie in, the method that marks its class)
+# role -> (the folder its files lie in, the methods any of which marks its class)
 ROLES = {
-    "task": ("tasks", "load"),
-    "grader": ("graders", "grade"),
-    "backend": ("backends", "sample"),
-    "labeler": ("labelers", "label"),
-    "verifier": ("verifiers", "verify"),
-    "format": ("formats", "read"),
-    "executor": ("executors", "map"),
+    "task": ("tasks", ("load",)),
+    "grader": ("graders", ("grade",)),
+    "backend": ("backends", ("sample",)),
+    "labeler": ("labelers", ("label",)),
+    "verifier": ("verifiers", ("verify",)),
+    "format": ("formats", ("read", "write")),
+    "executor": ("executors", ("map",)),
 }
 
 USER = "stepmark_user_"  # begins the module name of every user's file
@@ -46,7 +46,7 @@ def names(role: str) -> list[str]:
 
 def find(role: str, name: str) -> type[Any]:
     """The plug-in's class. Raises UnknownName, or ConfigError when a user's file has no class for the role."""
-    folder, method = ROLES[role]
+    folder, methods = ROLES[role]
     if name.endswith(".py") or "/" in name:
         module = _from_path(role, Path(name))
     elif name in names(role):
@@ -59,11 +59,12 @@ def find(role: str, name: str) -> type[Any]:
         if inspect.isclass(c)
         and c.__module__ == module.__name__
         and not c.__name__.startswith("_")
-        and callable(getattr(c, method, None))
+        and any(callable(getattr(c, method, None)) for method in methods)
     ]
     if len(found) != 1:
         got = ", ".join(c.__name__ for c in found) or "none"
-        raise ConfigError(f"{name}: a {role} file defines one public class with a method `{method}`; found {got}.")
+        ways = "` or `".join(methods)
+        raise ConfigError(f"{name}: a {role} file defines one public class with a method `{ways}`; found {got}.")
     return found[0]
 
 

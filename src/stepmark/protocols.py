@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from stepmark.types import (
     Grade,
@@ -85,7 +85,7 @@ class Tools:
 
 @runtime_checkable
 class Labeler(Protocol):
-    """Labels every step of solutions without a human. A class attribute `uses` names what it needs of
+    """Labels every step of solutions without a human. An attribute `uses` names what it needs of
     "completer", "judge" and "references" (Unlabelled.references), so that a missing one is found before the work."""
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
@@ -109,6 +109,17 @@ class Format(Protocol):
     def read(self, path: Place) -> Iterator[Imported | Quarantined]:
         """The file's problems with their solutions, and the rows that can't be used, in the file's order.
         Raises DataError when there is no such file."""
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """A format that labelled solutions can be written in. One file may be both this and a Format."""
+
+    def write(
+        self, rows: Iterable[tuple[Problem, LabelledSolution]], path: Place, estimate: Literal["hard", "soft"]
+    ) -> None:
+        """All rows, whole or not at all; every step has a label. Holds one row at a time in memory."""
         ...
 
 

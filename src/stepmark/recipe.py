@@ -120,7 +120,15 @@ class Labeler(_Plugin):
 
 
 class Format(_Plugin):
+    """How a file of solutions is read."""
+
     role = "format"
+
+    @model_validator(mode="after")
+    def _reads(self) -> Format:
+        if not hasattr(plugins.find("format", self.name), "read"):
+            raise ValueError(f"the format {self.name} can be written, but not read")
+        return self
 
 
 class Backend(_Plugin):

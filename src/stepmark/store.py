@@ -276,14 +276,22 @@ class RunDir:
 
 
 def write_text(path: Place, text: str) -> Path:
-    """Writes UTF-8 beside `path` and renames it into place: a reader finds the old file or the new, never a part.
-    Lone surrogates, which UTF-8 can't hold, are written as backslash escapes."""
+    """Writes UTF-8, whole or not at all; lone surrogates, which UTF-8 can't hold, as backslash escapes."""
+    with replacing_file(path) as file:
+        file.write(text)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Place) -> Iterator[io.TextIOWrapper]:
+    """A text file beside `path` that is renamed into its place when the block ends well, and gone when it does not:
+    a reader finds the old file or the new, never a part. Lone surrogates are written as backslash escapes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
+        with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -291,7 +299,6 @@ def write_text(path: Place, text: str) -> Path:
         beside.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
-    return path
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import typer
 from stepmark.cli import parameters as p
 from stepmark.cli.app import app
 from stepmark.cli.terminal import Show, end
-from stepmark.errors import ConfigError
+from stepmark.errors import ConfigError, DataError
 
 
 @app.command()
@@ -199,6 +199,34 @@ def label(
             progress=show,
         )
     end(done, json, bad)
+
+
+@app.command()
+def export(
+    labels: Annotated[Path, typer.Option(help="JSONL of labelled solutions.")],
+    out: p.Out,
+    task: p.TaskName = "arithmetic",
+    task_option: p.TaskOptions = None,
+    split: p.Split = "train",
+    format: Annotated[str, typer.Option(help="A format's name, or the path of your own.")] = "stepwise",
+    soft: Annotated[bool, typer.Option("--soft", help="Shares of correct rollouts instead of true and false.")] = False,
+    json: p.AsJson = False,
+) -> None:
+    """Write step labels as other programs read them.
+
+    \b
+    Example:
+      stepmark export --task arithmetic --split train --labels labels.jsonl --out rows.jsonl
+    """
+    from stepmark.export import export as stage
+    from stepmark.store import Records
+    from stepmark.types import LabelledSolution
+
+    found, bad, _ = p.load(task, task_option, split)
+    if not labels.is_file():
+        raise DataError(f"no file {labels} (working directory: {Path.cwd()}).")
+    records = Records(labels, LabelledSolution)
+    end(stage(records, found, out, format=format, estimate="soft" if soft else "hard"), json, bad)
 
 
 @app.command()

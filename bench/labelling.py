@@ -1,0 +1,387 @@
+"""What step labels cost: Stepmark's ways of labelling against transformers' `generate`, and how good they are.
+
+One run, one generator that is its own completer, one set of its solutions to the arithmetic task, N rollouts a step:
+- Stepmark's `label` stage, ledger included: all N rollouts, stopping at the first correct one, stopping when a soft
+  label is known to 0.1, and searching for the first error by halves;
+- `generate`, one call for each prefix with num_return_sequences=N: what public tools do;
+- `generate` as a careful user would run it: prefixes sorted by length, left padded, in the batch size that a short
+  trial found fastest;
+- the algorithm of distilabel's MathShepherdCompleter, restated: N completions written out in *one* generation for each
+  prefix, 50 prefixes a batch. A small model does not know that format, so this counts time and tokens and no labels.
+
+Each contender runs in a process of its own with one thread, after a warm-up. Seconds are processor seconds, because
+the machine may be shared; wall seconds stand beside them. `generate` labels an evenly spaced part of the solutions:
+rates per labelled step are compared. Grading is in everybody's time.
+
+    python bench/labelling.py                    # trains the generator of recipes/demo.yaml first: some minutes
+    python bench/labelling.py --model runs/demo/generator
+
+The last line printed is one line of JSON; it is also written to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from measure import alone, machine
+from stepmark import evidence, plugins
+from stepmark.executors.serial import SerialExecutor
+from stepmark.graders.numeric import Numeric
+from stepmark.label import label, ledgers
+from stepmark.ledger import spent_in
+from stepmark.prompts import Template
+from stepmark.protocols import Tools
+from stepmark.recipe import load
+from stepmark.sample import solution
+from stepmark.store import Records, RunDir
+from stepmark.types import Finish, LabelledSolution, Problem, Prompt, Rollout, SamplingParams, Solution, StepLabel
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
+Pair = tuple[Problem, Solution]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every contender gets."""
+
+    model: str  # checkpoint directory of the generator, which is the completer too
+    pairs: tuple[Pair, ...]
+    n: int  # rollouts for each step
+    max_tokens: int
+    seed: int
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(max_tokens=self.max_tokens, seed=self.seed)
+
+    @property
+    def steps(self) -> int:
+        return sum(len(s.spans) for _, s in self.pairs)
+
+    def tools(self) -> Tools:
+        completer = plugins.load("backend", "local", path=self.model, device="cpu")
+        return Tools(Numeric(), Template(), self.params, completer)
+
+    def prefixes(self) -> list[evidence.Prefix]:
+        return [evidence.Prefix(p, s, i) for p, s in self.pairs for i in range(len(s.spans)) if not evidence.ends(s, i)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one contender did."""
+
+    steps: int  # labelled, or that would be
+    rollouts: int
+    tokens: int  # generated
+    wall: float  # seconds
+    cpu: float  # seconds of processor time
+    labels: dict[str, StepLabel]  # "<solution>@<step>" -> label; empty where none were made
+    note: str = ""
+
+
+def ours(work: Work, labeler: str, options: dict[str, object]) -> Result:
+    """Stepmark's label stage."""
+    tools = work.tools()
+    assert tools.completer is not None
+    first = work.pairs[0]
+    list(tools.completer.sample([Prompt("warm", tools.context(first[0]), n=8)], tools.params))
+    with tempfile.TemporaryDirectory() as place:
+        out = Records(Path(place) / "labels.jsonl", LabelledSolution)
+        books = ledgers(Path(place) / "rollouts", tools)
+        wall, cpu = time.perf_counter(), time.process_time()
+        with out:
+            label(
+                work.pairs,
+                plugins.load("labeler", labeler, **options),
+                tools,
+                out,
+                ledgers=books,
+                executor=SerialExecutor(),
+            )
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        spent = spent_in(Path(place) / "rollouts")
+        labels = {f"{x.key}@{i}": one for x in out for i, one in enumerate(x.labels)}
+    return Result(work.steps, spent.rollouts, spent.tokens, wall, cpu, labels)
+
+
+def per_prefix(work: Work) -> Result:
+    """`generate`, a call for each prefix."""
+    return _generate(work, 1, "one call for each prefix")
+
+
+def batched(work: Work) -> Result:
+    """`generate`, in the fastest of some batch sizes."""
+    run = _Generate(work)
+    prefixes = work.prefixes()
+    trial = prefixes[:: max(1, len(prefixes) // 64)][:64]
+    run(trial[:4], 4)
+    tried = {}
+    for batch in (4, 8, 16, 32, 64):
+        began = time.process_time()
+        rollouts = run(trial, batch)
+        tried[batch] = sum(r.tokens for r in rollouts) / (time.process_time() - began)
+    best = max(tried, key=lambda b: tried[b])
+    shown = ", ".join(f"{b} {rate:,.0f}" for b, rate in tried.items())
+    return _generate(work, best, f"{best} prefixes a batch; tokens/s tried: {shown}", run)
+
+
+def one_text(work: Work, tokens_each: float) -> Result:
+    """distilabel's algorithm: one text for each prefix, as long as N completions."""
+    run = _Generate(work)
+    prefixes = work.prefixes()
+    length = round(work.n * tokens_each)
+    run(prefixes[:2], 2)
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = sum(r.tokens for r in run(prefixes, 50, n=1, exactly=length))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Result(work.steps, len(prefixes), tokens, wall, cpu, {}, f"{length} tokens in one text; no labels")
+
+
+class _Generate:
+    """transformers' `generate` on step prefixes."""
+
+    def __init__(self, work: Work) -> None:
+        from stepmark.checkpoints import load_model, load_tokenizer
+
+        self.work = work
+        self.model = load_model(work.model, dtype="float32", device="cpu", attention=None)
+        self.tokenizer = load_tokenizer(work.model)
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    def __call__(self, prefixes: Sequence[evidence.Prefix], batch: int, n: int = 0, exactly: int = 0) -> list[Rollout]:
+        tokenizer, context, rollouts = self.tokenizer, Template(), []
+        texts = [(p.name, context(p.problem) + p.text) for p in prefixes]
+        by_length = sorted(texts, key=lambda x: len(tokenizer(x[1])["input_ids"])) if batch > 1 else texts
+        n = n or self.work.n
+        for start in range(0, len(by_length), batch):
+            part = by_length[start : start + batch]
+            inputs = tokenizer([text for _, text in part], return_tensors="pt", padding=True)
+            width = inputs["input_ids"].shape[1]
+            limit = {"max_new_tokens": exactly, "min_new_tokens": exactly} if exactly else {}
+            room = self.model.config.max_position_embeddings - width
+            out = self.model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=n,
+                pad_token_id=tokenizer.pad_token_id,
+                **(limit or {"max_new_tokens": min(self.work.max_tokens, room)}),
+            )
+            for i, row in enumerate(out[:, width:].tolist()):
+                ended = tokenizer.eos_token_id in row and not exactly
+                ids = row[: row.index(tokenizer.eos_token_id)] if ended else row
+                text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                finish = Finish.STOP if ended else Finish.LENGTH
+                rollouts.append(Rollout(part[i // n][0], i % n, text, finish, len(ids) + ended))
+        return rollouts
+
+
+def _generate(work: Work, batch: int, note: str, run: _Generate | None = None) -> Result:
+    run = run or _Generate(work)
+    tools, prefixes = work.tools(), work.prefixes()
+    run(prefixes[:2], 2)
+    wall, cpu = time.perf_counter(), time.process_time()
+    rollouts = run(prefixes, batch)
+    labels = {p.name: StepLabel(0, 0) for p in prefixes}
+    by_name = {p.name: p for p in prefixes}
+    for r in rollouts:
+        labels[r.prompt_id] = evidence.add(labels[r.prompt_id], r, by_name[r.prompt_id], tools)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Result(work.steps, len(rollouts), sum(r.tokens for r in rollouts), wall, cpu, labels, note)
+
+
+# ---- what the labels are worth ----
+
+
+def agreement(a: dict[str, StepLabel], b: dict[str, StepLabel]) -> tuple[float, int]:
+    """The share of the steps that both drew rollouts for whose hard labels agree, and how many steps that is."""
+    both = [k for k in a.keys() & b.keys() if a[k].known and b[k].known and "outcome" not in (a[k].source, b[k].source)]
+    return sum(a[k].hard == b[k].hard for k in both) / len(both), len(both)
+
+
+def located(pairs: Sequence[Pair], labels: dict[str, StepLabel], truth: dict[str, int | None]) -> tuple[int, float]:
+    """Of the solutions whose answer is wrong: in how many the first label 0 is found, and in what share of all of
+    them it stands at the first step that the oracle calls wrong."""
+    found = right = wrong = 0
+    for _, s in pairs:
+        mine = [labels[f"{s.id}@{i}"] for i in range(len(s.spans))]
+        if mine and mine[-1].source == "outcome" and mine[-1].known and not mine[-1].correct:
+            wrong += 1
+            at = next((i for i, x in enumerate(mine) if x.known and not x.hard), None)
+            found += at is not None
+            right += at is not None and at == truth[s.id]
+    return found, right / max(1, wrong)
+
+
+def accuracy(pairs: Sequence[Pair], labels: dict[str, StepLabel], oracle: Callable[..., Sequence[bool]]) -> float:
+    """The share of the steps with a label whose hard label is the oracle's; last steps, known for free, left out."""
+    hits = total = 0
+    for p, s in pairs:
+        for i, right in enumerate(oracle(p, s)):
+            x = labels.get(f"{s.id}@{i}")
+            if x is not None and x.known and x.source != "outcome":
+                hits, total = hits + (x.hard == float(right)), total + 1
+    return hits / max(1, total)
+
+
+# ---- one run ----
+
+
+def prepare(place: Path, model: str | None, count: int, max_tokens: int, seed: int) -> tuple[str, tuple[Pair, ...]]:
+    """A generator, by default the demo's, and a solution of its own to each of `count` problems."""
+    from stepmark.pipeline import Run
+
+    recipe = load(RECIPE, [f"seed={seed}", "workers=1"])
+    with RunDir(place / "run").open(recipe.resolved()) as directory:
+        run = Run(recipe, directory)
+        if model is None:
+            run.generator()
+            model = run.on.model_path("generator")
+        task = run.on.task
+    assert task is not None
+    problems = task.load("test", count).problems
+    completer = plugins.load("backend", "local", path=model, device="cpu")
+    prompts = [Prompt(p.id, Template()(p)) for p in problems]
+    by_id = {p.id: p for p in problems}
+    made = [solution(r, "line") for r in completer.sample(prompts, SamplingParams(max_tokens=max_tokens, seed=seed))]
+    return model, tuple((by_id[s.problem_id], s) for s in sorted(made, key=lambda s: s.problem_id))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="checkpoint directory; the demo's generator is trained without it")
+    parser.add_argument("--count", type=int, default=500, help="solutions (500)")
+    parser.add_argument("--n", type=int, default=8, help="rollouts for each step (8)")
+    parser.add_argument("--max-tokens", type=int, default=120)
+    parser.add_argument("--generate-solutions", type=int, default=100, help="solutions for generate (100)")
+    parser.add_argument("--seed", type=int, default=21)
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "labelling.json"))
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        model, pairs = alone(prepare, Path(scratch), a.model, a.count, a.max_tokens, a.seed)
+        found = contend(a, model, pairs)
+    show(a, pairs, found)
+
+
+def contend(a: argparse.Namespace, model: str, pairs: tuple[Pair, ...]) -> dict[str, Result]:
+    whole = Work(model, pairs, a.n, a.max_tokens, a.seed)
+    part = Work(model, pairs[:: max(1, len(pairs) // a.generate_solutions)], a.n, a.max_tokens, a.seed)
+    other = Work(model, pairs, a.n, a.max_tokens, a.seed + 1)
+    n = {"rollouts": a.n}
+    found = {"stepmark, all N": alone(ours, whole, "monte_carlo", n)}
+    found["stepmark, early stop"] = alone(ours, whole, "monte_carlo", n | {"early_stop": True})
+    found["stepmark, precision 0.1"] = alone(ours, whole, "monte_carlo", {"precision": 0.1})
+    found["stepmark, binary search"] = alone(ours, whole, "first_error", n)
+    found["stepmark, all N, again"] = alone(ours, other, "monte_carlo", n)
+    found["generate, per prefix"] = alone(per_prefix, part)
+    found["generate, batched"] = alone(batched, part)
+    every = found["stepmark, all N"]
+    found["distilabel's, restated"] = alone(one_text, part, every.tokens / every.rollouts)
+    return found
+
+
+def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result]) -> None:
+    recipe = load(RECIPE, [f"seed={a.seed}"])
+    assert recipe.task is not None
+    oracle = recipe.task.load(seed=a.seed).judge_steps
+    flags = {s.id: list(oracle(p, s)) for p, s in pairs}
+    truth = {id: f.index(False) if False in f else None for id, f in flags.items()}
+    print(f"{len(pairs)} solutions, {sum(len(s.spans) for _, s in pairs)} steps, N = {a.n}, seed {a.seed}")
+    print(f"{'':26}{'ms/step cpu':>12}{'ms/step wall':>13}{'rollouts/step':>14}{'tokens/step':>12}{'accuracy':>9}")
+    for name, r in found.items():
+        judged = f"{accuracy(pairs, r.labels, oracle):9.1%}" if r.labels else " " * 9
+        print(
+            f"{name:26}{1000 * r.cpu / r.steps:>12.2f}{1000 * r.wall / r.steps:>13.2f}"
+            f"{r.rollouts / r.steps:>14.2f}{r.tokens / r.steps:>12.1f}{judged}  {r.note}"
+        )
+    fast, every, again = (found[f"stepmark, {k}"] for k in ("early stop", "all N", "all N, again"))
+    slow, careful = found["generate, per prefix"], found["generate, batched"]
+    cost = {name: r.cpu / r.steps for name, r in found.items()}
+    match, steps = agreement(fast.labels, slow.labels)
+    match_batched, _ = agreement(fast.labels, careful.labels)
+    own, _ = agreement(fast.labels, again.labels)
+    error = (own * (1 - own) / steps) ** 0.5
+    halves = found["stepmark, binary search"]
+    wrong = [pair for pair in pairs if truth_is_wrong(every.labels, pair[1])]
+    spent = {
+        name: sum(drawn(found[name].labels, s) for _, s in wrong) / max(1, located(pairs, found[name].labels, truth)[0])
+        for name in ("stepmark, binary search", "stepmark, all N", "stepmark, early stop")
+    }
+    accuracies = {name: located(pairs, found[name].labels, truth)[1] for name in spent}
+    print(f"hard labels agree with generate's on {match:.1%} of {steps} steps (batched: {match_batched:.1%}); two of ")
+    print(f"Stepmark's own runs with different seeds on {own:.1%}, standard error {error:.1%}")
+    print(f"{len(wrong)} wrong solutions; rollouts for each located error, share located at the oracle's step:")
+    for name in spent:
+        print(f"{name:26}{spent[name]:>12.1f}{accuracies[name]:>13.1%}")
+    result = {
+        "command": shlex.join(["python", "bench/labelling.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "load_average": [round(x, 1) for x in os.getloadavg()],
+        "seed": a.seed,
+        "solutions": len(pairs),
+        "n": a.n,
+        "speedup_vs_generate_per_prefix": round(cost["generate, per prefix"] / cost["stepmark, early stop"], 1),
+        "speedup_vs_generate_batched": round(cost["generate, batched"] / cost["stepmark, early stop"], 1),
+        "speedup_all_n_vs_generate_per_prefix": round(cost["generate, per prefix"] / cost["stepmark, all N"], 1),
+        "speedup_all_n_vs_generate_batched": round(cost["generate, batched"] / cost["stepmark, all N"], 1),
+        "speedup_vs_distilabel_restated": round(cost["distilabel's, restated"] / cost["stepmark, early stop"], 1),
+        "hard_label_agreement": round(match, 4),
+        "hard_label_agreement_of_two_seeds": round(own, 4),
+        "hard_label_agreement_standard_error": round(error, 4),
+        "binary_search_rollout_ratio": round(spent["stepmark, binary search"] / spent["stepmark, all N"], 3),
+        "binary_search_rollout_ratio_vs_early_stop": round(
+            spent["stepmark, binary search"] / spent["stepmark, early stop"], 3
+        ),
+        "binary_search_accuracy": round(accuracies["stepmark, binary search"], 4),
+        "exhaustive_accuracy": round(accuracies["stepmark, all N"], 4),
+        "wrong_solutions": len(wrong),
+        "contenders": {
+            name: {
+                "steps": r.steps,
+                "rollouts": r.rollouts,
+                "tokens": r.tokens,
+                "wall_seconds": round(r.wall, 2),
+                "cpu_seconds": round(r.cpu, 2),
+                "label_accuracy": round(accuracy(pairs, r.labels, oracle), 4) if r.labels else None,
+                "note": r.note,
+            }
+            for name, r in found.items()
+        },
+        "search_rollouts": halves.rollouts,
+    }
+    out = Path(a.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+def truth_is_wrong(labels: dict[str, StepLabel], s: Solution) -> bool:
+    """Whether a solution ended in a wrong answer, which a labeller knows for free."""
+    last = labels.get(f"{s.id}@{len(s.spans) - 1}")
+    return last is not None and last.source == "outcome" and last.known and not last.correct
+
+
+def drawn(labels: dict[str, StepLabel], s: Solution) -> int:
+    """Rollouts behind the labels of a solution."""
+    mine = (labels[f"{s.id}@{i}"] for i in range(len(s.spans)))
+    return sum(
+        x.gradable + x.truncated + x.ungradable + x.failed for x in mine if x.source != "outcome" and not x.inferred
+    )
+
+
+if __name__ == "__main__":
+    main()
