@@ -43,12 +43,23 @@ class Spent:
     money: float = 0.0  # in the unit of the backend's price
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        return Spent(
+            self.rollouts + other.rollouts,
+            self.failed + other.failed,
+            self.prompt_tokens + other.prompt_tokens,
+            self.tokens + other.tokens,
+            self.money + other.money,
+        )
 
     def and_of(self, finish: str, prompt_tokens: int, tokens: int, price: tuple[float, float]) -> Spent:
         """With one more rollout. `price` is per million prompt tokens and per million generated ones."""
-        money = (prompt_tokens * price[0] + tokens * price[1]) / 1e6
-        return self + Spent(1, int(finish == Finish.FAILED), prompt_tokens, tokens, money)
+        return Spent(
+            self.rollouts + 1,
+            self.failed + (finish == Finish.FAILED),
+            self.prompt_tokens + prompt_tokens,
+            self.tokens + tokens,
+            self.money + (prompt_tokens * price[0] + tokens * price[1]) / 1e6,
+        )
 
 
 @dataclass(frozen=True, slots=True)
