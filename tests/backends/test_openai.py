@@ -625,7 +625,7 @@ def test_labelling_survives_kills_and_pays_twice_only_for_what_was_in_flight(
     good = sum(r.finish is Finish.STOP for r in rollouts)
     assert good + sum(r.finish is Finish.FAILED for r in rollouts) == len(rollouts)
     # 4 requests of 3 rollouts could be under way at each kill.
-        assert good <= server.served <= good + kills * 4 * 3
+    assert good <= server.served <= good + kills * 4 * 3
     assert set(fault_server.FAULTS) <= set(server.counts)
 
     labels = [x for found in Records(tmp_path / "labels.jsonl", LabelledSolution) for x in found.labels[:-1]]
