@@ -157,11 +157,15 @@ class Ledger:
                         if wanted:
                             found.setdefault(prompt, []).append(decode(fields))
                         spent = spent.and_of(fields["finish"], fields["prompt_tokens"], fields["tokens"], self.price)
-                    except (ValueError, TypeError, KeyError) as e:
-                        raise DataError(f"{self.path}, line {number}: not a rollout: {e}. Delete this line.") from e
+                    except (ValueError, TypeError, KeyError, AttributeError) as e:
+                        why = f"{type(e).__name__}: {e}"
+                        raise DataError(f"{self.path}, line {number}: not a rollout: {why}. Delete this line.") from e
         if failed:
             self._rewrite(failed)
         store.write_text(self._sums, json.dumps(asdict(spent)) + "\n")
+        for prompt, rollouts in found.items():
+            if len({r.index for r in rollouts}) < len(rollouts):  # another sitting was still ending as this one began
+                found[prompt] = list({r.index: r for r in rollouts}.values())
         return found
 
     def add(self, rollouts: Sequence[Rollout]) -> None:
@@ -199,7 +203,9 @@ class Ledger:
     def _rewrite(self, without: Container[str]) -> None:
         beside = self.path.with_suffix(".new")
         with beside.open("wb") as file:
-            file.writelines(store.encode(r) for r in self.records if r.key not in without)
+            file.writelines(
+                store.encode(r) for r in self.records if r.finish is not Finish.FAILED or r.key not in without
+            )
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.path)
@@ -248,12 +254,15 @@ class Recorded:
         for part in [todo] if self.budget is None else _slices(todo, SLICE):
             self._check()
             fresh: list[Rollout] = []
-            for rollout in self.backend.sample(part, params) if part else ():
-                fresh.append(rollout)
-                if len(fresh) >= (1 if getattr(self.backend, "remote", False) else AT_ONCE):
-                    yield from self._kept(fresh)
-                    fresh = []
-            yield from self._kept(fresh)
+            try:
+                for rollout in self.backend.sample(part, params) if part else ():
+                    fresh.append(rollout)
+                    if len(fresh) >= (1 if getattr(self.backend, "remote", False) else AT_ONCE):
+                        kept, fresh = self._kept(fresh), []
+                        yield from kept
+            finally:  # a backend that breaks, or a reader that stops, loses nothing that came before
+                self._kept(fresh)
+            yield from fresh
 
     def _kept(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
         if rollouts:

@@ -93,10 +93,10 @@ def sample(
         watch=seen.watch,
     )
     count = truncated = tokens = 0
-    for solution in out:
+    for s in out:
         count += 1
-        truncated += solution.finish is Finish.LENGTH
-        tokens += solution.tokens
+        truncated += s.finish is Finish.LENGTH
+        tokens += s.tokens
     return Sampled(len(problems), count, truncated, tokens, failed)
 
 
