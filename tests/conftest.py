@@ -39,6 +39,45 @@ def tiny(tmp_path_factory, problems):
 
 
 @pytest.fixture(scope="session")
+def entailer(tmp_path_factory, problems):
+    """Directory of a tiny BERT with three labels for pairs of texts, random but of strong opinions, that reads 40
+    tokens. Read-only."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    torch.set_num_threads(1)
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    words.train_from_iterator([p.reference for p in problems], trainers.WordLevelTrainer(special_tokens=marks))
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), marks, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=40, **named)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        id2label={0: "contradiction", 1: "Entailment", 2: "neutral"},
+        label2id={"contradiction": 0, "Entailment": 1, "neutral": 2},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(config)
+        for name, weights in model.named_parameters():
+            if weights.dim() > 1:
+                torch.nn.init.normal_(weights, std=3.0 if "classifier" in name else 0.4)
+    path = tmp_path_factory.mktemp("entailer") / "model"
+    checkpoints.save(path, model, tokenizer)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def solve():
     """text -> a solution, split by lines."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import ceil, sqrt
 
 from stepmark.errors import ConfigError
 from stepmark.grading import grade_solution
@@ -109,11 +109,11 @@ def precise(label: StepLabel, precision: float) -> bool:
 
 
 def rollouts_for(precision: float) -> int:
-    """The rollouts after which any soft label is that precise: what one at 1/2 takes."""
-    n = 1
-    while not all(precise(StepLabel(c, n), precision) for c in (n // 2, (n + 1) // 2)):
-        n += 1
-    return n
+    """Rollouts after which any soft label is that precise, whatever the count of correct ones.
+
+    Over all shares the farther end of Wilson's interval is at most Z / (2 sqrt(n)) away (Cauchy-Schwarz), and nearly
+    that far for a share near 1/2."""
+    return ceil((Z / (2 * precision)) ** 2)
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -144,6 +144,18 @@ def grades(units: Sequence[Unlabelled], tools: Tools) -> list[Grade]:
     return [grade_solution(unit.solution, unit.problem, tools.grader) for unit in units]
 
 
+def first_error(labels: Sequence[StepLabel]) -> int | None:
+    """Index of the first step whose hard label is 0; the number of steps where there is none.
+
+    None where it can't be told, because a step before it is unknown."""
+    for i, label in enumerate(labels):
+        if not label.known:
+            return None
+        if not label.correct:
+            return i
+    return len(labels)
+
+
 def named(labels: Mapping[str, StepLabel], source: str) -> dict[str, StepLabel]:
     """The same evidence under another source."""
     return {name: replace(label, source=source) for name, label in labels.items()}
@@ -154,3 +166,10 @@ def need_completer(tools: Tools) -> Backend:
     if tools.completer is None:
         raise ConfigError("this way of labelling draws rollouts and needs a completer: give --model, or a generator.")
     return tools.completer
+
+
+def need_judge(tools: Tools) -> Backend:
+    """The judge. Raises ConfigError without one."""
+    if tools.judge is None:
+        raise ConfigError("this way of labelling asks a model in words and needs a judge: give one, e.g. --judge.")
+    return tools.judge
