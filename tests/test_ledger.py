@@ -24,6 +24,7 @@ from stepmark.graders.numeric import Numeric
 from stepmark.label import label
 from stepmark.labelers.monte_carlo import MonteCarlo
 from stepmark.ledger import Budget, Ledger, Recorded, Spent, parse_budget, spent_in
+from stepmark.outcomes import Limits
 from stepmark.prompts import Template
 from stepmark.protocols import Tools
 from stepmark.sample import sample
@@ -417,6 +418,27 @@ def test_sampling_pays_once_and_tries_what_failed_again(tmp_path, request):
             executor=SerialExecutor(),
             budget=Budget(money=1),
         )
+
+
+def test_too_many_failures_stop_sampling_with_what_came(tmp_path, request):
+    out = Records(tmp_path / "solutions.jsonl", Solution)
+    flaky = Watched(fails=frozenset(f"train-{i}#{j}" for i in range(40) for j in (0, 1)))
+    with pytest.raises(StageError, match=r"\(40%\) were failed, more than the 20% allowed"):
+        sample(
+            sums(request, 40),
+            flaky,
+            out,
+            n=5,
+            context=Template(),
+            params=PARAMS,
+            steps="line",
+            executor=SerialExecutor(),
+            ledger=Ledger(tmp_path / "ledger" / "x.jsonl"),
+            limits=Limits(after=50),
+            rows=10,
+        )
+    assert len(out) == 30
+    assert len(flaky.asked) == 50
 
 
 def test_labelling_goes_on_after_a_budget_and_a_break(tmp_path, request):

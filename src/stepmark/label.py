@@ -199,8 +199,8 @@ class _Seen:
     limits: Limits
     rollouts: Outcomes = field(default_factory=Outcomes)
 
-    def watch(self, labelled: Sequence[LabelledSolution]) -> str | None:
-        self.rollouts += outcomes.of_labels(labelled)
+    def watch(self, labelled: Sequence[LabelledSolution], failed: int) -> str | None:
+        self.rollouts += outcomes.of_labels(labelled) + Outcomes(failed=failed)
         return self.limits.exceeded(self.rollouts)
 
 

@@ -151,8 +151,8 @@ class _Seen:
     limits: Limits
     rollouts: Outcomes = field(default_factory=Outcomes)
 
-    def watch(self, solutions: Sequence[Solution]) -> str | None:
-        self.rollouts += outcomes.of_solutions(solutions)
+    def watch(self, solutions: Sequence[Solution], failed: int) -> str | None:
+        self.rollouts += outcomes.of_solutions(solutions) + Outcomes(failed=failed)
         return self.limits.exceeded(self.rollouts)
 
 

@@ -89,11 +89,12 @@ def run(
     already: int,
     executor: Executor,
     progress: Callable[[Progress], None] | None,
-    watch: Callable[[Sequence[Record]], str | None] | None = None,
+    watch: Callable[[Sequence[Record], int], str | None] | None = None,
 ) -> tuple[Failed, ...]:
     """Appends what `work` makes of `items` to `out` and returns the items that failed.
 
-    `watch` sees each unit's records once they are kept, and ends the stage by giving a reason. `work`, `name` and
+    `watch` sees each unit's records once they are kept, and how many of its items failed; it ends the stage by giving
+    a reason. `work`, `name` and
     `weigh` must be picklable. `weigh` counts the records that an item should give, `size` is how many of them make a
     unit, `already` how many were there before. Raises StageError when nearly all fails, or `watch` says so."""
     began = time.monotonic()
@@ -113,7 +114,7 @@ def run(
             report(Progress(stage, done, total, time.monotonic() - began, note))
             if len(failed) >= PATIENCE and len(failed) > made:
                 break
-            why = watch(result.records) if watch is not None else None  # type: ignore[arg-type]
+            why = watch(result.records, len(result.failed)) if watch is not None else None  # type: ignore[arg-type]
             if why is not None:
                 raise StageError(f"{stage} stopped: {why}\n{_kept(out)}")
     except BackendError as e:
