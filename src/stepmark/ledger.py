@@ -4,7 +4,7 @@ A ledger is a file of rollouts, one line each, to which any number of processes 
 that was killed finds there what it had, and asks for the rest alone. Beside it lies what it all came to:
 
     rollouts/train.jsonl          the rollouts: one outcome each, FAILED ones included
-    rollouts/train.spent.json     Spent, kept up with every line; made anew from the lines when the ledger is opened
+    rollouts/train.spent.json     Spent, never long behind; made anew from the lines when the ledger is opened
 
 `Recorded` puts a ledger between a stage and a backend, and ends the work when a budget is spent.
 """
@@ -28,7 +28,8 @@ from stepmark.store import Records
 from stepmark.types import Finish, Place, Prompt, Rollout, SamplingParams
 
 LIMITS = ("rollouts", "tokens", "money", "hours")
-AT_ONCE = 64  # rollouts of a backend that costs nothing but time that may be lost to a kill
+AT_ONCE = 512  # rollouts of a backend that costs nothing but time that may be lost to a kill
+SUM_EVERY = 0.5  # seconds between two writings of the sums
 SLICE = 64  # rollouts that a backend gets at a time while a budget is watched: as many may be drawn above it
 
 
@@ -118,6 +119,7 @@ class Ledger:
     def __init__(self, path: Place, price: tuple[float, float] = (0.0, 0.0)) -> None:
         self.path, self.price = Path(path), price  # price: per million prompt tokens, per million generated ones
         self._file: io.FileIO | None = None
+        self._new, self._summed = Spent(), 0.0  # added since the sums were written, and when that was
 
     @classmethod
     def of(cls, path: Place, backend: Backend) -> Ledger:
@@ -131,8 +133,8 @@ class Ledger:
 
     @property
     def spent(self) -> Spent:
-        """What the ledger's rollouts came to, as of the last line."""
-        return Spent(**json.loads(self._sums.read_bytes())) if self._sums.exists() else Spent()
+        """What the ledger's rollouts came to; other processes' latest ones may be missing for a moment."""
+        return self._stored + self._new
 
     def open(self, keep: Callable[[str], bool]) -> dict[str, list[Rollout]]:
         """The rollouts of the prompts for which `keep(prompt id)` holds, by prompt id, for a sitting that starts.
@@ -181,12 +183,26 @@ class Ledger:
             except OSError as e:
                 file.truncate(before)
                 raise StageError(f"{self.path} can't be written: {e.strerror}. Make room and start again.") from e
-            spent = self.spent
             for r in rollouts:
-                spent = spent.and_of(r.finish, r.prompt_tokens, r.tokens, self.price)
-            beside = self._sums.with_suffix(".new")
-            beside.write_text(json.dumps(asdict(spent)) + "\n", encoding="utf-8")
-            beside.replace(self._sums)
+                self._new = self._new.and_of(r.finish, r.prompt_tokens, r.tokens, self.price)
+            if time.monotonic() - self._summed > SUM_EVERY:
+                self._sum_up()
+
+    def sum_up(self) -> None:
+        """Brings the sums up to date with what this process has added."""
+        if self._new.rollouts:
+            with self._locked():
+                self._sum_up()
+
+    def _sum_up(self) -> None:
+        beside = self._sums.with_suffix(".new")
+        beside.write_text(json.dumps(asdict(self._stored + self._new)) + "\n", encoding="utf-8")
+        beside.replace(self._sums)
+        self._new, self._summed = Spent(), time.monotonic()
+
+    @property
+    def _stored(self) -> Spent:
+        return Spent(**json.loads(self._sums.read_bytes())) if self._sums.exists() else Spent()
 
     @property
     def _sums(self) -> Path:
@@ -212,13 +228,15 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; the next `add` opens it again."""
-        if getattr(self, "_file", None) is not None:
-            self._file.close()  # type: ignore[union-attr]
+        """Closes the file, all sums written; the next `add` opens it again."""
+        self.sum_up()
+        if self._file is not None:
+            self._file.close()
             self._file = None
 
     def __del__(self) -> None:
-        self.close()
+        if getattr(self, "_file", None) is not None:
+            self._file.close()  # type: ignore[union-attr]
 
     def __getstate__(self) -> tuple[Path, tuple[float, float]]:
         return self.path, self.price
@@ -262,6 +280,7 @@ class Recorded:
                         yield from kept
             finally:  # a backend that breaks, or a reader that stops, loses nothing that came before
                 self._kept(fresh)
+                self.ledger.sum_up()
             yield from fresh
 
     def _kept(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
@@ -273,6 +292,7 @@ class Recorded:
     def _check(self) -> None:
         if self.budget is None:
             return
+        self.ledger.sum_up()
         why = self.budget.over(spent_in(self.ledger.path.parent))
         if why is not None:
             raise BudgetReached(

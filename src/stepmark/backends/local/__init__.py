@@ -56,7 +56,7 @@ class LocalBackend:
         from stepmark.backends.local.text import Reader, group
 
         engine, tokenizer = self._load()
-        ids = [prompt_ids(tokenizer, prompt, self.chat_template) for prompt in prompts]
+        ids = [_ids(tokenizer, prompt.id, prompt.context, prompt.prefix, self.chat_template) for prompt in prompts]
         rows: list[tuple[int, int]] = []  # a row's name is its place here: prompt, index of the rollout
         trunks: list[Trunk] = []
         for longest, members in group([x if len(x) < engine.limit else () for x in ids]):
@@ -104,6 +104,11 @@ class LocalBackend:
         # A checkpoint that was written anew under the same path is another one.
         written = max((f.stat().st_mtime_ns for f in Path(self.path).glob("*.safetensors")), default=0)
         return _loaded(self.path, self.dtype, self.device, self.batch, self.trust_remote_code, written)
+
+
+@lru_cache(maxsize=1 << 13)  # labelling asks for the same prefixes again, wave after wave
+def _ids(tokenizer: PreTrainedTokenizerBase, name: str, context: str, prefix: str, chat: bool) -> tuple[int, ...]:
+    return prompt_ids(tokenizer, Prompt(name, context, prefix), chat)
 
 
 @lru_cache(maxsize=2)
