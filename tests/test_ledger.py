@@ -183,6 +183,9 @@ def test_it_travels_as_its_path(tmp_path):
     made.sum_up()
     assert same(other.spent, made.spent)
     assert same(made.spent, total(made.records, (1.0, 2.0)))
+    made.add([rollout(index=3)])
+    made.open(everything)  # what it had not summed up yet is among the lines
+    assert same(made.spent, total(made.records, (1.0, 2.0)))
 
 
 def test_many_processes_append(tmp_path):

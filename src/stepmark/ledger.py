@@ -165,6 +165,7 @@ class Ledger:
         if failed:
             self._rewrite(failed)
         store.write_text(self._sums, json.dumps(asdict(spent)) + "\n")
+        self._new = Spent()  # it is among the lines
         for prompt, rollouts in found.items():
             if len({r.index for r in rollouts}) < len(rollouts):  # another sitting was still ending as this one began
                 found[prompt] = list({r.index: r for r in rollouts}.values())
