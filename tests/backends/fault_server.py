@@ -66,7 +66,8 @@ class Server:
     logprobs: bool = True
     usage: bool = True
     continues: bool = True  # a begun assistant's turn
-    refuses: tuple = ()  # parameters that it answers 400 to
+    refuses: tuple = ()  # parameters that it refuses, or one value of them: ("top_k", -1)
+    refusal: tuple = (400, "Unrecognized request argument: {}")
     status: tuple = ()  # (status, body, headers) for every completion
     context: int = 10**6  # tokens
     faults: list = field(default_factory=list)  # for the next completions: a fault, "" for none
@@ -206,10 +207,12 @@ class Server:
     # ---- what it says ----
 
     def _reply(self, body, text, chat, fault):
-        refused = [p for p in self.refuses if p in body]
-        if refused:
-            hint = ". Use 'max_completion_tokens' instead." * (refused[0] == "max_tokens")
-            return (400, {}), json.dumps({"error": {"message": f"Unrecognized request argument: {refused[0]}{hint}"}})
+        for p in self.refuses:
+            name, value = p if isinstance(p, tuple) else (p, body.get(p))
+            if name in body and body[name] == value:
+                hint = ". Use 'max_completion_tokens' instead." * (name == "max_tokens")
+                said = self.refusal[1].format(name) + hint
+                return (self.refusal[0], {}), json.dumps({"error": {"message": said}})
         if self.models and len(self.models) > 1 and body["model"] not in self.models:
             return (404, {}), json.dumps({"error": {"message": f"The model `{body['model']}` does not exist"}})
         if self.status:

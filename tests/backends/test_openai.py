@@ -196,15 +196,25 @@ def test_a_server_that_ignores_n_gets_one_request_for_each_rollout(serve):
 
 
 def test_refused_parameters_are_left_out_from_then_on(serve):
-    server = serve(refuses=("n", "top_k", "logprobs", "typical_p"))
+    server = serve(refuses=("n", "top_k", "logprobs", "repeat_penalty"))
     assert len(sample(server, Prompt("p", "q", n=2))) == 2
     for body in asked(server):
-        assert set(probe.NEUTRAL) - set(body) == {"top_k", "typical_p"}
+        assert set(probe.NEUTRAL) - set(body) == {"top_k", "repeat_penalty"}
         assert not {"n", "logprobs"} & set(body)
     # Found out once in a process.
     count = len(server.bodies)
     sample(server)
     assert len(server.bodies) == count + 1
+
+
+def test_a_server_like_llama_cpps_python_one(serve):
+    """It ignores n, has a top_k of 40 that only 0 switches off, and calls its lack of log-probabilities a 500."""
+    server = serve(honours_n=False, refuses=(("top_k", -1),), refusal=(422, "body.top_k: must be 0 or more, not {}"))
+    sample(server, Prompt("p", "q", n=2))
+    assert [(b["top_k"], b.get("n")) for b in asked(server)] == [(0, None)] * 2
+    server = serve(refuses=("logprobs",), refusal=(500, "{} is not supported for models created with logits_all=False"))
+    [r] = sample(server)
+    assert (r.tokens, r.logprob, r.finish) == (2, 0.0, Finish.STOP)
 
 
 def test_one_mishap_at_the_probe_concludes_nothing(serve):
@@ -576,6 +586,16 @@ def test_retry_after_never_trips(value):
             "tokens and your request has 200 input tokens (100 > 256 - 200).",
             256,
         ),
+        (
+            "This model's maximum context length is 163840 tokens. However, you requested 32000 output tokens and your "
+            "prompt contains at least 131841 input tokens, for a total of at least 163841 tokens.",
+            163840,
+        ),
+        (
+            "You passed 12289 input tokens and requested 4096 output tokens. However, the model's context length is "
+            "only 16384 tokens, resulting in a maximum input length of 12288 tokens.",
+            16384,
+        ),
         ("The decoder prompt (length 300) is longer than the maximum model length of 256.", 256),
         ('{"error":{"message":"request exceeds the available context size","n_prompt_tokens":305,"n_ctx":512}}', 512),
         ("Input length (300 tokens) exceeds the maximum allowed length (256 tokens).", 256),
@@ -587,6 +607,21 @@ def test_a_full_context_is_told_in_many_words(body, limit):
     assert replies.too_long(body.encode())
     assert replies.context_limit(body.encode()) == limit
     assert not replies.too_long(b'{"error": "temperature must be a number of at most 2"}')
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("n must be 1", True),
+        ("'n'", True),
+        ("no such option", False),
+        ("line\nline", False),
+        ("top_n", False),
+        ("n\n", True),
+    ],
+)
+def test_an_error_names_a_parameter_or_not(said, named):
+    assert replies.names(json.dumps({"error": said}).encode(), "n") is named
 
 
 @pytest.mark.parametrize(

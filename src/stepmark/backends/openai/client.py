@@ -2,7 +2,7 @@
 
 Tried again: 408, 409, 425, 429, 5xx, broken connections, time-outs, answers that can't be read. The pause doubles
 from one try to the next, with jitter, unless the server asks for another (Retry-After). Never tried again: what will
-be refused again.
+be refused again, a 5xx that speaks of something unsupported among it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Client:
             raise Unusable(f"{answer.url} is not there but at {place}. Give that as the backend's url.", status)
         if status in FATAL or (status == 429 and replies.names(answer.content, "insufficient_quota")):
             raise Unusable(f"{answer.url} answered {status}: {self._said(answer)} {self._advice(status)}", status)
-        if status < 500 and status not in PASSING:
+        if (status < 500 and status not in PASSING) or replies.unsupported(answer.content):
             raise Refused(status, self._without_key(answer.content))
 
     def _advice(self, status: int) -> str:

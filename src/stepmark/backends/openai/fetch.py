@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from stepmark.backends.openai import probe, replies
 from stepmark.backends.openai.client import Client, Refused, Unanswered
-from stepmark.backends.openai.probe import NEUTRAL, Abilities
+from stepmark.backends.openai.probe import Abilities
 from stepmark.backends.openai.replies import Choice, Reply, parse
 from stepmark.backends.openai.stream import Put
 from stepmark.errors import BackendError
@@ -107,7 +107,7 @@ class Fetch:
             "temperature": params.temperature,
             "top_p": params.top_p,
             able.budget: request.max_tokens,
-            **{k: NEUTRAL[k] for k in able.neutral},
+            **dict(able.neutral),
         }
         if prompt.n > 1:
             body["n"] = prompt.n

@@ -16,14 +16,14 @@ from stepmark.errors import BackendError, UnknownName
 
 # Settings that servers have defaults of their own for, or read from the model's generation_config.json: top_k 40,
 # min_p 0.05 and a repetition penalty are common. These values switch them off. vLLM and SGLang know the first three,
-# llama.cpp the others; each ignores or refuses what it does not know.
+# llama.cpp all but the third; each ignores or refuses what it does not know.
 NEUTRAL: dict[str, object] = {
     "top_k": -1,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
     "repeat_penalty": 1.0,
-    "typical_p": 1.0,
 }
+OTHERWISE: dict[str, object] = {"top_k": 0}  # a second way to say it, for servers that refuse the first
 CONTINUE: dict[str, object] = {"add_generation_prompt": False, "continue_final_message": True}
 SHORT, LONG = " apple" * 8, " apple" * 16
 NEW_TURN = 2  # tokens from which on a turn was ended after the prefix, and another begun
@@ -36,7 +36,7 @@ class Abilities:
     n: bool  # several choices for one request
     logprobs: bool  # log-probabilities of the tokens
     usage: bool  # how many tokens there were
-    neutral: tuple[str, ...]  # which of NEUTRAL it takes
+    neutral: tuple[tuple[str, object], ...]  # what it takes of NEUTRAL
     budget: str  # its name for the most tokens of a choice
 
 
@@ -141,7 +141,10 @@ async def _probe(client: Client, model: str, chat: bool) -> Abilities:
             if not refused:
                 raise Unusable(f"{client.url} with model {model!r}: {e}.", e.status) from None
             for k in refused:
-                del optional[k]
+                if k in OTHERWISE and optional[k] != OTHERWISE[k]:
+                    optional[k] = OTHERWISE[k]
+                else:
+                    del optional[k]
             continue
         if "n" in optional and len(reply.choices) != 2 and again:
             again = False  # once may be a mishap
@@ -150,6 +153,6 @@ async def _probe(client: Client, model: str, chat: bool) -> Abilities:
             n="n" in optional and len(reply.choices) == 2,
             logprobs=any(c.tokens is not None for c in reply.choices),
             usage=reply.completion_tokens is not None,
-            neutral=tuple(k for k in NEUTRAL if k in optional),
+            neutral=tuple((k, optional[k]) for k in NEUTRAL if k in optional),
             budget=budget,
         )

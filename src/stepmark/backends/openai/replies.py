@@ -87,7 +87,12 @@ def message(body: bytes) -> str:
 
 def names(body: bytes, parameter: str) -> bool:
     """Whether an error speaks of a parameter."""
-    return re.search(rf"(?<!\w){re.escape(parameter)}(?!\w)", body.decode("utf-8", "replace")) is not None
+    return re.search(rf"(?<![\w\\]){re.escape(parameter)}(?!\w)", body.decode("utf-8", "replace")) is not None
+
+
+def unsupported(body: bytes) -> bool:
+    """Whether an error says that the server lacks something: some servers put that as an error of their own, a 500."""
+    return re.search(rb"not supported|unsupported|not implemented", body, re.I) is not None
 
 
 def too_long(body: bytes) -> bool:
