@@ -108,7 +108,7 @@ def test_without_such_a_name_the_error_lists_the_labels(names):
 
 
 def test_a_label_that_there_is_not_and_a_model_that_is_none(entailer, tmp_path):
-    with pytest.raises(ConfigError, match="no label 7. It has 0: contradiction"):
+    with pytest.raises(ConfigError, match=r"no label 7\. It has 0: contradiction"):
         probabilities(entailer, [("a", "b")], entailment=7)
     with pytest.raises(CheckpointError):
         probabilities(str(tmp_path / "none"), [("a", "b")])
