@@ -59,7 +59,7 @@ def label(
     limits: Limits | None = None,
     executor: Executor,
     progress: Callable[[Progress], None] | None = None,
-    steps: int = 512,
+    steps: int = 2048,
 ) -> Labelled:
     """Labels the solutions that `out` lacks, in batches of about `steps` steps.
 

@@ -258,6 +258,11 @@ class Recorded:
     known: dict[str, Rollout] = field(default_factory=dict)  # by key; new ones join as they come
     budget: Budget | None = None
 
+    @property
+    def remote(self) -> bool:
+        """Whether the backend's rollouts are paid for one by one."""
+        return bool(getattr(self.backend, "remote", False))
+
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """Known rollouts first, then new ones as they come."""
         todo: list[Prompt] = []
@@ -276,7 +281,7 @@ class Recorded:
             try:
                 for rollout in self.backend.sample(part, params) if part else ():
                     fresh.append(rollout)
-                    if len(fresh) >= (1 if getattr(self.backend, "remote", False) else AT_ONCE):
+                    if len(fresh) >= (1 if self.remote else AT_ONCE):
                         kept, fresh = self._kept(fresh), []
                         yield from kept
             finally:  # a backend that breaks, or a reader that stops, loses nothing that came before

@@ -111,7 +111,7 @@ def test_early_stop_changes_no_hard_label_and_never_asks_twice(said, rollouts, w
 
 def test_early_stop_saves_rollouts_where_the_first_is_right():
     script = Counting(ScriptedBackend(default=[RIGHT]))
-    labelled(MonteCarlo(rollouts=64, early_stop=True), script, solution("a\nb\n" + RIGHT))
+    labelled(MonteCarlo(rollouts=64, early_stop=True, wave=1), script, solution("a\nb\n" + RIGHT))
     assert sum(n for _, _, n in script.asked) == 2
 
 

@@ -44,7 +44,8 @@ class MonteCarlo:
     rollouts: int | None = None
     early_stop: bool = False  # stop a step at its first correct rollout; for hard labels only
     precision: float | None = None  # stop a step when its soft label is known this well, e.g. 0.1
-    wave: int | None = None  # rollouts in a step's first wave, where it may stop; null is 1, or 8 with `precision`
+    # rollouts in a step's first wave, where it may stop; null is 8 with `precision`, else 2, or 1 of a paid model
+    wave: int | None = None
 
     def __post_init__(self) -> None:
         faults = [
@@ -75,7 +76,10 @@ class MonteCarlo:
             found = evidence.gather(steps, tools, most, enough, self.wave or 8, growth=1.5)
             labels = evidence.named(found, "monte_carlo+precision")
         elif self.early_stop:
-            found = evidence.gather(steps, tools, self.rollouts or 8, evidence.succeeded, self.wave or 1)
+            wave, growth = evidence.waves(tools)
+            found = evidence.gather(
+                steps, tools, self.rollouts or 8, evidence.succeeded, self.wave or wave, growth=growth
+            )
             labels = evidence.named(found, "monte_carlo+early_stop")
         else:
             labels = evidence.gather(steps, tools, self.rollouts or 8)

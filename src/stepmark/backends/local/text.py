@@ -38,11 +38,14 @@ class Reader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> None:
         self.tokenizer = tokenizer
         self.stop = tuple(s for s in stop if s)
+        self._before: dict[tuple[int, ...], str] = {}  # ends of prompts, decoded: rollouts of one prompt share theirs
 
     def text(self, prompt: Sequence[int], ids: Sequence[int]) -> tuple[str, bool]:
         """The text of `ids` after `prompt`, cut before the first stop string; and whether there was one."""
-        tail = list(prompt[-TAIL:])
-        before = self._decode(tail)
+        tail = tuple(prompt[-TAIL:])
+        before = self._before.get(tail)
+        if before is None:
+            before = self._before[tail] = self._decode(tail)
         whole = self._decode([*tail, *ids])
         text = whole[len(before) :] if whole.startswith(before) else self._decode(ids)
         cuts = [at for at in (text.find(s) for s in self.stop) if at >= 0]
