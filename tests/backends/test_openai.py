@@ -600,6 +600,7 @@ def test_retry_after_never_trips(value):
         ('{"error":{"message":"request exceeds the available context size","n_prompt_tokens":305,"n_ctx":512}}', 512),
         ("Input length (300 tokens) exceeds the maximum allowed length (256 tokens).", 256),
         ("Requested token count exceeds the model's maximum context length of 256 tokens. You requested 300", 256),
+        ("max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", None),
         ('{"error": {"code": "context_length_exceeded", "message": "too long"}}', None),
     ],
 )

@@ -17,7 +17,9 @@ from typing import Any
 
 LONGEST = 400  # characters of a server's message that are shown
 _CONTEXT = re.compile(
-    r"context[ _-]?(?:length|size|window)|maximum (?:model|allowed|sequence) length|maximum input length", re.I
+    r"context[ _-]?(?:length|size|window)|maximum (?:model|allowed|sequence) length|maximum input length"
+    r"|max_(?:completion_)?tokens must be at least 1, got 0",  # vLLM, where the prompt is just as long as the context
+    re.I,
 )
 _LIMIT = re.compile(
     r"(?:context|model|allowed|sequence|maximum input)[ _-]?(?:length|size|window)[^0-9.]{0,16}(\d+)|\"n_ctx\": *(\d+)",
