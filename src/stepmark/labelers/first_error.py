@@ -7,8 +7,8 @@ after it; if it can't, at or before it. What the search needn't try follows, and
     first_error             tried: the counts of its own rollouts
     outcome                 the last step of a finished solution: the solution's grade, for free
     inferred:later_success  a longer prefix succeeded, and that begins with this one
-    inferred:earlier_error  a shorter prefix failed. Assumes that a failed prefix can't recover, which one that failed
-                            by bad luck, N rollouts being few, can
+    inferred:earlier_error  a shorter prefix failed. Assumes that a failed prefix can't recover; one that failed by bad
+                            luck, N rollouts being few, can, and a lucky success hides the error before it
     inferred:outcome        `trust_outcome`: the solution itself is correct, one success of each of its prefixes
 
 `trust_outcome` changes what a label means: a correct solution costs nothing and all its steps are 1, also those that
