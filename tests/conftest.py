@@ -1,6 +1,11 @@
-"""What many tests share: a tiny model made from arithmetic texts, and short ways to make solutions with labels."""
+"""What many tests share: a tiny model made from arithmetic texts, short ways to make solutions with labels, and vLLM.
+
+vLLM lives in an environment of its own, `.venv-vllm`, which `make test` makes (STEPMARK_VLLM names another one)."""
 
 import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
 
 # Before anything brings torch along: one thread for each process, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -110,3 +115,40 @@ def examples(problems, labelled):
         verdict = Verdict.CORRECT if i % 3 else Verdict.INCORRECT
         made.append(labelled(p, p.reference, [shares[(i + k) % 5] for k in range(count)], verdict))
     return made
+
+
+@dataclass(frozen=True)
+class VLLM:
+    """Where vLLM is, and how it runs on a CPU beside others."""
+
+    python: str  # the interpreter that can import it
+    environment: dict[str, str]  # variables for its process
+
+
+@pytest.fixture(scope="session")
+def vllm(request):
+    """The environment with vLLM. Skips the test where there is none, with the reason."""
+    place = Path(os.environ.get("STEPMARK_VLLM") or request.config.rootpath / ".venv-vllm")
+    python = place / "bin" / "python"
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    if not python.exists() or subprocess.run([python, "-c", look]).returncode:
+        pytest.skip(f"NO REAL SERVER: there is no vLLM in {place}. {_why_not(place)}")
+    # Without what this process has for its own coverage or path.
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "COV_"))}
+    more = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled: the first request would wait for a C++ compiler
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in process means one process
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return VLLM(str(python), own | more)
+
+
+def _why_not(place):
+    log = place.with_name(f"{place.name}.log")
+    said = log.read_text(errors="replace").split("\n") if log.exists() else []
+    faults = [line for line in said if line.startswith("ERROR")] or [line for line in said if line]
+    return f"Its installation said: {faults[-1]}" if faults else "`make server` installs it, and so does `make test`."

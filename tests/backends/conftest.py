@@ -25,7 +25,7 @@ SMALL = {
     "initializer_range": 0.3,
     "tie_word_embeddings": False,
 }
-# name -> (config class, its settings); the first six share prefixes, the last three can't or not always
+# name -> (config class, its settings); gemma2, mistral_window and llama_dynamic can't share prefixes, or not always
 ARCHITECTURES = {
     "llama": ("LlamaConfig", {}),
     "llama_grouped": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -35,6 +35,7 @@ ARCHITECTURES = {
     "gpt2": ("GPT2Config", {"n_positions": 160}),
     "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}),  # caps its scores
     "mistral_window": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 16}),
+    "llama_wide": ("LlamaConfig", {"num_key_value_heads": 2, "head_dim": 32}),  # vLLM on a CPU knows no narrower heads
     "llama_dynamic": ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
 }
 

@@ -1,6 +1,7 @@
 """What every backend in the folder keeps to, discovered by file name."""
 
 import dataclasses
+import importlib.util
 import pickle
 
 import pytest
@@ -10,13 +11,16 @@ from stepmark.protocols import Backend
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=6, seed=1)
+# vLLM has an environment of its own, where test_vllm.py runs this file.
+NAMES = [name for name in plugins.names("backend") if name != "vllm" or importlib.util.find_spec("vllm")]
 
 
-@pytest.fixture(params=plugins.names("backend"))
+@pytest.fixture(params=NAMES)
 def backend(request, model_of) -> Backend:
     """A backend made as the command line makes it. A new file in the folder gets its settings here."""
     settings = {
         "openai": lambda: {"model": "tiny", "url": request.getfixturevalue("server_of_llama").url, "seeds": True},
+        "vllm": lambda: {"path": model_of("llama_wide"), "dtype": "float32", "eager": True},
         "local": lambda: {"path": model_of("llama"), "device": "cpu"},
         "scripted": lambda: {"default": ("one two\n", ("three", Finish.LENGTH), "four")},
     }

@@ -1,14 +1,12 @@
 """A real OpenAI-compatible server, vLLM on this machine's CPU, with a generator that was trained here.
 
-vLLM lives in an environment of its own, `.venv-vllm`, which `make test` makes (STEPMARK_VLLM names another one). Where
-there is none the tests skip and say why; where it is there and no server comes up, they fail and show its log. All
-workers of a test run share one server; keep.py ends it when the last of them is gone.
+Where there is no vLLM (tests/conftest.py) the tests skip and say why; where it is there and no server comes up, they
+fail and show its log. All workers of a test run share one server; keep.py ends it when the last of them is gone.
 """
 
 import contextlib
 import fcntl
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -32,14 +30,6 @@ SAID = {
     "Ben has 2 + 3 = 6.\nIn all 2 + 6 = 8.\nThe answer is 8.": 5,
     "Ben has 2 + 3 = 6.\nIn all 2 + 6 = 8.\nNo, that is wrong. The answer is 7.": 1,
 }
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled: the first request would wait half a minute for a C++ compiler
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -53,25 +43,7 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def vllm_python(request) -> str:
-    """The interpreter of the environment that has vLLM."""
-    place = Path(os.environ.get("STEPMARK_VLLM") or request.config.rootpath / ".venv-vllm")
-    python = place / "bin" / "python"
-    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-    if not python.exists() or subprocess.run([python, "-c", look]).returncode:
-        pytest.skip(f"NO REAL SERVER: there is no vLLM in {place}. {_why(place)}")
-    return str(python)
-
-
-def _why(place: Path) -> str:
-    log = place.with_name(f"{place.name}.log")
-    said = log.read_text(errors="replace").split("\n") if log.exists() else []
-    faults = [line for line in said if line.startswith("ERROR")] or [line for line in said if line]
-    return f"Its installation said: {faults[-1]}" if faults else "`make server` installs it, and so does `make test`."
-
-
-@pytest.fixture(scope="session")
-def server(vllm_python, tmp_path_factory, worker_id) -> Server:
+def server(vllm, tmp_path_factory, worker_id) -> Server:
     """The server that this test run shares, begun by whoever needs it first."""
     base = tmp_path_factory.getbasetemp()
     place = (base if worker_id == "master" else base.parent) / "vllm"
@@ -85,12 +57,12 @@ def server(vllm_python, tmp_path_factory, worker_id) -> Server:
             found = Server(**json.loads(there.read_text())) if there.exists() else None
             if found is None or not _answers(found):
                 there.unlink(missing_ok=True)
-                found = _start(vllm_python, place)
+                found = _start(vllm, place)
                 there.write_text(json.dumps(asdict(found)))
         yield found
 
 
-def _start(python: str, place: Path) -> Server:
+def _start(vllm, place: Path) -> Server:
     log = place / "server.log"
     if (place / "failed").exists():
         pytest.fail(f"the server did not come up, as another worker found:\n{_tail(log)}")
@@ -100,14 +72,12 @@ def _start(python: str, place: Path) -> Server:
         port = free.getsockname()[1]
     found = Server(f"http://127.0.0.1:{port}/v1", "tiny", checkpoint, 128)
     command = [
-        *("nice", "-n", "10", python, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"),
+        *("nice", "-n", "10", vllm.python, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"),
         *("--model", checkpoint, "--served-model-name", found.model, "--dtype", "float32", "--block-size", "32"),
         *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(found.max_length)),
     ]
     keep = [sys.executable, str(Path(__file__).with_name("keep.py")), str(place / "users"), str(log), *command]
-    # Without what this process has for its own coverage or path; a session of its own, which no Ctrl-C reaches.
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "COV_"))}
-    keeper = subprocess.Popen(keep, env=own | ENVIRONMENT, cwd=place, start_new_session=True)
+    keeper = subprocess.Popen(keep, env=vllm.environment, cwd=place, start_new_session=True)  # no Ctrl-C reaches it
     deadline = time.monotonic() + UP_WITHIN
     while keeper.poll() is None and time.monotonic() < deadline:
         if _answers(found):

@@ -1,0 +1,47 @@
+"""The backend `vllm`: what it says where vLLM is missing; and where it is there, the contract and vllm_inside.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepmark import plugins
+from stepmark.errors import CheckpointError, ConfigError
+from stepmark.types import Prompt, SamplingParams
+
+HERE = Path(__file__).parent
+
+
+def test_all_faults_of_its_settings_are_named_at_once():
+    with pytest.raises(ConfigError) as e:
+        plugins.load("backend", "vllm", path="x", dtype="float8", gpu_memory=1.5, max_length=-1, tensor_parallel=0)
+    assert len(e.value.faults) == 4
+
+
+def test_without_vllm_it_says_what_to_install(tiny, monkeypatch):
+    from stepmark.backends import vllm
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(vllm, "_loaded", vllm._loaded.__wrapped__)
+    with pytest.raises(ConfigError, match="pip install"):
+        list(plugins.load("backend", "vllm", path=tiny).sample([Prompt("p", "Ann")], SamplingParams()))
+
+
+def test_a_checkpoint_that_is_not_there_is_found_before_vllm_is(tmp_path):
+    backend = plugins.load("backend", "vllm", path=str(tmp_path / "none"))
+    with pytest.raises(CheckpointError, match="none"):
+        list(backend.sample([Prompt("p", "Ann")], SamplingParams()))
+
+
+def test_it_keeps_the_contract_and_says_what_the_local_engine_says(vllm):
+    root = HERE.parents[1]
+    files = [str(HERE / "test_backends_contract.py"), str(HERE / "vllm_inside.py")]
+    options = ["-q", "-k", "vllm", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
+    command = ["nice", "-n", "10", vllm.python, "-m", "pytest", *options, *files]
+    environment = vllm.environment | {"PYTHONPATH": str(root / "src")}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    assert "passed" in summary
+    assert "skipped" not in summary

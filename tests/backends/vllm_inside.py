@@ -1,0 +1,163 @@
+"""Tests of the backend `vllm` with vLLM: test_vllm.py runs them in the environment that has it, on CPU."""
+
+import itertools
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from vllm.exceptions import VLLMValidationError
+
+from stepmark import plugins
+from stepmark.checkpoints import load_model, load_tokenizer
+from stepmark.encoding import token_ids
+from stepmark.errors import BackendError, ConfigError
+from stepmark.types import Finish, Prompt, SamplingParams
+
+CONTEXTS = ("Ann has 4 apples. Ben has 3 more.\n", "Cat has 7 apples.\n", "How many?\n", "say <eos> \u20ac", "")
+LINE = "Ben has 4 + 3 = 7.\n"
+POSITIONS = 160
+
+
+@pytest.fixture(scope="module")
+def path(model_of):
+    return model_of("llama_wide")
+
+
+@pytest.fixture(scope="module")
+def backend(path):
+    return plugins.load("backend", "vllm", path=path, dtype="float32", eager=True)
+
+
+@pytest.fixture(scope="module")
+def local(path):
+    return plugins.load("backend", "local", path=path, device="cpu")
+
+
+def rollouts(backend, prompts, params):
+    return {r.key: r for r in backend.sample(prompts, params)}
+
+
+def test_greedy_is_what_the_local_engine_gives(backend, local):
+    prompts = [Prompt(f"{i}{j}", c, p) for i, c in enumerate(CONTEXTS) for j, p in enumerate(("", LINE, LINE * 2))]
+    params = SamplingParams(max_tokens=24, temperature=0)
+    there, here = rollouts(backend, prompts, params), rollouts(local, prompts, params)
+    assert set(there) == set(here)
+    for key, r in there.items():
+        assert (r.finish, r.tokens) == (here[key].finish, here[key].tokens)
+        assert r.text.rstrip("\ufffd") == here[key].text.rstrip("\ufffd")  # half a character at the end
+        assert r.logprob == pytest.approx(here[key].logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 0.8)])
+def test_tokens_follow_the_model_and_their_log_probabilities_are_its_own(backend, path, temperature, top_p):
+    model, tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    ids = token_ids(tokenizer, CONTEXTS[0])[0]
+    with torch.inference_mode():
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+    p, order = (logprobs / temperature).softmax(-1).sort(descending=True)
+    kept = int((p.cumsum(-1) - p < top_p).sum())
+    p = p[:kept] / p[:kept].sum()
+    n = 600
+    params = SamplingParams(max_tokens=1, temperature=temperature, top_p=top_p)
+    drawn = rollouts(backend, [Prompt("p", CONTEXTS[0], n=n)], params).values()
+    means, known = {}, {}
+    for i, share in zip(order[:kept].tolist(), p.tolist(), strict=True):
+        text = tokenizer.decode([i], skip_special_tokens=True).rstrip("\ufffd")  # half a character is left out
+        means[text] = means.get(text, 0.0) + n * share
+        known.setdefault(text, []).append(float(logprobs[i]))
+    seen = Counter(r.text for r in drawn)
+    assert top_p == 1 or set(seen) <= set(means)
+    for r in drawn:
+        assert min(abs(r.logprob - x) for x in known[r.text]) < 1e-4
+    assert sum(mean >= 5 for mean in means.values()) >= 3
+    for text, mean in means.items():  # the seeds are given: these draws are the same each time
+        assert abs(seen[text] - mean) < 5 * max(1.0, mean * (1 - mean / n)) ** 0.5
+
+
+def test_a_text_ends_before_the_first_of_its_stop_strings(backend):
+    free = rollouts(backend, [Prompt("p", CONTEXTS[0], n=20)], SamplingParams(max_tokens=24))
+    text = max((r.text for r in free.values()), key=len)
+    for late, early in itertools.product((9, 8, 7), (5, 4, 3)):
+        stop = (text[late : late + 2], "", text[early : early + 2])
+        found = rollouts(backend, [Prompt("p", CONTEXTS[0], n=20)], SamplingParams(max_tokens=24, stop=stop))
+        for key, r in free.items():
+            cuts = [r.text.index(s) for s in stop if s and s in r.text]
+            expected = (r.text[: min(cuts)], Finish.STOP) if cuts else (r.text, r.finish)
+            assert (found[key].text, found[key].finish) == expected
+
+
+def test_budget_and_positions(backend, path):
+    tokenizer = load_tokenizer(path)
+    question = "How"
+    while len(token_ids(tokenizer, question)[0]) < POSITIONS - 3:
+        question = "a" + question
+    prompts = [Prompt("near", question), Prompt("over", "Ann has 4. " * 100, n=2), Prompt("short", "Ann")]
+    found = rollouts(backend, prompts, SamplingParams(max_tokens=5, temperature=0))
+    assert found["near#0"].tokens <= 3
+    assert [(found[k].text, found[k].finish, found[k].tokens) for k in ("over#0", "over#1")] == [
+        ("", Finish.LENGTH, 0)
+    ] * 2
+    assert found["short#0"].finish is Finish.STOP or found["short#0"].tokens == 5
+
+
+def test_seeds_make_rollouts_repeatable_whatever_else_is_under_way(backend, path):
+    params = SamplingParams(max_tokens=12, seed=5)
+    alone = [next(backend.sample([Prompt("p", "Ann", first=i)], params)).text for i in range(20)]
+    crowd = [Prompt(f"q{i}", CONTEXTS[i % 3], n=5) for i in range(40)]
+    among = rollouts(backend, [*crowd, Prompt("p", "Ann", n=20)], params)
+    assert alone == [among[f"p#{i}"].text for i in range(20)]
+    assert len(set(alone)) > 15
+    free = plugins.load("backend", "vllm", path=path, dtype="float32", eager=True, seeds=False)
+    assert {r.text for r in free.sample([Prompt("p", "Ann", n=20)], params)} != set(alone)
+
+
+def test_a_sampling_that_is_left_or_interleaved_disturbs_no_other(backend):
+    params = SamplingParams(max_tokens=12)
+    whole = rollouts(backend, [Prompt("a", "Ann", n=6), Prompt("b", "Ben", n=6)], params)
+    left = backend.sample([Prompt("x", "Cat", n=50)], params)
+    next(left)
+    left.close()
+    mixed = itertools.zip_longest(
+        backend.sample([Prompt("a", "Ann", n=6)], params), backend.sample([Prompt("b", "Ben", n=6)], params)
+    )
+    assert {r.key: r for pair in mixed for r in pair} == whole
+
+
+def test_a_request_that_vllm_refuses_is_a_failed_rollout_and_the_others_go_on(backend, path, monkeypatch):
+    bad = token_ids(load_tokenizer(path), "bad")[0]
+    engine = backend._load().engine
+    add = engine.add_request
+
+    def refusing(name, prompt, request):
+        if prompt["prompt_token_ids"] == bad:
+            raise VLLMValidationError("not this one")
+        add(name, prompt, request)
+
+    monkeypatch.setattr(engine, "add_request", refusing)
+    found = rollouts(backend, [Prompt("bad", "bad", n=2), Prompt("good", "good")], SamplingParams(max_tokens=3))
+    assert [found[k].finish for k in ("bad#0", "bad#1")] == [Finish.FAILED] * 2
+    assert "not this one" in found["bad#0"].reason
+    assert found["good#0"].finish is not Finish.FAILED
+
+
+def test_an_engine_that_breaks_is_an_error_and_not_an_answer(backend, monkeypatch):
+    def broken():
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(backend._load().engine, "step", broken)
+    with pytest.raises(BackendError, match="out of memory"):
+        list(backend.sample([Prompt("p", "Ann")], SamplingParams()))
+
+
+def test_what_vllm_refuses_is_said_in_our_words(backend, path, tmp_path):
+    with pytest.raises(ConfigError, match="top_p"):
+        list(backend.sample([Prompt("p", "Ann")], SamplingParams(top_p=0.0)))
+    with pytest.raises(ConfigError, match="max_tokens"):
+        list(backend.sample([Prompt("p", "Ann")], SamplingParams(max_tokens=0)))
+    shutil.copytree(path, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(BackendError, match="can't load"):
+        list(
+            plugins.load("backend", "vllm", path=str(tmp_path / "model")).sample([Prompt("p", "Ann")], SamplingParams())
+        )
