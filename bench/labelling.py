@@ -9,9 +9,11 @@ One run, one generator that is its own completer, one set of its solutions to th
 - the algorithm of distilabel's MathShepherdCompleter, restated: N completions written out in *one* generation for each
   prefix, 50 prefixes a batch. A small model does not know that format, so this counts time and tokens and no labels.
 
-Each contender runs in a process of its own with one thread, after a warm-up. Seconds are processor seconds, because
-the machine may be shared; wall seconds stand beside them. `generate` labels an evenly spaced part of the solutions:
-rates per labelled step are compared. Grading is in everybody's time.
+Everybody gets the whole machine, as its users would run it: Stepmark in as many worker processes of one thread as
+there are cores, `generate` in one process with torch's own number of threads. The headline ratios are those of wall
+seconds, so the machine must have nothing else to do; beside them stand the ratios of processor seconds with one
+process of one thread for each, which hold on a busy machine too. Each contender is timed after a warm-up, grading
+included. `generate` labels an evenly spaced part of the solutions: seconds for each labelled step are compared.
 
     python bench/labelling.py                    # trains the generator of recipes/demo.yaml first: some minutes
     python bench/labelling.py --model runs/demo/generator
@@ -23,21 +25,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from measure import alone, machine
 from stepmark import evidence, plugins
 from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
 from stepmark.label import label, ledgers
-from stepmark.ledger import spent_in
+from stepmark.ledger import Ledger
 from stepmark.prompts import Template
 from stepmark.protocols import Tools
 from stepmark.recipe import load
@@ -47,6 +51,13 @@ from stepmark.types import Finish, LabelledSolution, Problem, Prompt, Rollout, S
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 Pair = tuple[Problem, Solution]
+
+ALL, AGAIN = "stepmark, all N", "stepmark, all N, again"
+EARLY, EARLY_EVERYWHERE = "stepmark, early stop", "stepmark, early stop, all cores"
+HALVES = "stepmark, binary search"
+SLOW, SLOW_EVERYWHERE = "generate, per prefix", "generate, per prefix, all cores"
+CAREFUL, CAREFUL_EVERYWHERE = "generate, batched", "generate, batched, all cores"
+ONE_TEXT = "distilabel's, restated"
 
 
 @dataclass(frozen=True)
@@ -88,15 +99,19 @@ class Result:
     note: str = ""
 
 
-def ours(work: Work, labeler: str, options: dict[str, object]) -> Result:
-    """Stepmark's label stage."""
+def ours(
+    work: Work, labeler: str, options: dict[str, object], rollouts: Path | None = None, ready: Any = None
+) -> Result:
+    """Stepmark's label stage in one process. `rollouts` is where the ledger is, `ready` a barrier to start from."""
     tools = work.tools()
     assert tools.completer is not None
     first = work.pairs[0]
     list(tools.completer.sample([Prompt("warm", tools.context(first[0]), n=8)], tools.params))
     with tempfile.TemporaryDirectory() as place:
         out = Records(Path(place) / "labels.jsonl", LabelledSolution)
-        books = ledgers(Path(place) / "rollouts", tools)
+        books = ledgers(rollouts or Path(place) / "rollouts", tools)
+        if ready is not None:
+            ready.wait()
         wall, cpu = time.perf_counter(), time.process_time()
         with out:
             label(
@@ -108,35 +123,66 @@ def ours(work: Work, labeler: str, options: dict[str, object]) -> Result:
                 executor=SerialExecutor(),
             )
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        spent = spent_in(Path(place) / "rollouts")
+        spent = books["completer"].spent
         labels = {f"{x.key}@{i}": one for x in out for i, one in enumerate(x.labels)}
     return Result(work.steps, spent.rollouts, spent.tokens, wall, cpu, labels)
 
 
-def per_prefix(work: Work) -> Result:
+def ours_everywhere(work: Work, labeler: str, options: dict[str, object]) -> Result:
+    """Stepmark's label stage in a process for each core, all with one ledger."""
+    workers = os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    ready, results = context.Barrier(workers), context.Queue()
+    with tempfile.TemporaryDirectory() as place:
+        ledger = Path(place) / "rollouts"
+        processes = [
+            context.Process(
+                target=_part,
+                args=(replace(work, pairs=work.pairs[i::workers]), labeler, options, ledger, ready, results),
+            )
+            for i in range(workers)
+        ]
+        for process in processes:
+            process.start()
+        parts: list[Result] = [results.get() for _ in processes]
+        for process in processes:
+            process.join()
+        spent = Ledger(ledger / "labels.jsonl")
+        spent.open(lambda _: False)
+        total = spent.spent
+    labels = {name: label for part in parts for name, label in part.labels.items()}
+    wall, cpu = max(p.wall for p in parts), sum(p.cpu for p in parts)
+    return Result(work.steps, total.rollouts, total.tokens, wall, cpu, labels, f"{workers} processes")
+
+
+def _part(work: Work, labeler: str, options: dict[str, object], ledger: Path, ready: Any, results: Any) -> None:
+    results.put(ours(work, labeler, options, ledger, ready))
+
+
+def per_prefix(work: Work, threads: int) -> Result:
     """`generate`, a call for each prefix."""
-    return _generate(work, 1, "one call for each prefix")
+    return _generate(_Generate(work, threads), 1, f"one call for each prefix, {threads} threads")
 
 
-def batched(work: Work) -> Result:
+def batched(work: Work, threads: int) -> Result:
     """`generate`, in the fastest of some batch sizes."""
-    run = _Generate(work)
+    run = _Generate(work, threads)
     prefixes = work.prefixes()
     trial = prefixes[:: max(1, len(prefixes) // 64)][:64]
     run(trial[:4], 4)
     tried = {}
     for batch in (4, 8, 16, 32, 64):
-        began = time.process_time()
+        began = time.perf_counter()
         rollouts = run(trial, batch)
-        tried[batch] = sum(r.tokens for r in rollouts) / (time.process_time() - began)
+        tried[batch] = sum(r.tokens for r in rollouts) / (time.perf_counter() - began)
     best = max(tried, key=lambda b: tried[b])
     shown = ", ".join(f"{b} {rate:,.0f}" for b, rate in tried.items())
-    return _generate(work, best, f"{best} prefixes a batch; tokens/s tried: {shown}", run)
+    return _generate(run, best, f"{best} prefixes a batch, {threads} threads; tokens/s tried: {shown}")
 
 
 def one_text(work: Work, tokens_each: float) -> Result:
     """distilabel's algorithm: one text for each prefix, as long as N completions."""
-    run = _Generate(work)
+    run = _Generate(work, os.cpu_count() or 1)
     prefixes = work.prefixes()
     length = round(work.n * tokens_each)
     run(prefixes[:2], 2)
@@ -149,9 +195,12 @@ def one_text(work: Work, tokens_each: float) -> Result:
 class _Generate:
     """transformers' `generate` on step prefixes."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, threads: int) -> None:
+        import torch
+
         from stepmark.checkpoints import load_model, load_tokenizer
 
+        torch.set_num_threads(threads)
         self.work = work
         self.model = load_model(work.model, dtype="float32", device="cpu", attention=None)
         self.tokenizer = load_tokenizer(work.model)
@@ -190,8 +239,8 @@ class _Generate:
         return rollouts
 
 
-def _generate(work: Work, batch: int, note: str, run: _Generate | None = None) -> Result:
-    run = run or _Generate(work)
+def _generate(run: _Generate, batch: int, note: str) -> Result:
+    work = run.work
     tools, prefixes = work.tools(), work.prefixes()
     run(prefixes[:2], 2)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -281,16 +330,19 @@ def contend(a: argparse.Namespace, model: str, pairs: tuple[Pair, ...]) -> dict[
     whole = Work(model, pairs, a.n, a.max_tokens, a.seed)
     part = Work(model, pairs[:: max(1, len(pairs) // a.generate_solutions)], a.n, a.max_tokens, a.seed)
     other = Work(model, pairs, a.n, a.max_tokens, a.seed + 1)
-    n = {"rollouts": a.n}
-    found = {"stepmark, all N": alone(ours, whole, "monte_carlo", n)}
-    found["stepmark, early stop"] = alone(ours, whole, "monte_carlo", n | {"early_stop": True})
+    n: dict[str, object] = {"rollouts": a.n}
+    cores = os.cpu_count() or 1
+    found = {ALL: alone(ours, whole, "monte_carlo", n)}
+    found[EARLY] = alone(ours, whole, "monte_carlo", n | {"early_stop": True})
+    found[EARLY_EVERYWHERE] = ours_everywhere(whole, "monte_carlo", n | {"early_stop": True})
     found["stepmark, precision 0.1"] = alone(ours, whole, "monte_carlo", {"precision": 0.1})
-    found["stepmark, binary search"] = alone(ours, whole, "first_error", n)
-    found["stepmark, all N, again"] = alone(ours, other, "monte_carlo", n)
-    found["generate, per prefix"] = alone(per_prefix, part)
-    found["generate, batched"] = alone(batched, part)
-    every = found["stepmark, all N"]
-    found["distilabel's, restated"] = alone(one_text, part, every.tokens / every.rollouts)
+    found[HALVES] = alone(ours, whole, "first_error", n)
+    found[AGAIN] = alone(ours, other, "monte_carlo", n)
+    found[SLOW] = alone(per_prefix, part, 1)
+    found[SLOW_EVERYWHERE] = alone(per_prefix, part, cores)
+    found[CAREFUL] = alone(batched, part, 1)
+    found[CAREFUL_EVERYWHERE] = alone(batched, part, cores)
+    found[ONE_TEXT] = alone(one_text, part, found[ALL].tokens / found[ALL].rollouts)
     return found
 
 
@@ -301,32 +353,31 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
     flags = {s.id: list(oracle(p, s)) for p, s in pairs}
     truth = {id: f.index(False) if False in f else None for id, f in flags.items()}
     print(f"{len(pairs)} solutions, {sum(len(s.spans) for _, s in pairs)} steps, N = {a.n}, seed {a.seed}")
-    print(f"{'':26}{'ms/step cpu':>12}{'ms/step wall':>13}{'rollouts/step':>14}{'tokens/step':>12}{'accuracy':>9}")
+    print(f"{'':34}{'ms/step cpu':>12}{'ms/step wall':>13}{'rollouts/step':>14}{'tokens/step':>12}{'accuracy':>9}")
     for name, r in found.items():
         judged = f"{accuracy(pairs, r.labels, oracle):9.1%}" if r.labels else " " * 9
         print(
-            f"{name:26}{1000 * r.cpu / r.steps:>12.2f}{1000 * r.wall / r.steps:>13.2f}"
+            f"{name:34}{1000 * r.cpu / r.steps:>12.2f}{1000 * r.wall / r.steps:>13.2f}"
             f"{r.rollouts / r.steps:>14.2f}{r.tokens / r.steps:>12.1f}{judged}  {r.note}"
         )
-    fast, every, again = (found[f"stepmark, {k}"] for k in ("early stop", "all N", "all N, again"))
-    slow, careful = found["generate, per prefix"], found["generate, batched"]
-    cost = {name: r.cpu / r.steps for name, r in found.items()}
+    fast, every, again, slow, careful = (found[k] for k in (EARLY, ALL, AGAIN, SLOW, CAREFUL))
+    cpu = {name: r.cpu / r.steps for name, r in found.items()}
+    wall = {name: r.wall / r.steps for name, r in found.items()}
     match, steps = agreement(fast.labels, slow.labels)
     match_batched, _ = agreement(fast.labels, careful.labels)
     own, _ = agreement(fast.labels, again.labels)
     error = (own * (1 - own) / steps) ** 0.5
-    halves = found["stepmark, binary search"]
     wrong = [pair for pair in pairs if truth_is_wrong(every.labels, pair[1])]
     spent = {
         name: sum(drawn(found[name].labels, s) for _, s in wrong) / max(1, located(pairs, found[name].labels, truth)[0])
-        for name in ("stepmark, binary search", "stepmark, all N", "stepmark, early stop")
+        for name in (HALVES, ALL, EARLY)
     }
     accuracies = {name: located(pairs, found[name].labels, truth)[1] for name in spent}
     print(f"hard labels agree with generate's on {match:.1%} of {steps} steps (batched: {match_batched:.1%}); two of ")
     print(f"Stepmark's own runs with different seeds on {own:.1%}, standard error {error:.1%}")
     print(f"{len(wrong)} wrong solutions; rollouts for each located error, share located at the oracle's step:")
     for name in spent:
-        print(f"{name:26}{spent[name]:>12.1f}{accuracies[name]:>13.1%}")
+        print(f"{name:34}{spent[name]:>12.1f}{accuracies[name]:>13.1%}")
     result = {
         "command": shlex.join(["python", "bench/labelling.py", *sys.argv[1:]]),
         "machine": machine(),
@@ -334,20 +385,22 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
         "seed": a.seed,
         "solutions": len(pairs),
         "n": a.n,
-        "speedup_vs_generate_per_prefix": round(cost["generate, per prefix"] / cost["stepmark, early stop"], 1),
-        "speedup_vs_generate_batched": round(cost["generate, batched"] / cost["stepmark, early stop"], 1),
-        "speedup_all_n_vs_generate_per_prefix": round(cost["generate, per prefix"] / cost["stepmark, all N"], 1),
-        "speedup_all_n_vs_generate_batched": round(cost["generate, batched"] / cost["stepmark, all N"], 1),
-        "speedup_vs_distilabel_restated": round(cost["distilabel's, restated"] / cost["stepmark, early stop"], 1),
+        "speedup_vs_generate_per_prefix": round(wall[SLOW_EVERYWHERE] / wall[EARLY_EVERYWHERE], 1),
+        "speedup_vs_generate_batched": round(wall[CAREFUL_EVERYWHERE] / wall[EARLY_EVERYWHERE], 1),
+        "speedup_vs_distilabel_restated": round(wall[ONE_TEXT] / wall[EARLY_EVERYWHERE], 1),
+        "one_thread": {
+            "speedup_vs_generate_per_prefix": round(cpu[SLOW] / cpu[EARLY], 1),
+            "speedup_vs_generate_batched": round(cpu[CAREFUL] / cpu[EARLY], 1),
+            "all_n_vs_generate_per_prefix": round(cpu[SLOW] / cpu[ALL], 1),
+            "all_n_vs_generate_batched": round(cpu[CAREFUL] / cpu[ALL], 1),
+        },
         "hard_label_agreement": round(match, 4),
         "hard_label_agreement_of_two_seeds": round(own, 4),
         "hard_label_agreement_standard_error": round(error, 4),
-        "binary_search_rollout_ratio": round(spent["stepmark, binary search"] / spent["stepmark, all N"], 3),
-        "binary_search_rollout_ratio_vs_early_stop": round(
-            spent["stepmark, binary search"] / spent["stepmark, early stop"], 3
-        ),
-        "binary_search_accuracy": round(accuracies["stepmark, binary search"], 4),
-        "exhaustive_accuracy": round(accuracies["stepmark, all N"], 4),
+        "binary_search_rollout_ratio": round(spent[HALVES] / spent[ALL], 3),
+        "binary_search_rollout_ratio_vs_early_stop": round(spent[HALVES] / spent[EARLY], 3),
+        "binary_search_accuracy": round(accuracies[HALVES], 4),
+        "exhaustive_accuracy": round(accuracies[ALL], 4),
         "wrong_solutions": len(wrong),
         "contenders": {
             name: {
@@ -361,7 +414,6 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
             }
             for name, r in found.items()
         },
-        "search_rollouts": halves.rollouts,
     }
     out = Path(a.out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,8 @@ from stepmark.types import Finish, Place, Prompt, Rollout, SamplingParams
 LIMITS = ("rollouts", "tokens", "money", "hours")
 AT_ONCE = 512  # rollouts of a backend that costs nothing but time that may be lost to a kill
 SUM_EVERY = 0.5  # seconds between two writings of the sums
-SLICE = 64  # rollouts that a backend gets at a time while a budget is watched: as many may be drawn above it
+SLICE = 64  # most rollouts that a backend gets at first while a budget is watched: nobody knows yet what one costs
+SLICES = 1024  # ... and later, while there is room for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,15 @@ class Budget:
             if limit is not None and value >= limit:
                 return f"{name} {value:.6g} of {limit:g}"
         return None
+
+    def room(self, spent: Spent) -> float:
+        """How many rollouts are left, if they go on costing what they cost so far."""
+        used = {"rollouts": spent.rollouts, "tokens": spent.tokens + spent.prompt_tokens, "money": spent.money}
+        limits = {name: getattr(self, name) for name in used}
+        left = [spent.rollouts * (limit / used[n] - 1) for n, limit in limits.items() if limit is not None and used[n]]
+        if self.rollouts is not None:
+            left.append(self.rollouts - spent.rollouts)
+        return max(0.0, min(left, default=float("inf")))
 
 
 def parse_budget(texts: Sequence[str]) -> Budget | None:
@@ -275,11 +285,11 @@ class Recorded:
                 else:
                     yield rollout
             todo += [replace(prompt, first=first, n=n) for first, n in runs(missing)]
-        for part in [todo] if self.budget is None else _slices(todo, SLICE):
-            self._check()
+        while todo:
+            part, todo = (todo, []) if self.budget is None else _cut(todo, self._room(self.budget))
             fresh: list[Rollout] = []
             try:
-                for rollout in self.backend.sample(part, params) if part else ():
+                for rollout in self.backend.sample(part, params):
                     fresh.append(rollout)
                     if len(fresh) >= (1 if self.remote else AT_ONCE):
                         kept, fresh = self._kept(fresh), []
@@ -295,16 +305,17 @@ class Recorded:
             self.known.update((r.key, r) for r in rollouts)
         return rollouts
 
-    def _check(self) -> None:
-        if self.budget is None:
-            return
+    def _room(self, budget: Budget) -> int:
+        """How many rollouts to ask for next, few when the end is near. Raises BudgetReached at the end."""
         self.ledger.sum_up()
-        why = self.budget.over(spent_in(self.ledger.path.parent))
+        spent = spent_in(self.ledger.path.parent)
+        why = budget.over(spent)
         if why is not None:
             raise BudgetReached(
                 f"the budget is spent: {why}. All rollouts are kept in {self.ledger.path.parent}; "
                 "the same command with a larger --budget goes on from there."
             )
+        return max(1, int(min(SLICES if spent.rollouts >= SLICE else SLICE, budget.room(spent))))
 
 
 def spent_in(directory: Place) -> Spent:
@@ -326,17 +337,14 @@ def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield first, count
 
 
-def _slices(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
-    part: list[Prompt] = []
-    room = size
-    for prompt in prompts:
-        first, left = prompt.first, prompt.n
-        while left:
-            n = min(left, room)
-            part.append(replace(prompt, first=first, n=n))
-            first, left, room = first + n, left - n, room - n
-            if not room:
-                yield part
-                part, room = [], size
-    if part:
-        yield part
+def _cut(prompts: Sequence[Prompt], size: int) -> tuple[list[Prompt], list[Prompt]]:
+    """The first `size` rollouts of prompts, and the others."""
+    first: list[Prompt] = []
+    for at, prompt in enumerate(prompts):
+        n = min(prompt.n, size)
+        first.append(replace(prompt, n=n))
+        size -= n
+        if not size:
+            rest = [replace(prompt, first=prompt.first + n, n=prompt.n - n)] if n < prompt.n else []
+            return first, [*rest, *prompts[at + 1 :]]
+    return first, []
