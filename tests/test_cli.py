@@ -15,7 +15,10 @@ from stepmark.types import GradedSolution, LabelledSolution, Solution, Verificat
 
 STRANGERS = Path(__file__).parent / "strangers"
 DEMO = Path(__file__).parent.parent / "recipes" / "demo.yaml"
-COMMANDS = ["init", "sample", "grade", "label", "train", "score", "rank", "evaluate", "report", "run", "demo", "doctor"]
+COMMANDS = [
+    *("init", "sample", "grade", "label", "export", "train", "score"),
+    *("demo", "plan", "run", "evaluate", "report", "rank", "doctor"),
+]
 TASK = ["--task", str(STRANGERS / "task.py")]
 BACKEND = ["--backend", str(STRANGERS / "backend.py")]
 
@@ -142,6 +145,37 @@ def test_rows_set_aside_give_exit_status_3_and_are_named(tmp_path):
 def test_items_that_fail_give_exit_status_3_and_are_named(tmp_path):
     done = ok("run", DEMO, *shrunk(fail_on="test-1002"), "--out", tmp_path / "run", code=3)
     assert "failed: test-1002: ValueError: I don't like test-1002" in done.stderr
+
+
+def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
+    solutions, labels, rows = (tmp_path / f"{n}.jsonl" for n in ("s", "l", "r"))
+    sampled = ["sample", *TASK, *BACKEND, "--n", 4, "--problems", 5, "--out", solutions]
+    said = ok(*sampled, "--budget", "rollouts=9", code=4).stderr
+    assert "rollouts 9 of 9" in said
+    ok(*sampled, "--budget", "rollouts=100")
+    whole = tmp_path / "whole.jsonl"
+    ok(*sampled[:-1], whole)
+    assert {s.key: s for s in Records(solutions, Solution)} == {s.key: s for s in Records(whole, Solution)}
+    # The stranger's task trains on what it tests here: what matters is what labelling pays for.
+    split = ["--split", "test"]
+    labelled = ["label", *TASK, *split, *BACKEND, "--solutions", solutions, "--labeler-option", "rollouts=3"]
+    ok(*labelled, "--out", labels, "--budget", "tokens=200", code=4)
+    ok(*labelled, "--out", labels)
+    spent = json.loads((tmp_path / "l.rollouts" / "labels.spent.json").read_text())
+    ok(*labelled, "--out", tmp_path / "once.jsonl")
+    assert spent == json.loads((tmp_path / "once.rollouts" / "labels.spent.json").read_text())
+    ok("export", *TASK, *split, "--labels", labels, "--soft", "--out", rows)
+    assert len(rows.read_text().splitlines()) == len(Records(labels, LabelledSolution))
+    assert "budget: there is no limit 'euros'" in ok(*sampled, "--budget", "euros=3", code=2).stderr
+
+
+def test_a_plan_for_people_and_machines(tmp_path):
+    recipe = [DEMO, f"task={STRANGERS / 'task.py'}", f"generator={{backend: {STRANGERS / 'backend.py'}}}"]
+    small = ["sample.train={split: train, n: 2}", "sample.test={split: test, n: 4}", "evaluate.n=[1]", "verifiers={}"]
+    where = ["--out", tmp_path / "run", "--problems", 3]
+    assert "label: monte_carlo rollouts=16 (this recipe)" in ok("plan", *recipe, *small, *where).stdout
+    found = json.loads(ok("plan", *recipe, *small, *where, "--json").stdout)
+    assert found["sampling"][0]["solutions"] == 24
 
 
 def test_the_doctor_speaks_to_people_and_machines():

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stepmark import recipe
-from stepmark.errors import ConfigChanged, ConfigError, DataError
+from stepmark.errors import BudgetReached, ConfigChanged, ConfigError, DataError, StageError
+from stepmark.ledger import Budget
 from stepmark.pipeline import run
 from stepmark.store import Records
 from stepmark.types import GradedSolution, LabelledSolution, Problem, Quarantined, Solution, Verification
@@ -129,6 +130,31 @@ def test_truncated_solutions_go_through_and_lose(tmp_path):
     assert cut
     assert all(found["grades/test"][key].grade.verdict == "ungradable" for key in cut)
     assert done.metrics["best_of_n"]["pass@1"]["1"]["mean"] < 0.6
+
+
+def test_a_run_within_a_budget_goes_on_to_the_same_end(tmp_path):
+    given = recipe.load(DEMO, strangers())
+    for limit in (10, 150, 260):
+        with pytest.raises(BudgetReached, match=f"rollouts {limit} of {limit}"):
+            run(given, tmp_path / "run", budget=Budget(rollouts=limit))
+    run(given, tmp_path / "run", budget=Budget(rollouts=1e6))
+    go(tmp_path / "whole")
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "rollouts" / "labels.spent.json").read_text())["failed"] == 0
+
+
+def test_too_much_that_can_not_be_used_stops_the_run_with_the_reason(tmp_path):
+    with pytest.raises(StageError, match=r"sample stopped: .* were truncated.*limits\.truncated.*max_tokens"):
+        go(tmp_path / "run", "limits.after=20", truncated=0.9)
+    done = go(tmp_path / "other", "limits={truncated: 1.0}", truncated=0.9)
+    assert done.metrics["rates"]["rollouts_truncated"] > 0.8
+
+
+def test_a_labeller_without_its_model_is_refused_before_anything_starts():
+    with pytest.raises(ConfigError, match=r"label: judge asks a judge; give judge, a model"):
+        recipe.load(DEMO, strangers("label=judge"))
+    with pytest.raises(ConfigError, match=r"a run trains no judge"):
+        recipe.load(DEMO, strangers("judge={path: x, train: {epochs: 1}}"))
 
 
 @pytest.fixture

@@ -70,9 +70,12 @@ class Limits:
         return None
 
 
+COMPARED = ("outcome", "rule", "nli")  # sources of labels that no rollout stands behind
+
+
 def of_labels(labelled: Iterable[LabelledSolution]) -> Outcomes:
     """Of the rollouts behind labels. Labels that no rollout stands behind are left out."""
-    labels = [x for found in labelled for x in found.labels if x.source != "outcome" and not x.inferred]
+    labels = [x for found in labelled for x in found.labels if x.source not in COMPARED and not x.inferred]
     return Outcomes(
         sum(x.gradable for x in labels),
         sum(x.ungradable for x in labels),

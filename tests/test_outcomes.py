@@ -1,0 +1,46 @@
+"""How much of what can't be used is too much."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepmark.errors import ConfigError
+from stepmark.outcomes import Limits, Outcomes, of_labels
+from stepmark.types import Grade, LabelledSolution, Solution, StepLabel, Verdict
+
+COUNT = st.integers(0, 500)
+
+
+@given(COUNT, COUNT, COUNT, COUNT)
+def test_a_stage_stops_exactly_where_a_share_exceeds_its_limit(scored, ungradable, truncated, failed):
+    found = Outcomes(scored, ungradable, truncated, failed)
+    limits = Limits(failed=0.1, truncated=0.3, ungradable=0.5, after=100)
+    total = scored + ungradable + truncated + failed
+    over = total >= 100 and (failed > 0.1 * total or truncated > 0.3 * total or ungradable > 0.5 * total)
+    assert (limits.exceeded(found) is not None) == over
+
+
+def test_the_reason_says_what_and_what_to_do():
+    said = Limits().exceeded(Outcomes(scored=100, truncated=300))
+    assert said is not None
+    assert "300 of 400" in said
+    assert "limits.truncated" in said
+    assert "max_tokens" in said
+
+
+def test_only_rollouts_count():
+    labels = (
+        StepLabel(2, 5, truncated=2, ungradable=1, failed=4),
+        StepLabel(1, 1, source="inferred:later_success"),
+        StepLabel(0, 1, source="outcome"),
+        StepLabel(0, 0, ungradable=1, source="nli"),
+        StepLabel(1, 1, source="rule"),
+    )
+    s = Solution("p#0", "p", 0, "abcde", tuple((i, i + 1) for i in range(5)))
+    assert of_labels([LabelledSolution(s, Grade(Verdict.INCORRECT, ""), labels)]) == Outcomes(5, 1, 2, 4)
+
+
+def test_limits_that_make_no_sense_are_refused_together():
+    with pytest.raises(ConfigError) as caught:
+        Limits(failed=1.5, truncated=-0.1, after=0)
+    assert len(caught.value.faults) == 3
