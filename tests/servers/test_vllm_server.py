@@ -112,9 +112,9 @@ def test_prompt_tokens_are_charged_once_for_each_request(server, model):
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.9)])
-def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(remote, model, temperature, top_p):
+def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(server, model, temperature, top_p):
     after, tokenizer = model
-    prefix = "Ben has 2 + 3 = 5.\nIn all 2 + 5 ="
+    prefix, n = "In", 1200  # no solution begins so: the model is in two minds
     logits = after(token_ids(tokenizer, CONTEXT + prefix)[0])[-1] / temperature
     p = np.exp(logits - logits.max())
     order = np.argsort(-p)
@@ -122,7 +122,7 @@ def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(remote, model
     expected = Counter()
     for i in kept:
         expected[tokenizer.decode([i], skip_special_tokens=True)] += p[i] / p[kept].sum()
-    n = 400
+    remote = plugins.load("backend", "openai", model=server.model, url=server.url, n_per_request=100)
     params = SamplingParams(max_tokens=1, temperature=temperature, top_p=top_p)
     drawn = Counter(r.text for r in remote.sample([Prompt("p", CONTEXT, prefix, n)], params))
     assert top_p == 1 or set(drawn) <= set(expected)
