@@ -57,6 +57,7 @@ EARLY, EARLY_EVERYWHERE = "stepmark, early stop", "stepmark, early stop, all cor
 HALVES = "stepmark, binary search"
 SLOW, SLOW_EVERYWHERE = "generate, per prefix", "generate, per prefix, all cores"
 CAREFUL, CAREFUL_EVERYWHERE = "generate, batched", "generate, batched, all cores"
+PRECISE, REFERENCE = "stepmark, precision 0.1", "stepmark, 256 rollouts"
 ONE_TEXT = "distilabel's, restated"
 
 
@@ -262,6 +263,16 @@ def agreement(a: dict[str, StepLabel], b: dict[str, StepLabel]) -> tuple[float, 
     return sum(a[k].hard == b[k].hard for k in both) / len(both), len(both)
 
 
+def precision(labels: dict[str, StepLabel], reference: dict[str, StepLabel]) -> tuple[int, float, float]:
+    """Steps that both drew rollouts for, the share of them whose soft labels are at most 0.1 apart, and the root mean
+    square of the labels' own error, that of the reference taken off."""
+    both = [k for k, x in reference.items() if x.known and labels[k].known and x.source == "monte_carlo"]
+    gaps = [labels[k].soft - reference[k].soft for k in both]
+    noise = sum(reference[k].soft * (1 - reference[k].soft) / (reference[k].gradable - 1) for k in both)
+    square = max(0.0, sum(g * g for g in gaps) - noise) / len(both)
+    return len(both), sum(abs(g) <= 0.1 for g in gaps) / len(both), square**0.5
+
+
 def located(pairs: Sequence[Pair], labels: dict[str, StepLabel], truth: dict[str, int | None]) -> tuple[int, float]:
     """Of the solutions whose answer is wrong: in how many the first label 0 is found, and in what share of all of
     them it stands at the first step that the oracle calls wrong."""
@@ -317,6 +328,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8, help="rollouts for each step (8)")
     parser.add_argument("--max-tokens", type=int, default=120)
     parser.add_argument("--generate-solutions", type=int, default=100, help="solutions for generate (100)")
+    parser.add_argument("--precision-solutions", type=int, default=270, help="to check soft labels on (270)")
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "labelling.json"))
     a = parser.parse_args()
@@ -335,13 +347,15 @@ def contend(a: argparse.Namespace, model: str, pairs: tuple[Pair, ...]) -> dict[
     found = {ALL: alone(ours, whole, "monte_carlo", n)}
     found[EARLY] = alone(ours, whole, "monte_carlo", n | {"early_stop": True})
     found[EARLY_EVERYWHERE] = ours_everywhere(whole, "monte_carlo", n | {"early_stop": True})
-    found["stepmark, precision 0.1"] = alone(ours, whole, "monte_carlo", {"precision": 0.1})
+    found[PRECISE] = alone(ours, whole, "monte_carlo", {"precision": 0.1})
     found[HALVES] = alone(ours, whole, "first_error", n)
     found[AGAIN] = alone(ours, other, "monte_carlo", n)
     found[SLOW] = alone(per_prefix, part, 1)
     found[SLOW_EVERYWHERE] = alone(per_prefix, part, cores)
     found[CAREFUL] = alone(batched, part, 1)
     found[CAREFUL_EVERYWHERE] = alone(batched, part, cores)
+    some = replace(other, pairs=pairs[: a.precision_solutions])
+    found[REFERENCE] = alone(ours, some, "monte_carlo", {"rollouts": 256})
     found[ONE_TEXT] = alone(one_text, part, found[ALL].tokens / found[ALL].rollouts)
     return found
 
@@ -375,6 +389,11 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
     accuracies = {name: located(pairs, found[name].labels, truth)[1] for name in spent}
     print(f"hard labels agree with generate's on {match:.1%} of {steps} steps (batched: {match_batched:.1%}); two of ")
     print(f"Stepmark's own runs with different seeds on {own:.1%}, standard error {error:.1%}")
+    steps_checked, within, rms = precision(found[PRECISE].labels, found[REFERENCE].labels)
+    print(
+        f"soft labels to 0.1: on {steps_checked} steps {within:.1%} within 0.1 of the share among 256 other rollouts,"
+    )
+    print(f"which err themselves; root mean square of the labels' own error {rms:.3f}")
     print(f"{len(wrong)} wrong solutions; rollouts for each located error, share located at the oracle's step:")
     for name in spent:
         print(f"{name:34}{spent[name]:>12.1f}{accuracies[name]:>13.1%}")
@@ -397,6 +416,7 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
         "hard_label_agreement": round(match, 4),
         "hard_label_agreement_of_two_seeds": round(own, 4),
         "hard_label_agreement_standard_error": round(error, 4),
+        "soft_labels": {"asked": 0.1, "steps": steps_checked, "within": round(within, 4), "rms_error": round(rms, 4)},
         "binary_search_rollout_ratio": round(spent[HALVES] / spent[ALL], 3),
         "binary_search_rollout_ratio_vs_early_stop": round(spent[HALVES] / spent[EARLY], 3),
         "binary_search_accuracy": round(accuracies[HALVES], 4),

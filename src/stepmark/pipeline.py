@@ -229,7 +229,7 @@ class Run:
         with self.journal.stage("train verifiers"):
             examples = self._examples()
             for later in (False, True):  # those that build on others come after them
-                jobs = [self._job(name, v, examples) for name, v in todo if (v.builds_on is not None) == later]
+                jobs = [self._job(name, v, examples) for name, v in todo if bool(v.below) == later]
                 with self.journal.watch([place for _, _, place, _ in jobs]):
                     for name, trained in self.on.executor.map(partial(_train, examples=examples), jobs):
                         place = verifiers / name
@@ -337,11 +337,19 @@ class Run:
             "verifier",
             settings.kind,
             **({"path": path} if path else {}),
-            **({"verifier": str(self.directory.path / "verifiers" / settings.builds_on)} if settings.builds_on else {}),
+            **self._below(settings),
             **self.on.template_option(settings.kind),
             **settings.options,
         )
         return name, trainee, self.directory.path / "verifiers" / name, self.on.settings(settings.train)
+
+    def _below(self, settings: VerifierSettings) -> dict[str, Any]:
+        """The option that names the verifiers which a verifier builds on."""
+        places = tuple(str(self.directory.path / "verifiers" / name) for name in settings.below)
+        if not places:
+            return {}
+        several = "verifiers" in plugins.options("verifier", settings.kind)
+        return {"verifiers": places} if several else {"verifier": places[0]}
 
     def _base(self, name: str, base: Base, texts: Sequence[str]) -> str:
         """The path of the checkpoint to start from, made where it has to be made."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -229,13 +230,19 @@ class Verifier(_Settings):
     kind: str  # the plug-in
     options: dict[str, Any] = {}
     base: Base = Base()  # what it starts from; by default the run's generator
-    builds_on: Name | None = None  # another verifier of this recipe that it builds on; fills in the option `verifier`
+    # another verifier of this recipe that it builds on, or several; fills in the option `verifier`, or `verifiers`
+    builds_on: Name | tuple[Name, ...] | None = None
     train: Train = TrainSettings()
 
     @model_validator(mode="after")
     def _known(self) -> Verifier:
         _check_plugin("verifier", self.kind, self.options, {"path": "model", "template": "{question}\n"})
         return self
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """The verifiers that it builds on."""
+        return (self.builds_on,) if isinstance(self.builds_on, str) else self.builds_on or ()
 
     @property
     def learns(self) -> bool:
@@ -313,12 +320,18 @@ class Recipe(_Settings):
             own = verifier.base.path is not None or verifier.base.init is not None
             if verifier.starts_from_model and not own and (self.generator is None or not self.generator.has_model):
                 yield f"verifiers.{name}.base: without a generator's model it needs a path or an init"
-        first = [name for name, verifier in self.verifiers.items() if verifier.builds_on is None]
+        first = [name for name, verifier in self.verifiers.items() if not verifier.below]
         for name, verifier in self.verifiers.items():
-            if verifier.builds_on is not None and "verifier" not in plugins.options("verifier", verifier.kind):
-                yield f"verifiers.{name}.builds_on: a {verifier.kind} verifier builds on no other"
-            elif verifier.builds_on is not None and verifier.builds_on not in first:
-                yield f"verifiers.{name}.builds_on is {verifier.builds_on!r}; it can be {', '.join(first)}"
+            taken = plugins.options("verifier", verifier.kind)
+            most = math.inf if "verifiers" in taken else 1 if "verifier" in taken else 0
+            if len(verifier.below) > most:
+                allowed = "one" if most else "no"
+                yield f"verifiers.{name}.builds_on: a {verifier.kind} verifier builds on {allowed} other"
+            yield from (
+                f"verifiers.{name}.builds_on is {below!r}; it can be {', '.join(first)}"
+                for below in (verifier.below if most else ())
+                if below not in first
+            )
         if max(self.evaluate.n) > self.sample.test.n:
             yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.test.n is {self.sample.test.n}"
 

@@ -44,9 +44,20 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def place(kind, tiny, examples, tmp_path_factory):
+def below(kind, tiny, examples, tmp_path_factory):
+    """Verifiers for a kind that blends several."""
+    if "verifiers" not in plugins.options("verifier", kind):
+        return {}
+    places = [tmp_path_factory.mktemp("below") / name for name in ("linear", "orm")]
+    for at in places:
+        train(make(at.name, tiny), examples, at, QUICK)
+    return {"verifiers": [str(at) for at in places]}
+
+
+@pytest.fixture(scope="module")
+def place(kind, tiny, examples, below, tmp_path_factory):
     out = tmp_path_factory.mktemp("contract") / kind
-    train(make(kind, tiny), examples, out, QUICK)
+    train(make(kind, tiny, **below), examples, out, QUICK)
     return out
 
 
@@ -123,7 +134,7 @@ def test_it_comes_back_the_same_pickled_and_copied(place, verifier, examples, tm
     assert after.scores == pytest.approx(before.scores, abs=1e-6)
 
 
-def test_training_again_returns_at_once(kind, tiny, examples, place):
+def test_training_again_returns_at_once(kind, tiny, examples, below, place):
     before = {p: p.stat().st_mtime_ns for p in place.iterdir() if p.is_file() and p.name != "training.json"}
-    train(make(kind, tiny), examples, place, QUICK)
+    train(make(kind, tiny, **below), examples, place, QUICK)
     assert {p: p.stat().st_mtime_ns for p in before} == before

@@ -5,8 +5,9 @@ stepmark sample --help
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -233,11 +234,11 @@ def export(
 def train(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="generator, orm, prm, ... or the path of your own.")],
     out: p.Out,
-    base: Annotated[str, typer.Option(help="Checkpoint to start from: a directory or a hub id.")],
     task: p.TaskName = "arithmetic",
     task_option: p.TaskOptions = None,
     split: p.Split = "train",
     problems: p.Limit = None,
+    base: Annotated[str | None, typer.Option(help="Checkpoint to start from: a directory or a hub id.")] = None,
     labels: Annotated[Path | None, typer.Option(help="JSONL of labelled solutions; for verifiers.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the verifier kind.")] = None,
     set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of training: lr, epochs, ...")] = None,
@@ -261,6 +262,8 @@ def train(
     found, bad, _ = p.load(task, task_option, split, problems)
     with Show(json) as show:
         if kind == "generator":
+            if base is None:
+                raise ConfigError("training a generator needs --base, a checkpoint. Make a small one: stepmark init")
             done = loop(Generator(base, prompt, **p.options(option)), found, out, how, show)
         else:
             if labels is None:
@@ -270,9 +273,11 @@ def train(
             examples = [
                 (by_id[x.solution.problem_id], x) for _, x in sorted(labelled.items()) if x.solution.problem_id in by_id
             ]
-            given: dict[str, Any] = {"path": base, "template": prompt}
             taken = plugins.options("verifier", kind)
-            given = {k: v for k, v in given.items() if k in taken}
+            if base is None and taken.get("path", "") is inspect.Parameter.empty:
+                raise ConfigError(f"training the verifier {kind} needs --base, a checkpoint to start from.")
+            given = {"path": base, "template": prompt}
+            given = {k: v for k, v in given.items() if k in taken and v is not None}
             done = loop(plugins.load("verifier", kind, **given, **p.options(option)), examples, out, how, show)
     end(done, json, bad)
 
