@@ -13,7 +13,7 @@ MADE = [
     UnknownName("task", "arithmetik", ["arithmetic", "jsonl"], "Hint."),
     ConfigChanged("runs/x", "-a\n+b"),
     *(kind("what was got") for kind in (errors.DataError, errors.CheckpointError, errors.EncodingError)),
-    *(kind("what was got") for kind in (errors.BackendError, errors.StageError)),
+    *(kind("what was got") for kind in (errors.BackendError, errors.StageError, errors.BudgetReached)),
 ]
 
 
