@@ -146,6 +146,7 @@ def test_a_perfect_verifier_reaches_the_oracle_and_a_blind_one_stays_at_one_samp
     assert oracle == sorted(oracle)
     assert m.auc["perfect"].within_problem == Interval(1.0, 1.0, 1.0)
     assert m.auc["blind"].within_problem == Interval(0.5, 0.5, 0.5)
+    assert m.auc_differences == {"blind - perfect": Interval(-0.5, -0.5, -0.5)}
 
 
 def test_the_same_seed_gives_the_same_numbers_whatever_the_order_of_records():

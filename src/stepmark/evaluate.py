@@ -22,6 +22,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ EVIDENT = ("oracle", "outcome")  # sources of labels that are known, not estimat
 UNSCORED = -1.0  # loses to every score, not to a candidate that can't be chosen
 
 Oracle = Callable[[Problem, Solution], Sequence[bool]]  # one flag per step: is it right?
+Pairs = dict[str, Interval]
 KindOf = Callable[[Problem, Solution], str | None]  # what the first wrong step is; None where all are right
 
 
@@ -78,6 +80,7 @@ class Metrics:
     best_of_n: Mapping[str, Mapping[int, Interval]]  # method -> N -> accuracy
     differences: Mapping[str, Mapping[int, Interval]]  # "A - B" -> N -> difference of accuracies, paired by problem
     auc: Mapping[str, Auc]  # verifier -> how well its scores order candidates
+    auc_differences: Mapping[str, Interval]  # "B - A" -> difference within problems, paired by problem
     label_quality: Mapping[int, LabelQuality]  # rollouts per step -> agreement with the oracle
     errors_missed: Mapping[str, Mapping[str, Missed]]  # verifier -> kind of the first wrong step -> how often missed
     errors_selected: Mapping[str, Mapping[str, float]]  # verifier -> kind -> share of problems, at the largest N
@@ -136,6 +139,7 @@ def evaluate(
     table = _accuracies(pools, ways, ns, draws, seed, progress, notes)
     bootstrap = Bootstrap(len(pools), draws=resamples, seed=seed)
     primary = {name: Method.parse(name, aggregates[0]) for name in scored}
+    auc, auc_differences = _auc(pools, primary, bootstrap)
     missed, selected, flawed = _errors(pools, kept, primary, ns[-1], oracle, kind_of)
     return Metrics(
         problems=len(problems),
@@ -143,7 +147,8 @@ def evaluate(
         seed=seed,
         best_of_n=_intervals(bootstrap, table, ns),
         differences=_intervals(bootstrap, _differences(table, list(scored), ns), ns),
-        auc={name: _auc(pools, rule, bootstrap) for name, rule in primary.items()},
+        auc=auc,
+        auc_differences=auc_differences,
         label_quality=_label_quality(labelled, {p.id: p for p in [*labelled_problems, *problems]}, oracle, notes),
         errors_missed=missed,
         errors_selected=selected,
@@ -251,16 +256,26 @@ def _intervals(bootstrap: Bootstrap, table: Mapping[str, Floats], ns: Sequence[i
     return {name: {n: next(columns) for n in ns} for name in table}
 
 
-def _auc(pools: Sequence[_Pool], rule: Method, bootstrap: Bootstrap) -> Auc:
-    kept = []
-    for pool in pools:
-        scores = pool.scores(rule) if len(pool.candidates) else np.empty(0)
-        usable = pool.gradable & (scores >= 0)
-        kept.append((scores[usable], pool.correct[usable]))
-    each = [stats.auc(scores, correct) for scores, correct in kept]
-    both = np.array([a is not None for a in each], dtype=float)
-    within = bootstrap.ratio(np.array([a or 0.0 for a in each]), both) if both.any() else None
-    return Auc(within, stats.auc(np.concatenate([s for s, _ in kept]), np.concatenate([c for _, c in kept])))
+def _auc(pools: Sequence[_Pool], rules: Mapping[str, Method], bootstrap: Bootstrap) -> tuple[dict[str, Auc], Pairs]:
+    """Each verifier's AUC, and the paired differences of those within problems."""
+    found, within = {}, {}
+    for name, rule in rules.items():
+        kept = []
+        for pool in pools:
+            scores = pool.scores(rule) if len(pool.candidates) else np.empty(0)
+            usable = pool.gradable & (scores >= 0)
+            kept.append((scores[usable], pool.correct[usable]))
+        each = [stats.auc(scores, correct) for scores, correct in kept]
+        both = np.array([a is not None for a in each], dtype=float)
+        within[name] = np.array([a or 0.0 for a in each]), both
+        overall = stats.auc(np.concatenate([s for s, _ in kept]), np.concatenate([c for _, c in kept]))
+        found[name] = Auc(bootstrap.ratio(*within[name]) if both.any() else None, overall)
+    pairs = {}
+    for (a, (of_a, in_a)), (b, (of_b, in_b)) in combinations(within.items(), 2):
+        both = in_a * in_b
+        if both.any():
+            pairs[f"{b} - {a}"] = bootstrap.ratio((of_b - of_a) * both, both)
+    return found, pairs
 
 
 def _label_quality(
