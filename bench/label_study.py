@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepmark import checkpoints, evidence, packing, plugins, scoring, stats
+from stepmark import checkpoints, evidence, packing, plugins, scoring
 from stepmark.encoding import Encoded
 from stepmark.evaluate import evaluate
 from stepmark.executors.serial import SerialExecutor
@@ -30,7 +30,6 @@ from stepmark.loading import load_backend, load_task, load_verifier
 from stepmark.prompts import Template
 from stepmark.protocols import Tools
 from stepmark.score import score
-from stepmark.stats import Bootstrap
 from stepmark.store import Records, RunDir, replacing
 from stepmark.train import Generator, TrainSettings, train
 from stepmark.types import (
@@ -251,25 +250,13 @@ class Study:
                 scored[kind] = list(out)
         metrics = evaluate(problems, solutions, grades, scored, ns=(1, 4, n), seed=self.seed)
         vote = "self_consistency"
-        right = {g.solution_id: g.grade.correct for g in grades}
-        differences, both = [], []
-        for p in problems:
-            aucs = []
-            for kind in ("hard", "soft"):
-                mine = [v for v in scored[kind] if v.outcome == "scored" and v.solution_id.startswith(p.id + "#")]
-                scores, is_right = np.array([v.score for v in mine]), np.array([right[v.solution_id] for v in mine])
-                aucs.append(stats.auc(scores, is_right.astype(bool)))
-            one, other = aucs
-            both.append(float(one is not None and other is not None))
-            differences.append(0.0 if one is None or other is None else other - one)
-        boot = Bootstrap(len(problems), seed=self.seed)
         return {
             "vote": metrics.best_of_n[vote][n].mean,
             **{f"vote+{k}": metrics.best_of_n[f"{vote}+{k}"][n].mean for k in scored},
             **{f"best by {k}": metrics.best_of_n[k][n].mean for k in scored},
             **{f"auc {k}": metrics.auc[k].within_problem.mean for k in scored},  # type: ignore[union-attr]
             "vote+soft - vote+hard": metrics.differences[f"{vote}+soft - {vote}+hard"][n],
-            "auc soft - hard": boot.ratio(np.array(differences), np.array(both)),
+            "auc soft - hard": metrics.auc_differences["soft - hard"],
         }  # fmt: skip
 
 
