@@ -169,6 +169,21 @@ def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
     assert "budget: there is no limit 'euros'" in ok(*sampled, "--budget", "euros=3", code=2).stderr
 
 
+def test_too_much_that_can_not_be_used_stops_a_stage_unless_it_is_allowed(tmp_path):
+    solutions = tmp_path / "s.jsonl"
+    sampled = ["sample", *TASK, *BACKEND, "--backend-option", "truncated=0.8", "--n", 30, "--out", solutions]
+    said = ok(*sampled, code=1).stderr
+    assert "were truncated, more than the 50% allowed" in said
+    ok(*sampled, "--limit", "truncated=1")
+    graded = ["grade", *TASK, "--solutions", solutions, "--out", tmp_path / "g.jsonl"]
+    assert "solutions" in ok(*graded, code=1).stderr
+    assert len(Records(tmp_path / "g.jsonl", GradedSolution)) == 360  # what was graded is kept
+    ok(*graded, "--limit", "truncated=1")
+    scored = ["score", "--verifier", STRANGERS / "verifier.py", *TASK, "--solutions", solutions]
+    ok(*scored, "--limit", "truncated=1", "--out", tmp_path / "v.jsonl")
+    assert "there is none of the name 'late'" in ok(*sampled, "--limit", "late=1", code=2).stderr
+
+
 def test_a_plan_for_people_and_machines(tmp_path):
     recipe = [DEMO, f"task={STRANGERS / 'task.py'}", f"generator={{backend: {STRANGERS / 'backend.py'}}}"]
     small = ["sample.train={split: train, n: 2}", "sample.test={split: test, n: 4}", "evaluate.n=[1]", "verifiers={}"]

@@ -5,8 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepmark.errors import ConfigError
-from stepmark.outcomes import Limits, Outcomes, of_labels
-from stepmark.types import Grade, LabelledSolution, Solution, StepLabel, Verdict
+from stepmark.grading import TRUNCATED
+from stepmark.outcomes import Limits, Outcomes, Watch, of_grades, of_labels, of_verifications, parse_limits
+from stepmark.types import (
+    Grade,
+    GradedSolution,
+    LabelledSolution,
+    Outcome,
+    Solution,
+    StepLabel,
+    Verdict,
+    Verification,
+)
 
 COUNT = st.integers(0, 500)
 
@@ -38,6 +48,30 @@ def test_only_rollouts_count():
     )
     s = Solution("p#0", "p", 0, "abcde", tuple((i, i + 1) for i in range(5)))
     assert of_labels([LabelledSolution(s, Grade(Verdict.INCORRECT, ""), labels)]) == Outcomes(5, 1, 2, 4)
+
+
+def test_each_kind_of_record_has_its_outcomes():
+    wrong, broken = Grade(Verdict.INCORRECT, "no"), Grade(Verdict.UNGRADABLE, "timed out")
+    graded = [GradedSolution(f"p#{i}", "p", g) for i, g in enumerate([wrong, broken, TRUNCATED, TRUNCATED])]
+    assert of_grades(graded) == Outcomes(scored=1, ungradable=1, truncated=2)
+    ends = [Outcome.SCORED, Outcome.UNPARSED, Outcome.UNPARSED, Outcome.TRUNCATED, Outcome.FAILED]
+    verified = [Verification(f"p#{i}", (), 0.0, "min", outcome) for i, outcome in enumerate(ends)]
+    assert of_verifications(verified) == Outcomes(1, 2, 1, 1)
+
+
+def test_a_watch_adds_up_over_batches_and_counts_what_failed():
+    watch = Watch(Limits(failed=0.25, after=8), lambda records: Outcomes(scored=len(records)), "solutions")
+    assert watch(["a"] * 4, 1) is None
+    assert watch(["a"] * 3, 1) is None
+    assert "3 of 10 solutions (30%) were failed" in watch([], 1)
+
+
+def test_limits_are_read_from_the_command_line():
+    assert parse_limits(["truncated=0.9", "after=7"]) == Limits(truncated=0.9, after=7)
+    assert parse_limits([]) == Limits()
+    with pytest.raises(ConfigError) as caught:
+        parse_limits(["late=1", "failed=much"])
+    assert len(caught.value.faults) == 2
 
 
 def test_limits_that_make_no_sense_are_refused_together():

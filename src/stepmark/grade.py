@@ -12,6 +12,7 @@ from functools import partial
 
 from stepmark import units
 from stepmark.grading import grade_solution
+from stepmark.outcomes import Limits, Watch, of_grades
 from stepmark.protocols import Executor, Grader
 from stepmark.store import Records
 from stepmark.types import GradedSolution, Problem, Progress, Solution, Verdict
@@ -36,10 +37,13 @@ def grade(
     out: Records[GradedSolution],
     *,
     executor: Executor,
+    limits: Limits | None = None,
     progress: Callable[[Progress], None] | None = None,
     rows: int = 1024,
 ) -> Graded:
-    """Grades the solutions that `out` lacks. Raises DataError for a solution of no known problem."""
+    """Grades the solutions that `out` lacks.
+
+    Raises DataError for a solution of no known problem, StageError when more than `limits` allow can't be used."""
     there = out.keys()
     todo = units.pair(problems, (s for s in solutions if s.id not in there))
     failed = units.run(
@@ -53,6 +57,7 @@ def grade(
         already=len(there),
         executor=executor,
         progress=progress,
+        watch=Watch(limits, of_grades, "solutions"),
     )
     verdicts, reasons = Counter[Verdict](), Counter[str]()
     for graded in out:

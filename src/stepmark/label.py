@@ -18,7 +18,7 @@ from stepmark import units as work
 from stepmark.errors import ConfigError
 from stepmark.grading import grade_solution
 from stepmark.ledger import Budget, Ledger, Recorded
-from stepmark.outcomes import Limits, Outcomes
+from stepmark.outcomes import Limits, Outcomes, Watch
 from stepmark.protocols import Executor, Labeler, Tools
 from stepmark.store import Records
 from stepmark.types import Grade, LabelledSolution, Problem, Progress, Rollout, Solution, Unlabelled
@@ -74,7 +74,6 @@ def label(
     for role, ledger in (ledgers or {}).items():
         for prompt, rollouts in ledger.open(lambda prompt: prompt.rpartition("@")[0] in jobs).items():
             jobs[prompt.rpartition("@")[0]].known.setdefault(role, {}).update((r.key, r) for r in rollouts)
-    seen = _Seen(limits or Limits())
     failed = work.run(
         "label",
         partial(_label, labeler=labeler, tools=tools, ledgers=ledgers or {}, budget=budget),
@@ -86,7 +85,7 @@ def label(
         already=sum(max(1, len(s.spans)) for _, s in units if s.id in there),
         executor=executor,
         progress=progress,
-        watch=seen.watch,
+        watch=Watch(limits, outcomes.of_labels, "rollouts"),
     )
     solutions = count = unknown = inferred = 0
     total = Outcomes()
@@ -190,18 +189,6 @@ def _label(
             for key, r in backend.known.items():
                 by_id[r.prompt_id.rpartition("@")[0]].known.setdefault(role, {})[key] = r
         raise
-
-
-@dataclass(slots=True)
-class _Seen:
-    """The outcomes of this sitting, against the limits."""
-
-    limits: Limits
-    rollouts: Outcomes = field(default_factory=Outcomes)
-
-    def watch(self, labelled: Sequence[LabelledSolution], failed: int) -> str | None:
-        self.rollouts += outcomes.of_labels(labelled) + Outcomes(failed=failed)
-        return self.limits.exceeded(self.rollouts)
 
 
 def _name(job: _Job) -> str:

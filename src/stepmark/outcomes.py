@@ -6,11 +6,16 @@ that way measures nothing, and stops with the reason instead of spending on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Generic, TypeVar
 
 from stepmark.errors import ConfigError
-from stepmark.types import Finish, LabelledSolution, Solution
+from stepmark.grading import TRUNCATED
+from stepmark.types import Finish, GradedSolution, LabelledSolution, Outcome, Solution, Verdict, Verification
+
+Record = TypeVar("Record")
 
 ADVICE = {
     "failed": "see the reasons in the ledger, and whether the server is up",
@@ -56,21 +61,50 @@ class Limits:
         if faults:
             raise ConfigError(faults)
 
-    def exceeded(self, outcomes: Outcomes) -> str | None:
-        """Why to stop, with what to do about it; None while all is well."""
+    def exceeded(self, outcomes: Outcomes, what: str = "rollouts") -> str | None:
+        """Why to stop, with what to do about it; None while all is well. `what` was asked for, in words."""
         if outcomes.total < self.after:
             return None
         for name, advice in ADVICE.items():
             share = getattr(outcomes, name) / outcomes.total
             if share > getattr(self, name):
                 return (
-                    f"{getattr(outcomes, name)} of {outcomes.total} rollouts ({share:.0%}) were {name}, more than the "
+                    f"{getattr(outcomes, name)} of {outcomes.total} {what} ({share:.0%}) were {name}, more than the "
                     f"{getattr(self, name):.0%} allowed (limits.{name}): {advice}."
                 )
         return None
 
 
 COMPARED = ("outcome", "rule", "nli")  # sources of labels that no rollout stands behind
+
+
+def parse_limits(texts: Sequence[str]) -> Limits:
+    """`truncated=0.9`, `after=1000`; the usual ones for none. Raises ConfigError with all faults."""
+    given, faults = dict[str, float](), []
+    names = [f.name for f in fields(Limits)]
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            given[name] = int(number) if name == "after" else float(number)
+        except ValueError:
+            faults.append(f"limit: {text!r} is not NAME=NUMBER, e.g. truncated=0.9.")
+        if name not in names:
+            faults.append(f"limit: there is none of the name {name!r}. There are: {', '.join(names)}.")
+    if faults:
+        raise ConfigError(faults)
+    return Limits(**given)  # type: ignore[arg-type]
+
+
+class Watch(Generic[Record]):
+    """Adds up the outcomes of a sitting as its records come, and says when to stop (units.run's `watch`)."""
+
+    def __init__(self, limits: Limits | None, of: Callable[[Sequence[Record]], Outcomes], what: str) -> None:
+        self.limits, self.of, self.what = limits or Limits(), of, what
+        self.total = Outcomes()
+
+    def __call__(self, records: Sequence[Record], failed: int) -> str | None:
+        self.total += self.of(records) + Outcomes(failed=failed)
+        return self.limits.exceeded(self.total, self.what)
 
 
 def of_labels(labelled: Iterable[LabelledSolution]) -> Outcomes:
@@ -88,3 +122,16 @@ def of_solutions(solutions: Iterable[Solution]) -> Outcomes:
     """Of drawn solutions, which nobody has graded yet: one that ended counts as scored."""
     cut = [s.finish is Finish.LENGTH for s in solutions]
     return Outcomes(scored=len(cut) - sum(cut), truncated=sum(cut))
+
+
+def of_grades(graded: Sequence[GradedSolution]) -> Outcomes:
+    """Of graded solutions; one that ran out of tokens is known by its reason."""
+    cut = sum(g.grade == TRUNCATED for g in graded)
+    bad = sum(g.grade.verdict is Verdict.UNGRADABLE for g in graded) - cut
+    return Outcomes(len(graded) - bad - cut, bad, cut)
+
+
+def of_verifications(verifications: Iterable[Verification]) -> Outcomes:
+    """Of verifications; one that could not be parsed counts as ungradable."""
+    found = Counter(v.outcome for v in verifications)
+    return Outcomes(found[Outcome.SCORED], found[Outcome.UNPARSED], found[Outcome.TRUNCATED], found[Outcome.FAILED])

@@ -193,6 +193,7 @@ class Run:
                 problems,
                 self.on.grader,
                 grades,
+                limits=self.recipe.limits,
                 executor=self.on.executor,
                 progress=self.journal.tell,
             )
@@ -249,6 +250,7 @@ class Run:
                     problems,
                     self.on.solutions("test"),
                     self.on.scores(name),
+                    limits=self.recipe.limits,
                     executor=self.on.executor,
                     progress=self.journal.tell,
                 )

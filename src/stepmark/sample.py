@@ -15,7 +15,7 @@ from functools import partial
 from stepmark import outcomes, units
 from stepmark.errors import ConfigError
 from stepmark.ledger import Budget, Ledger, Recorded, runs
-from stepmark.outcomes import Limits, Outcomes
+from stepmark.outcomes import Limits, Watch
 from stepmark.protocols import Backend, Executor
 from stepmark.steps import split
 from stepmark.store import Records
@@ -76,7 +76,6 @@ def sample(
         there = out.keys()
     missing = [_Missing(p, tuple(i for i in range(n) if f"{p.id}#{i}" not in there)) for p in problems]
     todo = [m for m in missing if m.indices]
-    seen = _Seen(limits or Limits())
     failed = units.run(
         "sample",
         partial(
@@ -90,7 +89,7 @@ def sample(
         already=n * len(problems) - sum(map(_weigh, todo)),
         executor=executor,
         progress=progress,
-        watch=seen.watch,
+        watch=Watch(limits, outcomes.of_solutions, "solutions"),
     )
     count = truncated = tokens = 0
     for s in out:
@@ -142,18 +141,6 @@ def _sample(
         for missing in unit:
             missing.known.update((key, r) for key, r in known.items() if r.prompt_id == missing.problem.id)
         raise
-
-
-@dataclass(slots=True)
-class _Seen:
-    """The outcomes of this sitting, against the limits."""
-
-    limits: Limits
-    rollouts: Outcomes = field(default_factory=Outcomes)
-
-    def watch(self, solutions: Sequence[Solution], failed: int) -> str | None:
-        self.rollouts += outcomes.of_solutions(solutions) + Outcomes(failed=failed)
-        return self.limits.exceeded(self.rollouts)
 
 
 def _name(item: _Missing) -> str:

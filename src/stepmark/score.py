@@ -14,6 +14,7 @@ from operator import itemgetter
 
 from stepmark import units
 from stepmark.errors import DataError
+from stepmark.outcomes import Limits, Watch, of_verifications
 from stepmark.protocols import Executor, Verifier
 from stepmark.store import Records
 from stepmark.types import Outcome, Problem, Progress, Solution, Verification
@@ -40,12 +41,14 @@ def score(
     out: Records[Verification],
     *,
     executor: Executor,
+    limits: Limits | None = None,
     progress: Callable[[Progress], None] | None = None,
     rows: int = 512,
 ) -> Scored:
     """Scores the solutions that `out` lacks, about `rows` of them in a unit of work.
 
-    Raises DataError for a solution of no known problem, StageError when nearly everything fails."""
+    Raises DataError for a solution of no known problem, StageError when nearly everything fails or more than
+    `limits` allow can't be used."""
     there = out.keys()
     todo = _items(problems, (s for s in solutions if s.id not in there))
     failed = units.run(
@@ -59,6 +62,7 @@ def score(
         already=len(there),
         executor=executor,
         progress=progress,
+        watch=Watch(limits, of_verifications, "verifications"),
     )
     found = Counter(v.outcome for v in out)
     return Scored(

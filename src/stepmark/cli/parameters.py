@@ -33,6 +33,10 @@ BudgetLimits = Annotated[
     list[str] | None,
     typer.Option("--budget", metavar="NAME=LIMIT", help="rollouts=, tokens=, money= or hours=; stops there, all kept."),
 ]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option("--limit", metavar="NAME=SHARE", help="failed=, truncated=, ungradable=: stop above; 1 never stops."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, no progress.")]
 Solutions = Annotated[Path, typer.Option(help="JSONL of solutions.")]
 Out = Annotated[Path, typer.Option(help="Where results go; the same command goes on with what is there.")]

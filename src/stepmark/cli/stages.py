@@ -65,6 +65,7 @@ def sample(
     seed: p.Seed = 0,
     workers: p.Workers = 1,
     budget: p.BudgetLimits = None,
+    limit: p.Limits = None,
     json: p.AsJson = False,
 ) -> None:
     """Draw solutions of a task's problems. Asking for more later adds to what is there.
@@ -75,15 +76,16 @@ def sample(
     """
     from stepmark.ledger import Ledger, parse_budget
     from stepmark.loading import load_executor
+    from stepmark.outcomes import parse_limits
     from stepmark.prompts import Template
     from stepmark.sample import sample as stage
     from stepmark.store import Records
     from stepmark.types import SamplingParams, Solution
 
-    limits = parse_budget(budget or [])
+    most, limits = parse_budget(budget or []), parse_limits(limit or [])
     found, bad, taken = p.load(task, task_option, split, problems)
     generator = p.backend(backend, backend_option, model)
-    paid = limits is not None or getattr(generator, "remote", False)
+    paid = most is not None or getattr(generator, "remote", False)
     with Show(json) as show, Records(out, Solution) as records:
         done = stage(
             found,
@@ -94,7 +96,8 @@ def sample(
             params=SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
             steps=taken.steps,
             ledger=Ledger.of(p.rollouts(out) / "solutions.jsonl", generator) if paid else None,
-            budget=limits,
+            budget=most,
+            limits=limits,
             executor=load_executor(workers),
             progress=show,
         )
@@ -110,6 +113,7 @@ def grade(
     split: p.Split = "test",
     grader: p.GraderName = None,
     workers: p.Workers = 1,
+    limit: p.Limits = None,
     json: p.AsJson = False,
 ) -> None:
     """Compare the solutions' answers with the references: correct, incorrect, or ungradable with a reason.
@@ -120,13 +124,22 @@ def grade(
     """
     from stepmark.grade import grade as stage
     from stepmark.loading import load_executor
+    from stepmark.outcomes import parse_limits
     from stepmark.store import Records
     from stepmark.types import GradedSolution, Solution
 
     found, bad, taken = p.load(task, task_option, split)
     given = p.there(solutions, Solution)
     with Show(json) as show, Records(out, GradedSolution) as records:
-        done = stage(given, found, p.grader(grader, taken), records, executor=load_executor(workers), progress=show)
+        done = stage(
+            given,
+            found,
+            p.grader(grader, taken),
+            records,
+            limits=parse_limits(limit or []),
+            executor=load_executor(workers),
+            progress=show,
+        )
     end(done, json, bad)
 
 
@@ -155,6 +168,7 @@ def label(
     judge_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the judge's backend.")] = None,
     workers: p.Workers = 1,
     budget: p.BudgetLimits = None,
+    limit: p.Limits = None,
     json: p.AsJson = False,
 ) -> None:
     """Label every step of solutions without a human, by what a model makes of it from there.
@@ -170,12 +184,13 @@ def label(
     from stepmark.label import ledgers
     from stepmark.ledger import parse_budget
     from stepmark.loading import load_executor
+    from stepmark.outcomes import parse_limits
     from stepmark.prompts import Template
     from stepmark.protocols import Tools
     from stepmark.store import Records
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
-    limits = parse_budget(budget or [])
+    most, limits = parse_budget(budget or []), parse_limits(limit or [])
     method = plugins.load("labeler", labeler, **p.options(labeler_option))
     found, bad, taken = p.load(task, task_option, split)
     pairs = units.pair(found, p.there(solutions, Solution))
@@ -195,7 +210,8 @@ def label(
             tools,
             records,
             ledgers=ledgers(p.rollouts(out), tools),
-            budget=limits,
+            budget=most,
+            limits=limits,
             executor=load_executor(workers),
             progress=show,
         )
@@ -291,6 +307,7 @@ def score(
     task_option: p.TaskOptions = None,
     split: p.Split = "test",
     workers: p.Workers = 1,
+    limit: p.Limits = None,
     json: p.AsJson = False,
 ) -> None:
     """Score solutions with a verifier, which never sees the reference answers.
@@ -301,6 +318,7 @@ def score(
         --solutions solutions.jsonl --out scores.jsonl
     """
     from stepmark.loading import load_executor, load_verifier
+    from stepmark.outcomes import parse_limits
     from stepmark.score import score as stage
     from stepmark.store import Records
     from stepmark.types import Solution, Verification
@@ -308,5 +326,13 @@ def score(
     found, bad, _ = p.load(task, task_option, split)
     given = p.there(solutions, Solution)
     with Show(json) as show, Records(out, Verification) as records:
-        done = stage(load_verifier(verifier), found, given, records, executor=load_executor(workers), progress=show)
+        done = stage(
+            load_verifier(verifier),
+            found,
+            given,
+            records,
+            limits=parse_limits(limit or []),
+            executor=load_executor(workers),
+            progress=show,
+        )
     end(done, json, bad)
