@@ -134,3 +134,11 @@ def test_a_file_that_is_no_recipe(tmp_path, text):
 
 def test_a_missing_recipe_names_the_nearest():
     assert "demo.yaml" in faults(path=DEMO.with_name("dmo.yaml"))[0]
+
+
+def test_a_part_of_the_samples_that_is_given_in_part_keeps_its_other_defaults():
+    raw = {"name": "x", "task": "arithmetic", "generator": {"path": "m"}}
+    assert recipe.parse(raw, "test").sample == recipe.Sample()
+    found = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.train.problems=5"]), "test").sample
+    assert (found.test.split, found.test.n) == ("test", 128)
+    assert (found.train.split, found.train.problems, found.train.n) == ("train", 5, 4)

@@ -214,6 +214,19 @@ class Sample(_Settings):
     max_tokens: int = Field(default=256, ge=1)
     stop: tuple[str, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, value: Any) -> Any:
+        """A part that is given in part keeps the rest of its defaults."""
+        if not isinstance(value, Mapping):
+            return value
+        usual = {"train": {"split": "train", "n": 4}, "test": {"split": "test", "n": 64}}
+        return dict(value) | {
+            part: defaults | dict(value[part])
+            for part, defaults in usual.items()
+            if isinstance(value.get(part), Mapping) and value[part].get("file") is None
+        }
+
     @model_validator(mode="after")
     def _apart(self) -> Sample:
         a, b = self.train, self.test
