@@ -6,7 +6,7 @@ import json
 import pytest
 
 from stepmark import planning, recipe
-from stepmark.errors import BudgetReached, ConfigError
+from stepmark.errors import BudgetReached, ConfigError, StageError
 from stepmark.ledger import Budget
 from stepmark.pipeline import Run, run
 from stepmark.store import RunDir
@@ -129,3 +129,52 @@ def test_the_table_names_the_recipes_own_way(planned, tmp_path):
     assert "pilot of 3 solutions to 3 problems" in said
     assert all(f"{c.rollouts:,.0f}" in said for c in found.labelling)
     assert dataclasses.asdict(found)["own"] == found.own
+
+
+def test_a_second_plan_knows_how_long_the_first_one_took(planned, tmp_path):
+    (tmp_path / "steady.py").write_text(
+        BACKEND.replace("import re", "import re\nimport time").replace(
+            "            for index", "            time.sleep(1e-3)\n            for index"
+        )
+    )
+    first = made(planned, tmp_path / "run", problems=3, solutions=1)
+    again = made(planned, tmp_path / "run", problems=3, solutions=1)
+    assert [c.rollouts for c in again.labelling] == [c.rollouts for c in first.labelling]
+    assert all(c.hours > 0 for c in (*again.sampling, *again.labelling) if c.rollouts)
+    assert again.labelling[-1].hours == pytest.approx(first.labelling[-1].hours)
+
+
+def test_a_plan_stops_early_as_the_run_does_where_each_rollout_is_paid_for(planned, tmp_path):
+    (tmp_path / "steady.py").write_text(
+        BACKEND.replace("    judging", "    remote: ClassVar[bool] = True\n    judging")
+    )
+    early = "label={name: monte_carlo, options: {rollouts: 8, early_stop: true}, distinct: false}"
+    found = made(planned, tmp_path / "run", early, problems=3, solutions=1)
+    own = next(c for c in found.labelling if c.stage == found.own)
+    run(planned(early), tmp_path / "run")
+    spent = json.loads((tmp_path / "run" / "rollouts" / "labels.spent.json").read_text())
+    assert own.rollouts == spent["rollouts"] == 240
+
+
+def test_a_way_of_labelling_that_compares_equal_to_nothing_is_planned(planned, tmp_path):
+    (tmp_path / "mine.py").write_text('''"""Labels nothing."""
+from stepmark.types import Grade, LabelledSolution, StepLabel, Verdict
+
+
+class Mine:
+    def label(self, units, tools):
+        for u in units:
+            grade = tools.grader.grade(u.solution.text, u.problem)
+            yield LabelledSolution(u.solution, grade, (StepLabel(0, 1, source="mine"),) * len(u.solution.spans))
+''')
+    found = made(planned, tmp_path / "run", f"label={{name: {tmp_path / 'mine.py'}}}", problems=3, solutions=1)
+    own = next(c for c in found.labelling if c.stage == found.own)
+    assert own.rollouts == 0
+
+
+def test_a_pilot_of_which_nothing_came_says_why(planned, tmp_path):
+    (tmp_path / "steady.py").write_text(
+        BACKEND.replace("Finish.STOP, 10, -1.0, 5)", 'Finish.FAILED, 0, reason="the server is asleep")')
+    )
+    with pytest.raises(StageError, match=r"all 6 failed.*the server is asleep"):
+        made(planned, tmp_path / "run", problems=3, solutions=2)

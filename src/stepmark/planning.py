@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from stepmark import plugins
-from stepmark.errors import ConfigError
+from stepmark.errors import ConfigError, StageError
 from stepmark.grading import grade_solution
 from stepmark.label import distinct, ledgers, need, references_among
 from stepmark.ledger import Budget, Ledger, Recorded, Spent
@@ -31,6 +31,7 @@ from stepmark.recipe import Recipe
 from stepmark.sample import solution
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams, Unlabelled
 
+SPEED = "plan/speed.json"  # what the pilots so far measured
 # What is compared beside the recipe's own way, where it can be done: name in the table -> labeller and its options.
 WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "monte_carlo N=8": ("monte_carlo", {"rollouts": 8}),
@@ -72,7 +73,8 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     """The expected cost of a recipe's sampling and labelling. `price_hour` is what an hour of this machine costs.
 
     Asks for up to `solutions` samples of each of `problems` training problems. Raises ConfigError where a recipe draws
-    nothing, BudgetReached when the pilot reaches the run's budget, and what the stages raise."""
+    nothing, StageError when all samples fail, BudgetReached when the pilot reaches the run's budget, and what the
+    stages raise."""
     recipe, on = run.recipe, run.on
     parts = [part for part in PARTS if getattr(recipe.sample, part).file is None]
     if not parts:
@@ -86,7 +88,8 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     drawn = min(solutions, getattr(recipe.sample, part).n)
     place = run.directory.path / "plan"
     tools = on.tools
-    speed = _Speed(1 if getattr(tools.completer, "remote", False) else recipe.workers, price_hour)
+    measured = run.directory.read_json(SPEED) if (run.directory.path / SPEED).exists() else {}
+    speed = _Speed(1 if getattr(tools.completer, "remote", False) else recipe.workers, price_hour, **measured)
 
     generator = on.backend("generator")
     meter = _Meter(_opened(generator, place / "solutions.jsonl", run.budget))
@@ -96,6 +99,9 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     steps = recipe.steps or (on.task.steps if on.task else "line")
     made = [solution(r, steps) for r in meter.sample(prompts, tools.params) if r.finish is not Finish.FAILED]
     pairs = [(by_id[s.problem_id], s) for s in sorted(made, key=lambda s: (s.problem_id, s.sample))]
+    if not pairs:
+        reason = next((r.reason for r in meter.recorded.known.values() if r.finish is Finish.FAILED), "")
+        raise StageError(f"the pilot drew no solution, all {len(prompts) * drawn} failed, the first with: {reason}")
     sampling = [
         speed.cost(f"sample {part}", len(on.problems(part)) * getattr(recipe.sample, part).n, len(pairs), [meter])
         for part in parts
@@ -111,14 +117,15 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
             role: _opened(getattr(tools, role), ledger.path, run.budget)
             for role, ledger in ledgers(place, tools).items()
         }
-        ways = _ways(recipe, tools)
-        own = next(name for name, labeler in ways.items() if labeler == recipe.label.load())
+        ways, own = _ways(recipe, tools)
         for name, labeler in ways.items():
             meters = {role: _Meter(recorded) for role, recorded in opened.items()}
             for _ in labeler.label(units, replace(tools, **meters)):  # type: ignore[arg-type]
                 pass
             labelling.append(speed.cost(f"label: {name}", total, len(units), list(meters.values())))
         pilot += sum((recorded.ledger.spent for recorded in opened.values()), Spent())
+    # The next plan finds these rollouts and has nothing to measure.
+    run.directory.write_json(SPEED, {"seconds": speed.seconds, "tokens": speed.tokens})
     return Plan(tuple(sampling), tuple(labelling), f"label: {own}" if own else "", pilot, len(chosen), len(pairs))
 
 
@@ -130,6 +137,11 @@ class _Meter:
         self.asked: dict[str, Spent] = {}  # problem id -> what its rollouts cost, or would have
         self.seconds = 0.0  # waited for new rollouts
         self.tokens = 0  # generated for them
+
+    @property
+    def remote(self) -> bool:
+        """As the backend says: labellers go by it."""
+        return self.recorded.remote
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         before = set(self.recorded.known)
@@ -180,9 +192,9 @@ class _Speed:
         )
 
 
-def _ways(recipe: Recipe, tools: Tools) -> dict[str, Labeler]:
-    """The recipe's own way of labelling and those of WAYS that its models allow; the one that asks most first, since
-    what it pays for the others get for nothing."""
+def _ways(recipe: Recipe, tools: Tools) -> tuple[dict[str, Labeler], str]:
+    """The recipe's own way of labelling and those of WAYS that its models allow, the one that asks most first, since
+    what it pays for the others get for nothing; and the name of the recipe's own."""
     assert recipe.label is not None
     mine: Labeler = recipe.label.load()
     found: dict[str, Labeler] = {}
@@ -193,10 +205,12 @@ def _ways(recipe: Recipe, tools: Tools) -> dict[str, Labeler]:
         except ConfigError:
             continue
         found[name] = way
-    if mine not in found.values():
+    own = next((name for name, way in found.items() if way == mine), "")
+    if not own:
         shown = ", ".join(f"{k}={v}" for k, v in recipe.label.options.items())
-        found = {f"{recipe.label.name}{f' {shown}' if shown else ''}": mine, **found}
-    return found
+        own = f"{recipe.label.name}{f' {shown}' if shown else ''}"
+        found = {own: mine, **found}
+    return found, own
 
 
 def _opened(backend: Backend, path: Path, budget: Budget | None) -> Recorded:
