@@ -166,6 +166,8 @@ def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
     assert spent == json.loads((tmp_path / "once.rollouts" / "labels.spent.json").read_text())
     ok("export", *TASK, *split, "--labels", labels, "--soft", "--out", rows)
     assert len(rows.read_text().splitlines()) == len(Records(labels, LabelledSolution))
+    assert "no model here has a price" in ok(*sampled, "--budget", "money=3", code=2).stderr
+    assert "no model here has a price" in ok(*labelled, "--out", labels, "--budget", "money=3", code=2).stderr
     assert "budget: there is no limit 'euros'" in ok(*sampled, "--budget", "euros=3", code=2).stderr
 
 

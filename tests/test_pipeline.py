@@ -137,6 +137,8 @@ def test_a_run_within_a_budget_goes_on_to_the_same_end(tmp_path):
     for limit in (10, 150, 260):
         with pytest.raises(BudgetReached, match=f"rollouts {limit} of {limit}"):
             run(given, tmp_path / "run", budget=Budget(rollouts=limit))
+    with pytest.raises(ConfigError, match="no model here has a price"):
+        run(given, tmp_path / "run", budget=Budget(money=1))
     run(given, tmp_path / "run", budget=Budget(rollouts=1e6))
     go(tmp_path / "whole")
     assert records(tmp_path / "run") == records(tmp_path / "whole")

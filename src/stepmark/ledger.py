@@ -16,7 +16,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -121,6 +121,16 @@ def parse_budget(texts: Sequence[str]) -> Budget | None:
     if faults:
         raise ConfigError(faults)
     return Budget(**limits) if limits else None
+
+
+def need_price(budget: Budget | None, backends: Iterable[Backend | None]) -> None:
+    """Raises ConfigError for a limit on money where no backend has a price: it would never be reached."""
+    if budget is None or budget.money is None or any(any(getattr(b, "price", ())) for b in backends):
+        return
+    raise ConfigError(
+        "budget: money can't be counted, since no model here has a price. Give the backend its price (openai: "
+        "price_input and price_output), or limit tokens, rollouts or hours."
+    )
 
 
 class Ledger:

@@ -32,7 +32,7 @@ from stepmark.evaluate import evaluate
 from stepmark.grade import grade
 from stepmark.journal import Journal
 from stepmark.label import distinct, label, ledgers, references_among
-from stepmark.ledger import Budget, Ledger
+from stepmark.ledger import Budget, Ledger, need_price
 from stepmark.prompts import Template
 from stepmark.recipe import Base, Drawn, Recipe
 from stepmark.recipe import Verifier as VerifierSettings
@@ -102,6 +102,7 @@ class Run:
 
     def finish(self) -> Finished:
         """All stages."""
+        self.need_price()
         for part in PARTS:
             self.problems(part)
         if self._samples:
@@ -115,6 +116,11 @@ class Run:
         metrics = self.evaluate()
         self.report()
         return Finished(self.directory.path, metrics, len(self.on.quarantine), tuple(self.journal.failed))
+
+    def need_price(self) -> None:
+        """Raises ConfigError for a limit on money where no model of the recipe has a price."""
+        roles = ("generator", "completer", "judge")
+        need_price(self.budget, (self.on.backend(name) for name in roles if self.on.role(name) is not None))
 
     # ---- stages ----
 

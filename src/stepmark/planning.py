@@ -76,6 +76,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     nothing, StageError when all samples fail, BudgetReached when the pilot reaches the run's budget, and what the
     stages raise."""
     recipe, on = run.recipe, run.on
+    run.need_price()
     parts = [part for part in PARTS if getattr(recipe.sample, part).file is None]
     if not parts:
         raise ConfigError("this recipe draws no solutions, so there is nothing to plan: they come from files.")

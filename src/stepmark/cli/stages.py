@@ -74,7 +74,7 @@ def sample(
     Example:
       stepmark sample --task arithmetic --split test --model runs/demo/generator --n 16 --out solutions.jsonl
     """
-    from stepmark.ledger import Ledger, parse_budget
+    from stepmark.ledger import Ledger, need_price, parse_budget
     from stepmark.loading import load_executor
     from stepmark.outcomes import parse_limits
     from stepmark.prompts import Template
@@ -85,6 +85,7 @@ def sample(
     most, limits = parse_budget(budget or []), parse_limits(limit or [])
     found, bad, taken = p.load(task, task_option, split, problems)
     generator = p.backend(backend, backend_option, model)
+    need_price(most, [generator])
     paid = most is not None or getattr(generator, "remote", False)
     with Show(json) as show, Records(out, Solution) as records:
         done = stage(
@@ -182,7 +183,7 @@ def label(
     from stepmark.label import distinct as first_of_each
     from stepmark.label import label as stage
     from stepmark.label import ledgers
-    from stepmark.ledger import parse_budget
+    from stepmark.ledger import need_price, parse_budget
     from stepmark.loading import load_executor
     from stepmark.outcomes import parse_limits
     from stepmark.prompts import Template
@@ -203,6 +204,7 @@ def label(
         p.backend(backend, backend_option, model) if completes else None,
         p.backend(judge_backend or "local", judge_option, judge) if judges else None,
     )
+    need_price(most, [tools.completer, tools.judge])
     with Show(json) as show, Records(out, LabelledSolution) as records:
         done = stage(
             first_of_each(pairs) if distinct else pairs,
