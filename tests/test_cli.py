@@ -152,7 +152,9 @@ def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
     sampled = ["sample", *TASK, *BACKEND, "--n", 4, "--problems", 5, "--out", solutions]
     said = ok(*sampled, "--budget", "rollouts=9", code=4).stderr
     assert "rollouts 9 of 9" in said
-    ok(*sampled, "--budget", "rollouts=100")
+    ok(*sampled, "--budget", "rollouts=12", code=4)
+    ok(*sampled)  # without a budget too, from where it was
+    assert json.loads((tmp_path / "s.rollouts" / "solutions.spent.json").read_text())["rollouts"] == 20
     whole = tmp_path / "whole.jsonl"
     ok(*sampled[:-1], whole)
     assert {s.key: s for s in Records(solutions, Solution)} == {s.key: s for s in Records(whole, Solution)}

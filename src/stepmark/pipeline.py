@@ -169,8 +169,9 @@ class Run:
         assert self.on.task is not None
         with self.journal.stage(f"sample {part}"):
             generator = self.on.backend("generator")
-            paid = self.budget is not None or getattr(generator, "remote", False)
-            ledger = Ledger.of(self._rollouts / f"solutions-{part}.jsonl", generator) if paid else None
+            ledger = Ledger.of(self._rollouts / f"solutions-{part}.jsonl", generator)
+            # Also where an earlier sitting kept one: what it paid for may not be among the solutions yet.
+            paid = self.budget is not None or getattr(generator, "remote", False) or ledger.path.exists()
             done = sample(
                 list(self.on.problems(part)),
                 generator,
@@ -179,7 +180,7 @@ class Run:
                 context=Template(self.recipe.prompt),
                 params=self.recipe.params,
                 steps=self.recipe.steps or self.on.task.steps,
-                ledger=ledger,
+                ledger=ledger if paid else None,
                 budget=self.budget,
                 limits=self.recipe.limits,
                 executor=self.on.executor,

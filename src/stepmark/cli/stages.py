@@ -86,7 +86,9 @@ def sample(
     found, bad, taken = p.load(task, task_option, split, problems)
     generator = p.backend(backend, backend_option, model)
     need_price(most, [generator])
-    paid = most is not None or getattr(generator, "remote", False)
+    ledger = Ledger.of(p.rollouts(out) / "solutions.jsonl", generator)
+    # Also where an earlier sitting kept one: what it paid for may not be among the solutions yet.
+    paid = most is not None or getattr(generator, "remote", False) or ledger.path.exists()
     with Show(json) as show, Records(out, Solution) as records:
         done = stage(
             found,
@@ -96,7 +98,7 @@ def sample(
             context=Template(prompt),
             params=SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
             steps=taken.steps,
-            ledger=Ledger.of(p.rollouts(out) / "solutions.jsonl", generator) if paid else None,
+            ledger=ledger if paid else None,
             budget=most,
             limits=limits,
             executor=load_executor(workers),
