@@ -229,7 +229,7 @@ def _warm_up(backend: Backend, prompt: Prompt, params: SamplingParams) -> None:
 
 def table(found: Plan) -> str:
     """The plan for a terminal."""
-    rows = [("", "solutions", "rollouts", "prompt tokens", "tokens", "+-", "hours", "cost")]
+    rows = [("", "solutions", "rollouts", "prompt tokens", "tokens", "+-", "time", "cost")]
     rows += [
         (
             cost.stage + (" (this recipe)" if cost.stage == found.own else ""),
@@ -238,7 +238,7 @@ def table(found: Plan) -> str:
             f"{cost.prompt_tokens:,.0f}" if cost.prompt_tokens else "-",
             f"{cost.tokens:,.0f}",
             f"{cost.error:.0%}",
-            f"{cost.hours:.2f}" if cost.hours >= 0.1 else f"{cost.hours * 60:.1f} min",
+            _time(cost.hours),
             f"{cost.money:,.2f}" if cost.money else "-",
         )
         for cost in (*found.sampling, *found.labelling)
@@ -258,3 +258,9 @@ def table(found: Plan) -> str:
         "than a pilot, so it may take fewer hours.",
     ]
     return "\n".join(lines)
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
