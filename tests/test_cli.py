@@ -164,6 +164,9 @@ def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
     ok(*labelled, "--out", labels, "--budget", "tokens=200", code=4)
     ok(*labelled, "--out", labels)
     spent = json.loads((tmp_path / "l.rollouts" / "labels.spent.json").read_text())
+    labels.rename(tmp_path / "mine.jsonl")  # and what was asked otherwise is not taken for an answer
+    assert "holds results of another configuration" in ok(*labelled, "--max-tokens", 9, "--out", labels, code=2).stderr
+    (tmp_path / "mine.jsonl").rename(labels)
     ok(*labelled, "--out", tmp_path / "once.jsonl")
     assert spent == json.loads((tmp_path / "once.rollouts" / "labels.spent.json").read_text())
     ok("export", *TASK, *split, "--labels", labels, "--soft", "--out", rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,7 @@ from stepmark.errors import ConfigError
 
 if TYPE_CHECKING:
     from stepmark.protocols import Grader, Task
-    from stepmark.types import Problem, Quarantined
+    from stepmark.types import Problem, Quarantined, SamplingParams
 
 TaskName = Annotated[str, typer.Option("--task", help="A task's name, or the path of your own file: ./mine.py")]
 TaskOptions = Annotated[list[str] | None, typer.Option("--task-option", metavar="KEY=VALUE", help="Of the task.")]
@@ -90,6 +92,21 @@ def grader(name: str | None, task: Task) -> Grader:
 def rollouts(out: Path) -> Path:
     """Where a command that writes `out` keeps the rollouts behind it."""
     return out.with_name(f"{out.stem}.rollouts")
+
+
+def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> AbstractContextManager[object]:
+    """The directory of the rollouts behind `out`, for this process alone. Raises ConfigChanged where those in it come
+    of another model, prompt or sampling: they would be taken for new ones. StageError while another process has it."""
+    from stepmark.store import RunDir
+
+    names = {
+        role: {"backend": type(model).__name__, "model": getattr(model, "path", getattr(model, "model", ""))}
+        for role, model in models.items()
+        if model is not None
+    }
+    if not names:
+        return nullcontext()
+    return RunDir(rollouts(out)).open({"prompt": prompt, "params": asdict(params), **names})
 
 
 def there(path: Path, kind: type[Any]) -> list[Any]:

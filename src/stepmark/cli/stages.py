@@ -89,14 +89,16 @@ def sample(
     ledger = Ledger.of(p.rollouts(out) / "solutions.jsonl", generator)
     # Also where an earlier sitting kept one: what it paid for may not be among the solutions yet.
     paid = most is not None or getattr(generator, "remote", False) or ledger.path.exists()
-    with Show(json) as show, Records(out, Solution) as records:
+    params = SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed)
+    behind = p.kept(out, prompt, params, generator=generator if paid else None)
+    with behind, Show(json) as show, Records(out, Solution) as records:
         done = stage(
             found,
             generator,
             records,
             n=n,
             context=Template(prompt),
-            params=SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
+            params=params,
             steps=taken.steps,
             ledger=ledger if paid else None,
             budget=most,
@@ -207,7 +209,8 @@ def label(
         p.backend(judge_backend or "local", judge_option, judge) if judges else None,
     )
     need_price(most, [tools.completer, tools.judge])
-    with Show(json) as show, Records(out, LabelledSolution) as records:
+    behind = p.kept(out, prompt, tools.params, completer=tools.completer, judge=tools.judge)
+    with behind, Show(json) as show, Records(out, LabelledSolution) as records:
         done = stage(
             first_of_each(pairs) if distinct else pairs,
             method,
