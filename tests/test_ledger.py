@@ -475,3 +475,18 @@ def test_the_sums_file_is_for_others_to_read(tmp_path):
     assert json.loads((tmp_path / "x.spent.json").read_text()) == asdict(Spent(1, 0, 10**6, 10**6, 3.0))
     recorded = Recorded(ScriptedBackend(default=("a b",)), made)
     assert pickle.loads(pickle.dumps(recorded)).ledger.path == made.path  # noqa: S301
+
+
+def test_a_labeller_that_names_its_prompts_otherwise_fails_for_its_own_reason(tmp_path, request):
+    class Other:
+        def label(self, units, tools):
+            list(tools.completer.sample([Prompt(f"mine-{u.solution.id}", "") for u in units], tools.params))
+            raise ValueError("a fault of its own")
+
+    problems = sums(request, 2)
+    solutions = [Solution(f"{p.id}#0", p.id, 0, p.reference, split(p.reference)) for p in problems]
+    tools = Tools(Numeric(), Template(), PARAMS, ScriptedBackend(default=("text",)))
+    made = {"completer": Ledger(tmp_path / "ledger" / "completer.jsonl")}
+    out = Records(tmp_path / "labels.jsonl", LabelledSolution)
+    with pytest.raises(StageError, match="a fault of its own"):
+        label(pair(problems, solutions), Other(), tools, out, ledgers=made, executor=SerialExecutor())

@@ -187,7 +187,9 @@ def _label(
         by_id = {job.unit.solution.id: job for job in jobs}
         for role, backend in recorded.items():
             for key, r in backend.known.items():
-                by_id[r.prompt_id.rpartition("@")[0]].known.setdefault(role, {})[key] = r
+                job = by_id.get(r.prompt_id.rpartition("@")[0])  # none where a labeller names its prompts otherwise
+                if job is not None:
+                    job.known.setdefault(role, {})[key] = r
         raise
 
 
