@@ -178,3 +178,14 @@ def test_a_pilot_of_which_nothing_came_says_why(planned, tmp_path):
     )
     with pytest.raises(StageError, match=r"all 6 failed.*the server is asleep"):
         made(planned, tmp_path / "run", problems=3, solutions=2)
+
+
+def test_a_judge_that_takes_longer_has_hours_of_its_own(planned, tmp_path):
+    (tmp_path / "steady.py").write_text(
+        BACKEND.replace("import re", "import re\nimport time").replace(
+            "            for index", "            time.sleep(5e-3 * self.judging)\n            for index"
+        )
+    )
+    found = made(planned, tmp_path / "run", problems=6, solutions=2)
+    judge = next(c for c in found.labelling if c.stage == "label: judge")
+    assert judge.hours * 3600 >= judge.rollouts * 5e-3

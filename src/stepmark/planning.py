@@ -89,7 +89,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     drawn = min(solutions, getattr(recipe.sample, part).n)
     place = run.directory.path / "plan"
     tools = on.tools
-    measured = run.directory.read_json(SPEED) if (run.directory.path / SPEED).exists() else {}
+    measured = run.directory.read_json(SPEED) if (run.directory.path / SPEED).exists() else {"waited": {}, "tokens": {}}
     speed = _Speed(1 if getattr(tools.completer, "remote", False) else recipe.workers, price_hour, **measured)
 
     generator = on.backend("generator")
@@ -126,7 +126,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
             labelling.append(speed.cost(f"label: {name}", total, len(units), list(meters.values())))
         pilot += sum((recorded.ledger.spent for recorded in opened.values()), Spent())
     # The next plan finds these rollouts and has nothing to measure.
-    run.directory.write_json(SPEED, {"seconds": speed.seconds, "tokens": speed.tokens})
+    run.directory.write_json(SPEED, {"waited": speed.waited, "tokens": speed.tokens})
     return Plan(tuple(sampling), tuple(labelling), f"label: {own}" if own else "", pilot, len(chosen), len(pairs))
 
 
@@ -138,6 +138,11 @@ class _Meter:
         self.asked: dict[str, Spent] = {}  # problem id -> what its rollouts cost, or would have
         self.seconds = 0.0  # waited for new rollouts
         self.tokens = 0  # generated for them
+
+    @property
+    def role(self) -> str:
+        """What it does in a run, as its ledger is named."""
+        return self.recorded.ledger.path.stem
 
     @property
     def remote(self) -> bool:
@@ -168,17 +173,19 @@ class _Speed:
 
     workers: int  # that share the work
     price_hour: float
-    seconds: float = 0.0
-    tokens: int = 0
+    waited: dict[str, float]  # role -> seconds for its new rollouts, of this pilot and earlier ones
+    tokens: dict[str, int]  # role -> generated in that time
 
     def cost(self, stage: str, solutions: float, of: int, meters: Sequence[_Meter]) -> Cost:
         """The cost of a stage on `solutions`, from what the meters counted on `of` of the pilot's."""
-        self.seconds += sum(m.seconds for m in meters)
-        self.tokens += sum(m.tokens for m in meters)
+        for m in meters:
+            self.waited[m.role] = self.waited.get(m.role, 0.0) + m.seconds
+            self.tokens[m.role] = self.tokens.get(m.role, 0) + m.tokens
+        seconds = sum(sum(s.tokens for s in m.asked.values()) * self._rate(m.role) for m in meters)
         each = [sum((m.asked.get(p, Spent()) for m in meters), Spent()) for p in {p for m in meters for p in m.asked}]
         all_ = sum(each, Spent())
         scale = solutions / max(1, of)
-        hours = scale * all_.tokens * (self.seconds / max(1, self.tokens)) / 3600 / self.workers
+        hours = scale * seconds / 3600 / self.workers
         tokens = [s.tokens for s in each]
         error = stdev(tokens) / mean(tokens) / len(tokens) ** 0.5 if len(tokens) > 1 and any(tokens) else 0.0
         return Cost(
@@ -191,6 +198,10 @@ class _Speed:
             scale * all_.money + hours * self.price_hour,
             error,
         )
+
+    def _rate(self, role: str) -> float:
+        """Seconds for a token: models differ, so each role has its own."""
+        return self.waited[role] / max(1, self.tokens[role])
 
 
 def _ways(recipe: Recipe, tools: Tools) -> tuple[dict[str, Labeler], str]:
