@@ -1,0 +1,156 @@
+"""Verdicts of the reference-guided rationales that the authors of GenRM released, before any filtering.
+
+How many rationales state a verdict, by a strict reading and by `stepmark.verdicts`; how many of those state what is
+known of the solution (the paper's filter, arXiv 2408.15240); how many name the reference; and what a balanced training
+set would hold. `DIR` needs rationales.jsonl.gz with the fields `correct` and `rationale`.
+
+Then the readings by hand in tests/data, on whole texts found by their ids: how often the readers and the leak detector
+say less (missed) or something else (wrong).
+
+`--list KIND` (a word of `verdicts.Why`, such as contradictory) prints the ends of up to 20 rationales of that kind.
+The last line is one JSON object, also written to `--out`.
+
+    python bench/rationales.py data/genrm_gsm8k
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepmark.verdicts import Reader, Said, Why, leaks
+
+READERS = {"strict": Reader(strict=True), "robust": Reader()}
+OUT = Path(__file__).parent / "results" / "rationales.json"
+HAND = Path(__file__).parents[1] / "tests" / "data"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rationale."""
+
+    id: tuple[int, int]  # question_id and sample_id
+    correct: bool  # what is known of the solution
+    text: str
+
+
+@dataclass
+class Counts:
+    """What was counted for the solutions of one kind, correct or incorrect."""
+
+    rows: int = 0
+    leaking: int = 0
+    parsed: Counter[str] = field(default_factory=Counter)  # by reader
+    matching: Counter[str] = field(default_factory=Counter)  # by reader: the verdict is right
+    clean: Counter[str] = field(default_factory=Counter)  # by reader: right and without a leak
+    why: Counter[str] = field(default_factory=Counter)  # the robust reader's reasons
+
+    def add(self, row: Row) -> None:
+        leak = leaks(row.text) is not None
+        self.rows += 1
+        self.leaking += leak
+        for name, reader in READERS.items():
+            reading = reader.read(row.text)
+            right = reading.said is (Said.YES if row.correct else Said.NO)
+            self.parsed[name] += reading.said is not Said.UNPARSED
+            self.matching[name] += right
+            self.clean[name] += right and not leak
+            if name == "robust":
+                self.why[reading.why.name.lower()] += 1
+
+    def figures(self) -> dict[str, Any]:
+        def shares(of: Counter[str]) -> dict[str, float]:
+            return {name: round(of[name] / self.rows, 4) for name in READERS}
+
+        return {
+            "rows": self.rows,
+            "parsed": shares(self.parsed),
+            "matching": shares(self.matching),
+            "kept": dict(self.matching),
+            "kept_without_leak": dict(self.clean),
+            "leaking": round(self.leaking / self.rows, 4),
+            "why": dict(sorted(self.why.items())),
+        }
+
+
+def rows(path: Path) -> Iterator[Row]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            yield Row((row["question_id"], row["sample_id"]), row["correct"], row["rationale"])
+
+
+def by_hand(texts: dict[tuple[int, int], str]) -> dict[str, Any]:
+    """For each file of readings by hand: how each reader, and the leak detector, differs from them."""
+    found: dict[str, Any] = {}
+    for file in sorted(HAND.glob("verdicts_*.jsonl")):
+        sample = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        named = [(texts[row["question_id"], row["sample_id"]], row) for row in sample]
+        of: dict[str, Any] = {"rows": len(named), "readings": dict(Counter(row["reading"] for row in sample))}
+        for name, reader in READERS.items():
+            said = [(reader.read(text).said, row["reading"]) for text, row in named]
+            of[name] = {
+                "missed": sum(s is Said.UNPARSED and r != Said.UNPARSED for s, r in said),
+                "wrong": sum(s not in (Said.UNPARSED, r) for s, r in said),
+            }
+        judged = [(leaks(text) is not None, row["names_reference"]) for text, row in named if "names_reference" in row]
+        if judged:
+            missed, wrong = (sum(pair == differ for pair in judged) for differ in ((False, True), (True, False)))
+            of["leaks"] = {"missed": missed, "wrong": wrong}
+        found[file.stem] = of
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dir", type=Path, help="folder with rationales.jsonl.gz")
+    parser.add_argument("--out", type=Path, default=OUT, help="where the JSON goes")
+    parser.add_argument("--list", choices=[w.name.lower() for w in Why], help="print rationales of this kind instead")
+    args = parser.parse_args()
+    path = args.dir / "rationales.jsonl.gz"
+    if not path.is_file():
+        parser.error(f"no {path}: give the folder that holds rationales.jsonl.gz")
+    if args.list:
+        chosen = [r.text for r in rows(path) if READERS["robust"].read(r.text).why is Why[args.list.upper()]]
+        print(f"{len(chosen)} rationales: {args.list}")
+        for text in chosen[:20]:
+            print(f"{'-' * 60}\n{text[-300:]}")
+        return
+    counts = {True: Counts(), False: Counts()}
+    texts = {}
+    for row in rows(path):
+        counts[row.correct].add(row)
+        texts[row.id] = row.text
+    figures: dict[str, Any] = {"correct": counts[True].figures(), "incorrect": counts[False].figures()}
+    figures["balanced"] = {
+        kind: {name: 2 * min(figures[c][kind][name] for c in ("correct", "incorrect")) for name in READERS}
+        for kind in ("kept", "kept_without_leak")
+    }
+    print(
+        f"{'solutions':10} {'rows':>6} {'reader':7} {'verdict':>8} {'right':>7} {'kept':>6} {'no leak':>8} {'leaks':>7}"
+    )
+    for kind in ("correct", "incorrect"):
+        f = figures[kind]
+        for name in READERS:
+            print(
+                f"{kind:10} {f['rows']:6d} {name:7} {f['parsed'][name]:8.2%} {f['matching'][name]:7.2%} "
+                f"{f['kept'][name]:6d} {f['kept_without_leak'][name]:8d} {f['leaking']:7.2%}"
+            )
+        print(f"{'':10} robust: {', '.join(f'{why} {n}' for why, n in f['why'].items())}")
+    print(f"balanced sets, rows of both kinds together: {figures['balanced']}")
+    figures["by_hand"] = by_hand(texts)
+    for name, of in figures["by_hand"].items():
+        print(f"{name}: {of}")
+    line = json.dumps(figures)
+    args.out.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
