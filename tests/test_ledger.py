@@ -110,7 +110,9 @@ def test_what_was_added_is_there_and_summed_up(tmp_path_factory, rollouts, size)
     kept = [r for r in rollouts if r.finish is not Finish.FAILED or r.prompt_id == "a"]
     assert sorted(r.key for rs in found.values() for r in rs) == sorted(r.key for r in kept if r.prompt_id != "a")
     assert [r.key for r in again.records] == [r.key for r in kept]  # the others' failures stay: nobody asks again
-    assert again.spent == total(kept, price)
+    # What the failures were charged is spent all the same.
+    gone = total([r for r in rollouts if r not in kept], price)
+    assert same(again.spent, total(kept, price) + dataclasses.replace(gone, rollouts=0, failed=0))
     assert spent_in(path.parent) == again.spent
 
 
@@ -490,3 +492,19 @@ def test_a_labeller_that_names_its_prompts_otherwise_fails_for_its_own_reason(tm
     out = Records(tmp_path / "labels.jsonl", LabelledSolution)
     with pytest.raises(StageError, match="a fault of its own"):
         label(pair(problems, solutions), Other(), tools, out, ledgers=made, executor=SerialExecutor())
+
+
+def test_what_a_failed_rollout_was_charged_is_not_forgotten(tmp_path):
+    made = opened(tmp_path / "x.jsonl", (1e6, 2e6))
+    made.add(
+        [rollout(tokens=3), dataclasses.replace(rollout(index=1, tokens=2), finish=Finish.FAILED, prompt_tokens=5)]
+    )
+    made.close()
+    before = spent_in(tmp_path)
+    assert before.money == 3 * 2 + 5 + 2 * 2
+    for _ in range(2):  # taken out to be tried again; opened once more, nothing is counted twice
+        again = Ledger(tmp_path / "x.jsonl", (1e6, 2e6))
+        assert [r.index for rs in again.open(everything).values() for r in rs] == [0]
+        found = spent_in(tmp_path)
+        assert (found.rollouts, found.failed) == (1, 0)
+        assert (found.tokens, found.prompt_tokens, found.money) == (before.tokens, before.prompt_tokens, before.money)

@@ -68,6 +68,8 @@ def label(
     Raises ConfigError for a tool that the labeller needs and lacks, BudgetReached when the budget is spent,
     StageError when nearly everything fails or more than `limits` allow can't be used."""
     need(labeler, tools, judged=budget is not None, ledgers=ledgers or {})
+    if ledgers:
+        out.claim()  # before its ledgers change: two at once would both pay
     there = out.keys()
     todo = [u for u in units if u[1].id not in there]
     jobs = _jobs(units, todo, labeler, tools, references)

@@ -5,6 +5,7 @@ that was killed finds there what it had, and asks for the rest alone. Beside it 
 
     rollouts/train.jsonl          the rollouts: one outcome each, FAILED ones included
     rollouts/train.spent.json     Spent, never long behind; made anew from the lines when the ledger is opened
+    rollouts/train.lost.json      where there were any: the charges of failed rollouts that were then tried again
 
 `Recorded` puts a ledger between a stage and a backend, and ends the work when a budget is spent.
 """
@@ -160,10 +161,10 @@ class Ledger:
         """The rollouts of the prompts for which `keep(prompt id)` holds, by prompt id, for a sitting that starts.
 
         Reads the file once and holds no more than what it returns; what is left of a line that a kill tore is cut
-        off. Failed rollouts among those kept are taken out of the file: they are to be tried again. Call it before
-        others append. Raises DataError for a line that is no rollout."""
+        off. Failed rollouts among those kept are taken out of the file: they are to be tried again; what a server
+        charged for them stays in the sums. Call it before others append. Raises DataError for a line that is none."""
         found: dict[str, list[Rollout]] = {}
-        spent, failed = Spent(), set[str]()
+        spent, lost, failed = Spent(), self._lost(), set[str]()
         decode = store.decoder(Rollout)
         if self.path.exists():
             with self._locked() as file, self.path.open("rb", buffering=1 << 20) as lines:
@@ -175,6 +176,8 @@ class Ledger:
                         wanted = keep(prompt)
                         if wanted and fields["finish"] == Finish.FAILED:
                             failed.add(key)
+                            cost = Spent().and_of("", fields["prompt_tokens"], fields["tokens"], self.price)
+                            lost += replace(cost, rollouts=0)
                             continue
                         if wanted:
                             found.setdefault(prompt, []).append(decode(fields))
@@ -183,8 +186,10 @@ class Ledger:
                         why = f"{type(e).__name__}: {e}"
                         raise DataError(f"{self.path}, line {number}: not a rollout: {why}. Delete this line.") from e
         if failed:
+            if lost != Spent():
+                store.write_text(self._charges, json.dumps(asdict(lost)) + "\n")
             self._rewrite(failed)
-        store.write_text(self._sums, json.dumps(asdict(spent)) + "\n")
+        store.write_text(self._sums, json.dumps(asdict(spent + lost)) + "\n")
         self._new = Spent()  # it is among the lines
         for prompt, rollouts in found.items():
             if len({r.index for r in rollouts}) < len(rollouts):  # another sitting was still ending as this one began
@@ -228,6 +233,14 @@ class Ledger:
     @property
     def _sums(self) -> Path:
         return self.path.with_suffix(".spent.json")
+
+    @property
+    def _charges(self) -> Path:
+        return self.path.with_suffix(".lost.json")
+
+    def _lost(self) -> Spent:
+        """What failed rollouts cost that were tried again."""
+        return Spent(**json.loads(self._charges.read_bytes())) if self._charges.exists() else Spent()
 
     @contextmanager
     def _locked(self) -> Iterator[io.FileIO]:

@@ -79,7 +79,8 @@ def run(
     recipe: Recipe, path: Place, progress: Show | None = None, command: str = "", budget: Budget | None = None
 ) -> Finished:
     """Runs the stages that are not done yet. Raises ConfigChanged for a directory of other settings, BudgetReached
-    when what the run's rollouts came to, over all sittings, reaches the budget."""
+    when what the ledgers of the run came to, over all sittings, reaches the budget. A sitting without a budget keeps a
+    ledger of solutions only for paid models."""
     with RunDir(path).open(recipe.resolved()) as directory:
         return Run(recipe, directory, progress, command, budget).finish()
 
@@ -179,7 +180,7 @@ class Run:
                 n=drawn.n,
                 context=Template(self.recipe.prompt),
                 params=self.recipe.params,
-                steps=self.recipe.steps or self.on.task.steps,
+                steps=self.on.steps,
                 ledger=ledger if paid else None,
                 budget=self.budget,
                 limits=self.recipe.limits,

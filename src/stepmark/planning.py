@@ -97,7 +97,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     prompts = [Prompt(p.id, tools.context(p), n=drawn) for p in chosen]
     _warm_up(generator, prompts[0], tools.params)
     by_id = {p.id: p for p in chosen}
-    steps = recipe.steps or (on.task.steps if on.task else "line")
+    steps = on.steps
     made = [solution(r, steps) for r in meter.sample(prompts, tools.params) if r.finish is not Finish.FAILED]
     pairs = [(by_id[s.problem_id], s) for s in sorted(made, key=lambda s: (s.problem_id, s.sample))]
     if not pairs:

@@ -81,6 +81,7 @@ class Tools:
     params: SamplingParams  # how rollouts are drawn
     completer: Backend | None = None  # continues step prefixes
     judge: Backend | None = None  # marks steps when asked to in words
+    steps: str = "line"  # how the solutions were split into steps (steps.py), and how others are to be
 
 
 @runtime_checkable

@@ -68,6 +68,8 @@ def sample(
         raise ConfigError(f"n, the samples of each problem, must be at least 1, got {n}.")
     if budget is not None and ledger is None:
         raise ConfigError("a budget needs a ledger of what sampling spends.")
+    if ledger is not None:
+        out.claim()  # before its ledger changes: two at once would both pay
     there = out.keys()
     if ledger is not None:
         ids = {p.id for p in problems}

@@ -129,6 +129,11 @@ class Records(Generic[T]):
         """How many whole records there are (counts lines, parses none)."""
         return sum(1 for _ in self._lines())
 
+    def claim(self) -> None:
+        """Locks the file against other writers from now on, as the first append does. Raises StageError where another
+        has it."""
+        self._open()
+
     def close(self) -> None:
         """Forces what was appended to the disk and lets other processes write. Reading goes on working."""
         if self._file is not None:

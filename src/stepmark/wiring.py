@@ -68,10 +68,15 @@ class Wiring:
         return cast(Backend, settings.backend.load(path=self.model_path(name)))
 
     @property
+    def steps(self) -> str:
+        """How solutions split into steps."""
+        return self.recipe.steps or (self.task.steps if self.task is not None else "line")
+
+    @property
     def tools(self) -> Tools:
         """What labellers work with."""
         completer, judge = (self.backend(n) if self.role(n) is not None else None for n in ("completer", "judge"))
-        return Tools(self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge)
+        return Tools(self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge, self.steps)
 
     def verifier(self, name: str) -> Verifier:
         settings = self.recipe.verifiers[name]

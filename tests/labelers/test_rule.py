@@ -1,5 +1,7 @@
 """The string rule against references made by hand, and against the exact oracle of the arithmetic task."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,3 +98,14 @@ def test_on_arithmetic_it_agrees_with_the_oracle_but_where_a_wrong_step_meets_a_
     assert right > 100
     assert wrong > 100
     assert met < 0.2 * wrong
+
+
+def test_references_split_as_the_solutions_do_unless_told_otherwise():
+    """One paragraph of sentences: split into lines it is one step, whose result is the answer."""
+    text = "First 2 + 2 = 4. Then 4 + 2 = 6. The answer is 6."
+    solution = Solution("p#0", "p", 0, text, split(text, "sentence"))
+    unit = Unlabelled(PROBLEM, solution, (text,))
+    tools = dataclasses.replace(TOOLS, steps="sentence")
+    [by_sentence], [by_line] = (list(Rule(steps=how).label([unit], tools)) for how in (None, "line"))
+    assert [x.hard for x in by_sentence.labels] == [1, 1, 1]
+    assert [x.hard for x in by_line.labels] == [0, 1, 1]

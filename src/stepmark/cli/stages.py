@@ -199,14 +199,15 @@ def label(
     method = plugins.load("labeler", labeler, **p.options(labeler_option))
     found, bad, taken = p.load(task, task_option, split)
     pairs = units.pair(found, p.there(solutions, Solution))
-    completes = model is not None or backend != "local"
-    judges = judge is not None or judge_backend is not None
+    completes = model is not None or backend != "local" or bool(backend_option)
+    judges = judge is not None or judge_backend is not None or bool(judge_option)
     tools = Tools(
         p.grader(grader, taken),
         Template(prompt),
         SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
         p.backend(backend, backend_option, model) if completes else None,
         p.backend(judge_backend or "local", judge_option, judge) if judges else None,
+        taken.steps,
     )
     need_price(most, [tools.completer, tools.judge])
     behind = p.kept(out, prompt, tools.params, completer=tools.completer, judge=tools.judge)

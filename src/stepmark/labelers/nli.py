@@ -38,7 +38,7 @@ class Nli:
     threshold: float = 0.5  # p from which on a step counts as right
     premise: Literal["step", "prefix"] = "step"  # what a step may follow from: one step of a reference, or all up to it
     references: int = 4  # compared with at most so many, the data's own first: the pairs grow with their number
-    steps: str = "line"  # how references split into steps (steps.py): as the solutions do
+    steps: str | None = None  # how references split into steps (steps.py); null: as the solutions were
     entailment: int | None = None  # index of the model's label for it; null finds it by its name
     dtype: str = "auto"
     device: str = "auto"
@@ -50,7 +50,7 @@ class Nli:
             faults.append(f"nli: threshold is a probability above 0 and up to 1, got {self.threshold}.")
         if self.references < 1:
             faults.append(f"nli: references must be at least 1, got {self.references}.")
-        if self.steps not in SPLITTERS:
+        if self.steps is not None and self.steps not in SPLITTERS:
             faults.append(str(UnknownName("way to split steps", self.steps, SPLITTERS)))
         if faults:
             raise ConfigError(faults)
@@ -61,7 +61,7 @@ class Nli:
         pairs = {
             (u, i): [(premise, unit.solution.steps[i]) for premise in premises]
             for u, unit in enumerate(units)
-            for premises in [self._premises(unit)]
+            for premises in [self._premises(unit, self.steps or tools.steps)]
             for i in range(len(unit.solution.spans))
             if not _last(unit, i)
         }
@@ -81,13 +81,13 @@ class Nli:
             steps = range(len(unit.solution.spans))
             yield LabelledSolution(unit.solution, grade, tuple(labels.get((u, i), last) for i in steps))
 
-    def _premises(self, unit: Unlabelled) -> list[str]:
+    def _premises(self, unit: Unlabelled, steps: str) -> list[str]:
         """Each text once, in order."""
         return list(
             dict.fromkeys(
                 text[0 if self.premise == "prefix" else start : end].strip()
                 for text in unit.references[: self.references]
-                for start, end in split(text, self.steps)
+                for start, end in split(text, steps)
             )
         )
 

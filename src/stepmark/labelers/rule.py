@@ -38,10 +38,10 @@ class Rule:
     uses: ClassVar[frozenset[str]] = frozenset({"references"})
 
     match: Literal["number", "text"] = "number"  # what is compared: the last number of a step, or all of its text
-    steps: str = "line"  # how references split into steps (steps.py): as the solutions do
+    steps: str | None = None  # how references split into steps (steps.py); null: as the solutions were
 
     def __post_init__(self) -> None:
-        if self.steps not in SPLITTERS:
+        if self.steps is not None and self.steps not in SPLITTERS:
             raise UnknownName("way to split steps", self.steps, SPLITTERS)
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
@@ -49,7 +49,9 @@ class Rule:
         for unit, grade in zip(units, evidence.grades(units, tools), strict=True):
             s = unit.solution
             known = {
-                self._result(text[start:end]) for text in unit.references for start, end in split(text, self.steps)
+                self._result(text[start:end])
+                for text in unit.references
+                for start, end in split(text, self.steps or tools.steps)
             }
             yield LabelledSolution(
                 s,
