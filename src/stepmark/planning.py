@@ -90,7 +90,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     place = run.directory.path / "plan"
     tools = on.tools
     measured = run.directory.read_json(SPEED) if (run.directory.path / SPEED).exists() else {"waited": {}, "tokens": {}}
-    speed = _Speed(1 if getattr(tools.completer, "remote", False) else recipe.workers, price_hour, **measured)
+    speed = _Speed(recipe.workers, price_hour, **measured)
 
     generator = on.backend("generator")
     meter = _Meter(_opened(generator, place / "solutions.jsonl", run.budget))
@@ -171,7 +171,7 @@ class _Meter:
 class _Speed:
     """Seconds for a token, as far as it is known, and what an hour costs."""
 
-    workers: int  # that share the work
+    workers: int  # that share the work of models in process
     price_hour: float
     waited: dict[str, float]  # role -> seconds for its new rollouts, of this pilot and earlier ones
     tokens: dict[str, int]  # role -> generated in that time
@@ -181,11 +181,11 @@ class _Speed:
         for m in meters:
             self.waited[m.role] = self.waited.get(m.role, 0.0) + m.seconds
             self.tokens[m.role] = self.tokens.get(m.role, 0) + m.tokens
-        seconds = sum(sum(s.tokens for s in m.asked.values()) * self._rate(m.role) for m in meters)
+        seconds = sum(sum(s.tokens for s in m.asked.values()) * self._rate(m) for m in meters)
         each = [sum((m.asked.get(p, Spent()) for m in meters), Spent()) for p in {p for m in meters for p in m.asked}]
         all_ = sum(each, Spent())
         scale = solutions / max(1, of)
-        hours = scale * seconds / 3600 / self.workers
+        hours = scale * seconds / 3600
         tokens = [s.tokens for s in each]
         error = stdev(tokens) / mean(tokens) / len(tokens) ** 0.5 if len(tokens) > 1 and any(tokens) else 0.0
         return Cost(
@@ -199,9 +199,9 @@ class _Speed:
             error,
         )
 
-    def _rate(self, role: str) -> float:
-        """Seconds for a token: models differ, so each role has its own."""
-        return self.waited[role] / max(1, self.tokens[role])
+    def _rate(self, meter: _Meter) -> float:
+        """Seconds for a token: models differ, so each role has its own. A server is as fast for one as for several."""
+        return self.waited[meter.role] / max(1, self.tokens[meter.role]) / (1 if meter.remote else self.workers)
 
 
 def _ways(recipe: Recipe, tools: Tools) -> tuple[dict[str, Labeler], str]:
