@@ -7,7 +7,8 @@ One run, one generator that is its own completer, one set of its solutions to th
 - `generate` as a careful user would run it: prefixes sorted by length, left padded, in the batch size that a short
   trial found fastest;
 - the algorithm of distilabel's MathShepherdCompleter, restated: N completions written out in *one* generation for each
-  prefix, 50 prefixes a batch. A small model does not know that format, so this counts time and tokens and no labels.
+  prefix, 50 prefixes a batch. Its instructions don't fit into a small model's positions, and such a model does not know
+  the format, so they are left out, and this counts time and tokens and no labels.
 
 Everybody gets the whole machine, as its users would run it: Stepmark in as many worker processes of one thread as
 there are cores, `generate` in one process with one thread or one for each core, whichever is faster. The headline
