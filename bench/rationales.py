@@ -26,7 +26,13 @@ from typing import Any
 
 from stepmark.verdicts import Reader, Said, Why, leaks
 
-READERS = {"strict": Reader(strict=True), "robust": Reader()}
+READERS = {
+    "prefixed": Reader(
+        questions=("Verification: Is the answer correct",), strict=True
+    ),  # the whole line, to the letter
+    "strict": Reader(strict=True),
+    "robust": Reader(),
+}
 OUT = Path(__file__).parent / "results" / "rationales.json"
 HAND = Path(__file__).parents[1] / "tests" / "data"
 
@@ -133,13 +139,13 @@ def main() -> None:
         for kind in ("kept", "kept_without_leak")
     }
     print(
-        f"{'solutions':10} {'rows':>6} {'reader':7} {'verdict':>8} {'right':>7} {'kept':>6} {'no leak':>8} {'leaks':>7}"
+        f"{'solutions':10} {'rows':>6} {'reader':8} {'verdict':>8} {'right':>7} {'kept':>6} {'no leak':>8} {'leaks':>7}"
     )
     for kind in ("correct", "incorrect"):
         f = figures[kind]
         for name in READERS:
             print(
-                f"{kind:10} {f['rows']:6d} {name:7} {f['parsed'][name]:8.2%} {f['matching'][name]:7.2%} "
+                f"{kind:10} {f['rows']:6d} {name:8} {f['parsed'][name]:8.2%} {f['matching'][name]:7.2%} "
                 f"{f['kept'][name]:6d} {f['kept_without_leak'][name]:8d} {f['leaking']:7.2%}"
             )
         print(f"{'':10} robust: {', '.join(f'{why} {n}' for why, n in f['why'].items())}")

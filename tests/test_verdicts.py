@@ -78,6 +78,8 @@ NO = [
     f"{Q} No because 2 + 2 is 4.",
     "Is the answer correct? Not correct.",
     "Is the answer correct? Incorrect",
+    f"{Q} No. 12 is right.",
+    f"Step 1: fine\n{Q} Yes\nStep 2: wrong\n**Final Grade**\n\n{Q} No",
     "**Verdict: No**",
     "Verdict: incorrect.",
     f"No errors were found in step 1.\n{Q} No",
@@ -99,6 +101,7 @@ NONE = [
     (f"{Q} Yes and no", Why.UNANSWERED),
     (f"{Q} Yes/No", Why.UNANSWERED),
     (f"{Q} Yes or no", Why.UNANSWERED),
+    (f"{Q} **Yes** or **No**", Why.UNANSWERED),
     (f"{Q} Yes, no", Why.UNANSWERED),
     (f"{Q} X, where X is either Yes or No.", Why.UNANSWERED),
     (f"{Q} Cannot be determined.", Why.UNANSWERED),
@@ -130,6 +133,12 @@ def test_no(text: str) -> None:
 def test_no_verdict_is_no_guess(text: str, why: Why) -> None:
     reading = read(text)
     assert (reading.said, reading.why, reading.span) == (Said.UNPARSED, why, None)
+
+
+def test_the_span_is_the_last_verdicts() -> None:
+    text = f"{Q} Yes\n\nFinal Grade: Verification: Yes."
+    reading = read(text)
+    assert (reading.why, reading.span) == (Why.LABEL, (len(text) - 4, len(text) - 1))
 
 
 def test_another_question() -> None:

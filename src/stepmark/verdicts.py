@@ -64,11 +64,11 @@ _SIGNS = str.maketrans(
 
 _YES = r"yes|correct"
 _NO = r"no|incorrect|not\s+correct|wrong"
-# What follows must end the answer: the line, a mark (but not as in "No. 5"), a dash with a space, or a reason.
+# What follows must end the answer: the line, a mark, a dash with a space, or a reason.
 # Repetitions are possessive (*+), so that no text, however odd, takes more than linear time.
 _ENDED = (
-    r"(?=\s*+(?:$|[,;:!?)*]|[.](?!\s?\d)|-\s|(?:because|since|as|due\s+to)\b)|[ \t]*+\n)"
-    r"(?!\s*+(?:/|(?:or|and)\b))(?!\s*+[,*)]*+\s*+(?:yes|no)\b[^\w\n]*+(?:$|\n))"
+    r"(?=\s*+(?:$|[.,;:!?)*]|-\s|(?:because|since|as|due\s+to)\b)|[ \t]*+\n)"
+    r"(?![\s*]*+(?:/|(?:or|and)\b))(?!\s*+[,*)]*+\s*+(?:yes|no)\b[^\w\n]*+(?:$|\n))"
 )
 _ANSWER = rf"(?:(?P<yes>(?:{_YES})\b)|(?P<no>(?:{_NO})\b)){_ENDED}"
 _GAP = r"[ \t*?:.(]*+(?:\n[ \t*?:.(]*+){0,3}+"  # between a question and its answer; at most two empty lines
