@@ -32,7 +32,7 @@ from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from stepmark import checkpoints
+from stepmark import checkpoints, sampling
 from stepmark.encoding import prompt_ids
 from stepmark.errors import BackendError, ConfigError
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
@@ -73,6 +73,7 @@ class VLLMBackend:
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """Rollouts as they finish. Raises ConfigError without vLLM, CheckpointError, BackendError."""
+        sampling.check(params)
         prompts = [prompt for prompt in prompts if prompt.n]
         if not prompts:
             return

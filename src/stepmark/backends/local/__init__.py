@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stepmark import sampling
 from stepmark.encoding import prompt_ids
 from stepmark.errors import ConfigError
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
@@ -46,7 +47,7 @@ class LocalBackend:
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """Rollouts as they finish. Raises CheckpointError, ConfigError, BackendError."""
-        _check(params)
+        sampling.check(params)
         import numpy as np
 
         from stepmark.backends.local import plain
@@ -120,15 +121,3 @@ def _loaded(
 
     model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, attention=None)
     return Engine(model, batch), load_tokenizer(path, trust_remote_code)
-
-
-def _check(params: SamplingParams) -> None:
-    faults = []
-    if params.max_tokens < 1:
-        faults.append(f"max_tokens must be at least 1, got {params.max_tokens}.")
-    if not params.temperature >= 0:
-        faults.append(f"temperature must be 0 (greedy) or more, got {params.temperature}.")
-    if not 0 < params.top_p <= 1:
-        faults.append(f"top_p must be above 0 and at most 1, got {params.top_p}.")
-    if faults:
-        raise ConfigError(faults)

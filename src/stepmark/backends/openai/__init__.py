@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from stepmark import sampling
 from stepmark.errors import ConfigError
 from stepmark.types import Prompt, Rollout, SamplingParams
 
@@ -77,7 +78,7 @@ class OpenAIBackend:
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """Rollouts as they come. Raises BackendError when no request could succeed, ConfigError without httpx."""
-        _check(params)
+        sampling.check(params)
         if not any(prompt.n for prompt in prompts):
             return
         try:
@@ -111,15 +112,3 @@ def seed_of(seed: int, prompt_id: str, index: int) -> int:
     """The seed of one rollout: 31 bits, which every server takes."""
     digest = hashlib.sha256(f"{seed}|{prompt_id}|{index}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _check(params: SamplingParams) -> None:
-    faults = []
-    if params.max_tokens < 1:
-        faults.append(f"max_tokens must be at least 1, got {params.max_tokens}.")
-    if not params.temperature >= 0:
-        faults.append(f"temperature must be 0 (greedy) or more, got {params.temperature}.")
-    if not 0 < params.top_p <= 1:
-        faults.append(f"top_p must be above 0 and at most 1, got {params.top_p}.")
-    if faults:
-        raise ConfigError(faults)
