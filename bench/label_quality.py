@@ -21,9 +21,6 @@ Killed, the same command goes on. The last line printed is one line of JSON; it 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,7 +32,7 @@ import numpy as np
 import torch
 
 from label_study import ASK, Labels, N, Study
-from measure import machine
+from measure import keep
 from stepmark import evidence, stats
 from stepmark.stats import Bootstrap, Interval
 
@@ -302,14 +299,10 @@ def main() -> None:
         study.place.write_json("result.json", found[-1])
         study.place.close()
     result = {
-        "command": shlex.join(["python", "bench/label_quality.py", *sys.argv[1:]]),
-        "machine": machine(),
         "verdicts": show(found),
         "runs": found,
     }
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    a.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    keep("label_quality.py", result, a.out)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,8 @@ The last line printed is one line of JSON; it is also written to --out.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +35,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from measure import alone, machine
+from measure import alone, keep
 from stepmark import evidence, plugins
 from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
@@ -400,9 +397,6 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
     for name in spent:
         print(f"{name:34}{spent[name]:>12.1f}{accuracies[name]:>13.1%}")
     result = {
-        "command": shlex.join(["python", "bench/labelling.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "load_average": [round(x, 1) for x in os.getloadavg()],
         "seed": a.seed,
         "solutions": len(pairs),
         "n": a.n,
@@ -437,10 +431,7 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
             for name, r in found.items()
         },
     }
-    out = Path(a.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    keep("labelling.py", result, a.out)
 
 
 def truth_is_wrong(labels: dict[str, StepLabel], s: Solution) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import platform
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,20 @@ def alone(function: Callable[..., Any], *args: Any) -> Any:
 
 def _tell(there: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     there.send(function(*args))
+
+
+def keep(script: str, figures: Mapping[str, Any], out: str | Path) -> None:
+    """A benchmark's figures, with the command, the machine and its load: written to `out`, printed as one line."""
+    asked = {
+        "command": shlex.join(["python", f"bench/{script}", *sys.argv[1:]]),
+        "machine": machine(),
+        "load_average": [round(x, 1) for x in os.getloadavg()],  # above 1 or 2, others were computing too
+    }
+    result = asked | dict(figures)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
 
 
 def machine() -> dict[str, Any]:

@@ -20,9 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import resource
-import shlex
 import sys
 import tempfile
 import time
@@ -31,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import alone, machine
+from measure import alone, keep
 from stepmark.backends.local import LocalBackend
 from stepmark.steps import split
 from stepmark.types import Prompt, SamplingParams
@@ -311,9 +309,6 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
             f"{rates[name] * per_token / top:>9.0%}{t.rollouts:>10,}{t.tokens / t.rollouts:>9.1f}  {t.note}"
         )
     result = {
-        "command": shlex.join(["python", "bench/rollouts.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "load_average": [round(x, 1) for x in os.getloadavg()],  # above 1 or 2, others were computing too
         "seed": a.seed,
         "dtype": a.dtype,
         "device": a.device,
@@ -340,10 +335,7 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
             for name, t in found.items()
         },
     }
-    out = Path(a.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    keep("rollouts.py", result, a.out)
 
 
 if __name__ == "__main__":

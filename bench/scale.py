@@ -15,17 +15,13 @@ The last line printed is one line of JSON; it is also written to --out.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
-import shlex
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import alone, machine
+from measure import alone, keep
 from stepmark.backends.scripted import ScriptedBackend
 from stepmark.executors.serial import SerialExecutor
 from stepmark.export import export
@@ -105,9 +101,6 @@ def main() -> None:
     for name, part in found.items():
         print(f"{name:26}{part.seconds:>9.1f}{part.processor_seconds:>9.1f}{part.memory_mib:>12,}{part.rollouts:>12,}")
     result = {
-        "command": shlex.join(["python", "bench/scale.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "load_average": [round(x, 1) for x in os.getloadavg()],
         "ledger_mib": round(size / 2**20, 1),
         "parts": {
             name: {
@@ -119,9 +112,7 @@ def main() -> None:
             for name, p in found.items()
         },
     }
-    Path(a.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(a.out).write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    keep("scale.py", result, a.out)
 
 
 if __name__ == "__main__":
