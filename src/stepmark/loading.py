@@ -39,8 +39,7 @@ def load_verifier(place: Place, /, **options: Any) -> Verifier:
         return cast(Verifier, plugins.load("verifier", name, **options))
     from stepmark import scoring  # brings numpy along
 
-    card = scoring.read_card(place)
-    return cast(Verifier, plugins.load("verifier", card["kind"], **{**card["options"], "path": name, **options}))
+    return cast(Verifier, scoring.load(place, **options))
 
 
 def load_executor(workers: int = 1) -> Executor:

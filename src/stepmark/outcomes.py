@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 from stepmark.errors import ConfigError
@@ -38,7 +38,12 @@ class Outcomes:
         return self.scored + self.ungradable + self.truncated + self.failed
 
     def __add__(self, other: Outcomes) -> Outcomes:
-        return Outcomes(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        return Outcomes(
+            self.scored + other.scored,
+            self.ungradable + other.ungradable,
+            self.truncated + other.truncated,
+            self.failed + other.failed,
+        )
 
 
 @dataclass(frozen=True, slots=True)

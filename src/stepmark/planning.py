@@ -103,6 +103,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     if not pairs:
         reason = next((r.reason for r in meter.recorded.known.values() if r.finish is Finish.FAILED), "")
         raise StageError(f"the pilot drew no solution, all {len(prompts) * drawn} failed, the first with: {reason}")
+    speed.learn([meter])
     sampling = [
         speed.cost(f"sample {part}", len(on.problems(part)) * getattr(recipe.sample, part).n, len(pairs), [meter])
         for part in parts
@@ -123,6 +124,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
             meters = {role: _Meter(recorded) for role, recorded in opened.items()}
             for _ in labeler.label(units, replace(tools, **meters)):  # type: ignore[arg-type]
                 pass
+            speed.learn(list(meters.values()))
             labelling.append(speed.cost(f"label: {name}", total, len(units), list(meters.values())))
         pilot += sum((recorded.ledger.spent for recorded in opened.values()), Spent())
     # The next plan finds these rollouts and has nothing to measure.
@@ -176,11 +178,14 @@ class _Speed:
     waited: dict[str, float]  # role -> seconds for its new rollouts, of this pilot and earlier ones
     tokens: dict[str, int]  # role -> generated in that time
 
-    def cost(self, stage: str, solutions: float, of: int, meters: Sequence[_Meter]) -> Cost:
-        """The cost of a stage on `solutions`, from what the meters counted on `of` of the pilot's."""
+    def learn(self, meters: Sequence[_Meter]) -> None:
+        """Takes in what the meters timed."""
         for m in meters:
             self.waited[m.role] = self.waited.get(m.role, 0.0) + m.seconds
             self.tokens[m.role] = self.tokens.get(m.role, 0) + m.tokens
+
+    def cost(self, stage: str, solutions: float, of: int, meters: Sequence[_Meter]) -> Cost:
+        """The cost of a stage on `solutions`, from what the meters counted on `of` of the pilot's."""
         seconds = sum(sum(s.tokens for s in m.asked.values()) * self._rate(m) for m in meters)
         each = [sum((m.asked.get(p, Spent()) for m in meters), Spent()) for p in {p for m in meters for p in m.asked}]
         all_ = sum(each, Spent())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepmark import aggregate as aggregation
-from stepmark import checkpoints, packing
+from stepmark import checkpoints, packing, plugins
 from stepmark.encoding import Encoded, special_id
 from stepmark.errors import CheckpointError, EncodingError
 from stepmark.types import Finish, Outcome, Place, Solution, Verification
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 CARD = "verifier.json"
+SURE = 1e-6  # scores are kept this far from 0 and 1, where their log-odds end
 SCORING_TOKENS = 16384  # tokens in a scoring batch, padding included: bounds memory, changes no score
 
 
@@ -44,6 +46,35 @@ def read_card(path: Place) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{place} can't be read as a verifier's card: {type(e).__name__}: {e}") from e
     return card
+
+
+def load(place: Place, **options: Any) -> Any:
+    """The trained verifier in a directory, as its card says; `options` change those that alter nothing learned."""
+    card = read_card(place)
+    return plugins.load("verifier", card["kind"], **{**card["options"], "path": str(place), **options})
+
+
+def load_member(place: Place, device: str) -> Any:
+    """A verifier that another one stands on, on that one's device where it runs a model at all."""
+    taken = plugins.options("verifier", read_card(place)["kind"])
+    return load(place, **({"device": device} if "device" in taken else {}))
+
+
+def logit(r: float) -> float:
+    """log(r / (1 - r)), finite: scores are kept a little away from 0 and 1."""
+    r = min(max(r, SURE), 1 - SURE)
+    return math.log(r / (1 - r))
+
+
+def relative(path: str, out: Path) -> str:
+    """A path that survives the whole run directory's being moved; a hub id stays what it is."""
+    return os.path.relpath(Path(path).resolve(), out.resolve()) if path and Path(path).exists() else path
+
+
+def absolute(path: str, at: str) -> str:
+    """What `relative` made of a path, from the directory it was made for."""
+    there = Path(at).resolve() / path
+    return os.path.normpath(there) if path and there.exists() else path
 
 
 def check_card(path: Place, ids: Mapping[str, int], template_hash: str) -> None:

@@ -11,6 +11,7 @@ from stepmark.train import TrainSettings, train
 from stepmark.types import Finish, Outcome, Verdict
 from stepmark.verifiers.blend import BlendVerifier
 from stepmark.verifiers.linear import LinearVerifier
+from stepmark.verifiers.surprise import SurpriseVerifier
 
 QUICK = TrainSettings(tensorboard=False, device="cpu")
 
@@ -57,6 +58,14 @@ def test_what_a_member_could_not_score_is_not_scored(members, examples, labelled
     [v] = stepmark.load_verifier(tmp_path / "blend").verify(problem.question, [cut])
     assert v.outcome is Outcome.TRUNCATED
     assert (v.score, v.scores) == (0.0, ())
+
+
+def test_surprise_too_stands_on_a_verifier_that_runs_no_model(members, examples, tiny, tmp_path):
+    made = SurpriseVerifier(path=str(tiny), verifier=str(members[0]), device="cpu")
+    train(made, examples, tmp_path / "surprise", QUICK)
+    problem, labelled = examples[0]
+    [v] = stepmark.load_verifier(tmp_path / "surprise", device="cpu").verify(problem.question, [labelled.solution])
+    assert v.outcome is Outcome.SCORED
 
 
 def test_it_needs_two_verifiers_that_are_there(members, examples, tmp_path):

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stepmark import checkpoints, plugins, scoring
+from stepmark import checkpoints, scoring
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.prompts import Template
 from stepmark.types import LabelledSolution, Outcome, Problem, Solution, Verification
 
 MEMBERS = "blend.json"
-SURE = 1e-6  # scores are kept this far from 0 and 1, where their log-odds end
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class BlendVerifier:
             raise ConfigError(f"blend: needs at least two verifiers to blend, got {list(self.verifiers)}.")
         for place in self.verifiers:
             scoring.read_card(place)
-        members = [os.path.relpath(Path(place).resolve(), out.resolve()) for place in self.verifiers]
+        members = [scoring.relative(place, out) for place in self.verifiers]
         checkpoints.write_json(out / MEMBERS, {"verifiers": members})
         scoring.write_card(out, "blend", {"template": self.template}, {}, Template(self.template).hash)
         return 0
@@ -65,7 +63,7 @@ class BlendVerifier:
         bad = next((v for v in each if v.outcome is not Outcome.SCORED), None)
         if bad is not None:
             return replace(bad, scores=(), score=0.0, aggregate="last")
-        odds = sum(_logit(v.score) for v in each) / len(each)
+        odds = sum(scoring.logit(v.score) for v in each) / len(each)
         score = 1 / (1 + math.exp(-odds))
         rationales = tuple(r for v in each for r in v.rationales)
         return Verification(each[0].solution_id, (score,), score, "last", rationales=rationales)
@@ -76,16 +74,5 @@ class BlendVerifier:
             raise CheckpointError(
                 f"{self.path or 'this blend'} has no {MEMBERS}: write it first, stepmark train blend."
             )
-        members = []
-        for name in json.loads(place.read_text(encoding="utf-8"))["verifiers"]:
-            at = os.path.normpath(Path(self.path).resolve() / name)
-            card = scoring.read_card(at)
-            taken = plugins.options("verifier", card["kind"])
-            device = {"device": self.device} if "device" in taken else {}
-            members.append(plugins.load("verifier", card["kind"], **{**card["options"], "path": at, **device}))
-        return members
-
-
-def _logit(r: float) -> float:
-    r = min(max(r, SURE), 1 - SURE)
-    return math.log(r / (1 - r))
+        names = json.loads(place.read_text(encoding="utf-8"))["verifiers"]
+        return [scoring.load_member(scoring.absolute(name, self.path), self.device) for name in names]

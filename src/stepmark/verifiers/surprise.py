@@ -20,7 +20,6 @@ model. Without another verifier likelihood alone is left, which is the ablation.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stepmark import aggregate as aggregation
-from stepmark import checkpoints, packing, plugins, scoring
+from stepmark import checkpoints, packing, scoring
 from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import CheckpointError, DataError
 from stepmark.prompts import Template
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     import torch
 
 FITTED = "surprise.json"
-SURE = 1e-6  # scores are kept this far from 0 and 1, where their logit ends
 ROUNDS = 50  # of choosing each solution's weakest step; a handful is usual, and they could go in circles
 RIDGE = 1e-3  # keeps the fit finite when labels can be told apart perfectly
 
@@ -82,8 +80,8 @@ class SurpriseVerifier:
         checkpoints.write_json(
             out / FITTED,
             {
-                "generator": _relative(self.path, out),
-                "verifier": _relative(self.verifier, out),
+                "generator": scoring.relative(self.path, out),
+                "verifier": scoring.relative(self.verifier, out),
                 "coefficients": {"logit": a, "surprise": b, "constant": c},
                 "solutions": len(targets),
             },
@@ -99,7 +97,7 @@ class SurpriseVerifier:
         fitted = self._fitted()
         scoring.check_card(self.path, {}, Template(self.template).hash)
         a, b, c = (fitted["coefficients"][k] for k in ("logit", "surprise", "constant"))
-        generator, verifier = (_absolute(fitted[k], self.path) for k in ("generator", "verifier"))
+        generator, verifier = (scoring.absolute(fitted[k], self.path) for k in ("generator", "verifier"))
         inner = self._inner(verifier, question, solutions)
         scored = [i for i, v in enumerate(inner) if v.outcome is Outcome.SCORED]
         found = self._features(
@@ -140,16 +138,14 @@ class SurpriseVerifier:
                 continue
             if len(v.scores) == 1 and len(lows) > 1:
                 lows = [min(lows)]
-            out.append([(_logit(r), low) for r, low in zip(v.scores, lows, strict=True)])
+            out.append([(scoring.logit(r), low) for r, low in zip(v.scores, lows, strict=True)])
         return out
 
     def _inner(self, verifier: str, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         if not verifier:  # every step is as good as any other
             even = [Verification(s.id, (0.5,) * len(s.spans), 0.5, self.aggregate) for s in solutions]
             return [scoring.unfinished(s, self.aggregate) or v for s, v in zip(solutions, even, strict=True)]
-        card = scoring.read_card(verifier)
-        kind = plugins.load("verifier", card["kind"], **{**card["options"], "path": verifier, "device": self.device})
-        found: list[Verification] = kind.verify(question, solutions)
+        found: list[Verification] = scoring.load_member(verifier, self.device).verify(question, solutions)
         return found
 
     def _least(self, generator: str, question: str, solutions: Sequence[Solution]) -> list[list[float] | Verification]:
@@ -190,11 +186,6 @@ class SurpriseVerifier:
             )
         found: Mapping[str, Any] = json.loads(place.read_text())
         return found
-
-
-def _logit(r: float) -> float:
-    r = min(max(r, SURE), 1 - SURE)
-    return float(np.log(r / (1 - r)))
 
 
 def _token_logs(model: Any, batch: packing.Batch) -> torch.Tensor:
@@ -238,13 +229,3 @@ def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
         if np.abs(scale * step).max() < 1e-8:
             break
     return float(w[0]), float(w[1]), float(w[2])
-
-
-def _relative(path: str, out: Path) -> str:
-    """A path that survives the whole run directory's being moved; a hub id stays what it is."""
-    return os.path.relpath(Path(path).resolve(), out.resolve()) if path and Path(path).exists() else path
-
-
-def _absolute(path: str, at: str) -> str:
-    there = Path(at).resolve() / path
-    return os.path.normpath(there) if path and there.exists() else path
