@@ -13,6 +13,9 @@ from stepmark.errors import ConfigError
 from stepmark.types import Problem
 
 SLOT = "{question}"
+# How a generative verifier is asked, and where its score is read: at the token after this (GenRM, section 3).
+VERDICT = "Is the answer correct (Yes/No)?"
+YES, NO = " Yes", " No"
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,16 @@ class StepOracle(Protocol):
 
 
 @runtime_checkable
+class RationaleOracle(Protocol):
+    """A task that can also write a correct verification of any solution, however wrong."""
+
+    def rationale(self, problem: Problem, solution: Solution) -> str:
+        """The verification, in lines, without a verdict line. It works from the question and the solution alone, as a
+        verifier at work has to: it never looks at the reference answer or solution."""
+        ...
+
+
+@runtime_checkable
 class Grader(Protocol):
     """Compares the answer in a text with the reference. The only role that sees the reference."""
 
@@ -72,6 +82,16 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class Chooser(Protocol):
+    """A backend that can also say how likely a few ways to go on are: what generative verifiers read."""
+
+    def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
+        """Per text, the probability that it goes on with each choice, given that it goes on with one of them. All
+        tokens of a choice count. Raises BackendError when it can't be found out."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What a labeller may work with. Each asks for what it needs and says clearly when that is missing."""
@@ -82,6 +102,7 @@ class Tools:
     completer: Backend | None = None  # continues step prefixes
     judge: Backend | None = None  # marks steps when asked to in words
     steps: str = "line"  # how the solutions were split into steps (steps.py), and how others are to be
+    oracle: Callable[[Problem, Solution], str] | None = None  # writes verifications: the task's `rationale`
 
 
 @runtime_checkable

@@ -107,6 +107,7 @@ class SamplingParams:
     top_p: float = 1.0  # in (0, 1]; 1 keeps the whole distribution
     stop: tuple[str, ...] = ()  # a text ends before the first of these
     seed: int = 0
+    choices: tuple[str, ...] = ()  # where a stop string ended a text: how likely is each of these to follow it?
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,9 @@ class Rollout:
     logprob: float = 0.0  # sum over those tokens of log p at temperature 1, in nats
     prompt_tokens: int = 0  # prompt tokens charged for it; rollouts of one request share them, so one carries them all
     reason: str = ""  # for FAILED: what happened, for a person
+    # Per `SamplingParams.choices`, its probability right after the stop string, given that one of them follows; empty
+    # where no stop string ended the text, or the backend can't say without asking again (`Chooser`)
+    choices: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:
@@ -236,12 +240,29 @@ class Unlabelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Rationale:
+    """A written verification of a solution, ending in a verdict, from which a generative verifier may learn."""
+
+    text: str  # the verification alone, without the question and the solution; its verdict is in it
+    said: str  # the verdict that was read from it: "yes", "no" or "unparsed"
+    source: str  # who wrote it: "oracle" (the task itself), "unguided" or "reference" (a model, without or with one)
+    lost: str = ""  # why nothing learns from it: failed, truncated, unparsed, mismatch or leak; "" if it is kept
+    rewritten: bool = False  # words that leaned on the reference were taken out
+
+    @property
+    def kept(self) -> bool:
+        """Whether something may learn from it."""
+        return not self.lost
+
+
+@dataclass(frozen=True, slots=True)
 class LabelledSolution:
     """A solution with one label per step, and the grade of its own final answer."""
 
     solution: Solution
     grade: Grade
     labels: tuple[StepLabel, ...]  # as many as the solution has steps
+    rationales: tuple[Rationale, ...] = ()  # written verifications of it, those that were lost included
 
     @property
     def key(self) -> str:
@@ -259,6 +280,8 @@ class Verification:
     outcome: Outcome = Outcome.SCORED
     reason: str = ""  # for any outcome but SCORED: what happened, for a person
     rationales: tuple[str, ...] = ()  # what a generative verifier wrote
+    votes: tuple[float, ...] = ()  # p(Yes) after each rationale, in the order drawn; empty for one-pass verifiers
+    tokens: int = 0  # tokens that went through a model for it: read once and written; 0 where no model was used
 
     @property
     def key(self) -> str:
