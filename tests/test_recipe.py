@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark import recipe
+from stepmark import recipe, sections
 from stepmark.checkpoints import Shape
 from stepmark.errors import ConfigError
 from stepmark.train import TrainSettings
@@ -138,7 +138,7 @@ def test_a_missing_recipe_names_the_nearest():
 
 def test_a_part_of_the_samples_that_is_given_in_part_keeps_its_other_defaults():
     raw = {"name": "x", "task": "arithmetic", "generator": {"path": "m"}}
-    assert recipe.parse(raw, "test").sample == recipe.Sample()
+    assert recipe.parse(raw, "test").sample == sections.Sample()
     found = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.train.problems=5"]), "test").sample
     assert (found.test.split, found.test.n) == ("test", 128)
     assert (found.train.split, found.train.problems, found.train.n) == ("train", 5, 4)

@@ -34,12 +34,13 @@ from stepmark.journal import Journal
 from stepmark.label import distinct, label, ledgers, references_among
 from stepmark.ledger import Budget, Ledger, need_price
 from stepmark.prompts import Template
-from stepmark.recipe import Base, Drawn, Recipe
-from stepmark.recipe import Verifier as VerifierSettings
+from stepmark.recipe import Recipe
 from stepmark.reporting import write_report
 from stepmark.rows import share
 from stepmark.sample import sample
 from stepmark.score import score
+from stepmark.sections import Base, Drawn
+from stepmark.sections import Verifier as VerifierSettings
 from stepmark.store import Keyed, Records, RunDir, replacing
 from stepmark.train import Generator as GeneratorTrainee
 from stepmark.train import Trained, TrainSettings, train

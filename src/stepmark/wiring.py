@@ -14,7 +14,8 @@ from stepmark.errors import DataError
 from stepmark.loading import load_executor, load_verifier
 from stepmark.prompts import Template
 from stepmark.protocols import Backend, Executor, Grader, Task, Tools, Verifier
-from stepmark.recipe import Generator, Recipe
+from stepmark.recipe import Recipe
+from stepmark.sections import Generator
 from stepmark.store import Records, RunDir
 from stepmark.train import TrainSettings
 from stepmark.types import GradedSolution, LabelledSolution, Problem, Quarantined, Solution, Verification

@@ -1,0 +1,269 @@
+"""The sections of a recipe, each with its settings and what may not be said in them (recipe.py puts them together).
+
+stepmark run recipes/demo.yaml sample.test.n=16 verifiers.prm.train.epochs=2
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator, model_validator
+
+from stepmark import plugins
+from stepmark.aggregate import AGGREGATES
+from stepmark.checkpoints import Shape
+from stepmark.errors import ConfigError
+from stepmark.outcomes import Limits
+from stepmark.prompts import Template
+from stepmark.train import TrainSettings
+
+
+def _translated(value: Any, make: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    """Lets pydantic collect what our own settings find wrong with themselves."""
+    try:
+        return make(value)
+    except ConfigError as e:
+        raise ValueError("; ".join(e.faults)) from e
+
+
+def _template(text: str) -> str:
+    try:
+        Template(text)
+    except ConfigError as e:
+        raise ValueError(str(e)) from e
+    return text
+
+
+# Settings that stages own are theirs to define; here they only learn to refuse unknown keys.
+for _kind in (TrainSettings, Shape, Limits):
+    _kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
+
+Train = Annotated[TrainSettings, WrapValidator(_translated)]
+Init = Annotated[Shape, WrapValidator(_translated)]
+Limited = Annotated[Limits, WrapValidator(_translated)]
+Prompt = Annotated[str, AfterValidator(_template)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # becomes a file's or a directory's name
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class _Plugin(Settings):
+    """A plug-in by name, or by the path of a user's file, and its options."""
+
+    role: ClassVar[str]
+    given: ClassVar[Mapping[str, Any]] = {}  # options that the run itself fills in, with values to check the others by
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> _Plugin:
+        _check_plugin(self.role, self.name, self.options, self.given)
+        return self
+
+    def load(self, **given: Any) -> Any:
+        """The plug-in object. `given` are the options that the run fills in; one that it doesn't take is left out."""
+        taken = plugins.options(self.role, self.name)
+        return plugins.load(self.role, self.name, **{k: v for k, v in given.items() if k in taken}, **self.options)
+
+
+def _check_plugin(role: str, name: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Makes the plug-in, which does no I/O, to see whether it takes these options."""
+    try:
+        taken = plugins.options(role, name)
+        both = sorted(set(options) & set(given) & set(taken))
+        if both:
+            raise ConfigError(f"{role} {name}: {', '.join(both)} is filled in by the run; leave it out")
+        plugins.load(role, name, **{k: v for k, v in given.items() if k in taken}, **options)
+    except ConfigError as e:
+        raise ValueError("; ".join(e.faults)) from e
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{role} {name} does not take these options: {e}") from e
+
+
+class Task(_Plugin):
+    role = "task"
+
+
+class Grader(_Plugin):
+    role = "grader"
+
+
+class Labeler(_Plugin):
+    """How steps are labelled."""
+
+    role = "labeler"
+    distinct: bool = True  # label one of several solutions of a problem that have the same text
+
+
+class Format(_Plugin):
+    """How a file of solutions is read."""
+
+    role = "format"
+
+    @model_validator(mode="after")
+    def _reads(self) -> Format:
+        if not hasattr(plugins.find("format", self.name), "read"):
+            raise ValueError(f"the format {self.name} can be written, but not read")
+        return self
+
+
+class Backend(_Plugin):
+    role = "backend"
+    given: ClassVar[Mapping[str, Any]] = {"path": "model"}
+    name: str = "local"
+
+
+class Executor(_Plugin):
+    role = "executor"
+    given: ClassVar[Mapping[str, Any]] = {"workers": 1}
+
+
+class Base(Settings):
+    """A model to start from: a checkpoint (a directory or a hub id), or a new one of some shape."""
+
+    path: str | None = None
+    init: Init | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Base:
+        if self.path is not None and self.init is not None:
+            raise ValueError("give either path, a checkpoint, or init, the shape of a new one; not both")
+        return self
+
+
+class Generator(Base):
+    """What draws solutions. With `train` it first learns from the demonstrations of the task."""
+
+    train: Train | None = None
+    split: str = "train"  # of the task, to learn from
+    problems: int | None = Field(default=None, ge=1)  # how many of them; null takes all
+    question_weight: float = Field(default=0.0, ge=0)  # of the question's own tokens in the loss
+    backend: Backend = Backend()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Generator:
+        if self.init is not None and self.train is None:
+            raise ValueError("a new model (init) can't draw solutions before it is trained: give train too")
+        if self.train is not None and self.path is None and self.init is None:
+            raise ValueError("train needs a model to start from: give path or init")
+        needs = plugins.options("backend", self.backend.name)
+        if "path" in needs and self.path is None and self.init is None:
+            raise ValueError(f"backend {self.backend.name} needs a model: give path or init")
+        return self
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a checkpoint of it that others can start from."""
+        return self.path is not None or self.train is not None
+
+
+class Drawn(Settings):
+    """Solutions to get, by sampling problems of the task or, with `file`, by importing them."""
+
+    split: str | None = None  # of the task
+    problems: int | None = Field(default=None, ge=1)  # how many; null takes all
+    n: int = Field(default=16, ge=1)  # solutions of each problem; imported ones: the first n
+    file: str | None = None  # solutions that somebody else drew
+    format: Format | None = None  # how to read the file
+    share: tuple[float, float] = (0.0, 1.0)  # of the file's questions, chosen by a hash of their text
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Drawn:
+        if (self.file is None) != (self.format is None):
+            raise ValueError("file and format go together")
+        if self.file is not None and self.split is not None:
+            raise ValueError("give either split, to sample, or file, to import; not both")
+        low, high = self.share
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"share is a range [low, high) within [0, 1], got {list(self.share)}")
+        return self
+
+
+class Sample(Settings):
+    """Where solutions come from, and how they are drawn."""
+
+    train: Drawn = Drawn(split="train", n=4)
+    test: Drawn = Drawn(split="test", n=64)
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=256, ge=1)
+    stop: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, value: Any) -> Any:
+        """A part that is given in part keeps the rest of its defaults."""
+        if not isinstance(value, Mapping):
+            return value
+        usual = {"train": {"split": "train", "n": 4}, "test": {"split": "test", "n": 64}}
+        return dict(value) | {
+            part: defaults | dict(value[part])
+            for part, defaults in usual.items()
+            if isinstance(value.get(part), Mapping) and value[part].get("file") is None
+        }
+
+    @model_validator(mode="after")
+    def _apart(self) -> Sample:
+        a, b = self.train, self.test
+        if a.file is not None and a.file == b.file and a.share[0] < b.share[1] and b.share[0] < a.share[1]:
+            raise ValueError(f"train and test share questions of {a.file}: their ranges of `share` overlap")
+        if a.file is None and b.file is None and a.split == b.split:
+            raise ValueError(f"train and test are both the split {a.split!r}: what is learned from can't be a test")
+        return self
+
+
+class Verifier(Settings):
+    """A verifier to train and to judge."""
+
+    kind: str  # the plug-in
+    options: dict[str, Any] = {}
+    base: Base = Base()  # what it starts from; by default the run's generator
+    # another verifier of this recipe that it builds on, or several; fills in the option `verifier`, or `verifiers`
+    builds_on: Name | tuple[Name, ...] | None = None
+    train: Train = TrainSettings()
+
+    @model_validator(mode="after")
+    def _known(self) -> Verifier:
+        _check_plugin("verifier", self.kind, self.options, {"path": "model", "template": "{question}\n"})
+        return self
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """The verifiers that it builds on."""
+        return (self.builds_on,) if isinstance(self.builds_on, str) else self.builds_on or ()
+
+    @property
+    def learns(self) -> bool:
+        """Whether its kind is trained at all; one that only computes is used as it is."""
+        found = plugins.find("verifier", self.kind)
+        return any(callable(getattr(found, way, None)) for way in ("build", "fit"))
+
+    @property
+    def starts_from_model(self) -> bool:
+        """Whether its kind can't learn without a checkpoint to start from."""
+        required = plugins.options("verifier", self.kind).get("path", "") is inspect.Parameter.empty
+        return self.learns and required
+
+
+class Evaluate(Settings):
+    """How the verifiers are judged."""
+
+    n: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (1, 4, 16, 64)  # candidates
+    aggregates: tuple[str, ...] = ("min", "prod", "mean", "last")
+
+    @model_validator(mode="after")
+    def _known(self) -> Evaluate:
+        unknown = [name for name in self.aggregates if name not in AGGREGATES]
+        if unknown:
+            raise ValueError(f"aggregates has {', '.join(unknown)}; there are {', '.join(AGGREGATES)}")
+        return self
