@@ -55,6 +55,7 @@ def test_what_fits_exactly_is_read_to_its_end_and_one_token_more_is_not(solve, r
     [found] = scoring.verify([solve("a")], encode, read, aggregate="last", max_length=room, pad_id=0, device="cpu")
     assert found.outcome is (Outcome.TRUNCATED if room < 10 else Outcome.SCORED)
     assert found.scores == (() if room < 10 else (0.25,))
+    assert found.tokens == (0 if room < 10 else 10)
 
 
 def test_zero_is_a_score_like_another(solve):

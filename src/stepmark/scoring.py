@@ -163,7 +163,7 @@ def verify(
                     results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
                     continue
                 total = aggregation.aggregate(scores, aggregate)
-                results[i] = Verification(solutions[i].id, scores, total, aggregate)
+                results[i] = Verification(solutions[i].id, scores, total, aggregate, tokens=len(encoded[i]))
     return [results[i] for i in range(len(solutions))]
 
 

@@ -66,7 +66,8 @@ class BlendVerifier:
         odds = sum(scoring.logit(v.score) for v in each) / len(each)
         score = 1 / (1 + math.exp(-odds))
         rationales = tuple(r for v in each for r in v.rationales)
-        return Verification(each[0].solution_id, (score,), score, "last", rationales=rationales)
+        tokens = sum(v.tokens for v in each)
+        return Verification(each[0].solution_id, (score,), score, "last", rationales=rationales, tokens=tokens)
 
     def _members(self) -> list[Any]:
         place = Path(self.path) / MEMBERS
