@@ -73,6 +73,10 @@ def test_all_faults_are_shown_at_once_with_what_was_meant():
         (["a..b=1"], "is not key=value"),
         (["label.name=./nowhere.py"], "no file"),
         (["steps=lines"], "it can be"),
+        (["sample.out_of_distribution.split=train"], "train and out_of_distribution are both the split 'train'"),
+        (["sample.out_of_distribution.split=test"], "two tests on the same problems"),
+        (["sample.out_of_distribution.n=64"], "out_of_distribution needs a split"),
+        (["sample.out_of_distribution={split: dev, n: 8}"], "sample.out_of_distribution.n is 8"),
     ],
 )
 def test_what_does_not_fit_together_is_said(changes, said):
@@ -142,3 +146,14 @@ def test_a_part_of_the_samples_that_is_given_in_part_keeps_its_other_defaults():
     found = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.train.problems=5"]), "test").sample
     assert (found.test.split, found.test.n) == ("test", 128)
     assert (found.train.split, found.train.problems, found.train.n) == ("train", 5, 4)
+    assert (found.parts, found.tests) == (("train", "test"), ("test",))
+    far = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.out_of_distribution.split=dev"]), "test")
+    assert far.sample.drawn("out_of_distribution").n == 128
+    assert far.sample.parts == ("train", "test", "out_of_distribution")
+
+
+def test_what_a_recipe_does_not_have_is_not_in_its_configuration_so_older_runs_go_on():
+    resolved = recipe.load(DEMO).resolved()
+    assert "out_of_distribution" not in resolved["sample"]
+    given = recipe.load(DEMO, ["sample.out_of_distribution.split=dev"])
+    assert recipe.parse(given.resolved(), "again").sample == given.sample

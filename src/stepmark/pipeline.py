@@ -1,13 +1,14 @@
 """A whole run: the stages in order, on one run directory that survives being killed.
 
     RUN/config.json                every setting that can change a result
-    RUN/problems/{train,test}      .jsonl, as are all records
+    RUN/problems/{train,test}      .jsonl, as are all records; all that is said of test here is also there for
+                                   out_of_distribution, a second test, where the recipe has it
     RUN/bases/NAME/                models made from scratch, before they learn
     RUN/generator/                 checkpoint
     RUN/solutions/{train,test}, RUN/grades/{train,test}, RUN/labels/train
     RUN/rollouts/                  what completers and judges said, and what it cost; with a budget or a paid model
                                    the drawn solutions too
-    RUN/verifiers/NAME/, RUN/scores/NAME
+    RUN/verifiers/NAME/, RUN/scores/NAME, RUN/scores/out_of_distribution/NAME
     RUN/metrics.json, RUN/report.html
     RUN/quarantine.jsonl           rows left out, with file, line and reason
     RUN/log.jsonl                  what was done when; RUN/seconds.json adds up the sittings
@@ -24,11 +25,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from stepmark import checkpoints, plugins, scoring, units
 from stepmark.errors import DataError
-from stepmark.evaluate import evaluate
+from stepmark.evaluate import Metrics, evaluate
 from stepmark.grade import grade
 from stepmark.journal import Journal
 from stepmark.label import distinct, label, ledgers, references_among
@@ -56,7 +57,6 @@ from stepmark.types import (
 )
 from stepmark.wiring import Wiring
 
-PARTS = ("train", "test")
 Pair = tuple[Problem, Solution]
 Show = Callable[[Progress], None]
 
@@ -105,11 +105,12 @@ class Run:
     def finish(self) -> Finished:
         """All stages."""
         self.need_price()
-        for part in PARTS:
+        parts = self.recipe.sample.parts
+        for part in parts:
             self.problems(part)
         if self._samples:
             self.generator()
-        for part in PARTS:
+        for part in parts:
             self.sample(part)
             self.grade(part)
         self.label()
@@ -128,7 +129,7 @@ class Run:
 
     def problems(self, part: str) -> None:
         """Loads the task's problems, or imports problems and solutions."""
-        drawn = self._drawn(part)
+        drawn = self.recipe.sample.drawn(part)
         with self.journal.stage("problems"):
             if drawn.file is not None:
                 self._import(part, drawn)
@@ -165,7 +166,7 @@ class Run:
 
     def sample(self, part: str) -> None:
         """Draws solutions; imported ones are there already."""
-        drawn = self._drawn(part)
+        drawn = self.recipe.sample.drawn(part)
         if drawn.file is not None:
             return
         assert self.on.task is not None
@@ -194,7 +195,7 @@ class Run:
         """Grades solutions, imported ones only where their file doesn't."""
         with self.journal.stage(f"grade {part}"):
             grades = self.on.grades(part)
-            if self._drawn(part).file is not None and len(grades) == len(self.on.solutions(part)):
+            if self.recipe.sample.drawn(part).file is not None and len(grades) == len(self.on.solutions(part)):
                 return
             problems = list(self.on.problems(part))
             done = grade(
@@ -251,41 +252,49 @@ class Run:
 
     def score(self) -> None:
         """Scores the test solutions with every verifier."""
-        problems = list(self.on.problems("test"))
-        for name in self.recipe.verifiers:
-            with self.journal.stage(f"score {name}"):
-                done = score(
-                    self.on.verifier(name),
-                    problems,
-                    self.on.solutions("test"),
-                    self.on.scores(name),
-                    limits=self.recipe.limits,
-                    executor=self.on.executor,
-                    progress=self.journal.tell,
-                )
-                self.journal.note({"verifier": name, **asdict(done)}, done.failed)
+        for part in self.recipe.sample.tests:
+            problems = list(self.on.problems(part))
+            for name in self.recipe.verifiers:
+                with self.journal.stage(f"score {name}" if part == "test" else f"score {name} {part}"):
+                    done = score(
+                        self.on.verifier(name),
+                        problems,
+                        self.on.solutions(part),
+                        self.on.scores(name, part),
+                        limits=self.recipe.limits,
+                        executor=self.on.executor,
+                        progress=self.journal.tell,
+                    )
+                    self.journal.note({"verifier": name, "part": part, **asdict(done)}, done.failed)
 
     def evaluate(self) -> dict[str, Any]:
-        """Measures; writes metrics.json."""
+        """Measures; writes metrics.json: what the test came to, and with a second test both under their names too."""
+        tests = self.recipe.sample.tests
         with self.journal.stage("evaluate"):
-            whole = self._whole_test()
-            metrics = evaluate(
-                list(self.on.problems("test")),
-                whole,
-                self.on.grades("test"),
-                {name: list(self.on.scores(name)) for name in self.recipe.verifiers},
-                ns=self.recipe.evaluate.n,
-                aggregates=self.recipe.evaluate.aggregates,
-                seed=self.recipe.seed,
-                labels=list(self.on.labels) if self.recipe.label is not None else (),
-                labelled_problems=list(self.on.problems("train")),
-                oracle=getattr(self.on.task, "judge_steps", None),
-                kind_of=getattr(self.on.task, "error_kind", None),
-                progress=self.journal.tell,
-            )
-        plain = metrics.to_json() | {"name": self.recipe.name, "seconds": self.journal.seconds}
+            found = {part: self._measured(part).to_json() for part in tests}
+        about = {"name": self.recipe.name, "seconds": self.journal.seconds}
+        plain: dict[str, Any] = found["test"] | about
+        if "out_of_distribution" in tests:
+            plain |= {"in_distribution": found["test"], "out_of_distribution": found["out_of_distribution"]}
         self.directory.write_json("metrics.json", plain)
         return plain
+
+    def _measured(self, part: str) -> Metrics:
+        labelled = self.recipe.label is not None and part == "test"  # labels are of train, and judged once
+        return evaluate(
+            list(self.on.problems(part)),
+            self._whole(part),
+            self.on.grades(part),
+            {name: list(self.on.scores(name, part)) for name in self.recipe.verifiers},
+            ns=self.recipe.evaluate.n,
+            aggregates=self.recipe.evaluate.aggregates,
+            seed=self.recipe.seed,
+            labels=list(self.on.labels) if labelled else (),
+            labelled_problems=list(self.on.problems("train")),
+            oracle=getattr(self.on.task, "judge_steps", None),
+            kind_of=getattr(self.on.task, "error_kind", None),
+            progress=self.journal.tell,
+        )
 
     def report(self) -> Path:
         """Writes report.html."""
@@ -374,23 +383,20 @@ class Run:
                 checkpoints.create(place, texts, base.init, self.recipe.seed)
         return str(path)
 
-    def _whole_test(self) -> list[Solution]:
+    def _whole(self, part: str) -> list[Solution]:
         """The test solutions that every stage got through; the others are in `failed`, and tried again next time."""
-        there = [self.on.grades("test").keys(), *(self.on.scores(name).keys() for name in self.recipe.verifiers)]
-        return [s for s in self.on.solutions("test") if all(s.id in keys for keys in there)]
+        there = [self.on.grades(part).keys(), *(self.on.scores(n, part).keys() for n in self.recipe.verifiers)]
+        return [s for s in self.on.solutions(part) if all(s.id in keys for keys in there)]
 
     # ---- what there is ----
 
     @property
     def _samples(self) -> bool:
-        return any(self._drawn(part).file is None for part in PARTS)
+        return any(self.recipe.sample.drawn(part).file is None for part in self.recipe.sample.parts)
 
     @property
     def _rollouts(self) -> Path:
         return self.directory.path / "rollouts"
-
-    def _drawn(self, part: str) -> Drawn:
-        return cast(Drawn, getattr(self.recipe.sample, part))
 
     @property
     def _training_pairs(self) -> list[Pair]:

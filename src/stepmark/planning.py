@@ -25,7 +25,7 @@ from stepmark.errors import ConfigError, StageError
 from stepmark.grading import grade_solution
 from stepmark.label import distinct, ledgers, need, references_among
 from stepmark.ledger import Budget, Ledger, Recorded, Spent
-from stepmark.pipeline import PARTS, Run
+from stepmark.pipeline import Run
 from stepmark.protocols import Backend, Labeler, Tools
 from stepmark.recipe import Recipe
 from stepmark.sample import solution
@@ -77,7 +77,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     stages raise."""
     recipe, on = run.recipe, run.on
     run.need_price()
-    parts = [part for part in PARTS if getattr(recipe.sample, part).file is None]
+    parts = [part for part in recipe.sample.parts if recipe.sample.drawn(part).file is None]
     if not parts:
         raise ConfigError("this recipe draws no solutions, so there is nothing to plan: they come from files.")
     for part in parts:
@@ -86,7 +86,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     part = parts[0]
     known = sorted(on.problems(part), key=lambda p: p.id)
     chosen = random.Random(recipe.seed).sample(known, min(problems, len(known)))
-    drawn = min(solutions, getattr(recipe.sample, part).n)
+    drawn = min(solutions, recipe.sample.drawn(part).n)
     place = run.directory.path / "plan"
     tools = on.tools
     measured = run.directory.read_json(SPEED) if (run.directory.path / SPEED).exists() else {"waited": {}, "tokens": {}}
@@ -105,7 +105,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
         raise StageError(f"the pilot drew no solution, all {len(prompts) * drawn} failed, the first with: {reason}")
     speed.learn([meter])
     sampling = [
-        speed.cost(f"sample {part}", len(on.problems(part)) * getattr(recipe.sample, part).n, len(pairs), [meter])
+        speed.cost(f"sample {part}", len(on.problems(part)) * recipe.sample.drawn(part).n, len(pairs), [meter])
         for part in parts
     ]
     labelling, own, pilot = [], "", meter.recorded.ledger.spent

@@ -75,7 +75,7 @@ class Recipe(Settings):
         return self
 
     def _misfits(self) -> Iterator[str]:
-        sampled = [name for name in ("train", "test") if getattr(self.sample, name).file is None]
+        sampled = [part for part in self.sample.parts if self.sample.drawn(part).file is None]
         if self.steps is not None and self.steps not in SPLITTERS:
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
         if sampled and (self.task is None or self.generator is None):
@@ -108,8 +108,9 @@ class Recipe(Settings):
                 for below in (verifier.below if most else ())
                 if below not in first
             )
-        if max(self.evaluate.n) > self.sample.test.n:
-            yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.test.n is {self.sample.test.n}"
+        for part in self.sample.tests:
+            if max(self.evaluate.n) > (n := self.sample.drawn(part).n):
+                yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.{part}.n is {n}"
 
     @property
     def params(self) -> SamplingParams:
@@ -118,8 +119,11 @@ class Recipe(Settings):
         return SamplingParams(s.max_tokens, s.temperature, s.top_p, s.stop, self.seed)
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting that can change a result, defaults included, as plain values."""
+        """Every setting that can change a result, defaults included, as plain values. Parts that a recipe need not
+        have are not in it where it has none, so that runs from before there were such parts can go on."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude={"workers", "executor"})
+        if self.sample.out_of_distribution is None:
+            del plain["sample"]["out_of_distribution"]
         return plain
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Annotated, Any, ClassVar
 
 import pydantic
@@ -194,6 +195,7 @@ class Sample(Settings):
 
     train: Drawn = Drawn(split="train", n=4)
     test: Drawn = Drawn(split="test", n=64)
+    out_of_distribution: Drawn | None = None  # a second test part, unlike train; by default as large as `test.n`
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1)
@@ -205,20 +207,42 @@ class Sample(Settings):
         """A part that is given in part keeps the rest of its defaults."""
         if not isinstance(value, Mapping):
             return value
-        usual = {"train": {"split": "train", "n": 4}, "test": {"split": "test", "n": 64}}
+        usual: dict[str, dict[str, Any]] = {"train": {"split": "train", "n": 4}, "test": {"split": "test", "n": 64}}
+        test = value.get("test")
+        usual["out_of_distribution"] = {"n": test.get("n", 64) if isinstance(test, Mapping) else 64}
         return dict(value) | {
             part: defaults | dict(value[part])
             for part, defaults in usual.items()
             if isinstance(value.get(part), Mapping) and value[part].get("file") is None
         }
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that there are: train, and those that verifiers are tested on."""
+        return ("train", *self.tests)
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The parts that verifiers are tested on, the one that is like train first."""
+        return ("test",) if self.out_of_distribution is None else ("test", "out_of_distribution")
+
+    def drawn(self, part: str) -> Drawn:
+        """The settings of a part that there is."""
+        found: Drawn = getattr(self, part)
+        return found
+
     @model_validator(mode="after")
     def _apart(self) -> Sample:
-        a, b = self.train, self.test
-        if a.file is not None and a.file == b.file and a.share[0] < b.share[1] and b.share[0] < a.share[1]:
-            raise ValueError(f"train and test share questions of {a.file}: their ranges of `share` overlap")
-        if a.file is None and b.file is None and a.split == b.split:
-            raise ValueError(f"train and test are both the split {a.split!r}: what is learned from can't be a test")
+        for first, second in combinations(self.parts, 2):
+            a, b = self.drawn(first), self.drawn(second)
+            if a.file is not None and a.file == b.file and a.share[0] < b.share[1] and b.share[0] < a.share[1]:
+                raise ValueError(f"{first} and {second} share questions of {a.file}: their ranges of `share` overlap")
+            if a.file is None and b.file is None and a.split == b.split:
+                why = "what is learned from can't be a test" if first == "train" else "two tests on the same problems"
+                raise ValueError(f"{first} and {second} are both the split {a.split!r}: {why}")
+        far = self.out_of_distribution
+        if far is not None and far.file is None and far.split is None:
+            raise ValueError("out_of_distribution needs a split of the task, or a file")
         return self
 
 

@@ -104,8 +104,10 @@ class Wiring:
     def grades(self, part: str) -> Records[GradedSolution]:
         return self.directory.records(f"grades/{part}", GradedSolution)
 
-    def scores(self, name: str) -> Records[Verification]:
-        return self.directory.records(f"scores/{name}", Verification)
+    def scores(self, name: str, part: str = "test") -> Records[Verification]:
+        """What a verifier made of a part; the part that is like train lies where runs with no other have it."""
+        folder = "scores" if part == "test" else f"scores/{part}"
+        return self.directory.records(f"{folder}/{name}", Verification)
 
     @property
     def labels(self) -> Records[LabelledSolution]:

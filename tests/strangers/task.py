@@ -13,7 +13,7 @@ class Sums:
     steps: str = field(default="line", init=False)
 
     def load(self, split, limit=None):
-        start = {"train": 0, "test": 1000}[split]
+        start = {"train": 0, "test": 1000, "far": 2000}[split]
         made = []
         for i in range(start, start + self.size)[:limit]:
             a, b, c = i % 7 + 1, i % 5 + 2, i % 3 + 3
