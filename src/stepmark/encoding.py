@@ -23,17 +23,24 @@ SLOT = "stepmark-question"  # stands for the question while a chat template is t
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One sequence to train on or to score.
+    """One sequence to train on or to score, or several that must be seen together, laid end to end.
 
-    T tokens, S places where a score is read."""
+    T tokens in all, S places where a score is read."""
 
     ids: tuple[int, ...]  # [T]
     at: tuple[int, ...] = ()  # [S] index into ids: the score is read from the model's output at this very index
     targets: tuple[float, ...] = ()  # [S] in [0, 1], or empty when the sequence is only scored
     weights: tuple[float, ...] = ()  # [T] weight of ids[t] in the next-token loss (predicted at t-1), or empty
+    parts: tuple[int, ...] = ()  # rising indices where further sequences begin, which see nothing of those before them
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence in it: what a model has to have positions for."""
+        cuts = (0, *self.parts, len(self.ids))
+        return max(end - start for start, end in zip(cuts, cuts[1:], strict=False))
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -48,6 +55,15 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int],
     ):
         ids, spans = ids[:-1], spans[:-1]
     return ids, spans
+
+
+def following_ids(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> tuple[int, ...]:
+    """Ids of `text` as it reads after `before`: at its beginning a text may be tokenised otherwise (a space is added
+    or lost). Where the two merge across their border, the ids of `text` alone."""
+    whole, start = token_ids(tokenizer, before + text)[0], token_ids(tokenizer, before)[0]
+    if whole[: len(start)] == start and len(whole) > len(start):
+        return tuple(whole[len(start) :])
+    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> tuple[int, ...]:

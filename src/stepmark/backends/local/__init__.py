@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepmark import sampling
-from stepmark.encoding import prompt_ids
+from stepmark.encoding import following_ids, prompt_ids
 from stepmark.errors import ConfigError
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from stepmark.backends.local.engine import Engine
+
+
+BEFORE = 32  # characters of a text that decide how what follows it is tokenised
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class LocalBackend:
             for i in members:
                 prompt, at = prompts[i], len(ids[i])
                 for index in range(prompt.first, prompt.first + prompt.n):
-                    room = min(params.max_tokens, engine.limit - at)
+                    room = min(params.max_tokens, engine.limit - at - bool(params.choices))  # one to ask with
                     if room < 1:
                         yield Rollout(prompt.id, index, "", Finish.LENGTH, 0)
                         continue
@@ -81,25 +85,38 @@ class LocalBackend:
         def stopped(name: int, own: np.ndarray) -> bool:
             return reader.text(ids[rows[name][0]], own.tolist())[1]
 
-        draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped)
-        reach = max((len(t.ids) + max(row.budget for row in t.rows) for t in trunks), default=0)
+        choices = self._choices(tokenizer, params)
+        draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped, choices)
+        reach = max((len(t.ids) + max(row.budget for row in t.rows) for t in trunks), default=0) + bool(params.choices)
         shared = self.sharing and engine.sharing and reach <= engine.window
         for done in engine.run(trunks, draws) if shared else plain.run(engine, trunks, draws):
             i, index = rows[done.name]
             text, _ = reader.text(ids[i], done.ids)
             finish = Finish.STOP if done.stopped else Finish.LENGTH
-            yield Rollout(prompts[i].id, index, text, finish, len(done.ids), done.logprob)
+            chosen = done.choices if done.choices and reader.ends_in_stop(done.ids) else ()
+            yield Rollout(prompts[i].id, index, text, finish, len(done.ids), done.logprob, choices=chosen)
 
     def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
         """Per text, the probability that it goes on with each choice, given that it goes on with one of them."""
         from stepmark.backends.local.choices import probabilities
 
         engine, tokenizer = self._load()
-        ways = [tuple(tokenizer(c, add_special_tokens=False)["input_ids"]) for c in choices]
-        if not ways or not all(ways):
+        if not choices or not all(choices):
             raise ConfigError(f"choices must be texts of at least one token each, got {list(choices)}.")
         starts = [prompt_ids(tokenizer, Prompt(str(i), text), self.chat_template) for i, text in enumerate(texts)]
-        return probabilities(engine, starts, ways)
+        tails = [text[-BEFORE:] for text in texts]
+        ways = {tail: [following_ids(tokenizer, tail, c) for c in choices] for tail in dict.fromkeys(tails)}
+        return probabilities(engine, starts, [ways[tail] for tail in tails])
+
+    def _choices(self, tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> np.ndarray | None:
+        """The tokens of `params.choices`, where each is the same one token after every stop string."""
+        import numpy as np
+
+        if not params.choices or not params.stop:
+            return None
+        ways = {tuple(following_ids(tokenizer, s[-BEFORE:], c) for c in params.choices) for s in params.stop}
+        found = ways.pop()
+        return None if ways or any(len(ids) != 1 for ids in found) else np.array([ids[0] for ids in found])
 
     def _load(self) -> tuple[Engine, PreTrainedTokenizerBase]:
         # A checkpoint that was written anew under the same path is another one.

@@ -97,6 +97,7 @@ class Cohort:
         self.at = np.array([row.at for _, row in rows])
         self.tokens = np.zeros((len(rows), FIRST_CAPACITY), dtype=np.int64)
         self.logprobs = np.zeros(len(rows))
+        self.closing = np.zeros(len(rows), dtype=bool)  # rows whose text has ended, and that wait for one more pass
         self._trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [G, K, T, D]
         self._own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [R, K, capacity, D]
         self._changed = True  # rows moved since the maps below were made
@@ -129,7 +130,8 @@ class Cohort:
         left = self.live - len(gone)
         movers = np.setdiff1d(np.arange(left, self.live), gone, assume_unique=True)
         holes = gone[gone < left]
-        for array in (self.names, self.keys, self.budgets, self.trunk_of, self.at, self.tokens, self.logprobs):
+        own = (self.names, self.keys, self.budgets, self.at, self.tokens, self.logprobs, self.closing)
+        for array in (*own, self.trunk_of):
             array[holes] = array[movers]
         if len(holes) and self._own:
             source, target = (torch.from_numpy(x).to(self.device) for x in (movers, holes))

@@ -51,6 +51,7 @@ class Draws:
     ends: np.ndarray  # [V] bool: tokens that end a text
     watched: np.ndarray  # [V] bool: tokens that may complete a stop string
     stopped: Callable[[int, np.ndarray], bool]  # a row's name and own tokens -> whether their text holds a stop string
+    choices: np.ndarray | None = None  # [C] tokens: after a stop string, how likely is each of them?
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Done:
     ids: tuple[int, ...]  # own tokens, end token included
     stopped: bool  # at an end token or stop string; else out of budget
     logprob: float  # sum over `ids`, in nats
+    choices: tuple[float, ...] = ()  # per `Draws.choices`, its probability among them after a stop string
 
 
 def shared_attention(
@@ -263,27 +265,56 @@ class Engine:
         for cohort, t0 in zip(going, at, strict=True):
             part = slice(start, start + cohort.live)
             start += cohort.live
+            chosen = chances(logits[part], cohort.closing[: cohort.live], draws.choices)
             cohort.put(ids[part], logprobs[part], t0)
-            done += self._finish(cohort, ids[part], t0 + 1, draws)
+            done += self._finish(cohort, ids[part], logprobs[part], t0 + 1, draws, chosen)
         return done
 
-    def _finish(self, cohort: Cohort, ids: np.ndarray, length: int, draws: Draws) -> list[Done]:
+    def _finish(
+        self,
+        cohort: Cohort,
+        ids: np.ndarray,
+        logprobs: np.ndarray,
+        length: int,
+        draws: Draws,
+        chosen: dict[int, tuple[float, ...]],
+    ) -> list[Done]:
+        """`chosen`: of rows that ended one token ago, and stayed to be asked what would follow."""
         ended = draws.ends[ids]
+        ended[list(chosen)] = False
+        asked = []
         for r in np.flatnonzero(draws.watched[ids] & ~ended):
-            ended[r] = draws.stopped(int(cohort.names[r]), cohort.tokens[r, :length])
-        gone = np.flatnonzero(ended | (cohort.budgets[: cohort.live] <= length))
+            if r not in chosen and draws.stopped(int(cohort.names[r]), cohort.tokens[r, :length]):
+                ended[r] = draws.choices is None
+                asked += [r] if draws.choices is not None else []
+        gone = ended | (cohort.budgets[: cohort.live] <= length)
+        gone[asked] = False
+        gone[list(chosen)] = True
+        places = np.flatnonzero(gone)
         done = [
             Done(
                 name=int(cohort.names[r]),
-                ids=tuple(cohort.tokens[r, :length].tolist()),
-                stopped=bool(ended[r]),
-                logprob=float(cohort.logprobs[r]),
+                ids=tuple(cohort.tokens[r, : length - (r in chosen)].tolist()),
+                stopped=bool(ended[r]) or r in chosen,
+                logprob=float(cohort.logprobs[r]) - (float(logprobs[r]) if r in chosen else 0.0),
+                choices=chosen.get(int(r), ()),
             )
-            for r in gone
+            for r in places
         ]
-        if len(gone):
-            cohort.drop(gone)
+        cohort.closing[asked] = True
+        if len(places):
+            cohort.drop(places)
         return done
+
+
+def chances(logits: torch.Tensor, closing: np.ndarray, choices: np.ndarray | None) -> dict[int, tuple[float, ...]]:
+    """For each row that is closing, the probability of each of the tokens `choices` among them."""
+    rows = np.flatnonzero(closing)
+    if choices is None or not len(rows):
+        return {}
+    at = torch.from_numpy(rows).to(logits.device)
+    found = logits.index_select(0, at)[:, torch.from_numpy(choices).to(logits.device)].double().softmax(-1)
+    return {int(r): tuple(p) for r, p in zip(rows, found.tolist(), strict=True)}
 
 
 def _free_memory(device: torch.device) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from stepmark.backends.local.cohort import Row, Trunk
 from stepmark.backends.local.draw import draw, uniforms
-from stepmark.backends.local.engine import Done, Draws, Engine
+from stepmark.backends.local.engine import Done, Draws, Engine, chances
 
 
 def run(engine: Engine, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
@@ -29,11 +29,12 @@ def run(engine: Engine, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]
 
 def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Row], draws: Draws) -> list[Done]:
     done: list[Done] = []
-    own = np.zeros((len(rows), max(row.budget for row in rows)), dtype=np.int64)
+    own = np.zeros((len(rows), max(row.budget for row in rows) + 1), dtype=np.int64)
     logprobs = np.zeros(len(rows))
     live = np.arange(len(rows))
     keys = np.array([row.key for row in rows], dtype=np.uint64)
     budgets = np.array([row.budget for row in rows])
+    closing = np.zeros(len(rows), dtype=bool)  # of the live rows: the text has ended, one more pass says what follows
     model, device = engine.model, engine.device
     engine.use(engine.plain_attention)  # for the whole prefix: nothing is handed out before it is done
     with torch.inference_mode():
@@ -45,21 +46,28 @@ def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Row], draws: Dra
         while True:
             u = torch.from_numpy(uniforms(keys[live], np.full(len(live), t))).to(device)
             ids, lps = (x.cpu().numpy() for x in draw(logits, u, draws.temperature, draws.top_p))
+            for asker, chosen in chances(logits, closing, draws.choices).items():
+                r = live[asker]
+                done.append(Done(rows[r].name, tuple(own[r, :t].tolist()), True, float(logprobs[r]), chosen))
             own[live, t] = ids
             logprobs[live] += lps
             t += 1
-            ended = draws.ends[ids]
-            for i in np.flatnonzero(draws.watched[ids] & ~ended):
-                ended[i] = draws.stopped(rows[live[i]].name, own[live[i], :t])
-            gone = ended | (budgets[live] <= t)
-            for i in np.flatnonzero(gone):
+            ended = draws.ends[ids] & ~closing
+            asked = np.zeros_like(closing)
+            for i in np.flatnonzero(draws.watched[ids] & ~ended & ~closing):
+                found = draws.stopped(rows[live[i]].name, own[live[i], :t])
+                ended[i], asked[i] = found and draws.choices is None, found and draws.choices is not None
+            gone = (ended | (budgets[live] <= t)) & ~asked
+            for i in np.flatnonzero(gone & ~closing):
                 r = live[i]
                 done.append(Done(rows[r].name, tuple(own[r, :t].tolist()), bool(ended[i]), float(logprobs[r])))
+            gone |= closing
             if gone.all():
                 return done
             if gone.any():
                 kept = torch.from_numpy(np.flatnonzero(~gone)).to(device)
                 cache.batch_select_indices(kept)
-                live, ids = live[~gone], ids[~gone]
+                live, ids, asked = live[~gone], ids[~gone], asked[~gone]
+            closing = asked
             out = model(input_ids=torch.from_numpy(ids)[:, None].to(device), past_key_values=cache, use_cache=True)
             cache, logits = out.past_key_values, out.logits[:, -1]

@@ -51,6 +51,10 @@ class Reader:
         cuts = [at for at in (text.find(s) for s in self.stop) if at >= 0]
         return (text[: min(cuts)], True) if cuts else (text, False)
 
+    def ends_in_stop(self, ids: Sequence[int]) -> bool:
+        """Whether the last of `ids` ends a stop string, and brings nothing more than that."""
+        return self._decode(ids).endswith(self.stop)
+
     def watched(self, vocab: int) -> np.ndarray:
         """[vocab] bool: the tokens that may complete a stop string, so that others need no look at the text.
 
