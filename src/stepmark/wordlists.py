@@ -1,7 +1,7 @@
 """Lists of distinct common English words, drawn the same way at every call: what the word tasks are made of.
 
 Which split may hold a list is decided by the hash of its words, in whatever order: no two splits share
-one, whatever the seed.
+one, whatever the seed; but pretrain, what a generator may read before, has its lists where train has them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from stepmark.errors import ConfigError
 from stepmark.rows import share
 
 # split -> the part of [0, 1) that a list's share has to fall in
-SHARES = {"train": (0.0, 0.6), "dev": (0.6, 0.7), "test": (0.7, 0.85), "longer": (0.85, 1.0)}
+SHARES = {
+    "train": (0.0, 0.6),
+    "pretrain": (0.0, 0.6),
+    "dev": (0.6, 0.7),
+    "test": (0.7, 0.85),
+    "longer": (0.85, 1.0),
+}
 
 
 @cache

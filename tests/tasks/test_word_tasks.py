@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepmark import steps, wordlists
+from stepmark import plugins, steps, wordlists
 from stepmark.errors import ConfigError, DataError
 from stepmark.tasks.last_letter import LastLetter
 from stepmark.tasks.word_sort import WordSort
@@ -122,14 +122,34 @@ def test_no_split_holds_another_ones_words_even_under_another_seed_and_in_anothe
     assert not held(1, "train") & (held(2, "dev") | held(2, "test"))
 
 
+@pytest.mark.parametrize("name", ["last_letter", "word_sort"])
+def test_a_generator_can_read_longer_lists_before_but_none_of_a_test(name: str) -> None:
+    lengths = {"train_lengths": [2], "test_lengths": [2], "longer_lengths": [2], "train_size": 4000, "test_size": 2000}
+
+    def held(split: str, seed: int, **options: Any) -> list[tuple[str, ...]]:
+        found = plugins.load("task", name, seed=seed, **(lengths | options)).load(split).problems
+        return [tuple(p.question.rstrip(".").split(": ")[1].split()) for p in found]
+
+    read = {frozenset(words) for words in held("pretrain", 1)}
+    assert len(read) > 3900
+    for split in ("dev", "test", "longer"):
+        assert not read & {frozenset(words) for words in held(split, 2)}
+    assert read & {frozenset(words) for words in held("train", 2)}
+    found = held("pretrain", 3, pretrain_lengths=[2, 5, 6], train_lengths=[2, 3, 4], train_size=60)
+    assert ({len(words) for words in found}, len(found)) == ({2, 5, 6}, 60)
+    assert {len(words) for words in held("pretrain", 3, train_lengths=[2, 3], train_size=60)} == {2, 3}
+    assert {len(words) for words in held("longer", 3, longer_lengths=[6], test_size=60)} == {6}
+
+
 @pytest.mark.parametrize("make", [LastLetter, WordSort])
 def test_impossible_settings_are_named_all_at_once(make: Any) -> None:
     with pytest.raises(ConfigError) as e:
-        make(train_lengths=[], test_lengths=[0], longer_lengths=[99, "a"], train_size=0)
+        make(train_lengths=[], test_lengths=[0], longer_lengths=[99, "a"], pretrain_lengths=[27], train_size=0)
     assert [f.split("=")[0].split(": ")[1] for f in e.value.faults] == [
         "train_lengths",
         "test_lengths",
         "longer_lengths",
+        "pretrain_lengths",
         "train_size",
     ]
     with pytest.raises(ConfigError, match="only about"):

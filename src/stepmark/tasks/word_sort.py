@@ -7,7 +7,8 @@
     The answer is apple fig pear.
 
 The steps are those of insertion, or name one position each ("Next is apple."). Deviations: the paper trains on 2 to 4
-words and tests on 5; here `test` has 4 words and `longer` has 5 and 6. Lists come from some 600 common words.
+words and tests on 5; here `test` has 4 words and `longer` has 5 and 6. Lists come from some 600 common words. The
+paper's models have read long lists before; `pretrain` (say pretrain_lengths=[2, 3, 4, 5]) gives a model of ours that.
 
     stepmark sample --task word_sort --split test --model generator/ --out solutions.jsonl
 """
@@ -40,16 +41,19 @@ class WordSort:
     train_lengths: Sequence[int] = (2, 3, 4)  # words in a list of train
     test_lengths: Sequence[int] = (4,)  # ... of dev and test
     longer_lengths: Sequence[int] = (5, 6)  # ... of longer
-    train_size: int = 10_000  # problems in train
+    pretrain_lengths: Sequence[int] = ()  # ... of pretrain; as in train unless given
+    train_size: int = 10_000  # problems in train, and in pretrain
     test_size: int = 1_000  # problems in each other split
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
 
     def __post_init__(self) -> None:
-        for name in ("train_lengths", "test_lengths", "longer_lengths"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a recipe gives lists
-        lengths = {f"{s}_lengths": getattr(self, f"{s}_lengths") for s in ("train", "test", "longer")}
+        object.__setattr__(self, "pretrain_lengths", self.pretrain_lengths or self.train_lengths)
+        splits = ("train", "test", "longer", "pretrain")
+        for split in splits:
+            object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
+        lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
         found = wordlists.faults(lengths, {"train_size": self.train_size, "test_size": self.test_size})
         if self.method not in METHODS:
             found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
@@ -57,11 +61,12 @@ class WordSort:
             raise ConfigError([f"task word_sort: {fault}" for fault in found])
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
-        """The first `limit` problems of train, dev, test or longer. Raises ConfigError for another split."""
-        lengths = {"train": self.train_lengths, "longer": self.longer_lengths}.get(split, self.test_lengths)
+        """The first `limit` problems of train, pretrain, dev, test or longer. Raises ConfigError for another split."""
+        own = {"train": self.train_lengths, "pretrain": self.pretrain_lengths, "longer": self.longer_lengths}
+        lengths = own.get(split, self.test_lengths)
         if split not in wordlists.SHARES:
             raise ConfigError(f"task word_sort has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
-        size = self.train_size if split == "train" else self.test_size
+        size = self.train_size if split in ("train", "pretrain") else self.test_size
         lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed)
         return ProblemSet(tuple(self._problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
 
