@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -273,6 +274,22 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
 def write_json(path: Path, value: object) -> None:
     """Writes a small JSON file so that it is either there whole or not at all."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def positions(path: Place) -> float:
+    """Tokens that the model of a checkpoint reads; infinite where its configuration sets no end."""
+    return _positions(str(path), version(path))
+
+
+@lru_cache(maxsize=8)
+def _positions(path: str, _version: int) -> float:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"no configuration could be loaded from {path}: {e}") from e
+    return float(getattr(config, "max_position_embeddings", None) or math.inf)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
