@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from stepmark.errors import BackendError, EncodingError
@@ -39,8 +40,7 @@ class Encoded:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence in it: what a model has to have positions for."""
-        cuts = (0, *self.parts, len(self.ids))
-        return max(end - start for start, end in zip(cuts, cuts[1:], strict=False))
+        return max(end - start for start, end in pairwise((0, *self.parts, len(self.ids))))
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -1,13 +1,15 @@
 """Sequences -> rectangular batches: packed end to end for training, padded for scoring.
 
 In a packed row each sequence attends to itself alone (a block-diagonal causal mask) and counts its positions
-from zero, so packing changes no number but the speed; a test holds it to that.
+from zero, so packing changes no number but the speed; a test holds it to that. The parts of one Encoded are as
+much strangers to each other as two sequences are; all that they share is the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,14 +81,16 @@ def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -
     targets: list[float] = []
     for b, row in enumerate(rows):
         start = 0
-        for s, e in enumerate(row):
+        for e in row:
             end = start + len(e)
             ids[b, start:end] = e.ids
-            positions[b, start:end] = np.arange(len(e))
-            owner[b, start:end] = s + 1
+            cuts = [start, *(start + t for t in e.parts), end]
+            for first, last in pairwise(cuts):
+                positions[b, first:last] = np.arange(last - first)
+                owner[b, first:last] = first + 1
             if e.weights:
                 weights[b, start:end] = e.weights
-                weights[b, start] = 0.0  # nothing before it predicts a sequence's first token
+                weights[b, cuts[:-1]] = 0.0  # nothing before it predicts a sequence's first token
             at_rows += [b] * len(e.at)
             at_columns += [start + t for t in e.at]
             targets += e.targets
@@ -122,3 +126,18 @@ def next_token_loss_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torc
     picked = head(hidden[:, :-1][keep]).float()
     losses = torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none")
     return (losses * b.weights[:, 1:][keep]).sum()
+
+
+def log_probs_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
+    """[K] for each place where a score is read: the sum of weight * log p over the tokens that it sees, itself
+    included, of its own sequence; in nats. Read at a sequence's end it is the weighted tokens' joint log-probability.
+
+    `hidden` [B, L, D] and the output layer as above; for a loss, so it keeps gradients."""
+    import torch
+
+    keep = b.weights[:, 1:] > 0
+    picked = head(hidden[:, :-1][keep]).float()
+    logs = -torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none") * b.weights[:, 1:][keep]
+    dense = torch.zeros_like(b.weights[:, 1:]).masked_scatter(keep, logs)
+    seen = b.mask[b.rows, 0, b.columns, 1:]
+    return (dense[b.rows] * seen).sum(-1)

@@ -178,7 +178,7 @@ def train(
     _claim(out, identity)
     if (out / "trained.json").exists():
         return Trained(**json.loads((out / "trained.json").read_text()))
-    return _Loop(trainee, encoded, out, settings, progress, skipped=len(examples) - len(encoded)).run()
+    return _Loop(trainee, encoded, out, settings, progress, skipped=max(0, len(examples) - len(encoded))).run()
 
 
 def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
@@ -211,7 +211,7 @@ def vars_of(settings: object) -> dict[str, Any]:
 def _digest(encoded: Sequence[Encoded]) -> str:
     h = hashlib.sha256()
     for e in encoded:
-        h.update(repr((e.ids, e.at, e.targets, e.weights)).encode())
+        h.update(repr((e.ids, e.at, e.targets, e.weights, *((e.parts,) if e.parts else ()))).encode())
     return h.hexdigest()[:16]
 
 
@@ -253,7 +253,7 @@ class _Loop(Generic[Example]):
         self.model = trainee.build().to(self.device).train()
         # Scoring refuses what is longer than the model's positions, so nothing longer is learned from either.
         limit = getattr(getattr(self.model, "config", None), "max_position_embeddings", math.inf)
-        self.encoded = [e for e in encoded if len(e) <= limit]
+        self.encoded = [e for e in encoded if e.longest <= limit]
         self.skipped = skipped + len(encoded) - len(self.encoded)
         if not self.encoded:
             raise DataError(f"each of the {len(encoded)} examples is longer than the model's {limit} positions.")
