@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,27 +26,26 @@ from typing import Any
 
 import numpy as np
 
-from stepmark import outcomes, stats
+from stepmark import compute, outcomes, stats
+from stepmark.compute import ONE_SAMPLE as PASS_1
+from stepmark.compute import WEIGHTED, Compute
 from stepmark.errors import ConfigError, DataError
-from stepmark.rank import SELF_CONSISTENCY, Method, candidates, eligible, score_of
+from stepmark.pools import Pool
+from stepmark.rank import SELF_CONSISTENCY, Method, candidates
 from stepmark.stats import Bootstrap, Floats, Interval, LabelQuality
 from stepmark.types import (
-    Candidate,
     GradedSolution,
     LabelledSolution,
     Problem,
     Progress,
     Solution,
-    Verdict,
     Verification,
 )
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-WEIGHTED = SELF_CONSISTENCY + "+"
-PASS_1, ORACLE = "pass@1", "oracle"
+ORACLE = "oracle"
 SHORT = 0.1  # an N is left out when a larger share of the problems has fewer candidates
 EVIDENT = ("oracle", "outcome")  # sources of labels that are known, not estimated from rollouts
-UNSCORED = -1.0  # loses to every score, not to a candidate that can't be chosen
 
 Oracle = Callable[[Problem, Solution], Sequence[bool]]  # one flag per step: is it right?
 Pairs = dict[str, Interval]
@@ -87,6 +85,10 @@ class Metrics:
     rates: Mapping[str, float]  # what happened -> share of the candidates
     notes: tuple[str, ...]  # for the reader, in sentences
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall seconds
+    votes: Mapping[int, Interval] = field(default_factory=dict)  # of the main generative verifier: K -> as below
+    votes_by_verifier: Mapping[str, Mapping[int, Interval]] = field(default_factory=dict)  # at the largest N, K -> acc.
+    compute: Compute | None = None  # accuracy against tokens; None where solutions don't say how many they took
+    rationales: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # source -> what came of them -> count
 
     def to_json(self) -> dict[str, Any]:
         """As metrics.json has it: plain values, text as keys."""
@@ -105,8 +107,10 @@ def evaluate(
     seed: int = 0,
     labels: Iterable[LabelledSolution] = (),
     labelled_problems: Sequence[Problem] = (),
+    rationales: Iterable[LabelledSolution] = (),
     oracle: Oracle | None = None,
     kind_of: KindOf | None = None,
+    votes: Sequence[int] = (),
     draws: int = 400,
     resamples: int = 2000,
     seconds: Mapping[str, float] | None = None,
@@ -115,10 +119,11 @@ def evaluate(
     """Measures every verifier in `verifications` (name -> what it made of each solution) on `problems`.
 
     The first of `aggregates` goes under the verifier's own name, further ones under "NAME:AGGREGATE". `labels` are
-    judged by `oracle`, on `labelled_problems` where they are not of the test problems. `draws` is the number of random
-    subsets per vote, `resamples` that of the bootstrap. Raises DataError when nothing can be measured or a solution
-    lacks its grade or verification, ConfigError for settings that make no sense."""
-    _check(ns, aggregates, draws, resamples)
+    judged by `oracle`, on `labelled_problems` where they are not of the test problems; `rationales` are what generative
+    verifiers could learn from. `votes` are Ks wanted beside the powers of two, for verifiers with votes. `draws` is the
+    number of random subsets per vote, `resamples` that of the bootstrap. Raises DataError when nothing can be measured
+    or a solution lacks its grade or verification, ConfigError for settings that make no sense."""
+    _check(ns, aggregates, votes, draws, resamples)
     if not problems:
         raise DataError("no problem to evaluate on.")
     by_id = {p.id: p for p in problems}
@@ -130,7 +135,7 @@ def evaluate(
     scored = {name: list(found) for name, found in verifications.items()}
     ways = _ways(scored, aggregates)
     joined = candidates(kept.values(), graded.values(), scored)
-    pools = [_Pool(p, joined.get(p.id, []), graded) for p in problems]
+    pools = [Pool(p, joined.get(p.id, []), graded) for p in problems]
     labelled = list(labels)
     notes = []
     if len(kept) < len(given):
@@ -140,6 +145,9 @@ def evaluate(
     bootstrap = Bootstrap(len(pools), draws=resamples, seed=seed)
     primary = {name: Method.parse(name, aggregates[0]) for name in scored}
     auc, auc_differences = _auc(pools, primary, bootstrap)
+    ks = compute.grids(scored, votes, notes)
+    by_votes = compute.with_votes(pools, scored, primary, ks, table, ns, draws=draws, seed=seed, progress=progress)
+    curves = compute.curves(by_votes, ks, bootstrap)
     missed, selected, flawed = _errors(pools, kept, primary, ns[-1], oracle, kind_of)
     return Metrics(
         problems=len(problems),
@@ -153,38 +161,17 @@ def evaluate(
         errors_missed=missed,
         errors_selected=selected,
         rates=_rates(pools, scored, kept) | _rollout_rates(labelled) | flawed,
+        compute=compute.measure(pools, kept, scored, ks, table, by_votes, ns, bootstrap, notes),
         notes=tuple(notes),
         seconds=dict(seconds or {}),
+        votes=curves.get(compute.main_verifier(curves) or "", {}),
+        votes_by_verifier=curves,
+        rationales=outcomes.of_rationales(rationales),
     )
 
 
-class _Pool:
-    """One problem's candidates as arrays of length M."""
-
-    def __init__(self, problem: Problem, pool: Sequence[Candidate], graded: Mapping[str, GradedSolution]) -> None:
-        self.problem = problem
-        self.candidates = pool
-        verdicts = [graded[c.solution_id].grade.verdict for c in pool]
-        self.allowed = np.array([eligible(c) for c in pool], dtype=bool)
-        self.gradable = np.array([v is not Verdict.UNGRADABLE for v in verdicts], dtype=bool) & self.allowed
-        self.correct = np.array([v is Verdict.CORRECT for v in verdicts], dtype=bool) & self.allowed
-        names: dict[str | None, int] = {}
-        for c in pool:
-            if eligible(c):
-                names.setdefault(c.answer, len(names))
-        self.answers = np.array([names[c.answer] if eligible(c) else -1 for c in pool], dtype=np.int64)
-        votes = np.bincount(self.answers[self.allowed], minlength=len(names))
-        # Equal answers have equal grades, unless the grader looked at more than the answer: then their mean.
-        self.right = np.bincount(self.answers[self.allowed], self.correct[self.allowed], len(names)) / votes
-
-    def scores(self, rule: Method) -> Floats:
-        """[M]: in [0, 1], UNSCORED, or -inf for what can't be chosen."""
-        found = [score_of(c, rule) for c in self.candidates]
-        return np.where(self.allowed, [UNSCORED if s is None else s for s in found], -np.inf)
-
-
 def _accuracies(
-    pools: Sequence[_Pool],
+    pools: Sequence[Pool],
     ways: Mapping[str, Method],
     ns: Sequence[int],
     draws: int,
@@ -217,8 +204,7 @@ def _accuracies(
             scores = np.stack([pool.scores(rule) for rule in ways.values()]) if ways else np.empty((0, m))
             best = stats.best_of(scores, correct, sizes) if ways else scores
             weights = np.vstack([np.ones((1, m)), np.maximum(scores, 0)])
-            rng = np.random.default_rng([seed, zlib.crc32(pool.problem.id.encode("utf-8", "surrogatepass"))])
-            votes = stats.votes(pool.answers, weights, pool.right, sizes, draws=draws, rng=rng)
+            votes = stats.votes(pool.answers, weights, pool.right, sizes, draws=draws, rng=pool.rng(seed))
             variance += votes.variance
             hits = int(pool.correct.sum())
             table[PASS_1][i] = correct.mean()
@@ -256,7 +242,7 @@ def _intervals(bootstrap: Bootstrap, table: Mapping[str, Floats], ns: Sequence[i
     return {name: {n: next(columns) for n in ns} for name in table}
 
 
-def _auc(pools: Sequence[_Pool], rules: Mapping[str, Method], bootstrap: Bootstrap) -> tuple[dict[str, Auc], Pairs]:
+def _auc(pools: Sequence[Pool], rules: Mapping[str, Method], bootstrap: Bootstrap) -> tuple[dict[str, Auc], Pairs]:
     """Each verifier's AUC, and the paired differences of those within problems."""
     found, within = {}, {}
     for name, rule in rules.items():
@@ -311,7 +297,7 @@ def _label_quality(
 
 
 def _errors(
-    pools: Sequence[_Pool],
+    pools: Sequence[Pool],
     solutions: Mapping[str, Solution],
     rules: Mapping[str, Method],
     n: int,
@@ -357,7 +343,7 @@ def _errors(
 
 
 def _rates(
-    pools: Sequence[_Pool], scored: Mapping[str, Sequence[Verification]], kept: Mapping[str, Solution]
+    pools: Sequence[Pool], scored: Mapping[str, Sequence[Verification]], kept: Mapping[str, Solution]
 ) -> dict[str, float]:
     everyone = [c for pool in pools for c in pool.candidates]
     total = len(everyone)
@@ -412,8 +398,10 @@ def _reachable(ns: Sequence[int], pools: Sequence[int], notes: list[str]) -> lis
     return kept
 
 
-def _check(ns: Sequence[int], aggregates: Sequence[str], draws: int, resamples: int) -> None:
+def _check(ns: Sequence[int], aggregates: Sequence[str], votes: Sequence[int], draws: int, resamples: int) -> None:
     faults = []
+    if votes and min(votes) < 1:
+        faults.append(f"votes is {list(votes)}; each K must be 1 or more.")
     if not ns or min(ns) < 1:
         faults.append(f"ns is {list(ns)}; it needs at least one N, each 1 or more.")
     if not aggregates:

@@ -80,6 +80,9 @@ class Limits:
         return None
 
 
+# What may become of a rationale; one of the kept ones may be rewritten, and says yes or no.
+LOST = ("failed", "truncated", "unparsed", "mismatch", "leak")
+RATIONALES = ("asked", "kept", "rewritten", *LOST, "kept_yes", "kept_no")
 COMPARED = ("outcome", "rule", "nli")  # sources of labels that no rollout stands behind
 
 
@@ -121,6 +124,20 @@ def of_labels(labelled: Iterable[LabelledSolution]) -> Outcomes:
         sum(x.truncated for x in labels),
         sum(x.failed for x in labels),
     )
+
+
+def of_rationales(labelled: Iterable[LabelledSolution]) -> dict[str, dict[str, int]]:
+    """What became of written verifications: source -> how many were asked for, kept, and lost for which reason; of
+    those kept, how many were rewritten and how many say yes and no."""
+    found: dict[str, Counter[str]] = {}
+    for rationale in (r for x in labelled for r in x.rationales):
+        counts = found.setdefault(rationale.source, Counter(dict.fromkeys(RATIONALES, 0)))
+        counts["asked"] += 1
+        counts[rationale.lost or "kept"] += 1
+        if rationale.kept:
+            counts["rewritten"] += rationale.rewritten
+            counts[f"kept_{rationale.said}"] += 1
+    return {source: dict(counts) for source, counts in sorted(found.items())}
 
 
 def of_solutions(solutions: Iterable[Solution]) -> Outcomes:

@@ -1,0 +1,287 @@
+"""What accuracy costs: fewer votes, fewer candidates, and the tokens that each way of choosing takes.
+
+GenRM (arXiv 2408.15240, section 3.2) averages p(Yes) over K sampled rationales: `curves` says what best-of-N is worth
+when only K of the stored votes count. "When To Solve, When To Verify" (arXiv 2504.01005, section 3) compares at equal
+compute instead, S solutions and V verifications of each costing S (1 + lambda V): `measure` puts every way of choosing,
+with N candidates and K votes, on one axis of tokens per problem, and says at each budget whether verification pays.
+
+Estimates. K of V votes: the mean over the windows of K neighbours in one random circle of each solution's votes, so
+that every vote counts equally often; those windows are disjoint where K divides V. Weighted votes go through the first
+WINDOWS of them and at most DRAWS subsets of N.
+
+Deviations. The paper counts generated tokens, a lambda for all; we count each solution's own, and what a verifier
+reads as well as what it writes: Verification.tokens has both, the question and solution once for all K rationales. How
+many of them were read is not stored: the share of the characters is taken for it, K rationales cost their share of the
+rest, and where no rationale is stored all is taken to grow with K. What a generator reads is not counted.
+
+    stepmark plan --optimal runs/genrm_last_letter --tokens 500
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stepmark import stats
+from stepmark.pools import Pool
+from stepmark.rank import SELF_CONSISTENCY, Method
+from stepmark.stats import Bootstrap, Floats, Interval
+from stepmark.types import Outcome, Progress, Solution, Verification
+
+ONE_SAMPLE = "pass@1"
+WEIGHTED = SELF_CONSISTENCY + "+"
+JUDGE = "judge"  # a verifier of such a name was not trained: it is not the run's main generative one
+WINDOWS, DRAWS = 4, 100  # for weighted votes with part of the votes; they cost far more than choosing by score
+
+Table = dict[tuple[str, int], Floats]  # (method, K or 0) -> [problems, len(ns)], the expected correctness of its choice
+Scored = Mapping[str, Sequence[Verification]]
+Show = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A way of choosing, what it costs and what it is worth."""
+
+    method: str  # as in best_of_n
+    n: int  # candidates
+    k: int  # rationales for each; 0 where the verifier writes none, or there is no verifier
+    tokens: float  # for a problem, mean over all: generated for N candidates, read and written to verify them
+    accuracy: Interval
+    front: bool = False  # whether nothing that costs as much or less is as accurate
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The best ways to spend a budget, for budgets from `tokens` up to those of the next split. Differences are
+    paired by problem; the points were chosen on these same problems, which the intervals don't know of."""
+
+    tokens: float  # for a problem
+    one: Point  # one sample
+    voting: Point | None  # the best plain vote, if any can be paid
+    verified: Point | None  # the best way with a verifier, if any can be paid
+    voting_over_one: Interval | None
+    verified_over_one: Interval | None
+    verified_over_voting: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Accuracy against tokens."""
+
+    points: tuple[Point, ...]  # by rising tokens
+    splits: tuple[Split, ...]  # by rising tokens, over all verifiers
+    splits_by_verifier: Mapping[str, tuple[Split, ...]]  # the same with one verifier to choose from
+
+
+def grids(scored: Scored, wanted: Sequence[int], notes: list[str]) -> dict[str, list[int]]:
+    """The Ks for each verifier with votes: 1, 2, 4, ... and those wanted, up to the number stored, and that number."""
+    found = {}
+    for name, verifications in scored.items():
+        counts = [len(v.votes) for v in verifications if v.outcome is Outcome.SCORED]
+        most = max(counts, default=0)
+        if not most:
+            continue
+        powers = {2**i for i in range(most.bit_length())}
+        found[name] = sorted({k for k in powers | set(wanted) if k <= most} | {most})
+        if short := sum(c < most for c in counts):
+            notes.append(
+                f"{name}: {short} of {len(counts)} solutions have fewer than {most} votes: there all they have count."
+            )
+    if found and (beyond := [k for k in sorted(set(wanted)) if all(k > max(ks) for ks in found.values())]):
+        notes.append(f"K = {', '.join(map(str, beyond))} left out: no verifier has that many votes stored.")
+    return found
+
+
+def main_verifier(names: Iterable[str]) -> str | None:
+    """The run's main generative verifier: the last of those with votes that is no judge."""
+    return next((name for name in reversed(list(names)) if not name.startswith(JUDGE)), None)
+
+
+def with_votes(
+    pools: Sequence[Pool],
+    scored: Scored,
+    rules: Mapping[str, Method],
+    ks: Mapping[str, Sequence[int]],
+    table: Mapping[str, Floats],
+    ns: Sequence[int],
+    *,
+    draws: int,
+    seed: int,
+    progress: Show | None = None,
+) -> Table:
+    """The table of each verifier with votes, alone and weighting votes, for each of its Ks. `table` has them for all
+    of the votes, which is what is taken for the largest K."""
+    found: Table = {}
+    for name, grid in ks.items():
+        for method in (name, WEIGHTED + name):
+            found |= {(method, k): np.zeros((len(pools), len(ns))) for k in grid}
+            found[method, grid[-1]] = table[method]
+    by_id = {name: {v.solution_id: v for v in scored[name]} for name in ks}
+    started = time.monotonic()
+    for i, pool in enumerate(pools):
+        for name, grid in ks.items():
+            fewer = grid[:-1]
+            if not pool.candidates or not fewer:
+                continue
+            sizes = [min(n, len(pool.candidates)) for n in ns]
+            votes = [by_id[name][c.solution_id].votes for c in pool.candidates]
+            windows = _windows(votes, pool.scores(rules[name]), fewer, grid[-1], pool.rng(seed, name))
+            for k, scores in windows.items():
+                found[name, k][i] = stats.best_of(scores, pool.correct.astype(float), sizes).mean(axis=0)
+            few = {k: scores[:WINDOWS] for k, scores in windows.items()}
+            weights = np.maximum(np.concatenate(list(few.values())), 0)
+            least = min(draws, DRAWS)
+            won = stats.votes(pool.answers, weights, pool.right, sizes, draws=least, rng=pool.rng(seed)).value
+            ends = np.cumsum([len(scores) for scores in few.values()])
+            for k, part in zip(few, np.split(won, ends[:-1]), strict=True):
+                found[WEIGHTED + name, k][i] = part.mean(axis=0)
+        if progress and ks:
+            progress(Progress("evaluate votes", i + 1, len(pools), time.monotonic() - started))
+    return found
+
+
+def curves(found: Table, ks: Mapping[str, Sequence[int]], bootstrap: Bootstrap) -> dict[str, dict[int, Interval]]:
+    """Verifier -> K -> accuracy of its best of the largest N."""
+    return {
+        name: dict(zip(grid, bootstrap.mean(np.stack([found[name, k][:, -1] for k in grid], axis=1)), strict=True))
+        for name, grid in ks.items()
+    }
+
+
+def measure(
+    pools: Sequence[Pool],
+    solutions: Mapping[str, Solution],
+    scored: Scored,
+    ks: Mapping[str, Sequence[int]],
+    table: Mapping[str, Floats],
+    found: Table,
+    ns: Sequence[int],
+    bootstrap: Bootstrap,
+    notes: list[str],
+) -> Compute | None:
+    """Every way of choosing by its tokens. `table` has those without votes, `found` those with; both by problem.
+    None, with a note, where the solutions don't say how many tokens they took."""
+    if not all(s.tokens for s in solutions.values()):
+        notes.append("Accuracy against tokens was not measured: solutions don't say how many tokens they took.")
+        return None
+    if free := [name for name, many in scored.items() if not any(v.tokens for v in many)]:
+        notes.append(f"In accuracy against tokens, {', '.join(free)} counts as free: no tokens are stored for it.")
+    sizes = np.array([[min(n, len(p.candidates)) for n in ns] for p in pools], dtype=float)
+    drawn = np.array([_mean(solutions[c.solution_id].tokens for c in p.candidates) for p in pools])
+    points, values = [], []
+
+    def add(method: str, column: Floats, tokens: Floats, n: int, k: int) -> None:
+        points.append(Point(method, n, k, float(tokens.mean()), Interval(0.0, 0.0, 0.0)))
+        values.append(column)
+
+    add(ONE_SAMPLE, table[ONE_SAMPLE][:, 0], np.where(sizes[:, 0] > 0, drawn, 0.0), 1, 0)
+    # One candidate leaves no choice: whatever chooses it is one sample, with tokens wasted.
+    several = [(j, n) for j, n in enumerate(ns) if n > 1]
+    for j, n in several:
+        add(SELF_CONSISTENCY, table[SELF_CONSISTENCY][:, j], sizes[:, j] * drawn, n, 0)
+    for name, many in scored.items():
+        costs = {v.solution_id: v for v in many}
+        for k in ks.get(name, [0]):
+            verified = np.array(
+                [_mean(_cost(costs[c.solution_id], p, solutions, k) for c in p.candidates) for p in pools]
+            )
+            for j, n in several:
+                for method in (name, WEIGHTED + name):
+                    column = (found[method, k] if k else table[method])[:, j]
+                    add(method, column, sizes[:, j] * (drawn + verified), n, k)
+    intervals = bootstrap.mean(np.stack(values, axis=1))
+    # Of equal cost, the better first; of equal worth too, the one named first, which is the simpler.
+    order = sorted(range(len(points)), key=lambda i: (points[i].tokens, -intervals[i].mean))
+    best = -1.0
+    ranked, columns = [], []
+    for i in order:
+        accuracy = intervals[i]
+        ranked.append(replace(points[i], accuracy=accuracy, front=accuracy.mean > best + stats.TIE))
+        columns.append(values[i])
+        best = max(best, accuracy.mean)
+    by_verifier = {
+        name: _splits(ranked, columns, bootstrap, {ONE_SAMPLE, SELF_CONSISTENCY, name, WEIGHTED + name})
+        for name in scored
+    }
+    return Compute(tuple(ranked), _splits(ranked, columns, bootstrap), by_verifier)
+
+
+def _windows(
+    votes: Sequence[Sequence[float]], scores: Floats, ks: Sequence[int], most: int, rng: np.random.Generator
+) -> dict[int, Floats]:
+    """K -> [windows, M] mean votes; `scores` [M] stand where there are no votes, or no score."""
+    orders = [rng.permutation(len(v)) for v in votes]
+    found = {}
+    for k in ks:
+        starts = np.arange(most // math.gcd(most, k)) * k
+        rows = np.tile(scores, (len(starts), 1))
+        for j, (mine, order) in enumerate(zip(votes, orders, strict=True)):
+            if mine and scores[j] >= 0:
+                taken = np.arange(min(k, len(mine)))
+                rows[:, j] = np.array(mine)[order][(starts[:, None] + taken) % len(mine)].mean(axis=1)
+        found[k] = rows
+    return found
+
+
+def _cost(v: Verification, pool: Pool, solutions: Mapping[str, Solution], k: int) -> float:
+    """Tokens for a verification with K rationales; as it is for K = 0."""
+    asked = len(v.rationales) or len(v.votes)
+    if not k or not asked:
+        return v.tokens
+    written = sum(map(len, v.rationales))
+    read = len(pool.problem.question) + len(solutions[v.solution_id].text) if written else 0
+    share = written / (written + read) if written else 1.0
+    return v.tokens * (1 - share + share * min(1.0, k / asked))
+
+
+def _splits(
+    points: Sequence[Point], columns: Sequence[Floats], bootstrap: Bootstrap, among: set[str] | None = None
+) -> tuple[Split, ...]:
+    """The best of each sort at every budget where one of them changes. `points` come by rising tokens."""
+    best: dict[str, int] = {}
+    states: list[tuple[int | None, ...]] = []
+    budgets: list[float] = []
+    for i, point in enumerate(points):
+        if among is not None and point.method not in among:
+            continue
+        sort = {ONE_SAMPLE: "one", SELF_CONSISTENCY: "voting"}.get(point.method, "verified")
+        if sort in best and point.accuracy.mean <= points[best[sort]].accuracy.mean + stats.TIE:
+            continue
+        best[sort] = i
+        state = best.get("one"), best.get("voting"), best.get("verified")
+        if budgets and budgets[-1] == point.tokens:
+            states[-1] = state
+        else:
+            states.append(state)
+            budgets.append(point.tokens)
+    paid = [(b, s) for b, s in zip(budgets, states, strict=True) if s[0] is not None]
+    wanted = [(s[a], s[b]) for _, s in paid for a, b in ((1, 0), (2, 0), (2, 1))]
+    pairs = {(a, b): columns[a] - columns[b] for a, b in wanted if a is not None and b is not None}
+    measured = bootstrap.mean(np.stack(list(pairs.values()), axis=1)) if pairs else []
+    gain: dict[tuple[int | None, int | None], Interval] = dict(zip(pairs, measured, strict=True))
+
+    def at(i: int | None) -> Point | None:
+        return None if i is None else points[i]
+
+    return tuple(
+        Split(
+            budget,
+            points[one],
+            at(voting),
+            at(verified),
+            gain.get((voting, one)),
+            gain.get((verified, one)),
+            gain.get((verified, voting)),
+        )
+        for budget, (one, voting, verified) in paid
+        if one is not None
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else 0.0
