@@ -5,7 +5,7 @@
                                    out_of_distribution, a second test, where the recipe has it
     RUN/bases/NAME/                models made from scratch, before they learn
     RUN/generator/                 checkpoint
-    RUN/solutions/{train,test}, RUN/grades/{train,test}, RUN/labels/train
+    RUN/solutions/{train,test}, RUN/grades/{train,test}, RUN/labels/train, RUN/rationales/train
     RUN/rollouts/                  what completers and judges said, and what it cost; with a budget or a paid model
                                    the drawn solutions too
     RUN/verifiers/NAME/, RUN/scores/NAME, RUN/scores/out_of_distribution/NAME
@@ -21,26 +21,28 @@ missing. Other settings on the same directory are refused with a diff.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stepmark import checkpoints, plugins, scoring, units
+from stepmark import checkpoints, scoring, units
 from stepmark.errors import DataError
 from stepmark.evaluate import Metrics, evaluate
 from stepmark.grade import grade
 from stepmark.journal import Journal
-from stepmark.label import distinct, label, ledgers, references_among
+from stepmark.label import ROLES, label, ledgers, references_among
 from stepmark.ledger import Budget, Ledger, need_price
+from stepmark.lessons import Example, Lessons
 from stepmark.prompts import Template
 from stepmark.recipe import Recipe
 from stepmark.reporting import write_report
 from stepmark.rows import share
 from stepmark.sample import sample
 from stepmark.score import score
-from stepmark.sections import Base, Drawn
+from stepmark.sections import Base, Drawn, Labeler
 from stepmark.sections import Verifier as VerifierSettings
 from stepmark.store import Keyed, Records, RunDir, replacing
 from stepmark.train import Generator as GeneratorTrainee
@@ -49,16 +51,24 @@ from stepmark.types import (
     Imported,
     LabelledSolution,
     Place,
-    Problem,
     Progress,
     Quarantined,
     Solution,
-    StepLabel,
 )
 from stepmark.wiring import Wiring
 
-Pair = tuple[Problem, Solution]
 Show = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A verifier to train."""
+
+    name: str
+    trainee: Any
+    place: Path  # its directory
+    settings: TrainSettings
+    more: list[Example]  # besides what all learn from
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,7 @@ class Run:
         self.recipe, self.directory, self.command = recipe, directory, command
         self.budget = budget
         self.on = Wiring(recipe, directory)
+        self.lessons = Lessons(recipe, self.on)
         self.journal = Journal(directory, progress)
 
     def finish(self) -> Finished:
@@ -210,26 +221,36 @@ class Run:
             self.journal.note(asdict(done), done.failed)
 
     def label(self) -> None:
-        """Labels the steps of the training solutions."""
-        if self.recipe.label is None:
-            return
-        with self.journal.stage("label"):
+        """Labels the steps of the training solutions, and has verifications of them written."""
+        if self.recipe.label is not None:
+            self._label("label", self.recipe.label, self.on.labels, ledgers(self._rollouts, self.on.tools))
+        if self.recipe.rationales is not None:
             tools = self.on.tools
+            own = {
+                role: Ledger.of(self._rollouts / f"rationales-{role}.jsonl", backend)
+                for role in ROLES
+                if (backend := getattr(tools, role)) is not None
+            }
+            self._label("rationales", self.recipe.rationales, self.on.rationales, own)
+
+    def _label(self, stage: str, labeler: Labeler, out: Records[LabelledSolution], paid: Mapping[str, Ledger]) -> None:
+        with self.journal.stage(stage):
             grades = {g.solution_id: g.grade for g in self.on.grades("train")}
-            pairs = self._training_pairs
+            pairs = self.lessons.pairs(labeler)
             done = label(
                 pairs,
-                self.recipe.label.load(),
-                tools,
-                self.on.labels,
+                labeler.load(),
+                self.on.tools,
+                out,
                 references=references_among(pairs, lambda _, s: grades.get(s.id)),
-                ledgers=ledgers(self._rollouts, tools),
+                ledgers=paid,
                 budget=self.budget,
                 limits=self.recipe.limits,
                 executor=self.on.executor,
                 progress=self.journal.tell,
             )
-            self.journal.note(asdict(done), done.failed)
+            written = Counter(r.lost or "kept" for x in out for r in x.rationales)
+            self.journal.note(asdict(done) | ({"rationales": written} if written else {}), done.failed)
 
     def train(self) -> None:
         """Trains the verifiers, as many at a time as there are workers."""
@@ -238,10 +259,10 @@ class Run:
         if not todo:
             return
         with self.journal.stage("train verifiers"):
-            examples = self._examples()
+            examples = self.lessons.examples()
             for later in (False, True):  # those that build on others come after them
                 jobs = [self._job(name, v, examples) for name, v in todo if bool(v.below) == later]
-                with self.journal.watch([place for _, _, place, _ in jobs]):
+                with self.journal.watch([job.place for job in jobs]):
                     for name, trained in self.on.executor.map(partial(_train, examples=examples), jobs):
                         place = verifiers / name
                         settings = self.recipe.verifiers[name]
@@ -326,23 +347,13 @@ class Run:
         self._add(self.on.solutions(part), [s for entry in batch for s in entry.solutions[:n]])
         self._add(self.on.grades(part), [g for entry in batch for g in entry.grades[:n]])
         self._add(self.on.problems(part), [entry.problem for entry in batch])
+        if part == "train":
+            kept = {s.id for entry in batch for s in entry.solutions[:n]}
+            brought = [x for entry in batch for x in getattr(entry, "rationales", ()) if x.key in kept]
+            if brought:
+                self._add(self.on.rationales, brought)
 
-    def _examples(self) -> list[tuple[Problem, LabelledSolution]]:
-        """What verifiers learn from, in an order that no parallel run can change."""
-        if self.recipe.label is not None:
-            labelled = {found.key: found for found in self.on.labels}
-            return [(p, labelled[s.id]) for p, s in self._training_pairs if s.id in labelled]
-        grades = {g.solution_id: g.grade for g in self.on.grades("train")}
-        nothing = StepLabel(0, 0, source="none")
-        return [
-            (p, LabelledSolution(s, grades[s.id], (nothing,) * len(s.spans)))
-            for p, s in self._training_pairs
-            if s.id in grades
-        ]
-
-    def _job(
-        self, name: str, settings: VerifierSettings, examples: Sequence[tuple[Problem, LabelledSolution]]
-    ) -> tuple[str, Any, Path, TrainSettings]:
+    def _job(self, name: str, settings: VerifierSettings, examples: list[Example]) -> _Job:
         base = settings.base
         path = ""
         if base.path is None and base.init is None and not settings.starts_from_model:
@@ -351,28 +362,18 @@ class Run:
             assert self.recipe.generator is not None
             path = self.on.model_path("generator")
         else:
-            context = Template(self.recipe.prompt)
-            path = self._base(name, base, [context(p) + labelled.solution.text for p, labelled in examples])
-        trainee = plugins.load(
-            "verifier",
-            settings.kind,
-            **({"path": path} if path else {}),
-            **self._below(settings),
-            **self.on.template_option(settings.kind),
-            **settings.options,
+            path = self._base(name, base, self.lessons.texts(examples))
+        place = self.directory.path / "verifiers" / name
+        return _Job(
+            name,
+            self.on.trainee(name, path),
+            place,
+            self.on.settings(settings.train),
+            self.lessons.references(settings),
         )
-        return name, trainee, self.directory.path / "verifiers" / name, self.on.settings(settings.train)
-
-    def _below(self, settings: VerifierSettings) -> dict[str, Any]:
-        """The option that names the verifiers which a verifier builds on."""
-        places = tuple(str(self.directory.path / "verifiers" / name) for name in settings.below)
-        if not places:
-            return {}
-        several = "verifiers" in plugins.options("verifier", settings.kind)
-        return {"verifiers": places} if several else {"verifier": places[0]}
 
     def _base(self, name: str, base: Base, texts: Sequence[str]) -> str:
-        """The path of the checkpoint to start from, made where it has to be made."""
+        """The path of the checkpoint to start from, made where it has to be made: with words from `texts`."""
         if base.init is None:
             assert base.path is not None
             return base.path
@@ -380,7 +381,7 @@ class Run:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as place:
-                checkpoints.create(place, texts, base.init, self.recipe.seed)
+                checkpoints.create(place, [*texts, *self.lessons.vocabulary()], base.init, self.recipe.seed)
         return str(path)
 
     def _whole(self, part: str) -> list[Solution]:
@@ -398,11 +399,6 @@ class Run:
     def _rollouts(self) -> Path:
         return self.directory.path / "rollouts"
 
-    @property
-    def _training_pairs(self) -> list[Pair]:
-        pairs = units.pair(list(self.on.problems("train")), self.on.solutions("train"))
-        return distinct(pairs) if self.recipe.label is None or self.recipe.label.distinct else pairs
-
     def _add(self, records: Records[Any], found: Sequence[Keyed]) -> None:
         there = records.keys()
         records.append(r for r in found if r.key not in there)
@@ -419,8 +415,5 @@ def _trained(path: Path) -> bool:
     return (path / "trained.json").exists()
 
 
-def _train(
-    job: tuple[str, Any, Path, TrainSettings], *, examples: Sequence[tuple[Problem, LabelledSolution]]
-) -> tuple[str, Trained]:
-    name, trainee, place, settings = job
-    return name, train(trainee, examples, place, settings)
+def _train(job: _Job, *, examples: list[Example]) -> tuple[str, Trained]:
+    return job.name, train(job.trainee, [*examples, *job.more], job.place, job.settings)

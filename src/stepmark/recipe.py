@@ -62,6 +62,7 @@ class Recipe(Settings):
     sample: Sample = Sample()
     limits: Limited = Limits()  # how much that can't be used is too much
     label: Labeler | None = None  # null: no step labels, verifiers learn from grades alone
+    rationales: Labeler | None = None  # who writes verifications of solutions, for generative verifiers to learn from
     verifiers: dict[Name, Verifier] = {}  # noqa: RUF012 - pydantic copies it
     evaluate: Evaluate = Evaluate()
     workers: int = Field(default=2, ge=1)  # processes at a time; changes no result
@@ -80,22 +81,17 @@ class Recipe(Settings):
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
         if sampled and (self.task is None or self.generator is None):
             yield f"solutions for {' and '.join(sampled)} are to be sampled: that needs a task and a generator"
-        if self.label is not None and self.task is None:
-            yield "label needs a task, whose answers count"
-        if self.label is not None:
-            uses: frozenset[str] = getattr(self.label.load(), "uses", frozenset())
-            if "completer" in uses and (self.completer or self.generator) is None:
-                yield f"label: {self.label.name} draws rollouts; that needs a generator or a completer"
-            if "judge" in uses and self.judge is None:
-                yield f"label: {self.label.name} asks a judge; give judge, a model"
+        for part, labeler in (("label", self.label), ("rationales", self.rationales)):
+            if labeler is not None:
+                yield from self._unfit(part, labeler)
         if self.judge is not None and self.judge.train is not None:
             yield "judge.train: a run trains no judge; give judge.path, or judge.backend"
-        if self.label is not None and self.sample.train.file is not None:
-            yield "label needs solutions of the task; imported ones have no reference answer to reach"
         for name, verifier in self.verifiers.items():
             own = verifier.base.path is not None or verifier.base.init is not None
             if verifier.starts_from_model and not own and (self.generator is None or not self.generator.has_model):
                 yield f"verifiers.{name}.base: without a generator's model it needs a path or an init"
+            if verifier.references and (self.task is None or self.generator is None):
+                yield f"verifiers.{name}.references are of the generator's problems; that needs a task and a generator"
         first = [name for name, verifier in self.verifiers.items() if not verifier.below]
         for name, verifier in self.verifiers.items():
             taken = plugins.options("verifier", verifier.kind)
@@ -112,6 +108,23 @@ class Recipe(Settings):
             if max(self.evaluate.n) > (n := self.sample.drawn(part).n):
                 yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.{part}.n is {n}"
 
+    def _unfit(self, part: str, labeler: Labeler) -> Iterator[str]:
+        if self.task is None:
+            yield f"{part} needs a task, whose answers count"
+        uses: frozenset[str] = getattr(labeler.load(), "uses", frozenset())
+        if "completer" in uses and (self.completer or self.generator) is None:
+            yield f"{part}: {labeler.name} draws rollouts; that needs a generator or a completer"
+        if "judge" in uses and self.judge is None:
+            yield f"{part}: {labeler.name} asks a judge; give judge, a model"
+        if (
+            "oracle" in uses
+            and self.task is not None
+            and not hasattr(plugins.find("task", self.task.name), "rationale")
+        ):
+            yield f"{part}: {labeler.name} lets the task write, and task {self.task.name} has no `rationale`"
+        if self.sample.train.file is not None:
+            yield f"{part} needs solutions of the task; imported ones have no reference answer to reach"
+
     @property
     def params(self) -> SamplingParams:
         """How solutions and rollouts are drawn."""
@@ -124,6 +137,11 @@ class Recipe(Settings):
         plain: dict[str, Any] = self.model_dump(mode="json", exclude={"workers", "executor"})
         if self.sample.out_of_distribution is None:
             del plain["sample"]["out_of_distribution"]
+        if self.rationales is None:
+            del plain["rationales"]
+        for name, verifier in self.verifiers.items():
+            if not verifier.references:
+                del plain["verifiers"][name]["references"]
         return plain
 
 

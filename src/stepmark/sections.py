@@ -100,7 +100,7 @@ class Grader(_Plugin):
 
 
 class Labeler(_Plugin):
-    """How steps are labelled."""
+    """How steps are labelled, or verifications of solutions written."""
 
     role = "labeler"
     distinct: bool = True  # label one of several solutions of a problem that have the same text
@@ -255,10 +255,13 @@ class Verifier(Settings):
     # another verifier of this recipe that it builds on, or several; fills in the option `verifier`, or `verifiers`
     builds_on: Name | tuple[Name, ...] | None = None
     train: Train = TrainSettings()
+    references: int = Field(default=0, ge=0)  # worked solutions of the generator's problems that it learns to write too
 
     @model_validator(mode="after")
     def _known(self) -> Verifier:
         _check_plugin("verifier", self.kind, self.options, {"path": "model", "template": "{question}\n"})
+        if self.references and not getattr(plugins.find("verifier", self.kind), "generates", False):
+            raise ValueError(f"references: a {self.kind} verifier does not learn to write solutions; leave it out")
         return self
 
     @property

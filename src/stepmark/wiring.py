@@ -5,15 +5,16 @@ stepmark run recipes/demo.yaml
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 from stepmark import plugins
 from stepmark.errors import DataError
 from stepmark.loading import load_executor, load_verifier
 from stepmark.prompts import Template
-from stepmark.protocols import Backend, Executor, Grader, Task, Tools, Verifier
+from stepmark.protocols import Backend, Executor, Grader, RationaleOracle, Task, Tools, Verifier
 from stepmark.recipe import Recipe
 from stepmark.sections import Generator
 from stepmark.store import Records, RunDir
@@ -74,10 +75,17 @@ class Wiring:
         return self.recipe.steps or (self.task.steps if self.task is not None else "line")
 
     @property
+    def oracle(self) -> Callable[[Problem, Solution], str] | None:
+        """Writes a correct verification of any solution, where the task can."""
+        return cast(RationaleOracle, self.task).rationale if hasattr(self.task, "rationale") else None
+
+    @property
     def tools(self) -> Tools:
         """What labellers work with."""
         completer, judge = (self.backend(n) if self.role(n) is not None else None for n in ("completer", "judge"))
-        return Tools(self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge, self.steps)
+        return Tools(
+            self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge, self.steps, self.oracle
+        )
 
     def verifier(self, name: str) -> Verifier:
         settings = self.recipe.verifiers[name]
@@ -85,6 +93,17 @@ class Wiring:
             return load_verifier(self.directory.path / "verifiers" / name)
         given = self.template_option(settings.kind)
         return cast(Verifier, plugins.load("verifier", settings.kind, **given, **settings.options))
+
+    def trainee(self, name: str, path: str) -> Any:
+        """A verifier to train, from the checkpoint at `path`; "" for one that starts from none."""
+        settings = self.recipe.verifiers[name]
+        given: dict[str, Any] = self.template_option(settings.kind) | ({"path": path} if path else {})
+        below = tuple(str(self.directory.path / "verifiers" / other) for other in settings.below)
+        if below and "verifiers" in plugins.options("verifier", settings.kind):
+            given["verifiers"] = below
+        elif below:
+            given["verifier"] = below[0]
+        return plugins.load("verifier", settings.kind, **given, **settings.options)
 
     def template_option(self, kind: str) -> dict[str, str]:
         return {"template": self.recipe.prompt} if "template" in plugins.options("verifier", kind) else {}
@@ -112,6 +131,10 @@ class Wiring:
     @property
     def labels(self) -> Records[LabelledSolution]:
         return self.directory.records("labels/train", LabelledSolution)
+
+    @property
+    def rationales(self) -> Records[LabelledSolution]:
+        return self.directory.records("rationales/train", LabelledSolution)
 
     @property
     def quarantine(self) -> Records[Quarantined]:

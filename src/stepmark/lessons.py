@@ -1,0 +1,98 @@
+"""What the models of a run learn from: examples for its verifiers, and words that a new tokenizer has to know.
+
+stepmark run recipes/demo.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from stepmark import plugins, steps, units
+from stepmark.errors import DataError
+from stepmark.label import distinct
+from stepmark.prompts import Template
+from stepmark.recipe import Recipe
+from stepmark.sections import Labeler
+from stepmark.sections import Verifier as VerifierSettings
+from stepmark.types import Grade, LabelledSolution, Problem, Solution, StepLabel, Verdict
+from stepmark.wiring import Wiring
+
+Pair = tuple[Problem, Solution]
+Example = tuple[Problem, LabelledSolution]
+
+REFERENCE = "reference"  # source of the labels of a solution that is there to be generated, not to be verified
+SHOWN = 5_000  # problems whose verifications a new tokenizer is shown
+REPEATED = 1_000  # times that it is shown what a verifier always writes, so that these words become tokens
+
+
+class Lessons:
+    """What there is to learn in one run."""
+
+    def __init__(self, recipe: Recipe, on: Wiring) -> None:
+        self.recipe, self.on = recipe, on
+
+    def pairs(self, labeler: Labeler | None) -> list[Pair]:
+        """The training solutions that a labeller works on, in an order that no parallel run can change."""
+        pairs = units.pair(list(self.on.problems("train")), self.on.solutions("train"))
+        return distinct(pairs) if labeler is None or labeler.distinct else pairs
+
+    def examples(self) -> list[Example]:
+        """What all verifiers learn from: solutions with their grades, step labels and rationales, as far as there are
+        any; in the order of `pairs`."""
+        if self.recipe.label is not None:
+            labelled = {found.key: found for found in self.on.labels}
+            found = [(p, labelled[s.id]) for p, s in self.pairs(self.recipe.label) if s.id in labelled]
+        else:
+            grades = {g.solution_id: g.grade for g in self.on.grades("train")}
+            nothing = StepLabel(0, 0, source="none")
+            found = [
+                (p, LabelledSolution(s, grades[s.id], (nothing,) * len(s.spans)))
+                for p, s in self.pairs(self.recipe.rationales)
+                if s.id in grades
+            ]
+        written = {x.key: x.rationales for x in self.on.rationales}
+        return [(p, replace(x, rationales=written[x.key]) if x.key in written else x) for p, x in found]
+
+    def references(self, settings: VerifierSettings) -> list[Example]:
+        """Worked solutions of problems that the generator learned from, for a verifier that also learns to write
+        correct solutions. Raises DataError where the task has none."""
+        if not settings.references:
+            return []
+        found = [
+            (p, LabelledSolution(s, Grade(Verdict.CORRECT, "the task's own solution", p.answer), labels))
+            for p in self._read(settings.references)
+            if p.reference
+            for s in [self._solution(p, p.reference)]
+            for labels in [(StepLabel(0, 0, source=REFERENCE),) * len(s.spans)]
+        ]
+        if not found:
+            raise DataError("references: the generator's problems come without worked solutions; leave it out.")
+        return found
+
+    def vocabulary(self) -> Iterator[str]:
+        """Texts that a tokenizer has to know besides the generator's: of verifications, where the recipe has any."""
+        write = self.on.oracle
+        if self.recipe.rationales is not None and write is not None:
+            for p in self._read(SHOWN):
+                yield "\n" + write(p, self._solution(p, p.demonstration or p.reference))
+        for name, settings in self.recipe.verifiers.items():
+            if hasattr(plugins.find("verifier", settings.kind), "corpus"):
+                path = "model" if "path" in plugins.options("verifier", settings.kind) else ""
+                yield from [text for text in self.on.trainee(name, path).corpus() for _ in range(REPEATED)]
+
+    def texts(self, examples: list[Example]) -> list[str]:
+        """What a verifier with a base of its own reads and writes."""
+        context = Template(self.recipe.prompt)
+        read = [context(p) + x.solution.text for p, x in examples]
+        return read + ["\n" + r.text for _, x in examples for r in x.rationales if r.kept]
+
+    def _read(self, most: int) -> tuple[Problem, ...]:
+        """The first problems of those that the generator learned from."""
+        settings = self.recipe.generator
+        if self.on.task is None or settings is None:
+            return ()
+        return self.on.task.load(settings.split, min(most, settings.problems or most)).problems
+
+    def _solution(self, problem: Problem, text: str) -> Solution:
+        return Solution(f"{problem.id}#{REFERENCE}", problem.id, 0, text, steps.split(text, self.on.steps))
