@@ -161,3 +161,32 @@ def test_what_vllm_refuses_is_said_in_our_words(backend, path, tmp_path):
         list(
             plugins.load("backend", "vllm", path=str(tmp_path / "model")).sample([Prompt("p", "Ann")], SamplingParams())
         )
+
+
+@pytest.mark.parametrize("choices", [(" 4", " 7"), ("n", " Ben has", "."), (" Yes", " No", " Maybe so")])
+def test_choices_are_as_likely_as_the_local_engine_finds_them(backend, local, choices):
+    # Each as the engine calculates in float32, in an order of its own: logits of size 100 differ by 1e-5 or so.
+    texts = [*CONTEXTS, *CONTEXTS[:2], "Ben has 4 + 3 = 7. So"]
+    there, here = backend.choice_probs(texts, choices), local.choice_probs(texts, choices)
+    for a, b in zip(there, here, strict=True):
+        assert sum(a) == pytest.approx(1)
+        assert a == pytest.approx(b, abs=1e-4)
+    assert max(abs(x - 1 / len(choices)) for row in here for x in row) > 0.1
+    assert backend.choice_probs([], choices) == []
+
+
+def test_choices_are_found_while_a_sampling_is_under_way_and_disturb_it_not(backend, local):
+    params = SamplingParams(max_tokens=12)
+    whole = rollouts(backend, [Prompt("a", "Ann", n=6)], params)
+    going = backend.sample([Prompt("a", "Ann", n=6)], params)
+    first = next(going)
+    [found] = backend.choice_probs([CONTEXTS[0]], (" 4", " 7"))
+    assert found == pytest.approx(local.choice_probs([CONTEXTS[0]], (" 4", " 7"))[0], abs=1e-4)
+    assert {r.key: r for r in (first, *going)} == whole
+
+
+def test_a_text_without_room_for_a_choice_is_an_error(backend):
+    with pytest.raises(BackendError, match="positions"):
+        backend.choice_probs(["Ann has 4. " * 100], (" 4", " 7"))
+    with pytest.raises(ConfigError, match="choices"):
+        backend.choice_probs(["Ann"], ())

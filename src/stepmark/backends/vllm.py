@@ -4,6 +4,8 @@ Each rollout is a request of its own. The step prefixes of a solution, and the r
 already computed of them through its prefix cache (Kwon et al. 2023, arXiv 2309.06180), so n requests cost no more
 than one for n. Requests are fed and finished ones handed out as they end, so that a ledger keeps them at once.
 
+- `choice_probs` asks for named tokens after a text, one request for each part of a choice that others continue from, so
+  it shares what is computed too (log-probabilities of prompts do not). `SamplingParams.choices` is left to it.
 - Token ids are made here, as for the backend `local` (encoding.prompt_ids); log-probabilities are the model's own, at
   temperature 1.
 - With `seeds` a rollout depends on its seed, prompt id and index alone, up to the last bits of its logits, which other
@@ -25,11 +27,12 @@ The backend `openai` works with `vllm serve` instead, on whichever machine.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import count
+from itertools import count, product
 from typing import TYPE_CHECKING, Any
 
 from stepmark import checkpoints, sampling
@@ -103,6 +106,59 @@ class VLLMBackend:
                     yield _rollout(prompt.id, index, said, stop)
         finally:
             loaded.drop(going)  # whoever asked wants no more
+
+    def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
+        """Per text, the probability that it goes on with each choice, given that it goes on with one of them. All
+        tokens of a choice count. Raises ConfigError, CheckpointError, and BackendError for a text that is as long as
+        the model's positions."""
+        if not choices or not all(choices):
+            raise ConfigError(f"choices must be texts of at least one token each, got {list(choices)}.")
+        if not texts:
+            return []
+        loaded = self._load()
+        ways = [tuple(loaded.tokenizer(c, add_special_tokens=False)["input_ids"]) for c in choices]
+        starts = [
+            prompt_ids(loaded.tokenizer, Prompt(str(i), text), self.chat_template) for i, text in enumerate(texts)
+        ]
+        if max(map(len, starts)) + max(map(len, ways)) > loaded.limit:
+            raise BackendError(
+                f"a text of {max(map(len, starts))} tokens and a choice do not fit into the {loaded.limit} positions "
+                "that the model has here. Leave out such texts, or raise max_length if the model has more."
+            )
+        after: dict[tuple[int, ...], set[int]] = {}  # what is read -> the tokens whose log-probability is wanted then
+        for start, way in product(starts, ways):
+            for at, token in enumerate(way):
+                after.setdefault(start + way[:at], set()).add(token)
+        logs = self._logs(loaded, after)
+        return [
+            _softmax([sum(logs[start + way[:at]][token] for at, token in enumerate(way)) for way in ways])
+            for start in starts
+        ]
+
+    def _logs(
+        self, loaded: _Loaded, after: Mapping[tuple[int, ...], set[int]]
+    ) -> dict[tuple[int, ...], dict[int, float]]:
+        """Per sequence the log-probabilities of the tokens named for it."""
+        waiting = iter(after.items())
+        found: dict[tuple[int, ...], dict[int, float]] = {}
+        going: dict[str, tuple[int, ...]] = {}  # name of a request -> its sequence
+        try:
+            while True:
+                while len(going) < UNDER_WAY and (row := next(waiting, None)) is not None:
+                    ids, tokens = row
+                    try:
+                        going[loaded.add(ids, _question(sorted(tokens)))] = ids
+                    except _refusals() as e:
+                        raise BackendError(f"vllm refuses to say how likely choices are: {e}") from e
+                if not going:
+                    return found
+                for name, said in loaded.ended(going):
+                    ids = going.pop(name)
+                    if not said.logprobs or not after[ids] <= said.logprobs[0].keys():
+                        raise BackendError(f"vllm did not say how likely the choices are ({said.finish_reason}).")
+                    found[ids] = {token: said.logprobs[0][token].logprob for token in after[ids]}
+        finally:
+            loaded.drop(going)
 
     def _rows(
         self, prompts: Sequence[Prompt], loaded: _Loaded, params: SamplingParams
@@ -230,6 +286,25 @@ def _request(params: SamplingParams, stop: Sequence[str], room: int, seed: int |
         )
     except _refusals() as e:
         raise ConfigError(f"vllm refuses the sampling parameters: {e}") from e
+
+
+def _question(tokens: Sequence[int]) -> Any:
+    """vLLM's parameters for one token, with the log-probabilities of those named."""
+    from vllm import SamplingParams as Request
+    from vllm.sampling_params import RequestOutputKind
+
+    return Request(
+        temperature=0.0,
+        max_tokens=1,
+        logprob_token_ids=list(tokens),
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _softmax(sums: Sequence[float]) -> tuple[float, ...]:
+    weights = [math.exp(s - max(sums)) for s in sums]
+    return tuple(w / math.fsum(weights) for w in weights)
 
 
 def _refusals() -> tuple[type[Exception], ...]:

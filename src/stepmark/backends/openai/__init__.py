@@ -11,6 +11,7 @@ never as a text. What the server can do is found out before the first request (p
 - Sampling that the server would do behind one's back (top_k, min_p, repetition penalties) is switched off where the
   server takes the setting (probe.NEUTRAL). What it refuses can't be; see the server's own defaults then.
 - Stop strings are cut here too: the first four go to the server, which is as many as some take.
+- Choices are left to `choice_probs`: `SamplingParams.choices` goes nowhere, and rollouts come without them.
 - A prompt as long as the model's context comes back as Finish.LENGTH with no tokens, and one that is nearly as long
   gets the room there is, as with the backend `local`.
 
@@ -26,11 +27,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stepmark import sampling
 from stepmark.errors import ConfigError
 from stepmark.types import Prompt, Rollout, SamplingParams
+
+if TYPE_CHECKING:
+    from stepmark.backends.openai.client import Client
 
 
 @dataclass(frozen=True)
@@ -81,31 +85,58 @@ class OpenAIBackend:
         sampling.check(params)
         if not any(prompt.n for prompt in prompts):
             return
-        try:
-            import httpx  # noqa: F401
-        except ModuleNotFoundError:
-            raise ConfigError("the backend openai needs httpx: pip install 'stepmark[api]'.") from None
-        from stepmark.backends.openai.client import Client
+        _need_httpx()
         from stepmark.backends.openai.fetch import Fetch
         from stepmark.backends.openai.stream import Put, stream
 
         async def produce(put: Put[list[Rollout]]) -> None:
-            client = Client(
-                self.url,
-                self.key_env,
-                connections=self.concurrency,
-                retries=self.retries,
-                pause=self.backoff,
-                timeout=self.timeout,
-                deadline=self.deadline,
-            )
-            async with client:
+            async with self._client() as client:
                 fetch = Fetch(client, self.model, self.chat, params, seed_of if self.seeds else None)
                 priced = any(self.price)
                 await fetch.all(prompts, self.n_per_request, self.concurrency, priced, put)
 
         for rollouts in stream(produce):
             yield from rollouts
+
+    def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
+        """Per text, the probability that it goes on with each choice, given that it goes on with one of them: exact, or
+        BackendError (choices.py). With `chat` a text is the user's turn, and a choice begins the assistant's."""
+        if not choices or not all(choices):
+            raise ConfigError(f"choices must be texts of at least one token each, got {list(choices)}.")
+        if not texts:
+            return []
+        _need_httpx()
+        from stepmark.backends.openai.choices import Choosing
+        from stepmark.backends.openai.stream import Put, stream
+
+        distinct = list(dict.fromkeys(texts))
+
+        async def produce(put: Put[tuple[int, tuple[float, ...]]]) -> None:
+            async with self._client() as client:
+                await Choosing(client, self.model, self.chat, tuple(choices)).all(distinct, self.concurrency, put)
+
+        found = {distinct[i]: probabilities for i, probabilities in stream(produce)}
+        return [found[text] for text in texts]
+
+    def _client(self) -> Client:
+        from stepmark.backends.openai.client import Client
+
+        return Client(
+            self.url,
+            self.key_env,
+            connections=self.concurrency,
+            retries=self.retries,
+            pause=self.backoff,
+            timeout=self.timeout,
+            deadline=self.deadline,
+        )
+
+
+def _need_httpx() -> None:
+    try:
+        import httpx  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError("the backend openai needs httpx: pip install 'stepmark[api]'.") from None
 
 
 def seed_of(seed: int, prompt_id: str, index: int) -> int:

@@ -52,17 +52,23 @@ class Reply:
 
 def parse(body: bytes) -> Reply:
     """Reads the body of a reply of either kind. Raises Malformed."""
-    whole = _mapping(_json(body), "the reply")
-    if whole.get("error"):
-        raise Malformed(f"an error in place of a reply: {message(body)}")
-    choices = whole.get("choices")
-    if not isinstance(choices, list) or not choices:
-        raise Malformed(f"no choices in {_short(body)}")
-    usage = whole.get("usage")
+    said = whole(body)
+    usage = said.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Reply(
-        tuple(map(_choice, choices)), _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+        tuple(map(_choice, said["choices"])), _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     )
+
+
+def whole(body: bytes) -> Mapping[str, Any]:
+    """A reply with at least one choice, its parts as they came. Raises Malformed."""
+    said = _mapping(_json(body), "the reply")
+    if said.get("error"):
+        raise Malformed(f"an error in place of a reply: {message(body)}")
+    choices = said.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise Malformed(f"no choices in {_short(body)}")
+    return said
 
 
 def parse_models(body: bytes) -> tuple[str, ...]:

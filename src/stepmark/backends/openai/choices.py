@@ -1,0 +1,293 @@
+"""How likely a server's model finds each of a few ways to go on: what generative verifiers read.
+
+A score is p(Yes), renormalised among the choices (GenRM, Zhang et al. 2024, arXiv 2408.15240, equation 2), as the
+backend `local` has it (local/choices.py). Two requests can tell, and both are exact:
+
+- one generated token with the likeliest tokens in its place: enough where all choices are tokens of that list. Asked
+  first: one request brings all choices, and the server may use what it has already computed of the text;
+- the prompt with a choice behind it, echoed with its log-probabilities: whatever the choice, one request for each.
+
+Where the server speaks in token ids (vLLM), texts and choices are tokenised apart, as `local` does, and a choice is its
+ids: no choice can merge with the text before it, no BOS token comes twice, and no two tokens look the same. Elsewhere
+texts are all there is: a token is known by how it is shown, and a choice that is not cut off from its text by the
+tokenizer is an error, as is one that can't be found out. A probability is never guessed, and never 0 for want of one.
+
+What a server only pretends is found out once (`_ways`): log-probabilities that don't come, a prompt that isn't echoed,
+and echoed values that belong to other tokens (some servers are off by one): a token that was generated must have the
+same log-probability when it is echoed. vLLM could also be asked for named tokens (`logprob_token_ids`), but then it
+withholds the lists of all other requests that happen to be in the same batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stepmark.backends.openai import listing, probe, replies
+from stepmark.backends.openai.client import Client, Refused, Unanswered
+from stepmark.backends.openai.listing import ID, Listing, Token
+from stepmark.backends.openai.probe import Abilities
+from stepmark.backends.openai.stream import Put
+from stepmark.errors import BackendError
+
+TOPS = (20, 5, 2)  # likeliest tokens asked for: what vLLM and SGLang give, what OpenAI gives, what is better than none
+IDS: dict[str, object] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+PROBES = ("The capital of France is", "1, 2, 3, 4,", "Hello", "Once upon a time", "import", "Yes, no,")
+AGREE = 2  # generated tokens that must be echoed with the log-probability that they were generated with
+SAME = 0.3  # nats between the two: servers calculate in 16 bits, in which a logit of 20 is known to an eighth
+TAIL = 24  # characters of a text by which an echo is recognised
+
+Ask = str | tuple[int, ...]  # a prompt, as text or as ids
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How one model of one server can be asked."""
+
+    top: int  # likeliest tokens that it lists; 0 for none
+    ids: bool  # speaks in token ids
+    echo: bool
+    least: int = 0  # tokens that it generates at the least
+    without: str = ""  # why there is no echo
+
+
+class NoEcho(Exception):
+    """What came can't be read as an echo; says why."""
+
+
+_known: dict[tuple[str, str, bool], Ways] = {}
+
+
+def forget() -> None:
+    """Asks anew the next time."""
+    _known.clear()
+
+
+@dataclass
+class Choosing:
+    """The same choices after many texts."""
+
+    client: Client
+    model: str
+    chat: bool
+    choices: tuple[str, ...]
+    able: Abilities = field(init=False)
+    ways: Ways = field(init=False)
+    ids: tuple[tuple[int, ...], ...] = ()  # of the choices, where the server says them
+
+    async def all(self, texts: Sequence[str], concurrency: int, put: Put[tuple[int, tuple[float, ...]]]) -> None:
+        """Puts each text's place and its probabilities as they come. Raises BackendError."""
+        try:
+            await self._prepare()
+            waiting = iter(enumerate(texts))
+
+            async def worker() -> None:
+                for i, text in waiting:
+                    await put((i, await self._one(text)))
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, len(texts))):
+                    group.create_task(worker())
+        except BaseExceptionGroup as e:
+            raise e.exceptions[0] from None
+
+    async def _prepare(self) -> None:
+        self.able = await probe.abilities(self.client, self.model, self.chat)
+        key = (self.client.url, self.model, self.chat)
+        try:
+            if key not in _known:
+                _known[key] = await self._ways()
+            self.ways = _known[key]
+            if self.ways.ids:
+                self.ids = tuple([await self._ids_of(choice) for choice in self.choices])
+        except (Refused, Unanswered) as e:
+            raise BackendError(f"{self.client.url} can't be asked for log-probabilities: {e}.") from None
+        if not self.ways.top and not self.ways.echo:
+            raise BackendError(
+                f"{self.client.url} gives no log-probabilities from which a choice could be read: it lists no likely "
+                f"tokens, and {self.ways.without}. Use a server that does, such as vLLM; llama.cpp's has to be started "
+                "with them."
+            )
+
+    async def _one(self, text: str) -> tuple[float, ...]:
+        try:
+            found = await self._ask(text, self.ways)
+            sums = self._listed(found)
+            if sums is None and not self.ways.echo:
+                raise BackendError(self._missing(found))
+            if sums is None:
+                before: Ask = found.prompt_ids or text if self.ways.ids else text
+                ways: Sequence[Ask] = self.ids or self.choices
+                sums = [await self._echoed(before, choice, self.ways) for choice in ways]
+        except NoEcho as e:
+            raise BackendError(
+                f"{self.client.url} can't say how likely a choice is after {text[-TAIL:]!r}: {e}. End the text where a "
+                "token ends, begin the choice with a space, or use a server that speaks in token ids, such as vLLM."
+            ) from None
+        except Refused as e:
+            why = "the text is as long as the model's context" if replies.too_long(e.body) else str(e)
+            raise BackendError(f"no choice can follow the text that ends in {text[-TAIL:]!r}: {why}.") from None
+        except Unanswered as e:
+            raise BackendError(f"{self.client.url} did not say how likely the choices are: {e}.") from None
+        return _softmax(sums)
+
+    # ---- the likeliest tokens ----
+
+    async def _ask(self, text: str, ways: Ways, temperature: float = 1.0) -> Listing:
+        """One token after a text, with the likeliest in its place."""
+        body = self._body(probe.text(self.chat, text), ways, temperature) | {self.able.budget: 1}
+        if self.chat:
+            body |= {"logprobs": True, "top_logprobs": ways.top}
+        return await self.client.ask(probe.path(self.chat), body, listing.parse)
+
+    def _listed(self, found: Listing) -> list[float] | None:
+        """The choices' log-probabilities, if all are among the likeliest tokens."""
+        top = found.tokens[0].top if found.tokens else {}
+        if self.ways.ids:
+            names = [f"{ID}{ids[0]}" if len(ids) == 1 else "" for ids in self.ids]
+        else:
+            top = {listing.plain(text): value for text, value in top.items()}
+            names = list(self.choices)
+        return [top[name] for name in names] if all(name in top for name in names) else None
+
+    def _missing(self, found: Listing) -> str:
+        top = found.tokens[0].top if found.tokens else {}
+        there = ", ".join(repr(listing.plain(t)) for t in list(top)[:8])
+        return (
+            f"{self.client.url} lists the {len(top)} likeliest tokens after a text ({there}, ...), and not all of "
+            f"{', '.join(map(repr, self.choices))} are among them; {self.ways.without or 'a chat is not echoed'}. Use "
+            "choices that are one token each and likely there, or a server that echoes log-probabilities, such as vLLM."
+        )
+
+    # ---- echoes ----
+
+    async def _echoed(self, before: Ask, choice: Ask, ways: Ways) -> float:
+        """The log-probability of a choice after a text, by an echo of both. Raises NoEcho."""
+        prompt = before + choice  # type: ignore[operator]
+        body = self._body({"prompt": prompt}, ways) | {self.able.budget: ways.least, "echo": True}
+        found = await self.client.ask("/completions", body, listing.parse)
+        if isinstance(before, tuple):
+            tail = _tail_of_ids(found.tokens, before, tuple(choice))  # type: ignore[arg-type]
+        else:
+            tail = _tail_of_text(found.tokens, before, str(choice), ways.least)
+        if any(token.logprob is None for token in tail):
+            raise NoEcho("a token of the choice was echoed without its log-probability")
+        return math.fsum(token.logprob or 0.0 for token in tail)
+
+    async def _ids_of(self, choice: str) -> tuple[int, ...]:
+        """A choice's ids, tokenised alone and without a BOS token."""
+        body = {"model": self.model, "prompt": choice, "add_special_tokens": False, self.able.budget: 1, **IDS}
+        found = (await self.client.ask("/completions", body, listing.parse)).prompt_ids
+        if not found:
+            raise BackendError(f"{self.client.url} no longer says what ids a text has; it did before. Try again.")
+        return found
+
+    def _body(self, prompt: dict[str, object], ways: Ways, temperature: float = 1.0) -> dict[str, object]:
+        return {
+            "model": self.model,
+            **prompt,
+            "temperature": temperature,
+            "top_p": 1.0,
+            "logprobs": max(1, ways.top),
+            **dict(self.able.neutral),
+            **(IDS if ways.ids else {}),
+        }
+
+    # ---- what there is ----
+
+    async def _ways(self) -> Ways:
+        """Asks for all, and for less where that is refused; then puts the echo to the test."""
+        tops, ids = list(TOPS), not self.chat
+        while True:
+            ways = Ways(tops[0], ids, False)
+            try:
+                found = await self._ask(PROBES[0], ways)
+                break
+            except Refused as e:
+                if ids and any(replies.names(e.body, name) for name in IDS):
+                    ids = False
+                elif len(tops) > 1:
+                    del tops[0]
+                else:
+                    raise
+        if not found.tokens:
+            return Ways(0, False, False, without="it ignores that log-probabilities are asked for")
+        ids = ids and found.prompt_ids is not None and found.tokens[0].text.startswith(ID)
+        ways = Ways(tops[0] if len(found.tokens[0].top) > 1 else 0, ids, False)
+        if self.chat:
+            return Ways(ways.top, False, False, without="a chat is not echoed")
+        without = ""
+        for least in (0, 1):
+            tried = Ways(ways.top, ids, True, least)
+            try:
+                without = await self._echo_fault(tried)
+            except Refused as e:
+                without = f"it refuses to echo a prompt ({e})"
+            if not without:
+                return tried
+        return Ways(ways.top, ids, False, without=without)
+
+    async def _echo_fault(self, ways: Ways) -> str:
+        """What is wrong with the server's echo; "" for nothing. A token that it generated must be as likely echoed."""
+        agreed, fault = 0, ""
+        for text in PROBES:
+            found = await self._ask(text, ways, temperature=0.0)
+            if not found.tokens or not found.text or found.tokens[0].logprob is None:
+                continue
+            token = found.tokens[0]
+            number = token.text.removeprefix(ID)
+            try:
+                if ways.ids and found.prompt_ids and number.isdigit():
+                    value = await self._echoed(found.prompt_ids, (int(number),), ways)
+                else:
+                    value = await self._echoed(text, listing.plain(token.text), ways)
+            except NoEcho as e:
+                fault = str(e)
+                continue
+            if abs(value - (token.logprob or 0.0)) > SAME:
+                return "the log-probabilities of a prompt that it echoes are not those of its tokens"
+            agreed += 1
+            if agreed == AGREE:
+                return ""
+        return f"its echo can't be relied on: {fault or 'it generated too little to compare'}"
+
+
+def _tail_of_ids(tokens: Sequence[Token], before: tuple[int, ...], choice: tuple[int, ...]) -> Sequence[Token]:
+    """The choice's tokens in an echo of both."""
+    end = len(before) + len(choice)
+    if [t.text for t in tokens[:end]] != [f"{ID}{i}" for i in before + choice]:
+        raise NoEcho("the prompt was not echoed token by token")
+    return tokens[len(before) : end]
+
+
+def _tail_of_text(tokens: Sequence[Token], before: str, choice: str, generated: int) -> Sequence[Token]:
+    """The choice's tokens in an echo of both, which a server may open with a BOS token and close with a new token."""
+    texts = [listing.plain(t.text) for t in tokens]
+    seen = (before + choice)[-(TAIL + len(choice)) :]
+    for end in sorted({len(texts) - generated, len(texts), len(texts) - 1}, key=lambda e: e != len(texts) - generated):
+        # A character of several tokens has no text of its own: what comes before it is not looked at.
+        if end > 0 and "".join(texts[:end]).endswith(_shown(seen, choice)):
+            break
+    else:
+        raise NoEcho("the prompt was not echoed")
+    start, length = end, 0
+    while length < len(choice):
+        start -= 1
+        length += len(texts[start])
+    if length != len(choice):
+        raise NoEcho(f"the tokenizer merges the beginning of {choice!r} with the text before it")
+    return tokens[start:end]
+
+
+def _shown(text: str, least: str) -> str:
+    """The end of `text` in which each character is ASCII, but `least` at any rate."""
+    at = max((i + 1 for i, c in enumerate(text) if not c.isascii()), default=0)
+    return text[min(at, len(text) - len(least)) :]
+
+
+def _softmax(sums: Sequence[float]) -> tuple[float, ...]:
+    most = max(sums)
+    weights = [math.exp(s - most) for s in sums]
+    return tuple(w / math.fsum(weights) for w in weights)

@@ -1,0 +1,308 @@
+"""How likely choices are, asked of a server on loopback with a model of words, known to the last digit, that is as
+honest or as limited as it is told to be."""
+
+import hashlib
+import json
+import math
+import re
+
+import pytest
+
+from stepmark.backends.openai import OpenAIBackend, choices, listing, probe
+from stepmark.backends.openai.replies import Malformed
+from stepmark.errors import BackendError, ConfigError
+
+FAST = {"backoff": 0.001, "retries": 4, "timeout": 5.0, "deadline": 20.0}
+VOCABULARY = [
+    " Yes",
+    " No",
+    "No",
+    " not",
+    " sure",
+    "?",
+    ".",
+    " it",
+    " is",
+    " so",
+    "\n",
+    " a",
+    " b",
+    " c",
+    " d",
+    " e",
+    "<e>",
+]
+TEXTS = ["Is it so?", "Is it a b?\n\nSo is it? It is", "Why. Not", "It is so. Is it so?"]
+PAIR = (" Yes", " No")
+LONGER = (" Yes", " not sure", " Maybe")
+
+
+def words(text):
+    return re.findall(r" ?[^\W\d_]+|\s|[^\w\s]| ?\d", text)
+
+
+def logs(before):
+    """Token -> log-probability after these tokens: depends on the last two, sharply."""
+    said = "|".join(before[-2:])
+    weights = {t: 6 * hashlib.sha256(f"{said}>{t}".encode()).digest()[0] / 255 for t in VOCABULARY}
+    total = math.log(sum(map(math.exp, weights.values())))
+    return {t: w - total for t, w in weights.items()}
+
+
+def logp(before, token):
+    return logs(before).get(token, -9.0 - len(token))
+
+
+def expected(text, ways):
+    start = words(text)
+    sums = []
+    for way in ways:
+        tokens = words(way)
+        sums.append(sum(logp(start + tokens[:i], token) for i, token in enumerate(tokens)))
+    total = sum(map(math.exp, sums))
+    return [math.exp(s) / total for s in sums]
+
+
+@pytest.fixture(autouse=True)
+def anew():
+    """Ports come again; what was found out about an earlier server must not."""
+    probe.forget()
+    choices.forget()
+
+
+@pytest.fixture
+def serve(fault_server):
+    """Settings -> a server of that model."""
+    servers = []
+
+    class Words(fault_server.Server):
+        echo = "good"  # ignored, shifted (values of the next token), refused
+        top = 20  # most likely tokens that it lists
+        most = 20  # that may be asked for; more are refused
+        ids = False  # speaks in token ids
+        bos = ""  # opens what it echoes
+        marks = False  # shows a space as tokenizers write it
+        listed = True  # gives log-probabilities at all
+        chatty = False  # answers a completion as a chat
+        known = ()  # id -> token
+
+        def _prompt_tokens(self, body, text, chat):
+            return 3
+
+        def _reply(self, body, text, chat, fault):
+            status, reply = super()._reply(body, text, chat, fault)
+            asked = body.get("top_logprobs" if chat else "logprobs")
+            if status[0] != 200 or asked is None:
+                return status, self._with_ids(body, text, reply) if status[0] == 200 else reply
+            if asked > self.most:
+                return (400, {}), json.dumps({"error": {"message": f"logprobs must be at most {self.most}"}})
+            if body.get("echo") and self.echo == "refused":
+                return (400, {}), json.dumps({"error": {"message": "echo is not available here"}})
+            before = [self.known[i] for i in text] if isinstance(text, list) else words(text)
+            found = logs(before)
+            if body["temperature"] == 0:
+                new = max(found, key=found.get)
+            else:
+                new = self.rng.choices(list(found), [math.exp(v) for v in found.values()])[0]
+            whole = json.loads(reply)
+            said, rows = new, []
+            echoed = body.get("echo") and self.echo != "ignored"
+            if echoed:
+                tokens = [self.bos] * bool(self.bos) + before
+                at = 1 if self.echo == "shifted" else 0
+                for i in range(bool(self.bos), len(tokens)):
+                    past = tokens[bool(self.bos) : i + at]
+                    rows.append((tokens[i], logp(past, tokens[i]) if past else None, {}))
+                rows = [(self.bos, None, {})] * bool(self.bos) + rows
+                said = "".join(t for t, _, _ in rows) + new
+            if body.get("max_tokens") or not echoed:
+                likeliest = sorted(found, key=found.get, reverse=True)[: min(asked, self.top)]
+                rows.append((new, found[new], {t: found[t] for t in likeliest}))
+            choice = whole["choices"][0]
+            if chat:
+                choice["message"]["content"] = said
+            else:
+                choice["text"] = said
+            show = self._show(body)
+            if self.listed:
+                choice["logprobs"] = (
+                    {
+                        "content": [
+                            {
+                                "token": show(t),
+                                "logprob": v,
+                                "top_logprobs": [{"token": show(x), "logprob": y} for x, y in top.items()],
+                            }
+                            for t, v, top in rows
+                        ]
+                    }
+                    if chat or self.chatty
+                    else {
+                        "tokens": [show(t) for t, _, _ in rows],
+                        "token_logprobs": [v for _, v, _ in rows],
+                        "top_logprobs": [{show(x): y for x, y in top.items()} for _, _, top in rows],
+                    }
+                )
+            else:
+                choice.pop("logprobs", None)
+            return status, self._with_ids(body, text, json.dumps(whole))
+
+        def _with_ids(self, body, text, reply):
+            if not (self.ids and body.get("return_token_ids")):
+                return reply
+            whole = json.loads(reply)
+            found = text if isinstance(text, list) else [self._id(t) for t in words(text)]
+            whole["choices"][0]["prompt_token_ids"] = found
+            return json.dumps(whole)
+
+        def _show(self, body):
+            if self.ids and body.get("return_tokens_as_token_ids"):
+                return lambda t: f"token_id:{self._id(t)}"
+            return lambda t: t.replace(" ", "\u0120") if self.marks else t
+
+        def _id(self, token):
+            if token not in self.known:
+                self.known.append(token)
+            return self.known.index(token)
+
+    def make(**settings):
+        own = {k: settings.pop(k) for k in list(settings) if k in vars(Words)}
+
+        def say(body, text, n):
+            return [fault_server.Said("x")] * n
+
+        server = Words(say, **settings)
+        vars(server).update(own)
+        server.known = list(VOCABULARY)
+        servers.append(server.__enter__())
+        return server
+
+    yield make
+    for server in servers:
+        server.__exit__()
+
+
+def backend(server, **settings):
+    return OpenAIBackend("tiny", server.url, **FAST | settings)
+
+
+def check(server, ways, texts=TEXTS, **settings):
+    found = backend(server, **settings).choice_probs(texts, ways)
+    for text, row in zip(texts, found, strict=True):
+        assert row == pytest.approx(expected(text, ways), abs=1e-9)
+    return found
+
+
+HONEST = [
+    {},
+    {"ids": True},
+    {"bos": "<s>"},
+    {"marks": True},
+    {"chatty": True},
+    {"most": 5},
+    {"top": 0},
+    {"ids": True, "top": 1},
+    {"refuses": ("return_token_ids",)},
+    {"refuses": (("max_tokens", 0),), "bos": "<s>"},
+    {"refuses": ("return_tokens_as_token_ids", "top_k", "min_p")},
+]
+
+
+@pytest.mark.parametrize("settings", HONEST, ids=lambda s: ",".join(s) or "plain")
+@pytest.mark.parametrize("ways", [PAIR, LONGER], ids=["tokens", "longer"])
+def test_choices_are_as_likely_as_the_model_has_them(serve, settings, ways):
+    check(serve(**settings), ways)
+
+
+@pytest.mark.parametrize("settings", [{"echo": "ignored"}, {"echo": "shifted"}, {"echo": "refused"}], ids=str)
+def test_without_an_echo_to_rely_on_the_likeliest_tokens_tell(serve, settings):
+    server = serve(**settings)
+    check(server, PAIR)
+    with pytest.raises(BackendError, match=r"not all of .* Maybe.*vLLM"):
+        backend(server).choice_probs(TEXTS, LONGER)
+
+
+@pytest.mark.parametrize("echo", ["ignored", "shifted", "refused"])
+def test_a_choice_that_is_not_listed_is_an_error_and_never_a_zero(serve, echo):
+    with pytest.raises(BackendError, match="likeliest tokens"):
+        backend(serve(echo=echo, top=3)).choice_probs(["Why. Not"] * 3, PAIR)
+
+
+@pytest.mark.parametrize("echo", ["ignored", "shifted", "refused"])
+def test_a_server_that_gives_nothing_to_read_is_named_with_what_to_do(serve, echo):
+    with pytest.raises(BackendError, match=r"no log-probabilities.*vLLM"):
+        backend(serve(echo=echo, top=0)).choice_probs(TEXTS, PAIR)
+
+
+def test_a_server_that_ignores_log_probabilities_is_found_out(serve):
+    with pytest.raises(BackendError, match=r"ignores that log-probabilities are asked for.*vLLM"):
+        backend(serve(listed=False, logprobs=False)).choice_probs(TEXTS, PAIR)
+
+
+def test_a_chat_is_read_by_its_likeliest_tokens(serve):
+    server = serve()
+    check(server, PAIR, chat=True)
+    assert all("messages" in body and not body.get("echo") for body in server.bodies)
+    with pytest.raises(BackendError, match="a chat is not echoed"):
+        backend(server, chat=True).choice_probs(TEXTS, LONGER)
+
+
+def test_a_choice_that_merges_with_the_text_is_an_error_unless_the_server_speaks_in_ids(serve):
+    text, ways = "It is no", ("t sure", " Yes")
+    with pytest.raises(BackendError, match="merges the beginning of 't sure'"):
+        backend(serve()).choice_probs([text], ways)
+    check(serve(ids=True), ways, [text])
+
+
+def test_one_request_brings_all_choices_and_equal_texts_are_asked_for_once(serve):
+    server = serve(ids=True)
+    check(server, PAIR)
+    before = len(server.bodies)
+    found = check(server, PAIR, TEXTS * 5)
+    assert len(server.bodies) - before == len(TEXTS) + len(PAIR)
+    assert found[:4] == found[4:8]
+    assert backend(server).choice_probs([], PAIR) == []
+
+
+def test_requests_run_side_by_side_up_to_the_limit_and_failures_that_may_pass_are_tried_again(serve):
+    server = serve(delay=0.03, ids=True)
+    texts = [f"Is it {c}?" for c in "abcdefghijklmnop"]
+    check(server, PAIR, texts, concurrency=4)
+    assert server.peak == 4
+    server.faults.extend(["429", "reset", "truncated", "html"])
+    check(server, PAIR, texts)
+    assert server.counts["429"] == server.counts["truncated"] == 1
+
+
+def test_what_stays_broken_is_an_error(serve):
+    server = serve(ids=True)
+    check(server, PAIR)
+    server.faults.extend(["500"] * 200)
+    with pytest.raises(BackendError, match="tried 5 times"):
+        backend(server).choice_probs(TEXTS, PAIR)
+    server.faults.clear()
+    server.context = 3
+    with pytest.raises(BackendError, match="context"):
+        backend(server).choice_probs(TEXTS, PAIR)
+
+
+@pytest.mark.parametrize("ways", [(), ("",), (" Yes", "")])
+def test_choices_have_to_be_something(serve, ways):
+    with pytest.raises(ConfigError, match="choices"):
+        backend(serve()).choice_probs(TEXTS, ways)
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"tokens": ["a"], "token_logprobs": [-1.0, -2.0]},
+        {"tokens": ["a"], "token_logprobs": ["high"]},
+        {"tokens": ["a"], "token_logprobs": [float("nan")]},
+        {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [{"a": -0.1, "b": -0.1}]},
+        {"content": [{"token": "a", "logprob": True}]},
+    ],
+)
+def test_log_probabilities_that_are_none_are_malformed(logprobs):
+    reply = {"choices": [{"text": "a", "finish_reason": "length", "logprobs": logprobs}]}
+    with pytest.raises(Malformed):
+        listing.parse(json.dumps(reply).encode())
