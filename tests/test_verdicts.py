@@ -312,3 +312,13 @@ def test_a_leak_is_a_part_of_the_text(text: str) -> None:
     found = leaks(f"{text} ground truth {text}")
     assert found is not None
     assert found in f"{text} ground truth {text}"
+
+
+def test_a_reading_says_where_its_question_begins_and_every_question_has_a_place() -> None:
+    text = f"Step 1: fine. {Q}\n\nStep 2: wrong.\n**Final Grade:** {Q} **No**"
+    at = text.rindex("Is the answer")
+    assert read(text).start == at
+    assert Reader(strict=True).read(text.replace("**No**", "No")).start == at
+    places = Reader().places(text)
+    assert [text[a : a + 13] for a, _ in places] == ["Is the answer"] * 2
+    assert Reader().places("2 + 2 = 4") == ()

@@ -187,6 +187,7 @@ class Imported:
     problem: Problem
     solutions: tuple[Solution, ...]  # by rising `sample`
     grades: tuple[GradedSolution, ...] = ()  # one per solution where the data says what is correct; else none
+    rationales: tuple[LabelledSolution, ...] = ()  # those that came with verifications; without step labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +244,9 @@ class Unlabelled:
 class Rationale:
     """A written verification of a solution, ending in a verdict, from which a generative verifier may learn."""
 
-    text: str  # the verification alone, without the question and the solution; its verdict is in it
+    # The verification alone, without the question and the solution. Where it is kept it ends in the line that asks for
+    # the verdict (prompts.VERDICT) and answers it; for a failed one this says what happened
+    text: str
     said: str  # the verdict that was read from it: "yes", "no" or "unparsed"
     source: str  # who wrote it: "oracle" (the task itself), "unguided" or "reference" (a model, without or with one)
     lost: str = ""  # why nothing learns from it: failed, truncated, unparsed, mismatch or leak; "" if it is kept

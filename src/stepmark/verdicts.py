@@ -123,6 +123,7 @@ class Reading:
     said: Said
     why: Why
     span: tuple[int, int] | None = None  # characters of the answer's word in the text; None when unparsed
+    start: int | None = None  # where its question or label begins, characters; None when unparsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,11 @@ class Reader:
         last = whole[-1]
         if len({f.yes for f in whole}) > 1 or _denied(plain[last.word[1] :], bool(last.yes)):
             return Reading(Said.UNPARSED, Why.CONTRADICTORY)
-        return Reading(Said.YES if last.yes else Said.NO, last.why, last.word)
+        return Reading(Said.YES if last.yes else Said.NO, last.why, last.word, last.start)
+
+    def places(self, text: str) -> tuple[tuple[int, int], ...]:
+        """[start, end) of every question and label in `text`, answered or not, in order."""
+        return tuple(m.span() for m in self._pattern.finditer(_looked_through(text)))
 
 
 def read(text: str) -> Reading:
@@ -241,7 +246,7 @@ def _plain(text: str, questions: tuple[str, ...]) -> Reading:
     found = list(rule.finditer(text))
     if not found:
         return Reading(Said.UNPARSED, Why.MISSING)
-    return Reading(Said.YES if found[-1][1] == "Yes" else Said.NO, Why.QUESTION, found[-1].span(1))
+    return Reading(Said.YES if found[-1][1] == "Yes" else Said.NO, Why.QUESTION, found[-1].span(1), found[-1].start())
 
 
 _DEFAULT = Reader()
