@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -47,6 +48,7 @@ class Shape:
     vocab: int = 2048  # at most; a small corpus fills less
     max_length: int = 512  # positions
     digits: bool = False  # True splits numbers into digits, which real text needs; False keeps them whole
+    words: bool = False  # True makes the most frequent words one token each, and spells all others in characters
 
 
 def create(path: Place, texts: Iterable[str], shape: Shape | None = None, seed: int = 0) -> Path:
@@ -60,7 +62,7 @@ def create(path: Place, texts: Iterable[str], shape: Shape | None = None, seed: 
     faults = [
         f"{k} must be at least 1, got {v}."
         for k, v in asdict(shape).items()
-        if k != "intermediate" and k != "digits" and v < 1
+        if k not in ("intermediate", "digits", "words") and v < 1
     ]
     if shape.intermediate < 0:
         faults.append(f"intermediate must be at least 0, got {shape.intermediate}.")
@@ -98,14 +100,13 @@ def _learn_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerB
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    bpe = Tokenizer(models.BPE())
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    split: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if shape.digits:
-        bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
-    else:
-        bpe.pre_tokenizer = split
-    bpe.decoder = decoders.ByteLevel()
+        split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
     specials = ["<pad>", "<bos>", "<eos>", STEP, GOOD, BAD]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = split
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=max(shape.vocab, 256 + len(specials)),  # every byte has a token, so any text can be encoded
         special_tokens=specials,
@@ -113,7 +114,15 @@ def _learn_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerB
         show_progress=False,
         min_frequency=2,
     )
-    bpe.train_from_iterator(texts, trainer)
+    if shape.words:
+        counts = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+        known = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        frequent = [w for w, n in counts.most_common() if n > 1 and w not in known]
+        vocab = {w: i for i, w in enumerate([*known, *frequent[: max(0, shape.vocab - len(known))]])}
+        bpe.model = models.BPE(vocab=vocab, merges=[], ignore_merges=True)
+        bpe.add_special_tokens(specials)
+    else:
+        bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         pad_token="<pad>",

@@ -1,13 +1,14 @@
 """Last-letter concatenation, GenRM's first algorithmic task (arXiv 2408.15240): train on short lists, test on longer.
 
     Concatenate the last letters of these words: apple tree cat.
-    apple ends in e, so e.
-    tree ends in e, so ee.
-    cat ends in t, so eet.
+    Take apple: e, so e.
+    Take tree: e, so e e.
+    Take cat: t, so e e t.
     The answer is eet.
 
 Deviations: the paper trains on 2 to 4 words and tests on 6; here `test` has 4 words, unseen in training, and
-`longer` has 5 and 6, because a tiny model doesn't generalise in length. Lists come from some 600 common words. The
+`longer` has 5 and 6, because a tiny model doesn't generalise in length. Lists come from some 600 common words. A word follows
+a space wherever it stands, and letters are spelled apart on the way, so that a small model has few tokens to learn. The
 paper's models have read long lists before; `pretrain` (pretrain_lengths=[2, 3, 4, 5, 6], say) gives ours that.
 
     stepmark sample --task last_letter --split test --model generator/ --out solutions.jsonl
@@ -28,8 +29,8 @@ QUESTION = "Concatenate the last letters of these words: {words}."
 _ASKED = re.compile(r"Concatenate the last letters of these words: ([a-z ]+)\.")
 _Q = "[\"'`]?"  # quotes are neither needed nor wrong
 _STEP = re.compile(
-    rf"(?:the last letter of )?{_Q}(?P<word>[a-z]+){_Q} (?:ends (?:in|with)|is) {_Q}(?P<letter>[a-z]){_Q}"
-    rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+){_Q})?\.?",
+    rf"(?:the last letter of |take )?{_Q}(?P<word>[a-z]+){_Q}(?:(?: (?:ends (?:in|with)|is)|:) {_Q}(?P<letter>[a-z]){_Q})"
+    rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+(?: [a-z])*){_Q})?\.?",
     re.IGNORECASE,
 )
 _ANSWER = re.compile(rf"(?:so )?(?:the )?(?:final )?answer(?: is|:) {_Q}(?P<said>[a-z]+){_Q}\.?", re.IGNORECASE)
@@ -83,15 +84,27 @@ class LastLetter:
                 right = m["said"].lower() == letters
             elif (m := _STEP.fullmatch(step)) and (word := m["word"].lower()) in words:
                 far = letters[: words.index(word) + 1]
-                right = m["letter"].lower() == word[-1] and (m["far"] or far).lower() == far
+                right = m["letter"].lower() == word[-1] and (m["far"] or far).lower().replace(" ", "") == far
             else:
                 right = False
             flags.append(all(flags[-1:]) and right)
         return tuple(flags)
 
+    def rationale(self, problem: Problem, solution: Solution) -> str:
+        """Each line as it should be, with what the solution's own line is by that: right, wrong or missing. Raises
+        DataError if the question isn't of this task."""
+        asked = _ASKED.fullmatch(problem.question)
+        if not asked:
+            raise DataError(f"not a question of task last_letter: {problem.question!r}")
+        return wordlists.verification(_lines(asked[1].split()), solution.steps)
+
+
+def _lines(words: Sequence[str]) -> list[str]:
+    lines = [f"Take {w}: {w[-1]}, so {' '.join(x[-1] for x in words[: i + 1])}." for i, w in enumerate(words)]
+    return [*lines, f"The answer is {''.join(w[-1] for w in words)}."]
+
 
 def _problem(id: str, words: Sequence[str]) -> Problem:
+    reference = "\n".join(_lines(words))
     letters = "".join(w[-1] for w in words)
-    lines = [f"{w} ends in {w[-1]}, so {letters[: i + 1]}." for i, w in enumerate(words)]
-    reference = "\n".join([*lines, f"The answer is {letters}."])
     return Problem(id, QUESTION.format(words=" ".join(words)), letters, "last_letter", reference, reference)

@@ -82,13 +82,24 @@ class WordSort:
             flags.append(all(flags[-1:]) and right)
         return tuple(flags)
 
-    def _problem(self, id: str, words: Sequence[str]) -> Problem:
-        answer = " ".join(sorted(words))
+    def rationale(self, problem: Problem, solution: Solution) -> str:
+        """Each line as it should be, with what the solution's own line is by that: right, wrong or missing. Raises
+        DataError if the question isn't of this task."""
+        asked = _ASKED.fullmatch(problem.question)
+        if not asked:
+            raise DataError(f"not a question of task word_sort: {problem.question!r}")
+        return wordlists.verification(self._lines(asked[1].split()), solution.steps)
+
+    def _lines(self, words: Sequence[str]) -> list[str]:
         if self.method == "insertion":
             lines = [f"Insert {w}: {' '.join(sorted(words[: i + 1]))}." for i, w in enumerate(words)]
         else:
             lines = [f"Next is {w}." for w in sorted(words)]
-        reference = "\n".join([*lines, f"The answer is {answer}."])
+        return [*lines, f"The answer is {' '.join(sorted(words))}."]
+
+    def _problem(self, id: str, words: Sequence[str]) -> Problem:
+        answer = " ".join(sorted(words))
+        reference = "\n".join(self._lines(words))
         return Problem(id, QUESTION.format(words=" ".join(words)), answer, "word_sort", reference, reference)
 
 
