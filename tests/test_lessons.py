@@ -68,6 +68,9 @@ def test_examples_carry_labels_and_rationales_each_with_or_without_the_other(mad
         assert ("False" in rationale["text"]) == (rationale["said"] == "no")
     assert {x["solution"]["id"] for x in both} == set(written(tmp_path / "both"))
     assert not (tmp_path / "without/rationales").exists()
+    counted = json.loads((tmp_path / "both/metrics.json").read_text())["rationales"]["oracle"]
+    assert (counted["asked"], counted["kept"]) == (len(both), len(both))
+    assert counted["kept_yes"] == sum(x["grade"]["verdict"] == "correct" for x in both)
 
 
 def test_only_where_solutions_are_not_to_be_distinct_are_copies_verified(made, tmp_path):

@@ -21,14 +21,13 @@ missing. Other settings on the same directory are refused with a diff.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stepmark import checkpoints, scoring, units
+from stepmark import checkpoints, outcomes, scoring, units
 from stepmark.errors import DataError
 from stepmark.evaluate import Metrics, evaluate
 from stepmark.grade import grade
@@ -249,7 +248,7 @@ class Run:
                 executor=self.on.executor,
                 progress=self.journal.tell,
             )
-            written = Counter(r.lost or "kept" for x in out for r in x.rationales)
+            written = outcomes.of_rationales(out)
             self.journal.note(asdict(done) | ({"rationales": written} if written else {}), done.failed)
 
     def train(self) -> None:
@@ -301,7 +300,7 @@ class Run:
         return plain
 
     def _measured(self, part: str) -> Metrics:
-        labelled = self.recipe.label is not None and part == "test"  # labels are of train, and judged once
+        labelled = self.recipe.label is not None and part == "test"  # labels and rationales are of train: judged once
         return evaluate(
             list(self.on.problems(part)),
             self._whole(part),
@@ -312,8 +311,10 @@ class Run:
             seed=self.recipe.seed,
             labels=list(self.on.labels) if labelled else (),
             labelled_problems=list(self.on.problems("train")),
+            rationales=list(self.on.rationales) if part == "test" else (),
             oracle=getattr(self.on.task, "judge_steps", None),
             kind_of=getattr(self.on.task, "error_kind", None),
+            votes=self.recipe.evaluate.votes,
             progress=self.journal.tell,
         )
 

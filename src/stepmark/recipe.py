@@ -139,6 +139,8 @@ class Recipe(Settings):
             del plain["sample"]["out_of_distribution"]
         if self.rationales is None:
             del plain["rationales"]
+        if not self.evaluate.votes:
+            del plain["evaluate"]["votes"]
         for name, verifier in self.verifiers.items():
             if not verifier.references:
                 del plain["verifiers"][name]["references"]

@@ -287,6 +287,8 @@ class Evaluate(Settings):
 
     n: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (1, 4, 16, 64)  # candidates
     aggregates: tuple[str, ...] = ("min", "prod", "mean", "last")
+    # votes of generative verifiers to measure at, beside the powers of two and all of them
+    votes: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
     @model_validator(mode="after")
     def _known(self) -> Evaluate:
