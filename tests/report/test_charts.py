@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepmark.report.charts import Line, bars, chart, small, thin
-from stepmark.report.data import Estimate
+from stepmark.report.reading import Estimate
 
 values = st.floats(-1e6, 1e6, allow_nan=False)
 

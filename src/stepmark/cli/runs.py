@@ -16,6 +16,7 @@ import typer
 from stepmark.cli import parameters as p
 from stepmark.cli.app import app
 from stepmark.cli.terminal import Show, print_json, say_failed
+from stepmark.errors import ConfigError
 
 
 @app.command()
@@ -39,24 +40,46 @@ def demo(
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/demo.yaml")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/demo.yaml; with --optimal a run."),
+    ],
     changes: p.Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME of the recipe by default.")] = None,
     problems: Annotated[int, typer.Option(min=1, help="Problems in the pilot.")] = 24,
     solutions: Annotated[int, typer.Option(min=1, help="Solutions of each of them.")] = 4,
     price_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.0,
     budget: p.BudgetLimits = None,
+    optimal: Annotated[
+        bool, typer.Option("--optimal", help="Of a finished run: how to split tokens between samples and votes.")
+    ] = False,
+    tokens: Annotated[
+        list[float] | None, typer.Option(help="With --optimal, what a problem may take; several times for several.")
+    ] = None,
     json: p.AsJson = False,
 ) -> None:
     """Say what a recipe will cost before it is paid: rollouts, tokens, hours and money, from a small pilot.
 
     A recipe that trains its generator trains it first, in the run directory, where the run finds it.
 
+    With --optimal, say how a finished run would best spend a budget of tokens for each problem: on more samples, on
+    votes of a verifier, or without one.
+
     \b
     Examples:
       stepmark plan recipes/demo.yaml
       stepmark plan mine.yaml --price-hour 2.5 --budget money=1
+      stepmark plan --optimal runs/demo --tokens 500 --tokens 4000
     """
+    if optimal:
+        other = {"KEY=VALUE": changes, "--out": out, "--price-hour": price_hour, "--budget": budget}
+        if given := [name for name, value in other.items() if value]:
+            raise ConfigError(f"plan --optimal looks at a run that is done; leave out {', '.join(given)}.")
+        _optimal(recipe, tokens or (), json)
+        return
+    if tokens:
+        raise ConfigError("--tokens goes with --optimal and a run directory: stepmark plan --optimal RUN --tokens 500")
+
     from stepmark import planning
     from stepmark.ledger import parse_budget
     from stepmark.pipeline import Run
@@ -64,9 +87,9 @@ def plan(
     from stepmark.store import RunDir
 
     limits = parse_budget(budget or [])
-    given = load(recipe, changes or [])
-    with RunDir(out or Path("runs") / given.name).open(given.resolved()) as directory, Show(json) as show:
-        found = planning.plan(Run(given, directory, show, budget=limits), problems, solutions, price_hour)
+    asked = load(recipe, changes or [])
+    with RunDir(out or Path("runs") / asked.name).open(asked.resolved()) as directory, Show(json) as show:
+        found = planning.plan(Run(asked, directory, show, budget=limits), problems, solutions, price_hour)
     if json:
         print_json(found)
     else:
@@ -180,6 +203,19 @@ def doctor(json: p.AsJson = False) -> None:
 
 
 # ---- what the commands share ----
+
+
+def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
+    from stepmark import optimal
+    from stepmark.store import RunDir
+
+    if not run.is_dir():
+        raise ConfigError(f"plan --optimal takes the directory of a finished run, e.g. runs/demo; {run} is none.")
+    found = optimal.advise(RunDir(run), tokens)
+    if json:
+        print_json({part.name: part for part in found})
+    else:
+        print(optimal.table(found))
 
 
 def _run(path: Path, changes: Sequence[str], out: Path | None, json: bool, budget: Sequence[str] = ()) -> None:

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepmark.report.data import Estimate
 from stepmark.report.markup import Html, h, join
+from stepmark.report.reading import Estimate
 
 WIDE, NARROW, SMALL = 760, 360, 250  # widths in pixels of the drawings
 CHAR = 6.3  # mean width of a character at the charts' font size, in pixels

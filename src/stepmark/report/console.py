@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stepmark.report.data import ORACLE, Estimate, Metrics
+from stepmark.report.data import ORACLE, Metrics
 from stepmark.report.findings import headline, percent, winning
+from stepmark.report.reading import Estimate
 from stepmark.types import Place
 
 QUALITY = {

@@ -11,7 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stepmark.errors import DataError
+from stepmark.compute import Compute
+from stepmark.report import costs
+from stepmark.report.reading import Estimate, curve, estimate, fault, items, numbers, whole
 from stepmark.types import GradedSolution, Problem, Quarantined, Selection, Solution, Verification
 
 PLAIN_VOTE = "self_consistency"
@@ -19,26 +21,6 @@ VOTE_BY = PLAIN_VOTE + "+"  # prefix of a vote weighted by a verifier
 ONE_SAMPLE = "pass@1"
 ORACLE = "oracle"
 NO_VERIFIER = (ONE_SAMPLE, PLAIN_VOTE, ORACLE)
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean with its interval, in the unit of the metric (shares are in [0, 1])."""
-
-    mean: float
-    low: float | None = None  # None where no interval was computed
-    high: float | None = None
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.mean)
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Both ends, or None where one is missing or not a number."""
-        if self.low is None or self.high is None or not (math.isfinite(self.low) and math.isfinite(self.high)):
-            return None
-        return self.low, self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +68,10 @@ class Metrics:
     errors_selected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # verifier -> kind -> share
     rates: Mapping[str, float] = field(default_factory=dict)  # what happened -> share or count
     notes: tuple[str, ...] = ()  # sentences for the reader
+    votes: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)  # verifier -> K -> accuracy, largest N
+    compute: Compute | None = None  # accuracy against tokens
+    rationales: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # who wrote them -> what came -> count
+    out_of_distribution: Metrics | None = None  # of a second test part, where the recipe has one
 
     @property
     def ns(self) -> list[int]:
@@ -110,27 +96,39 @@ class Metrics:
     def parse(cls, raw: Mapping[str, object]) -> Metrics:
         """From the decoded metrics.json. Raises DataError naming the part that isn't as it should be."""
         return cls(
-            best_of_n={m: _curve(row, f"best_of_n.{m}") for m, row in _items(raw.get("best_of_n"), "best_of_n")},
-            problems=_int(raw.get("problems", 0), "problems"),
-            candidates=_int(raw.get("candidates", 0), "candidates"),
-            seed=None if raw.get("seed") is None else _int(raw["seed"], "seed"),
-            seconds=_numbers(raw.get("seconds"), "seconds"),
+            best_of_n={m: curve(row, f"best_of_n.{m}") for m, row in items(raw.get("best_of_n"), "best_of_n")},
+            problems=whole(raw.get("problems", 0), "problems"),
+            candidates=whole(raw.get("candidates", 0), "candidates"),
+            seed=None if raw.get("seed") is None else whole(raw["seed"], "seed"),
+            seconds=numbers(raw.get("seconds"), "seconds"),
             label_quality={
-                _int(n, "label_quality"): _numbers(row, f"label_quality.{n}")
-                for n, row in _items(raw.get("label_quality"), "label_quality")
+                whole(n, "label_quality"): numbers(row, f"label_quality.{n}")
+                for n, row in items(raw.get("label_quality"), "label_quality")
             },
-            auc={v: _auc(a, f"auc.{v}") for v, a in _items(raw.get("auc"), "auc")},
+            auc={v: _auc(a, f"auc.{v}") for v, a in items(raw.get("auc"), "auc")},
             differences=tuple(_differences(raw.get("differences"))),
             errors_missed={
                 v: tuple(_missed(kinds, f"errors_missed.{v}"))
-                for v, kinds in _items(raw.get("errors_missed"), "errors_missed")
+                for v, kinds in items(raw.get("errors_missed"), "errors_missed")
             },
             errors_selected={
-                v: _numbers(kinds, f"errors_selected.{v}")
-                for v, kinds in _items(raw.get("errors_selected"), "errors_selected")
+                v: numbers(kinds, f"errors_selected.{v}")
+                for v, kinds in items(raw.get("errors_selected"), "errors_selected")
             },
-            rates=_numbers(raw.get("rates"), "rates"),
+            rates=numbers(raw.get("rates"), "rates"),
             notes=_notes(raw.get("notes")),
+            votes={
+                v: curve(row, f"votes_by_verifier.{v}")
+                for v, row in items(raw.get("votes_by_verifier"), "votes_by_verifier")
+            },
+            compute=costs.parse(raw.get("compute"), "compute"),
+            rationales={
+                source: {
+                    what: whole(n, f"rationales.{source}.{what}") for what, n in items(counts, f"rationales.{source}")
+                }
+                for source, counts in items(raw.get("rationales"), "rationales")
+            },
+            out_of_distribution=_section(raw.get("out_of_distribution"), "out_of_distribution"),
         )
 
 
@@ -191,77 +189,30 @@ def phrase(method: str) -> str:
     return f"best by {name}{tail}"
 
 
-def _fault(where: str, got: object, allowed: str) -> DataError:
-    return DataError(f"metrics: {where} is {got!r:.80}; it should be {allowed}. `stepmark evaluate` writes it anew.")
-
-
-def _items(value: object, where: str) -> list[tuple[str, object]]:
-    if value is None:
-        return []
-    if not isinstance(value, Mapping):
-        raise _fault(where, value, "an object")
-    return [(str(k), v) for k, v in value.items()]
-
-
-def _int(value: object, where: str) -> int:
-    try:
-        return int(value)  # type: ignore[call-overload, no-any-return]
-    except (TypeError, ValueError):
-        raise _fault(where, value, "a whole number") from None
-
-
-def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _fault(where, value, "a number")
-    return float(value)
-
-
-def _numbers(value: object, where: str) -> dict[str, float]:
-    """A nested object of numbers, flat, keys joined by a blank; null (not measured) is left out."""
-    flat: dict[str, float] = {}
-    for key, item in _items(value, where):
-        if isinstance(item, Mapping):
-            flat |= {f"{key} {k}": v for k, v in _numbers(item, f"{where}.{key}").items()}
-        elif item is not None:
-            flat[key] = _number(item, f"{where}.{key}")
-    return flat
-
-
-def _estimate(value: object, where: str) -> Estimate:
-    if not isinstance(value, Mapping):
-        return Estimate(_number(value, where))
-    low, high = value.get("low"), value.get("high")
-    return Estimate(
-        _number(value.get("mean"), f"{where}.mean"),
-        None if low is None else _number(low, f"{where}.low"),
-        None if high is None else _number(high, f"{where}.high"),
-    )
-
-
-def _curve(value: object, where: str) -> dict[int, Estimate]:
-    return {_int(n, where): _estimate(e, f"{where}.{n}") for n, e in _items(value, where)}
+def _section(value: object, where: str) -> Metrics | None:
+    return None if value is None else Metrics.parse(dict(items(value, where)))
 
 
 def _auc(value: object, where: str) -> dict[str, Estimate]:
     if isinstance(value, Mapping) and "mean" not in value:
-        return {k: _estimate(v, f"{where}.{k}") for k, v in _items(value, where) if v is not None}
-    return {} if value is None else {"within problem": _estimate(value, where)}
+        return {k: estimate(v, f"{where}.{k}") for k, v in items(value, where) if v is not None}
+    return {} if value is None else {"within problem": estimate(value, where)}
 
 
 def _differences(value: object) -> Iterator[Difference]:
     """`{"A - B": {"64": estimate}}`; `B` may be "A@16", the same method at another N."""
-    for name, row in _items(value, "differences"):
+    for name, row in items(value, "differences"):
         left, _, right = name.partition(" - ")
-        for n, estimate in _curve(row, f"differences.{name}").items():
+        for n, found in curve(row, f"differences.{name}").items():
             if right != f"{left}@{n}":
-                yield Difference(left, right, n, estimate)
+                yield Difference(left, right, n, found)
 
 
 def _missed(value: object, where: str) -> Iterator[Missed]:
-    for kind, counts in _items(value, where):
+    for kind, counts in items(value, where):
         at = f"{where}.{kind}"
-        found = dict(_items(counts, at))
-        yield Missed(kind, _int(found.get("missed"), f"{at}.missed"), _int(found.get("total"), f"{at}.total"))
+        found = dict(items(counts, at))
+        yield Missed(kind, whole(found.get("missed"), f"{at}.missed"), whole(found.get("total"), f"{at}.total"))
 
 
 def _notes(value: object) -> tuple[str, ...]:
@@ -270,5 +221,5 @@ def _notes(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Sequence):
-        raise _fault("notes", value, "a list of sentences")
+        raise fault("notes", value, "a list of sentences")
     return tuple(str(v) for v in value)

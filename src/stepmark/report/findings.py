@@ -14,11 +14,11 @@ from stepmark.report.data import (
     PLAIN_VOTE,
     VOTE_BY,
     Difference,
-    Estimate,
     Metrics,
     phrase,
     verifier_of,
 )
+from stepmark.report.reading import Estimate
 
 FALL = 0.02  # a curve that ends this far (as a share) below its own peak has fallen
 LOST = ("truncated", "no_answer", "ungradable", "unparsed", "failed")  # how names of rates end that lower all else

@@ -14,7 +14,6 @@ from stepmark.report.data import (
     PLAIN_VOTE,
     VOTE_BY,
     Difference,
-    Estimate,
     Metrics,
     ReportData,
     phrase,
@@ -22,6 +21,7 @@ from stepmark.report.data import (
 )
 from stepmark.report.findings import percent, winning
 from stepmark.report.markup import Child, Html, h, join
+from stepmark.report.reading import Estimate
 
 
 def grid(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str = "") -> Html:

@@ -1,0 +1,155 @@
+"""How to spend a budget of tokens for each problem: on more samples, on votes of a verifier, or on no verifier at all.
+
+"When To Solve, When To Verify" (arXiv 2504.01005) finds plain voting ahead of generative verification at equal compute
+until the budget is several times what voting needs to level off. Here a finished run says where that point lies for its
+own models: from every way of choosing that it measured (compute.py), the best that the budget pays for.
+
+Of one sample, a plain vote and a verifier, the simplest is recommended that nothing else within the budget beats
+beyond the noise: the 95% interval of the paired difference has to leave out zero. Deviation: the paper fits curves
+and extends them; nothing is said here beyond what the run has measured, so more samples than it drew are never advised.
+
+    stepmark plan --optimal runs/genrm_last_letter --tokens 500 --tokens 4000
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepmark.compute import Point, Split
+from stepmark.errors import ConfigError, DataError
+from stepmark.rank import SELF_CONSISTENCY
+from stepmark.report import Metrics
+from stepmark.stats import Interval
+from stepmark.store import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do with a budget."""
+
+    budget: float  # tokens for a problem
+    chosen: Point
+    verify: bool  # whether what is chosen uses a verifier
+    plain: Point  # the best without one: one sample or a plain vote
+    verified: Point | None  # the best with one; None where the budget pays for none
+    gain: Interval | None  # of `verified` over `plain`, paired by problem
+    reason: str  # in a few words
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What the problems of one part of a run's test say."""
+
+    name: str  # in_distribution or out_of_distribution
+    problems: int
+    ways: int  # of choosing, compared on these problems
+    voting: Point | None  # the largest plain vote that was measured
+    advice: tuple[Advice, ...]  # by rising budget
+
+
+def advise(run: RunDir, budgets: Sequence[float] = ()) -> list[Part]:
+    """What a finished run advises for each of `budgets`, or for powers of two, by each part of its test.
+
+    Raises DataError for a run without accuracy against tokens, ConfigError for a budget below one sample."""
+    metrics = Metrics.parse(run.read_json("metrics.json"))
+    found = [_part("in_distribution", metrics, budgets, run.path)]
+    if metrics.out_of_distribution is not None:
+        found.append(_part("out_of_distribution", metrics.out_of_distribution, budgets, run.path))
+    return found
+
+
+def _part(name: str, metrics: Metrics, budgets: Sequence[float], place: Path) -> Part:
+    found = metrics.compute
+    if found is None or not found.splits:
+        why = next((note for note in metrics.notes if note.startswith("Accuracy against tokens")), "")
+        raise DataError(
+            f"{place / 'metrics.json'} has no accuracy against tokens. {why or 'It is older than that measure.'} "
+            f"`stepmark evaluate {place}` measures anew; imported solutions need their `tokens`."
+        )
+    least, most = found.splits[0].tokens, found.splits[-1].tokens
+    if bad := [b for b in budgets if not (b >= least and math.isfinite(b))]:
+        raise ConfigError(
+            f"--tokens is {', '.join(f'{b:g}' for b in bad)}; one sample takes {least:,.1f} tokens for a problem on "
+            f"average: give at least {math.ceil(least)}."
+        )
+    powers = range(max(0, math.ceil(math.log2(least))), max(0, math.ceil(math.log2(most))) + 1)
+    wanted = sorted(set(budgets)) or [2.0**i for i in powers]
+    advice = tuple(_advice(b, [s for s in found.splits if s.tokens <= b][-1]) for b in wanted)
+    votes = [p for p in found.points if p.method == SELF_CONSISTENCY]
+    return Part(name, metrics.problems, len(found.points), votes[-1] if votes else None, advice)
+
+
+def _advice(budget: float, split: Split) -> Advice:
+    one, voting, verified = split.one, split.voting, split.verified
+    # A vote that is worse than one sample is nobody's rival.
+    plain, gain = one, split.verified_over_one
+    if voting is not None and voting.accuracy.mean > one.accuracy.mean:
+        plain, gain = voting, split.verified_over_voting
+    if verified is not None and _clear(gain):
+        why = f"better than {_words(plain)} beyond the noise"
+        return Advice(budget, verified, True, plain, verified, gain, why)
+    settled = plain is not one and (_clear(split.voting_over_one) or _clear(split.verified_over_one))
+    chosen = plain if settled else one
+    if verified is None:
+        reason = "the budget pays for no verifier"
+    elif gain is not None and gain.high < 0:
+        reason = f"leave verification out: {_words(plain)} is better"
+    else:
+        reason = f"leave verification out: {_words(chosen)} is as good within the noise"
+    return Advice(budget, chosen, False, plain, verified, gain, reason)
+
+
+def _clear(gain: Interval | None) -> bool:
+    return gain is not None and gain.low > 0
+
+
+def _words(point: Point) -> str:
+    return "one sample" if point.n == 1 else "plain voting"
+
+
+def table(found: Sequence[Part]) -> str:
+    """The advice for a terminal."""
+    return "\n\n".join(map(_table, found))
+
+
+def _table(part: Part) -> str:
+    rows = [("tokens", "method", "N", "K", "spent", "accuracy", "without verification", "gain of verification", "why")]
+    rows += [_row(a) for a in part.advice]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    said = [
+        f"Best use of a budget of tokens for each problem, {part.name.replace('_', ' ')}",
+        *("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows),
+        "",
+        "Accuracy and gain in percent, with 95% intervals; N candidates, K rationales for each of them.",
+        f"Each is the best that its budget pays for, of {part.ways} ways compared on the same "
+        f"{part.problems:,} problems.",
+    ]
+    last = part.voting
+    if last is not None and part.advice[-1].budget >= 2 * last.tokens:
+        said.append(
+            f"Voting was measured up to N = {last.n} ({last.tokens:,.0f} tokens): a larger budget could pay for more "
+            "candidates than this run drew."
+        )
+    return "\n".join(said)
+
+
+def _row(a: Advice) -> tuple[str, str, str, str, str, str, str, str, str]:
+    p, plain = a.chosen, a.plain
+    return (
+        f"{a.budget:,.0f}",
+        p.method,
+        str(p.n),
+        str(p.k) if p.k else "-",
+        f"{p.tokens:,.0f}",
+        _share(p.accuracy),
+        f"{plain.method}{f' N={plain.n}' if plain.n > 1 else ''} {_share(plain.accuracy)}",
+        "-" if a.gain is None else f"{100 * a.gain.mean:+.1f} ({100 * a.gain.low:+.1f} to {100 * a.gain.high:+.1f})",
+        a.reason,
+    )
+
+
+def _share(i: Interval) -> str:
+    return f"{100 * i.mean:.1f} ({100 * i.low:.1f}-{100 * i.high:.1f})"
