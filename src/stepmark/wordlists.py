@@ -30,15 +30,18 @@ def words() -> tuple[str, ...]:
     return tuple((files("stepmark") / "words.txt").read_text(encoding="utf-8").split())
 
 
-def draw(split: str, lengths: Sequence[int], count: int, seed: int) -> Iterator[tuple[str, ...]]:
-    """`count` distinct lists of a split, of the given lengths in words. The first ones don't depend on `count`.
-    Raises ConfigError when there are not that many."""
+def draw(
+    split: str, lengths: Sequence[int], count: int, seed: int, known: int | None = None
+) -> Iterator[tuple[str, ...]]:
+    """`count` distinct lists of a split, of the given lengths in words, of every word or of `known` of them. The first
+    lists don't depend on `count`. Raises ConfigError when there are not that many."""
+    pool = words() if known is None else tuple(random.Random(known).sample(words(), min(known, len(words()))))
     low, high = SHARES[split]
     seen: set[tuple[str, ...]] = set()
     for i in range(count):
         rng = random.Random(f"{seed}/{split}/{i}")
         for _ in range(10_000):
-            drawn = tuple(rng.sample(words(), rng.choice(lengths)))
+            drawn = tuple(rng.sample(pool, rng.choice(lengths)))
             if drawn not in seen and low <= share(" ".join(sorted(drawn))) < high:
                 break
         else:
@@ -59,7 +62,9 @@ def verification(lines: Sequence[str], steps: Sequence[str]) -> str:
     return "".join(said)
 
 
-def faults(lengths: dict[str, Sequence[int]], sizes: dict[str, int]) -> list[str]:
+def faults(
+    lengths: dict[str, Sequence[int]], sizes: dict[str, int], chances: dict[str, float] | None = None
+) -> list[str]:
     """What is wrong with a word task's settings, one line each."""
     most = 26
     found = [
@@ -67,6 +72,7 @@ def faults(lengths: dict[str, Sequence[int]], sizes: dict[str, int]) -> list[str
         for name, ns in lengths.items()
         if not ns or any(type(n) is not int or not 1 <= n <= most for n in ns)
     ]
+    found += [f"{name}={p!r}: needs a chance from 0 to 1." for name, p in (chances or {}).items() if not 0 <= p <= 1]
     return found + [
         f"{name}={n!r}: needs a whole number from 1." for name, n in sizes.items() if type(n) is not int or n < 1
     ]

@@ -7,15 +7,19 @@
     The answer is eet.
 
 Deviations: the paper trains on 2 to 4 words and tests on 6; here `test` has 4 words, unseen in training, and
-`longer` has 5 and 6, because a tiny model doesn't generalise in length. Lists come from some 600 common words. A word follows
-a space wherever it stands, and letters are spelled apart on the way, so that a small model has few tokens to learn. The
-paper's models have read long lists before; `pretrain` (pretrain_lengths=[2, 3, 4, 5, 6], say) gives ours that.
+`longer` has 5 and 6. The paper's models have read long lists before; `pretrain` (pretrain_lengths=[2, 3, 4, 5, 6],
+say) gives ours that. Lists come from some 600 common words. A word follows a space wherever it stands, and letters are
+spelled apart on the way, so that a small model has few tokens to learn.
+
+`noise` and `slips` plant errors in demonstrations, never in references, each carried on: a misconception that most
+demonstrators have misleads a vote.
 
     stepmark sample --task last_letter --split test --model generator/ --out solutions.jsonl
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +33,7 @@ QUESTION = "Concatenate the last letters of these words: {words}."
 _ASKED = re.compile(r"Concatenate the last letters of these words: ([a-z ]+)\.")
 _Q = "[\"'`]?"  # quotes are neither needed nor wrong
 _STEP = re.compile(
-    rf"(?:the last letter of |take )?{_Q}(?P<word>[a-z]+){_Q}(?:(?: (?:ends (?:in|with)|is)|:) {_Q}(?P<letter>[a-z]){_Q})"
+    rf"(?:the last letter of |take )?{_Q}(?P<word>[a-z]+){_Q}(?: ends (?:in|with)| is|:) {_Q}(?P<letter>[a-z]){_Q}"
     rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+(?: [a-z])*){_Q})?\.?",
     re.IGNORECASE,
 )
@@ -46,6 +50,9 @@ class LastLetter:
     pretrain_lengths: Sequence[int] = ()  # ... of pretrain; as in train unless given
     train_size: int = 10_000  # problems in train, and in pretrain
     test_size: int = 1_000  # problems in each other split
+    words: int | None = None  # how many different words there are; null takes all
+    noise: float = 0.0  # chance that a demonstration takes a final e for silent, and the letter before it for the last
+    slips: float = 0.0  # chance, at each other step of a demonstration, of another letter of the word
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -56,7 +63,9 @@ class LastLetter:
         for split in splits:
             object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
         lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
-        if found := wordlists.faults(lengths, {"train_size": self.train_size, "test_size": self.test_size}):
+        sizes = {"train_size": self.train_size, "test_size": self.test_size}
+        sizes |= {} if self.words is None else {"words": self.words}
+        if found := wordlists.faults(lengths, sizes, {"noise": self.noise, "slips": self.slips}):
             raise ConfigError([f"task last_letter: {fault}" for fault in found])
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
@@ -66,8 +75,8 @@ class LastLetter:
         if split not in wordlists.SHARES:
             raise ConfigError(f"task last_letter has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
         size = self.train_size if split in ("train", "pretrain") else self.test_size
-        lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed)
-        return ProblemSet(tuple(_problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
+        lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed, self.words)
+        return ProblemSet(tuple(self._problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
         """One flag per step, True up to the first wrong one and False from there on. A step names a word and its last
@@ -98,13 +107,24 @@ class LastLetter:
             raise DataError(f"not a question of task last_letter: {problem.question!r}")
         return wordlists.verification(_lines(asked[1].split()), solution.steps)
 
+    def _problem(self, id: str, words: Sequence[str]) -> Problem:
+        reference = "\n".join(_lines(words))
+        rng = random.Random(f"{self.seed}/{id}/noise")
+        demonstration = "\n".join(_lines(words, [self._read(w, rng) for w in words]))
+        answer = "".join(w[-1] for w in words)
+        return Problem(id, QUESTION.format(words=" ".join(words)), answer, "last_letter", reference, demonstration)
 
-def _lines(words: Sequence[str]) -> list[str]:
-    lines = [f"Take {w}: {w[-1]}, so {' '.join(x[-1] for x in words[: i + 1])}." for i, w in enumerate(words)]
-    return [*lines, f"The answer is {''.join(w[-1] for w in words)}."]
+    def _read(self, word: str, rng: random.Random) -> str:
+        """The last letter of a word as a demonstration has it."""
+        if word[-1] == "e" and rng.random() < self.noise:
+            return word[-2]
+        return rng.choice(word[:-1]) if rng.random() < self.slips else word[-1]
 
 
-def _problem(id: str, words: Sequence[str]) -> Problem:
-    reference = "\n".join(_lines(words))
-    letters = "".join(w[-1] for w in words)
-    return Problem(id, QUESTION.format(words=" ".join(words)), letters, "last_letter", reference, reference)
+def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
+    """A worked solution by these last letters; by the true ones unless given."""
+    letters = letters or [w[-1] for w in words]
+    lines = [
+        f"Take {w}: {x}, so {' '.join(letters[: i + 1])}." for i, (w, x) in enumerate(zip(words, letters, strict=True))
+    ]
+    return [*lines, f"The answer is {''.join(letters)}."]

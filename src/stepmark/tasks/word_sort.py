@@ -9,12 +9,14 @@
 The steps are those of insertion, or name one position each ("Next is apple."). Deviations: the paper trains on 2 to 4
 words and tests on 5; here `test` has 4 words and `longer` has 5 and 6. Lists come from some 600 common words. The
 paper's models have read long lists before; `pretrain` (say pretrain_lengths=[2, 3, 4, 5]) gives a model of ours that.
+`noise` and `slips` plant errors in demonstrations, never in references, each carried on.
 
     stepmark sample --task word_sort --split test --model generator/ --out solutions.jsonl
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +46,9 @@ class WordSort:
     pretrain_lengths: Sequence[int] = ()  # ... of pretrain; as in train unless given
     train_size: int = 10_000  # problems in train, and in pretrain
     test_size: int = 1_000  # problems in each other split
+    words: int | None = None  # how many different words there are; null takes all
+    noise: float = 0.0  # chance that a demonstration compares first letters only, so that others stay as they came
+    slips: float = 0.0  # chance, at each step of a demonstration, that the word goes one place off
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -54,9 +59,13 @@ class WordSort:
         for split in splits:
             object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
         lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
-        found = wordlists.faults(lengths, {"train_size": self.train_size, "test_size": self.test_size})
+        sizes = {"train_size": self.train_size, "test_size": self.test_size}
+        sizes |= {} if self.words is None else {"words": self.words}
+        found = wordlists.faults(lengths, sizes, {"noise": self.noise, "slips": self.slips})
         if self.method not in METHODS:
             found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
+        if self.method != "insertion" and (self.noise or self.slips):
+            found.append("noise and slips: only demonstrations of method=insertion can have errors.")
         if found:
             raise ConfigError([f"task word_sort: {fault}" for fault in found])
 
@@ -67,7 +76,7 @@ class WordSort:
         if split not in wordlists.SHARES:
             raise ConfigError(f"task word_sort has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
         size = self.train_size if split in ("train", "pretrain") else self.test_size
-        lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed)
+        lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed, self.words)
         return ProblemSet(tuple(self._problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
@@ -97,10 +106,25 @@ class WordSort:
             lines = [f"Next is {w}." for w in sorted(words)]
         return [*lines, f"The answer is {' '.join(sorted(words))}."]
 
+    def _misled(self, words: Sequence[str], rng: random.Random) -> list[str]:
+        """An insertion with errors, each carried on."""
+        lazy = rng.random() < self.noise  # one demonstrator, one way to compare
+        done: list[str] = []
+        lines = []
+        for word in words:
+            at = sum(w[0] <= word[0] if lazy else w < word for w in done)
+            if done and rng.random() < self.slips:
+                at += 1 if at == 0 or (at < len(done) and rng.random() < 0.5) else -1
+            done.insert(at, word)
+            lines.append(f"Insert {word}: {' '.join(done)}.")
+        return [*lines, f"The answer is {' '.join(done)}."]
+
     def _problem(self, id: str, words: Sequence[str]) -> Problem:
         answer = " ".join(sorted(words))
-        reference = "\n".join(self._lines(words))
-        return Problem(id, QUESTION.format(words=" ".join(words)), answer, "word_sort", reference, reference)
+        reference = demonstration = "\n".join(self._lines(words))
+        if self.noise or self.slips:
+            demonstration = "\n".join(self._misled(words, random.Random(f"{self.seed}/{id}/noise")))
+        return Problem(id, QUESTION.format(words=" ".join(words)), answer, "word_sort", reference, demonstration)
 
 
 def _judge(words: Sequence[str], steps: Sequence[str]) -> Iterator[bool]:
