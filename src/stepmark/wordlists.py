@@ -52,16 +52,6 @@ def draw(
         yield drawn
 
 
-def verification(lines: Sequence[str], steps: Sequence[str]) -> str:
-    """Each line of a worked solution, and whether the step of another solution in its place is the same."""
-    said = []
-    for i, line in enumerate(lines):
-        step = steps[i] if i < len(steps) else ""
-        same = step.lower().rstrip(".") == line.lower().rstrip(".")
-        said.append(f"{line} {'Right' if same else 'Wrong' if step else 'Missing'}.\n")
-    return "".join(said)
-
-
 def faults(
     lengths: dict[str, Sequence[int]], sizes: dict[str, int], chances: dict[str, float] | None = None
 ) -> list[str]:

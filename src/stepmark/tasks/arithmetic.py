@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
 from stepmark.errors import ConfigError, DataError
+from stepmark.steps import checked
 from stepmark.types import Problem, ProblemSet, Solution
 
 NAMES = ("Ann", "Ben", "Cat", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida")
@@ -213,6 +214,21 @@ class Arithmetic:
         wrong result), "operand" (right operation on a wrong number) or "other"; None if all steps are right."""
         facts = _read(problem.question)
         return next((kind for step in solution.steps if (kind := _judge(step, facts)) != RIGHT), None)
+
+    def rationale(self, problem: Problem, solution: Solution) -> str:
+        """Each step worked out anew, with what the solution's own step in its place is by that: right, wrong or
+        missing. Raises DataError if the question isn't of this task."""
+        facts = _read(problem.question)
+        chain = [facts.asked]
+        while (rule := facts.rules.get(chain[-1])) is not None:
+            chain.append(rule.person)
+        lines = []
+        for person in reversed(chain[:-1]):
+            rule = facts.rules[person]
+            lines.append(
+                f"{person} has {facts.values[rule.person]} {SIGNS[rule.op]} {rule.k} = {facts.values[person]}."
+            )
+        return checked([*lines, f"The answer is {facts.values[facts.asked]}."], solution.steps)
 
     def _problems(self, split: str, count: int) -> Iterator[Problem]:
         seen: set[str] = set()

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 
 from stepmark import wordlists
 from stepmark.errors import ConfigError, DataError
+from stepmark.steps import checked
 from stepmark.types import Problem, ProblemSet, Solution
 
 QUESTION = "Concatenate the last letters of these words: {words}."
@@ -105,7 +106,7 @@ class LastLetter:
         asked = _ASKED.fullmatch(problem.question)
         if not asked:
             raise DataError(f"not a question of task last_letter: {problem.question!r}")
-        return wordlists.verification(_lines(asked[1].split()), solution.steps)
+        return checked(_lines(asked[1].split()), solution.steps)
 
     def _problem(self, id: str, words: Sequence[str]) -> Problem:
         reference = "\n".join(_lines(words))

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from stepmark import wordlists
 from stepmark.errors import ConfigError, DataError
+from stepmark.steps import checked
 from stepmark.types import Problem, ProblemSet, Solution
 
 QUESTION = "Sort these words in alphabetical order: {words}."
@@ -97,7 +98,7 @@ class WordSort:
         asked = _ASKED.fullmatch(problem.question)
         if not asked:
             raise DataError(f"not a question of task word_sort: {problem.question!r}")
-        return wordlists.verification(self._lines(asked[1].split()), solution.steps)
+        return checked(self._lines(asked[1].split()), solution.steps)
 
     def _lines(self, words: Sequence[str]) -> list[str]:
         if self.method == "insertion":
