@@ -12,6 +12,7 @@ from stepmark.types import (
     GradedSolution,
     LabelledSolution,
     Outcome,
+    Rationale,
     Solution,
     StepLabel,
     Verdict,
@@ -48,6 +49,16 @@ def test_only_rollouts_count():
     )
     s = Solution("p#0", "p", 0, "abcde", tuple((i, i + 1) for i in range(5)))
     assert of_labels([LabelledSolution(s, Grade(Verdict.INCORRECT, ""), labels)]) == Outcomes(5, 1, 2, 4)
+
+
+def test_rationales_that_a_model_wrote_count_as_they_ended():
+    lost = ["", "", "mismatch", "leak", "unparsed", "truncated", "truncated", "failed"]
+    drawn = tuple(Rationale("", "yes", "unguided", why) for why in lost)
+    own = (Rationale("", "unparsed", "oracle", "unparsed"),)
+    s = Solution("p#0", "p", 0, "a", ((0, 1),))
+    labels = (StepLabel(0, 0, source="none"),)
+    found = [LabelledSolution(s, Grade(Verdict.CORRECT, ""), labels, r) for r in (drawn, own, ())]
+    assert of_labels(found) == of_labels(iter(found)) == Outcomes(scored=4, ungradable=1, truncated=2, failed=1)
 
 
 def test_each_kind_of_record_has_its_outcomes():

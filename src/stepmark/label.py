@@ -182,6 +182,8 @@ def _label(
             bare = [i for i, x in enumerate(found.labels, 1) if x.failed and not x.known]
             if bare:
                 yield work.Failed(found.key, f"no rollout of step {bare[0]} came; the ledger has the reasons")
+            elif found.rationales and all(r.lost == "failed" for r in found.rationales):
+                yield work.Failed(found.key, f"no rationale came: {found.rationales[0].text}")
             else:
                 yield found
     except Exception:

@@ -116,13 +116,17 @@ class Watch(Generic[Record]):
 
 
 def of_labels(labelled: Iterable[LabelledSolution]) -> Outcomes:
-    """Of the rollouts behind labels. Labels that no rollout stands behind are left out."""
+    """Of the rollouts behind labels, and of rationales that a model wrote: one without a verdict counts as ungradable,
+    one that is lost for what it says as scored. Labels that no rollout stands behind are left out."""
+    labelled = list(labelled)
     labels = [x for found in labelled for x in found.labels if x.source not in COMPARED and not x.inferred]
+    lost = [r.lost for found in labelled for r in found.rationales if r.source != "oracle"]
+    came = Counter(lost)
     return Outcomes(
-        sum(x.gradable for x in labels),
-        sum(x.ungradable for x in labels),
-        sum(x.truncated for x in labels),
-        sum(x.failed for x in labels),
+        sum(x.gradable for x in labels) + len(lost) - came["unparsed"] - came["truncated"] - came["failed"],
+        sum(x.ungradable for x in labels) + came["unparsed"],
+        sum(x.truncated for x in labels) + came["truncated"],
+        sum(x.failed for x in labels) + came["failed"],
     )
 
 

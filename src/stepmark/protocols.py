@@ -107,8 +107,8 @@ class Tools:
 
 @runtime_checkable
 class Labeler(Protocol):
-    """Labels every step of solutions without a human. An attribute `uses` names what it needs of
-    "completer", "judge" and "references" (Unlabelled.references), so that a missing one is found before the work.
+    """Labels every step of solutions without a human. An attribute `uses` names what it needs of "completer", "judge",
+    "references" (Unlabelled.references) and "oracle", so that a missing one is found before the work.
     Ids of its prompts are "<solution id>@<what is asked>", or a resumed run can't find what it paid for."""
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:

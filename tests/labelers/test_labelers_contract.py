@@ -16,7 +16,7 @@ from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
 from stepmark.grading import grade_solution
 from stepmark.label import label as stage
-from stepmark.prompts import Template
+from stepmark.prompts import NO, VERDICT, YES, Template
 from stepmark.protocols import Labeler, Tools
 from stepmark.recipe import parse
 from stepmark.steps import split
@@ -40,6 +40,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "nli": [{}, {"premise": "prefix"}],
     "judge": [{}, {"votes": 3}, {"format": "first"}, {"prompt": "{question} {steps} {reference}"}],
     "consensus": [{}, {"keep": "step"}, {"labelers": ["rule", "first_error"]}],
+    "rationale": [{}, {"source": "oracle"}, {"source": "unguided", "n": 3}],
 }
 CASES = [(name, options) for name in plugins.names("labeler") for options in WAYS.get(name, [{}])]
 
@@ -55,7 +56,8 @@ def verdicts(text: str) -> list[str | tuple[str, Finish]]:
     """What a judge says after a text."""
     digest = hashlib.sha256(text.encode()).digest()
     each = "\n".join(f"Step {i}: {'in' * (b > 200)}correct" for i, b in enumerate(digest[:8], 1))
-    return [each + f"\nFirst wrong step: {digest[0] % 3 + 1}", "no idea", (each, Finish.LENGTH)]
+    whole = f"{each}\nFirst wrong step: {digest[0] % 3 + 1}\n{VERDICT}{YES if digest[0] % 2 else NO}"
+    return [whole, "no idea", (each, Finish.LENGTH)]
 
 
 @dataclasses.dataclass
@@ -103,7 +105,12 @@ UNITS = [
 @pytest.fixture
 def tools() -> Tools:
     return Tools(
-        Fussy(), Template(), SamplingParams(), Watched(ScriptedBackend(answers)), Watched(ScriptedBackend(verdicts))
+        Fussy(),
+        Template(),
+        SamplingParams(),
+        Watched(ScriptedBackend(answers)),
+        Watched(ScriptedBackend(verdicts)),
+        oracle=lambda problem, solution: f"{problem.question} has {len(solution.spans)} steps. Step 1 is correct.",
     )
 
 
@@ -145,7 +152,10 @@ def test_each_solution_gets_its_grade_and_a_label_for_each_step(labeler: Any, to
         for label in x.labels:
             assert 0 <= label.correct <= label.gradable
             assert label.source
-    assert any(label.known for x in found.values() for label in x.labels)  # it does say something
+    # It does say something, of steps or of solutions
+    assert any(label.known for x in found.values() for label in x.labels) or any(
+        r.kept for x in found.values() for r in x.rationales
+    )
 
 
 def test_labels_do_not_depend_on_the_company(labeler: Any, tools: Tools) -> None:
@@ -158,8 +168,8 @@ def test_labels_do_not_depend_on_the_company(labeler: Any, tools: Tools) -> None
 
 
 def test_it_uses_what_it_says_and_nothing_else(labeler: Any, tools: Tools) -> None:
-    assert labeler.uses <= {"completer", "judge", "references"}
-    spare = {role: None for role in ("completer", "judge") if role not in labeler.uses}
+    assert labeler.uses <= {"completer", "judge", "references", "oracle"}
+    spare = {role: None for role in ("completer", "judge", "oracle") if role not in labeler.uses}
     units = UNITS if "references" in labeler.uses else [dataclasses.replace(u, references=()) for u in UNITS]
     assert labels(labeler, units, dataclasses.replace(tools, **spare)) == labels(labeler, UNITS, tools)
     for role in ("completer", "judge"):
@@ -167,6 +177,9 @@ def test_it_uses_what_it_says_and_nothing_else(labeler: Any, tools: Tools) -> No
             with pytest.raises(ConfigError, match=f"needs a {role}"):
                 list(labeler.label(UNITS, dataclasses.replace(tools, **{role: None})))
             assert getattr(tools, role).ids
+    if "oracle" in labeler.uses:
+        with pytest.raises(ConfigError, match="`rationale`"):
+            list(labeler.label(UNITS, dataclasses.replace(tools, oracle=None)))
 
 
 def test_rollouts_carry_the_solution_they_are_about(labeler: Any, tools: Tools) -> None:
@@ -186,6 +199,7 @@ def test_no_fault_is_taken_for_a_wrong_answer(labeler: Any, tools: Tools) -> Non
         if uses:
             assert not any(label.known and not label.correct for label in drawn)
         assert not any(label.source == "inferred:earlier_error" for label in x.labels)
+        assert not uses or not any(r.kept or r.lost == "mismatch" for r in x.rationales)
 
 
 def test_what_was_cut_off_or_could_not_be_graded_has_no_outcome(labeler: Any, tools: Tools) -> None:
@@ -204,6 +218,7 @@ def test_it_runs_in_the_stage_and_in_a_recipe(labeler: Any, tools: Tools, tmp_pa
         assert not done.failed
     name = type(labeler).__module__.rpartition(".")[2]
     options = {f.name: getattr(labeler, f.name) for f in dataclasses.fields(labeler)}
-    raw = {"name": "r", "task": "arithmetic", "generator": {"path": "g"}, "judge": {"path": "j"}}
+    task = "last_letter" if "oracle" in labeler.uses else "arithmetic"
+    raw = {"name": "r", "task": task, "generator": {"path": "g"}, "judge": {"path": "j"}}
     raw |= {"sample": {"test": {"n": 64}}, "label": {"name": name, "options": options}}
     assert parse(raw, "r").label.load() == labeler  # type: ignore[union-attr]
