@@ -1,6 +1,7 @@
 """Packing changes no number: rows, masks, and losses against plain transformers on one sequence at a time."""
 
 import copy
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -50,6 +51,48 @@ def test_a_batch_by_hand():
     assert b.mask[0, 0].int().tolist() == sees
     assert b.mask[1, 0, :2].int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]]
     assert b.mask.any(-1).all()  # a row of the mask without any key would give NaN
+
+
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=4))
+def test_parts_of_one_are_batched_as_so_many_sequences(rows):
+    """Each list of lengths is one Encoded with that many parts."""
+    number = iter(range(1, 10_000))
+
+    def sequence(length):
+        ids = tuple(next(number) for _ in range(length))
+        return Encoded(ids, at=(length - 1, 0), targets=(0.25, 1.0), weights=tuple(0.5 + i for i in ids))
+
+    def together(each):
+        starts = np.cumsum([0, *(len(e) for e in each)]).tolist()
+        return Encoded(
+            tuple(i for e in each for i in e.ids),
+            at=tuple(start + t for start, e in zip(starts, each, strict=False) for t in e.at),
+            targets=tuple(t for e in each for t in e.targets),
+            weights=tuple(w for e in each for w in e.weights),
+            parts=tuple(starts[1:-1]),
+        )
+
+    apart = [[sequence(n) for n in lengths] for lengths in rows]
+    joined = [together(each) for each in apart]
+    assert [e.longest for e in joined] == [max(lengths) for lengths in rows]
+    flat = [e for each in apart for e in each]
+    for one, other in (([[e] for e in joined], apart), ([joined], [flat])):
+        found, expected = packing.batch(one, 0), packing.batch(other, 0)
+        for field in fields(expected):
+            assert torch.equal(getattr(found, field.name), getattr(expected, field.name)), field.name
+
+
+def test_log_probabilities_by_hand():
+    first = Encoded((0, 1, 2), at=(2, 1), weights=(1.0, 0.0, 0.5))
+    second = Encoded((1, 2), at=(1,), weights=(1.0, 1.0))
+    logits = torch.zeros(2, 5, 4)
+    logits[0, 1, 2] = 2.0  # before the first's last token
+    logits[0, 3, 2] = 1.0  # before the second's
+    logits[1, 0, 2] = 3.0  # before the second's in the other row
+    b = packing.batch([[first, second], [second]], 3)
+    found = packing.log_probs_of(logits, lambda kept: kept, b)
+    expected = [0.5 * (2 - np.log(np.exp(2) + 3)), 0.0, 1 - np.log(np.e + 3), 3 - np.log(np.exp(3) + 3)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_next_token_loss_by_hand():

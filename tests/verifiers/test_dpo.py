@@ -214,6 +214,18 @@ def test_pairs_are_of_one_question_distinct_and_spread_evenly(problems, labelled
             assert max(counts) - min(counts) <= 1
 
 
+@given(n=st.integers(1, 5), m=st.integers(1, 5), most=st.integers(1, 30))
+def test_of_many_pairs_the_first_are_distinct_and_use_each_solution_as_often(problems, labelled, n, m, most):
+    right, wrong = (
+        [labelled(problems[0], f"{v} {i}", [1.0], v) for i in range(count)]
+        for v, count in ((Verdict.CORRECT, n), (Verdict.INCORRECT, m))
+    )
+    pairs = [(p.right.text, p.wrong.text) for p in ImplicitVerifier("", pairs=most).choose(right + wrong)]
+    assert len(set(pairs)) == len(pairs) == min(most, n * m)
+    for count, used in ((n, Counter(r for r, _ in pairs)), (m, Counter(w for _, w in pairs))):
+        assert max(used.values()) - (min(used.values()) if len(used) == count else 0) <= 1
+
+
 def test_a_text_repeated_or_of_both_grades_makes_no_pairs_of_its_own(problems, labelled):
     p, grades = problems[0], (Verdict.CORRECT, Verdict.INCORRECT)
     given = [
