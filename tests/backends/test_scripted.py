@@ -49,3 +49,34 @@ def test_it_is_cut_as_a_model_is(budget, stop, text, finish, tokens):
     backend = ScriptedBackend(default=(" one two\nthree\n",))
     got = next(backend.sample([Prompt("p", "q")], SamplingParams(max_tokens=budget, stop=stop)))
     assert (got.text, got.finish, got.tokens) == (text, finish, tokens)
+
+
+def likely(text: str) -> dict[str, float]:
+    return {" Yes": 3.0, " No": 1.0} if text.endswith("?") else {" No": 2.0}
+
+
+def test_choices_have_the_shares_of_their_weights():
+    backend = ScriptedBackend(chances=likely)
+    assert backend.choice_probs(["q?", "q."], (" Yes", " No")) == [(0.75, 0.25), (0.0, 1.0)]
+    assert backend.choice_probs(["q?"], (" No",)) == [(1.0,)]
+    mapped = ScriptedBackend(chances={"q?": {" Yes": 1.0, " No": 1.0}}, usual={" Yes": 1.0})
+    assert mapped.choice_probs(["q?", "r?"], (" Yes", " No")) == [(0.5, 0.5), (1.0, 0.0)]
+    assert pickle.loads(pickle.dumps(backend)) == backend  # noqa: S301
+
+
+def test_choices_that_nothing_is_known_of_are_an_error():
+    with pytest.raises(BackendError, match=r"' Maybe'.*usual"):
+        ScriptedBackend(chances=likely).choice_probs(["q?"], (" Maybe",))
+    with pytest.raises(BackendError, match="chances"):
+        ScriptedBackend().choice_probs(["q?"], (" Yes", " No"))
+
+
+def test_a_rollout_brings_choices_where_a_stop_string_ended_it():
+    told = ["it is so. Right? Yes", "it is so.", "one two three four five Right? No"]
+    params = SamplingParams(max_tokens=4, stop=("ght?", "Right?"), choices=(" Yes", " No"))
+    cut, plain, long = ScriptedBackend({"q\n": told}, chances=likely).sample([Prompt("p", "q\n", n=3)], params)
+    assert (cut.text, cut.choices) == ("it is so. ", (0.75, 0.25))
+    assert (plain.text, plain.choices) == ("it is so.", ())
+    assert (long.finish, long.choices) == (Finish.LENGTH, ())
+    [unknown] = ScriptedBackend({"q\n": told}).sample([Prompt("p", "q\n")], params)
+    assert (unknown.text, unknown.choices) == (cut.text, ())
