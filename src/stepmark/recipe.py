@@ -52,6 +52,7 @@ class Recipe(Settings):
 
     name: Name
     seed: int = Field(default=0, ge=0)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # instead of seed: a run with each of them (seeds.py)
     task: Task | None = None
     grader: Grader | None = None  # by default the one that the task names
     steps: str | None = None  # how solutions split into steps; by default as the task says
@@ -76,6 +77,10 @@ class Recipe(Settings):
         return self
 
     def _misfits(self) -> Iterator[str]:
+        if self.seeds and "seed" in self.model_fields_set:
+            yield "give either seed or seeds; seeds=[] seed=1 runs one alone"
+        if len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds has one twice: {', '.join(map(str, self.seeds))}"
         sampled = [part for part in self.sample.parts if self.sample.drawn(part).file is None]
         if self.steps is not None and self.steps not in SPLITTERS:
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
@@ -90,6 +95,8 @@ class Recipe(Settings):
             own = verifier.base.path is not None or verifier.base.init is not None
             if verifier.starts_from_model and not own and (self.generator is None or not self.generator.has_model):
                 yield f"verifiers.{name}.base: without a generator's model it needs a path or an init"
+            if not verifier.learns and not verifier.below:
+                yield from self._unmade(name, verifier)
             if verifier.references and (self.task is None or self.generator is None):
                 yield f"verifiers.{name}.references are of the generator's problems; that needs a task and a generator"
         first = [name for name, verifier in self.verifiers.items() if not verifier.below]
@@ -107,6 +114,20 @@ class Recipe(Settings):
         for part in self.sample.tests:
             if max(self.evaluate.n) > (n := self.sample.drawn(part).n):
                 yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.{part}.n is {n}"
+
+    def _unmade(self, name: str, verifier: Verifier) -> Iterator[str]:
+        """What keeps a verifier that is used as it is from being made with what the run can give it."""
+        if verifier.base.init is not None:
+            yield f"verifiers.{name}.base.init: a {verifier.kind} verifier learns nothing; give a trained model"
+        given = {"path": "model"} if verifier.base.path or (self.generator and self.generator.has_model) else {}
+        given |= {"template": self.prompt}
+        taken = plugins.options("verifier", verifier.kind)
+        try:
+            plugins.load(
+                "verifier", verifier.kind, **{k: v for k, v in given.items() if k in taken}, **verifier.options
+            )
+        except ConfigError as e:
+            yield from (f"verifiers.{name}: {fault.rstrip('.')}" for fault in e.faults)
 
     def _unfit(self, part: str, labeler: Labeler) -> Iterator[str]:
         if self.task is None:
@@ -131,10 +152,15 @@ class Recipe(Settings):
         s = self.sample
         return SamplingParams(s.max_tokens, s.temperature, s.top_p, s.stop, self.seed)
 
+    def with_seed(self, seed: int) -> Recipe:
+        """The run of one of its seeds, alone in one process."""
+        return self.model_copy(update={"seed": seed, "seeds": (), "workers": 1, "executor": None})
+
     def resolved(self) -> dict[str, Any]:
         """Every setting that can change a result, defaults included, as plain values. Parts that a recipe need not
         have are not in it where it has none, so that runs from before there were such parts can go on."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude={"workers", "executor"})
+        del plain["seed" if self.seeds else "seeds"]
         if self.sample.out_of_distribution is None:
             del plain["sample"]["out_of_distribution"]
         if self.rationales is None:

@@ -91,11 +91,15 @@ class Wiring:
         settings = self.recipe.verifiers[name]
         if settings.learns:
             return load_verifier(self.directory.path / "verifiers" / name)
-        given = self.template_option(settings.kind)
-        return cast(Verifier, plugins.load("verifier", settings.kind, **given, **settings.options))
+        path = ""
+        if "path" in plugins.options("verifier", settings.kind) and not settings.below:
+            generator = self.recipe.generator
+            own = self.model_path("generator") if generator is not None and generator.has_model else ""
+            path = settings.base.path or own
+        return cast(Verifier, self.trainee(name, path))
 
     def trainee(self, name: str, path: str) -> Any:
-        """A verifier to train, from the checkpoint at `path`; "" for one that starts from none."""
+        """A verifier to train, or to use as it is, from the checkpoint at `path`; "" for one that starts from none."""
         settings = self.recipe.verifiers[name]
         given: dict[str, Any] = self.template_option(settings.kind) | ({"path": path} if path else {})
         below = tuple(str(self.directory.path / "verifiers" / other) for other in settings.below)
