@@ -54,21 +54,14 @@ class Journal:
     @contextmanager
     def watch(self, places: Sequence[Path]) -> Iterator[None]:
         """Tells how trainings in other processes get on, from their logs."""
-        over = Event()
 
         def tell() -> None:
-            while not over.wait(2):
-                logs = {place.name: _last_line(place / "train.jsonl") for place in places}
-                note = ", ".join(f"{name} loss {line['loss']:.3f}" for name, line in logs.items() if line)
-                self.tell(Progress("", sum(line.get("update", 0) for line in logs.values()), 0, self._elapsed(), note))
+            logs = {place.name: _last_line(place / "train.jsonl") for place in places}
+            note = ", ".join(f"{name} loss {line['loss']:.3f}" for name, line in logs.items() if line)
+            self.tell(Progress("", sum(line.get("update", 0) for line in logs.values()), 0, self._elapsed(), note))
 
-        thread = Thread(target=tell, daemon=True)
-        thread.start()
-        try:
+        with every(2, tell):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def note(self, summary: Mapping[str, Any], failed: Sequence[units.Failed] = ()) -> None:
         """What a stage came to."""
@@ -87,6 +80,24 @@ class Journal:
         said = {"time": time.strftime("%FT%TZ", time.gmtime()), **line}
         with (self.directory.path / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(said, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def every(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
+    """Calls `tell` now and then, in a thread of its own, until the block ends."""
+    over = Event()
+
+    def go_on() -> None:
+        while not over.wait(seconds):
+            tell()
+
+    thread = Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _last_line(log: Path) -> dict[str, Any]:

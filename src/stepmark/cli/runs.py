@@ -84,16 +84,20 @@ def plan(
     from stepmark.ledger import parse_budget
     from stepmark.pipeline import Run
     from stepmark.recipe import load
+    from stepmark.seeds import first
     from stepmark.store import RunDir
 
     limits = parse_budget(budget or [])
-    asked = load(recipe, changes or [])
-    with RunDir(out or Path("runs") / asked.name).open(asked.resolved()) as directory, Show(json) as show:
+    whole = load(recipe, changes or [])
+    asked, place = first(whole, out or Path("runs") / whole.name)
+    with RunDir(place).open(asked.resolved()) as directory, Show(json) as show:
         found = planning.plan(Run(asked, directory, show, budget=limits), problems, solutions, price_hour)
     if json:
         print_json(found)
     else:
         print(planning.table(found))
+        if whole.seeds:
+            print(f"That is for one of {len(whole.seeds)} seeds, in one process; {whole.workers} work at a time.")
 
 
 @app.command()
@@ -124,14 +128,14 @@ def evaluate(run: p.RunPath, json: p.AsJson = False) -> None:
       stepmark evaluate runs/demo
     """
     from stepmark import report as pages
-    from stepmark.pipeline import Run
+    from stepmark import seeds
     from stepmark.recipe import parse
     from stepmark.store import RunDir
 
     stored = RunDir(run).read_json("config.json")
     recipe = parse(stored, f"{run}/config.json")
     with RunDir(run).open(stored) as directory, Show(json) as show:
-        metrics = Run(recipe, directory, show).evaluate()
+        metrics = seeds.evaluate(recipe, directory, show)
     if json:
         print_json(metrics)
     else:
@@ -146,7 +150,7 @@ def report(run: p.RunPath, json: p.AsJson = False) -> None:
     Example:
       stepmark report runs/demo
     """
-    from stepmark.reporting import write_report
+    from stepmark.seeds import write_report
     from stepmark.store import RunDir
 
     path = write_report(RunDir(run))
@@ -176,6 +180,8 @@ def rank(
 
     directory = RunDir(run)
     recipe = parse(directory.read_json("config.json"), f"{run}/config.json")
+    if recipe.seeds:
+        raise ConfigError(f"{run} has a run for each of its seeds; choose one, e.g. {run}/seed-{recipe.seeds[0]}.")
     for problem_id, pool in pools(directory, recipe).items():
         chosen = choose(pool[:n], method, recipe.evaluate.aggregates[0], problem_id=problem_id, seed=recipe.seed)
         if json:
@@ -221,8 +227,8 @@ def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
 def _run(path: Path, changes: Sequence[str], out: Path | None, json: bool, budget: Sequence[str] = ()) -> None:
     from stepmark import report as pages
     from stepmark.ledger import parse_budget
-    from stepmark.pipeline import run as whole
     from stepmark.recipe import load
+    from stepmark.seeds import run as whole
 
     limits = parse_budget(budget)
     recipe = load(path, changes)
