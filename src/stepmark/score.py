@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 
 from stepmark import units
@@ -81,9 +81,12 @@ def _items(problems: Sequence[Problem], solutions: Iterable[Solution]) -> list[I
 
 
 def _score(unit: tuple[Item, ...], *, verifier: Verifier) -> list[Verification]:
+    many = getattr(verifier, "verify_many", None)
+    if many is not None:
+        together = iter(many([(question, solutions) for _, question, solutions in unit]))
     found: list[Verification] = []
     for _, question, solutions in unit:
-        made = verifier.verify(question, solutions)
+        made = verifier.verify(question, solutions) if many is None else list(islice(together, len(solutions)))
         if [v.solution_id for v in made] != [s.id for s in solutions]:
             raise DataError(
                 f"the verifier gave {len(made)} verifications for {len(solutions)} solutions, or in another order; "
