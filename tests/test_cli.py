@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stepmark.cli import app
+from stepmark import plugins
+from stepmark.cli import app, parameters
+from stepmark.errors import ConfigChanged
 from stepmark.store import Records
-from stepmark.types import GradedSolution, LabelledSolution, Solution, Verification
+from stepmark.types import GradedSolution, LabelledSolution, SamplingParams, Solution, Verification
 
 STRANGERS = Path(__file__).parent / "strangers"
 DEMO = Path(__file__).parent.parent / "recipes" / "demo.yaml"
@@ -174,6 +176,18 @@ def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
     assert "no model here has a price" in ok(*sampled, "--budget", "money=3", code=2).stderr
     assert "no model here has a price" in ok(*labelled, "--out", labels, "--budget", "money=3", code=2).stderr
     assert "budget: there is no limit 'euros'" in ok(*sampled, "--budget", "euros=3", code=2).stderr
+
+
+def test_rollouts_kept_before_samplings_could_ask_for_choices_go_on(tmp_path):
+    generator = plugins.load("backend", "local", path="model")
+    with parameters.kept(tmp_path / "s.jsonl", "{question}", SamplingParams(), generator=generator):
+        pass
+    config = json.loads((tmp_path / "s.rollouts" / "config.json").read_text())
+    assert "choices" not in config["params"]
+    asking = SamplingParams(choices=(" Yes", " No"))
+    again = parameters.kept(tmp_path / "s.jsonl", "{question}", asking, generator=generator)
+    with pytest.raises(ConfigChanged, match="Yes"), again:
+        pass
 
 
 def test_too_much_that_can_not_be_used_stops_a_stage_unless_it_is_allowed(tmp_path):

@@ -80,6 +80,7 @@ def serve(fault_server):
         top = 20  # most likely tokens that it lists
         most = 20  # that may be asked for; more are refused
         ids = False  # speaks in token ids
+        named = False  # says how likely named tokens are; the likeliest are not listed then
         bos = ""  # opens what it echoes
         marks = False  # shows a space as tokenizers write it
         listed = True  # gives log-probabilities at all
@@ -117,7 +118,9 @@ def serve(fault_server):
                 said = "".join(t for t, _, _ in rows) + new
             if body.get("max_tokens") or not echoed:
                 likeliest = sorted(found, key=found.get, reverse=True)[: min(asked, self.top)]
-                rows.append((new, found[new], {t: found[t] for t in likeliest}))
+                if self.named and body.get("logprob_token_ids"):
+                    likeliest = [new, *(self.known[i] for i in body["logprob_token_ids"])]
+                rows.append((new, found[new], {t: logp(before, t) for t in likeliest}))
             choice = whole["choices"][0]
             if chat:
                 choice["message"]["content"] = said
@@ -202,6 +205,9 @@ HONEST = [
     {"most": 5},
     {"top": 0},
     {"ids": True, "top": 1},
+    {"ids": True, "top": 3, "named": True},
+    {"ids": True, "top": 0, "named": True},
+    {"ids": True, "top": 3, "refuses": ("logprob_token_ids",)},
     {"refuses": ("return_token_ids",)},
     {"refuses": (("max_tokens", 0),), "bos": "<s>"},
     {"refuses": ("return_tokens_as_token_ids", "top_k", "min_p")},
@@ -252,6 +258,19 @@ def test_a_choice_that_merges_with_the_text_is_an_error_unless_the_server_speaks
     with pytest.raises(BackendError, match="merges the beginning of 't sure'"):
         backend(serve()).choice_probs([text], ways)
     check(serve(ids=True), ways, [text])
+
+
+@pytest.mark.parametrize("top", [0, 3])
+def test_tokens_that_are_not_listed_are_named_before_anything_is_echoed(serve, top):
+    server = serve(ids=True, named=True, top=top, echo="refused")
+    check(server, PAIR)
+    probe_bodies = len(server.bodies)
+    check(server, PAIR)
+    later = server.bodies[probe_bodies:]
+    assert any(body.get("logprob_token_ids") for body in later)
+    assert not any(body.get("echo") for body in later)
+    with pytest.raises(BackendError, match="vLLM"):
+        backend(server).choice_probs(TEXTS, LONGER)
 
 
 def test_one_request_brings_all_choices_and_equal_texts_are_asked_for_once(serve):

@@ -106,7 +106,10 @@ def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> Abstr
     }
     if not names:
         return nullcontext()
-    return RunDir(rollouts(out)).open({"prompt": prompt, "params": asdict(params), **names})
+    plain = asdict(params)
+    if not params.choices:
+        del plain["choices"]  # rollouts from before there were any go on
+    return RunDir(rollouts(out)).open({"prompt": prompt, "params": plain, **names})
 
 
 def there(path: Path, kind: type[Any]) -> list[Any]:

@@ -1,10 +1,12 @@
 """How likely a server's model finds each of a few ways to go on: what generative verifiers read.
 
 A score is p(Yes), renormalised among the choices (GenRM, Zhang et al. 2024, arXiv 2408.15240, equation 2), as the
-backend `local` has it (local/choices.py). Two requests can tell, and both are exact:
+backend `local` has it (local/choices.py). Three requests can tell, and all are exact. They are tried in this order:
 
-- one generated token with the likeliest tokens in its place: enough where all choices are tokens of that list. Asked
-  first: one request brings all choices, and the server may use what it has already computed of the text;
+- one generated token with the likeliest tokens in its place: enough where all choices are tokens of that list. One
+  request brings all choices, and the server may use what it has already computed of the text;
+- the same with the choices' tokens named (vLLM's `logprob_token_ids`). Not before the first, because vLLM then
+  withholds the lists of the likeliest from all requests that happen to be in the same batch, strangers' among them;
 - the prompt with a choice behind it, echoed with its log-probabilities: whatever the choice, one request for each.
 
 Where the server speaks in token ids (vLLM), texts and choices are tokenised apart, as `local` does, and a choice is its
@@ -14,8 +16,7 @@ tokenizer is an error, as is one that can't be found out. A probability is never
 
 What a server only pretends is found out once (`_ways`): log-probabilities that don't come, a prompt that isn't echoed,
 and echoed values that belong to other tokens (some servers are off by one): a token that was generated must have the
-same log-probability when it is echoed. vLLM could also be asked for named tokens (`logprob_token_ids`), but then it
-withholds the lists of all other requests that happen to be in the same batch.
+same log-probability when it is echoed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from stepmark.errors import BackendError
 
 TOPS = (20, 5, 2)  # likeliest tokens asked for: what vLLM and SGLang give, what OpenAI gives, what is better than none
 IDS: dict[str, object] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+NAMED = "logprob_token_ids"
 PROBES = ("The capital of France is", "1, 2, 3, 4,", "Hello", "Once upon a time", "import", "Yes, no,")
 AGREE = 2  # generated tokens that must be echoed with the log-probability that they were generated with
 SAME = 0.3  # nats between the two: servers calculate in 16 bits, in which a logit of 20 is known to an eighth
@@ -49,6 +51,7 @@ class Ways:
     top: int  # likeliest tokens that it lists; 0 for none
     ids: bool  # speaks in token ids
     echo: bool
+    named: bool = False  # says how likely tokens are that are named to it
     least: int = 0  # tokens that it generates at the least
     without: str = ""  # why there is no echo
 
@@ -104,7 +107,7 @@ class Choosing:
                 self.ids = tuple([await self._ids_of(choice) for choice in self.choices])
         except (Refused, Unanswered) as e:
             raise BackendError(f"{self.client.url} can't be asked for log-probabilities: {e}.") from None
-        if not self.ways.top and not self.ways.echo:
+        if not (self.ways.top or self.ways.named or self.ways.echo):
             raise BackendError(
                 f"{self.client.url} gives no log-probabilities from which a choice could be read: it lists no likely "
                 f"tokens, and {self.ways.without}. Use a server that does, such as vLLM; llama.cpp's has to be started "
@@ -115,6 +118,8 @@ class Choosing:
         try:
             found = await self._ask(text, self.ways)
             sums = self._listed(found)
+            if sums is None and self.ways.named and all(len(ids) == 1 for ids in self.ids):
+                sums = self._listed(await self._ask(text, self.ways, names=[i for ids in self.ids for i in ids]))
             if sums is None and not self.ways.echo:
                 raise BackendError(self._missing(found))
             if sums is None:
@@ -135,9 +140,13 @@ class Choosing:
 
     # ---- the likeliest tokens ----
 
-    async def _ask(self, text: str, ways: Ways, temperature: float = 1.0) -> Listing:
-        """One token after a text, with the likeliest in its place."""
+    async def _ask(
+        self, text: str, ways: Ways, temperature: float = 1.0, names: Sequence[int] | None = None
+    ) -> Listing:
+        """One token after a text, with the likeliest in its place, or those named."""
         body = self._body(probe.text(self.chat, text), ways, temperature) | {self.able.budget: 1}
+        if names is not None:
+            body |= {"logprobs": 1, NAMED: sorted(set(names))}
         if self.chat:
             body |= {"logprobs": True, "top_logprobs": ways.top}
         return await self.client.ask(probe.path(self.chat), body, listing.parse)
@@ -215,19 +224,28 @@ class Choosing:
         if not found.tokens:
             return Ways(0, False, False, without="it ignores that log-probabilities are asked for")
         ids = ids and found.prompt_ids is not None and found.tokens[0].text.startswith(ID)
-        ways = Ways(tops[0] if len(found.tokens[0].top) > 1 else 0, ids, False)
+        top = tops[0] if len(found.tokens[0].top) > 1 else 0
         if self.chat:
-            return Ways(ways.top, False, False, without="a chat is not echoed")
+            return Ways(top, False, False, without="a chat is not echoed")
+        named = ids and await self._takes_names(Ways(top, ids, False), found.prompt_ids or ())
         without = ""
         for least in (0, 1):
-            tried = Ways(ways.top, ids, True, least)
+            tried = Ways(top, ids, True, named, least)
             try:
                 without = await self._echo_fault(tried)
             except Refused as e:
                 without = f"it refuses to echo a prompt ({e})"
             if not without:
                 return tried
-        return Ways(ways.top, ids, False, without=without)
+        return Ways(top, ids, False, named, without=without)
+
+    async def _takes_names(self, ways: Ways, ids: Sequence[int]) -> bool:
+        """Whether tokens that are named, here those of the prompt, are what it then lists."""
+        try:
+            found = await self._ask(PROBES[0], ways, names=ids)
+        except Refused:
+            return False
+        return bool(found.tokens) and {f"{ID}{i}" for i in ids} <= found.tokens[0].top.keys()
 
     async def _echo_fault(self, ways: Ways) -> str:
         """What is wrong with the server's echo; "" for nothing. A token that it generated must be as likely echoed."""
