@@ -1,0 +1,148 @@
+"""Rationales about GSM8K solutions, as the authors of GenRM (Zhang et al., arXiv 2408.15240) had them written.
+
+One row per rationale:
+
+    {"question_id": 0, "sample_id": 3, "question": "...", "solution": "...", "correct": true, "target": "88",
+     "reference_solution": "...", "rationale": "..."}
+
+The writer saw the reference solution and most rationales name it, so each is judged (rationales.py): kept if its
+verdict is the flag `correct`, `leak` says what becomes of one that leans on the reference ("drop", "rewrite", "keep"),
+and those that are lost stay with the reason. A solution may have several rationales. The flag is the grade, `target`
+the problem's answer; of the reference solutions, another one in nearly each row, the first is the problem's.
+
+Rows of a question may stand anywhere. The file is read twice: once to see where each question ends, so that only
+questions that have begun and not ended are held (in the release up to 600 of 1,400).
+
+    python bench/rationales.py data/genrm_gsm8k
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stepmark import rows
+from stepmark.answers import extract, normalise
+from stepmark.rationales import judged
+from stepmark.steps import split
+from stepmark.types import (
+    Grade,
+    GradedSolution,
+    Imported,
+    LabelledSolution,
+    Place,
+    Problem,
+    Quarantined,
+    Rationale,
+    Solution,
+    StepLabel,
+    Verdict,
+)
+from stepmark.verdicts import Reader
+
+FIELDS = (
+    rows.Field("question_id", rows.ID_LIMIT, number=True),
+    rows.Field("sample_id", rows.ID_LIMIT, number=True),
+    rows.Field("question"),
+    rows.Field("solution"),
+    rows.Field("rationale"),
+    rows.Field("target", 10_000, required=False, number=True),
+    rows.Field("reference_solution", required=False),
+)
+SOURCE = "reference"  # who wrote them: a model with a reference in sight
+
+
+@dataclass
+class _Solution:
+    """A solution and what has been read about it."""
+
+    solution: Solution
+    grade: Grade
+    line: int  # where it came first
+    rationales: list[Rationale] = field(default_factory=list)
+
+
+@dataclass
+class _Question:
+    """A question whose rows are still coming."""
+
+    problem: Problem
+    line: int  # where it came first
+    solutions: dict[int, _Solution] = field(default_factory=dict)  # by sample
+
+    def imported(self) -> Imported:
+        found = [self.solutions[sample] for sample in sorted(self.solutions)]
+        return Imported(
+            self.problem,
+            tuple(x.solution for x in found),
+            tuple(GradedSolution(x.solution.id, self.problem.id, x.grade) for x in found),
+            tuple(
+                LabelledSolution(
+                    x.solution,
+                    x.grade,
+                    (StepLabel(0, 0, source="none"),) * len(x.solution.spans),
+                    tuple(x.rationales),
+                )
+                for x in found
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenRMRationales:
+    """The format."""
+
+    steps: str = "sentence"  # how solutions split into steps: most are one paragraph
+    leak: Literal["drop", "rewrite", "keep"] = "rewrite"  # what becomes of a rationale that leans on the reference
+    strict: bool = False  # read verdicts by the plain rule alone (verdicts.Reader)
+
+    def read(self, path: Place) -> Iterator[Imported | Quarantined]:
+        """Each question where its last row stands, with its solutions and what was written about them."""
+        last = {row.text["question_id"]: row.line for row in rows.read(path, FIELDS) if isinstance(row, rows.Row)}
+        open_: dict[str, _Question] = {}
+        reader = Reader(strict=self.strict)
+        for row in rows.read(path, FIELDS):
+            if isinstance(row, Quarantined):
+                yield row
+                continue
+            fault = self._add(row, open_, reader)
+            if fault is not None:
+                yield Quarantined(row.file, row.line, fault)
+            id = row.text["question_id"]
+            if last[id] == row.line and id in open_:
+                yield open_.pop(id).imported()
+
+    def _add(self, row: rows.Row, open_: dict[str, _Question], reader: Reader) -> str | None:
+        """Adds the row to its question; or says why it can't be."""
+        t, correct = row.text, row.values.get("correct")
+        if not isinstance(correct, bool):
+            return f"field 'correct': true or false is needed, got {correct!r}"
+        if not (t["sample_id"].isascii() and t["sample_id"].isdigit()):
+            return f"field 'sample_id': a whole number from 0 is needed, got {t['sample_id']!r}"
+        sample = int(t["sample_id"])
+        id = t["question_id"]
+        problem = Problem(f"q{id}", t["question"], t["target"], "genrm_rationales", t["reference_solution"])
+        question = open_.get(id) or _Question(problem, row.line)
+        if (question.problem.question, question.problem.answer) != (problem.question, problem.answer):
+            return f"question {id} has another text or target than on line {question.line}"
+        name = f"{problem.id}#{sample}"
+        known = question.solutions.get(sample)
+        if known is None:
+            solution = Solution(name, problem.id, sample, t["solution"], split(t["solution"], self.steps))
+            known = _Solution(solution, _grade(t["solution"], correct), row.line)
+        elif (known.solution.text, known.grade.correct) != (t["solution"], correct):
+            return f"solution {name} has another text or flag than on line {known.line}"
+        known.rationales.append(judged(t["rationale"], correct, SOURCE, leak=self.leak, reader=reader))
+        question.solutions[sample] = known
+        open_[id] = question
+        return None
+
+
+def _grade(text: str, correct: bool) -> Grade:
+    answer = extract(text)
+    return Grade(
+        Verdict.CORRECT if correct else Verdict.INCORRECT,
+        "the flag in the file",
+        None if answer is None else normalise(answer),
+    )
