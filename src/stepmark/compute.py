@@ -5,9 +5,9 @@ when only K of the stored votes count. "When To Solve, When To Verify" (arXiv 25
 compute instead, S solutions and V verifications of each costing S (1 + lambda V): `measure` puts every way of choosing,
 with N candidates and K votes, on one axis of tokens per problem, and says at each budget whether verification pays.
 
-Estimates. K of V votes: the mean over the windows of K neighbours in one random circle of each solution's votes, so
-that every vote counts equally often; those windows are disjoint where K divides V. Weighted votes go through the first
-WINDOWS of them and at most DRAWS subsets of N.
+Estimates. K of V votes: the mean over windows of K neighbours in random circles of each solution's votes, all windows
+of a circle, so that every vote counts equally often; they are disjoint where K divides V. There are circles for at
+least ENOUGH windows. Weighted votes go through the first WINDOWS of them and at most DRAWS subsets of N.
 
 Deviations. The paper counts generated tokens, a lambda for all; we count each solution's own, and what a verifier
 reads as well as what it writes: Verification.tokens has both, the question and solution once for all K rationales. How
@@ -35,6 +35,7 @@ from stepmark.types import Outcome, Progress, Solution, Verification
 ONE_SAMPLE = "pass@1"
 WEIGHTED = SELF_CONSISTENCY + "+"
 JUDGE = "judge"  # a verifier of such a name was not trained: it is not the run's main generative one
+ENOUGH = 16  # windows for choosing by score
 WINDOWS, DRAWS = 4, 100  # for weighted votes with part of the votes; they cost far more than choosing by score
 
 Table = dict[tuple[str, int], Floats]  # (method, K or 0) -> [problems, len(ns)], the expected correctness of its choice
@@ -214,16 +215,21 @@ def _windows(
     votes: Sequence[Sequence[float]], scores: Floats, ks: Sequence[int], most: int, rng: np.random.Generator
 ) -> dict[int, Floats]:
     """K -> [windows, M] mean votes; `scores` [M] stand where there are no votes, or no score."""
-    orders = [rng.permutation(len(v)) for v in votes]
+    alike: dict[int, list[int]] = {}  # how many votes -> which candidates have them
+    for j, mine in enumerate(votes):
+        if mine and scores[j] >= 0:
+            alike.setdefault(len(mine), []).append(j)
     found = {}
     for k in ks:
         starts = np.arange(most // math.gcd(most, k)) * k
-        rows = np.tile(scores, (len(starts), 1))
-        for j, (mine, order) in enumerate(zip(votes, orders, strict=True)):
-            if mine and scores[j] >= 0:
-                taken = np.arange(min(k, len(mine)))
-                rows[:, j] = np.array(mine)[order][(starts[:, None] + taken) % len(mine)].mean(axis=1)
-        found[k] = rows
+        circles = -(-ENOUGH // len(starts))
+        rows = np.tile(scores, (circles, len(starts), 1))
+        for size, which in alike.items():
+            stored = np.array([votes[j] for j in which])
+            orders = rng.permuted(np.tile(stored, (circles, 1, 1)), axis=2)
+            taken = (starts[:, None] + np.arange(min(k, size))) % size
+            rows[:, :, which] = orders[:, :, taken].mean(axis=3).transpose(0, 2, 1)
+        found[k] = rows.reshape(-1, len(scores))
     return found
 
 

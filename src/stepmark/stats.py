@@ -5,8 +5,9 @@ has far less variance than "the first N". Exact, by counting subsets:
 
 - pass@N: 1 - C(M-c, N) / C(M, N) with c correct among M (Chen et al. 2021, arXiv 2107.03374, equation 1). The same
   count gives P(y_HE = 1) after N rollouts, given c correct ones among M (Math-Shepherd, equation 2).
-- best of N by a score: the candidate with r scores at or below its own (its own included) is the best of
-  C(r-1, N-1) of the C(M, N) subsets; candidates of equal score share what falls to them, as a random choice would.
+- best of N by a score: of the C(M, N) subsets, those within the r scores at or below a candidate's own (its own
+  included) and not within the q below it, C(r, N) - C(q, N), have its score as their best; candidates of equal score
+  share what falls to them, as a random choice would.
 
 A vote has no closed form that is worth its cost: `votes` goes through all subsets where there are few (N = 1 and N = M
 always) and through `draws` random ones otherwise, and returns the variance that this adds. With 300 problems and 400
@@ -56,30 +57,36 @@ def best_of(scores: Floats, correct: Floats, ns: Sequence[int]) -> Floats:
     """Expected correctness of the best-scored of N candidates, exactly, ties broken at random: [V, len(ns)].
 
     `scores` is [V, M] for V ways of scoring (-inf loses to all), `correct` [M] in [0, 1]. Raises as `chances` does."""
-    return np.stack([chances(row, ns) @ correct for row in scores])
+    found: Floats = _chances(scores, ns) @ correct
+    return found
 
 
 def chances(scores: Floats, ns: Sequence[int]) -> Floats:
     """How often each of M candidates is the best-scored one among N: [len(ns), M], rows summing to 1.
     Raises ValueError for an N outside 1..M or a score that is NaN."""
+    found: Floats = _chances(scores[None], ns)[0]
+    return found
+
+
+def _chances(scores: Floats, ns: Sequence[int]) -> Floats:
+    """The same for each row of `scores` [V, M]: [V, len(ns), M]."""
     if np.isnan(scores).any():
         raise ValueError("a score is NaN; give -inf for a candidate that must lose.")
-    m = len(scores)
-    order = np.argsort(scores, kind="stable")
-    _, start, group, size = np.unique(scores[order], return_index=True, return_inverse=True, return_counts=True)
-    shares = np.stack([_top_shares(m, n) for n in ns])
-    found = np.empty_like(shares)
-    found[:, order] = (np.add.reduceat(shares, start, axis=1) / size)[:, group]
+    m = scores.shape[1]
+    below = (scores[:, :, None] > scores[:, None, :]).sum(axis=2)  # [V, M] candidates of a lower score
+    upto = (scores[:, :, None] >= scores[:, None, :]).sum(axis=2)  # and those of the same, itself included
+    within = np.stack([_subsets_within(m, n) for n in ns])
+    found: Floats = ((within[:, upto] - within[:, below]) / (upto - below)).transpose(1, 0, 2)
     return found
 
 
 @functools.lru_cache(maxsize=4096)
-def _top_shares(m: int, n: int) -> Floats:
-    """Entry r-1: in what share of all size-n subsets of m the r-th from below is the highest."""
+def _subsets_within(m: int, n: int) -> Floats:
+    """Entry r of m + 1: the share of all size-n subsets of m that lie within the lowest r."""
     if not 1 <= n <= m:
         raise ValueError(f"best of {n} from a pool of {m}: N must be between 1 and {m}.")
     total = math.comb(m, n)
-    return np.array([math.comb(r - 1, n - 1) / total for r in range(1, m + 1)])
+    return np.array([math.comb(r, n) / total for r in range(m + 1)])
 
 
 @dataclass(frozen=True, slots=True)
