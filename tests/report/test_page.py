@@ -93,7 +93,14 @@ def hostile(data: ReportData) -> ReportData:
         "rates": {attack: 0.5},
         "notes": [attack],
         "seconds": {attack: 1.0},
+        "votes_by_verifier": {attack: {"1": 0.2, "4": 0.3}},
+        "rationales": {attack: {"asked": 2, attack: 1}},
     }
+    estimate = {"mean": 0.1, "low": 0.0, "high": 0.2}
+    points = [{"method": m, "n": 2, "k": 4, "tokens": 9.0, "accuracy": estimate} for m in ("pass@1", attack)]
+    split = {"tokens": 9.0, "one": points[0], "verified": points[1], "verified_over_one": estimate}
+    raw["compute"] = {"points": points, "splits": [split], "splits_by_verifier": {attack: [split]}}
+    raw["out_of_distribution"] = raw | {"best_of_n": {attack: {"4": 0.4}}}
     problem = Problem("p", attack, attack, attack)
     s = Solution("p#0", "p", 0, attack, steps.split(attack))
     return ReportData(
@@ -107,7 +114,11 @@ def hostile(data: ReportData) -> ReportData:
         problems=[problem],
         solutions=[s],
         grades=[GradedSolution("p#0", "p", Grade(Verdict.CORRECT, attack, attack))],
-        verifications={attack: [Verification("p#0", (0.4,) * len(s.spans), 0.4, attack)]},
+        verifications={
+            attack: [
+                Verification("p#0", (0.4,) * len(s.spans), 0.4, attack, rationales=(attack, attack), votes=(0.1, 0.9))
+            ]
+        },
         oracle={"p#0": (False,) * len(s.spans)},
         kinds={"p#0": attack},
         training={attack: [report.TrainPoint(1, "loss" + attack, 1.0), report.TrainPoint(2, "loss" + attack, 0.5)]},
@@ -201,6 +212,8 @@ def test_hostile_text_is_shown_and_never_runs(visit, report_data, guarded):
     assert not said
     assert page.locator("script, img, iframe, a[href^=javascript], [onerror], [onload], [onfocus]").count() == 0
     assert HOSTILE[0] in page.locator(".step").first.inner_text()
+    assert HOSTILE[0] in page.locator(".rationale").first.inner_text()
+    assert HOSTILE[0] in page.locator("#tokens").inner_text()
 
 
 def test_no_attack_makes_an_element(report_data):

@@ -90,7 +90,7 @@ def _svg(
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, e in line.points for y in (e.mean, *(e.interval or ()))]
     ticks = _ticks(min(ys), max(ys), 6 if height > 200 else 4, cap=1.0 if share else None)
-    x_ticks = sorted(set(xs)) if log2_x else [t for t in _ticks(min(xs), max(xs), 6) if min(xs) <= t <= max(xs)]
+    x_ticks = _log_ticks(xs) if log2_x else [t for t in _ticks(min(xs), max(xs), 6) if min(xs) <= t <= max(xs)]
 
     def place(x: float) -> float:
         return math.log2(x) if log2_x and x > 0 else x
@@ -120,7 +120,7 @@ def _svg(
     last = -math.inf
     for t in x_ticks:
         if px(t) - last >= apart:
-            grid.append(h("text", f"{t:g}", x=f"{px(t):.1f}", y=height - bottom + 18, class_="tick middle"))
+            grid.append(h("text", f"{t:,.10g}", x=f"{px(t):.1f}", y=height - bottom + 18, class_="tick middle"))
             last = px(t)
     grid.append(h("text", x_label, x=f"{(left + width - right) / 2:.1f}", y=height - 4, class_="axis middle"))
 
@@ -135,7 +135,9 @@ def _svg(
         if len(line.points) > 1:
             strokes.append(h("polyline", points=path, class_=f"line {line.dash} c{line.colour}"))
         if line.markers:
-            dots += [_dot(px(x), py(e.mean), line, f"{x_label} {x:g}: {_interval(e, share)}") for x, e in line.points]
+            dots += [
+                _dot(px(x), py(e.mean), line, f"{x_label} {x:,.6g}: {_interval(e, share)}") for x, e in line.points
+            ]
     parts = [*grid, *bands, *strokes, *dots]
     if direct:
         ends = [(px(line.points[-1][0]), py(line.points[-1][1].mean)) for line in lines]
@@ -178,6 +180,16 @@ def _legend(lines: Sequence[Line]) -> Html:
 def _key(line: Line) -> Html:
     stroke = h("polyline", points="0,5 22,5", class_=f"line {line.dash} c{line.colour}")
     return h("svg", stroke, viewBox="0 0 22 10", class_="key", aria_hidden="true")
+
+
+def _log_ticks(xs: Sequence[float]) -> list[float]:
+    """The values themselves where they are few, as with N or K; else powers of two among them, round numbers."""
+    found = sorted(set(xs))
+    if len(found) <= 12 or found[0] <= 0:
+        return found
+    low, high = math.ceil(math.log2(found[0])), math.floor(math.log2(found[-1]))
+    step = 1 + (high - low) // 12
+    return [2.0**i for i in range(low, high + 1, step)] or found[:1]
 
 
 def _ticks(low: float, high: float, about: int, cap: float | None = None) -> list[float]:

@@ -29,6 +29,8 @@ def table(metrics: Metrics | Mapping[str, object], report: Place | None = None) 
     if m.label_quality:
         parts.append("Step labels against the oracle, by rollouts per step\n" + _quality(m))
     parts.append(headline(m))
+    if (other := m.out_of_distribution) is not None and other.best_of_n:
+        parts.append(f"Out of distribution, {other.problems:,} problems\n{_accuracy(other)}\n\n{headline(other)}")
     if report is not None:
         parts.append(f"Report: {report}")
     return _printable("\n\n".join(parts))

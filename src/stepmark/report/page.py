@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from stepmark.report import results, samples
-from stepmark.report.data import ONE_SAMPLE, ORACLE, PLAIN_VOTE, ReportData, phrase
+from stepmark.report import budgets, results, samples
+from stepmark.report.data import ONE_SAMPLE, ORACLE, PLAIN_VOTE, Metrics, ReportData, phrase
 from stepmark.report.findings import best_method, findings, headline, percent, winning
 from stepmark.report.markup import Html, document, h, join, style_sheet
 from stepmark.report.results import clock
@@ -27,11 +27,15 @@ def render(data: ReportData) -> str:
     m = data.metrics
     parts: dict[str, tuple[str, Html]] = {
         "accuracy": ("Accuracy by number of candidates", join([results.accuracy_curves(m), results.accuracy_table(m)])),
+        "votes": ("Accuracy by number of votes", budgets.votes(m)),
+        "tokens": ("Accuracy by tokens", budgets.tokens(m)),
         "differences": ("Paired differences", results.differences_table(m)),
         "aggregation": ("From step scores to one score", results.aggregation_table(m, data.aggregate)),
         "verifiers": ("Verifiers", join([_verifiers(data), results.auc_table(m)])),
         "errors": ("Which errors get past each verifier", join([results.errors_missed(m), results.errors_selected(m)])),
+        "other": ("Out of distribution", _section(m.out_of_distribution)),
         "labels": ("Quality of the step labels", results.label_quality(m)),
+        "rationales": ("What became of rationales", budgets.rationales(m)),
         "samples": ("Sample solutions", _with_legend(samples.samples(data), bool(data.oracle))),
         "training": ("Training", results.training(data)),
         "rates": ("What was left out", results.rates(data)),
@@ -56,6 +60,24 @@ def render(data: ReportData) -> str:
     )
     footer = h("footer", "Made by Stepmark. Every number on this page comes from this run.")
     return document(head, join([_header(data, contents), h("main", *sections), footer]))
+
+
+def _section(m: Metrics | None) -> Html:
+    """What a second test part came to: the same measures on problems unlike those learned from."""
+    if m is None or not m.best_of_n:
+        return Html("")
+    said = [headline(m), *findings(m), *m.notes]
+    return join(
+        [
+            h("p", f"{m.problems:,} problems unlike those of the training set, {m.candidates:,} candidates."),
+            h("ul", *(h("li", line) for line in said), class_="notes"),
+            results.accuracy_curves(m),
+            results.accuracy_table(m),
+            budgets.votes(m),
+            budgets.tokens(m),
+            results.differences_table(m),
+        ]
+    )
 
 
 def write(data: ReportData, path: Place) -> Path:

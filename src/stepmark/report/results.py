@@ -51,7 +51,7 @@ def accuracy_table(m: Metrics) -> Html:
     def row(method: str) -> list[Child]:
         values = m.best_of_n[method]
         marked = {n for n in values if method != ORACLE and values[n].mean == best[n]}
-        return [_name(method), *(h("td", _share(values.get(n)), class_="best" if n in marked else None) for n in ns)]
+        return [_name(method), *(h("td", share_of(values.get(n)), class_="best" if n in marked else None) for n in ns)]
 
     caption = (
         "Problems answered correctly, in percent, with 95% intervals. Marked: best in its column, the oracle aside."
@@ -62,7 +62,7 @@ def accuracy_table(m: Metrics) -> Html:
 def accuracy_curves(m: Metrics) -> Html:
     if len(m.ns) < 2:
         return Html("")
-    verifiers = _verifiers(m)
+    verifiers = verifiers_of(m)
     lines = []
     for method in m.main_methods:
         name = verifier_of(method)
@@ -88,7 +88,7 @@ def differences_table(m: Metrics) -> Html:
     def cell(d: Difference | None) -> Html:
         if d is None:
             return h("td", "–")
-        return h("td", _points(d.estimate), class_="best" if d.clear else None)
+        return h("td", signed_points(d.estimate), class_="best" if d.clear else None)
 
     rows = [[f"{phrase(a)} − {phrase(b)}", *(cell(found.get(n)) for n in ns)] for (a, b), found in pairs.items()]
     caption = "Percentage points on the same problems, with 95% paired intervals. Marked: the interval leaves out zero."
@@ -105,7 +105,7 @@ def aggregation_table(m: Metrics, default: str = "") -> Html:
     methods = [k for k in m.main_methods if any(key.startswith(k + ":") for key in keys)]
     methods += sorted({k.partition(":")[0] for k in keys} - set(methods))
     rows: list[list[Child]] = [
-        [_name(k), *(_share(m.best_of_n.get(key, {}).get(n)) for key in (k, *(f"{k}:{way}" for way in ways)))]
+        [_name(k), *(share_of(m.best_of_n.get(key, {}).get(n)) for key in (k, *(f"{k}:{way}" for way in ways)))]
         for k in methods
     ]
     caption = f"Accuracy in percent at N = {n}, by how step scores become one score. A dash: not measured apart."
@@ -252,7 +252,7 @@ def clock(s: float) -> str:
     return f"{int(s) // 3600} h {int(s) % 3600 // 60:02d} min"
 
 
-def _verifiers(m: Metrics) -> list[str]:
+def verifiers_of(m: Metrics) -> list[str]:
     return list(dict.fromkeys(verifier_of(k) for k in m.main_methods if k not in NO_VERIFIER))
 
 
@@ -281,11 +281,11 @@ def _signed(value: float, form: str) -> str:
     return format(value, form).replace("-", "−")
 
 
-def _share(e: Estimate | None) -> Html:
+def share_of(e: Estimate | None) -> Html:
     return _with_interval(e, ".1f")
 
 
-def _points(e: Estimate) -> Html:
+def signed_points(e: Estimate) -> Html:
     return _with_interval(e, "+.1f", " to ")
 
 

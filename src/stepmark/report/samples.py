@@ -16,7 +16,7 @@ from stepmark.report.markup import Child, Html, h, join
 from stepmark.report.results import scroller
 from stepmark.types import Finish, Grade, Outcome, Problem, Selection, Solution, Verdict, Verification
 
-PROBLEMS, CANDIDATES, STEPS, CHARACTERS = 6, 4, 40, 1200  # the most that is shown of each
+PROBLEMS, CANDIDATES, STEPS, CHARACTERS, RATIONALES = 6, 4, 40, 1200, 3  # the most that is shown of each
 THRESHOLD = 0.5  # a step scored below this is predicted wrong
 MARK = {Verdict.CORRECT: "✓ correct", Verdict.INCORRECT: "✗ wrong", Verdict.UNGRADABLE: "? ungradable"}
 CASES = {
@@ -158,6 +158,7 @@ def _candidate(
         h("p", "Chosen by ", h("strong", ", ".join(choosers)), class_="choosers") if choosers else None,
         h("p", join(chips, " ")) if chips else None,
         _steps(s, data, by_step, lead),
+        *(_rationales(name, v) for name, v in mine.items() if v.rationales),
         class_="candidate",
     )
 
@@ -168,6 +169,21 @@ def _chip(name: str, v: Verification) -> Html:
         return h("span", name, f" {v.outcome.value}", class_="chip", title=v.reason[:300])
     how = f" {v.aggregate}" if len(v.scores) > 1 else None
     return h("span", name, " ", h("b", f"{v.score:.2f}"), how, class_="chip", style=_tint(v.score))
+
+
+def _rationales(name: str, v: Verification) -> Html:
+    """What a generative verifier wrote, each with its vote where there is one for each."""
+    votes = v.votes if len(v.votes) == len(v.rationales) else ()
+    many = "1 rationale" if len(v.rationales) == 1 else f"{len(v.rationales):,} rationales"
+    parts: list[Child] = [h("summary", f"{name}: {many}")]
+    for i, text in enumerate(v.rationales[:RATIONALES]):
+        vote = h("span", "p(Yes) ", h("b", f"{votes[i]:.2f}"), class_="chip", style=_tint(votes[i])) if votes else None
+        parts += [h("p", vote) if votes else None, h("p", _cut(text, CHARACTERS), class_="rationale")]
+    if len(v.rationales) > RATIONALES:
+        parts.append(h("p", f"… and {len(v.rationales) - RATIONALES:,} more", class_="dim"))
+    if len(v.votes) > 1:
+        parts.append(h("p", f"All votes: {', '.join(f'{x:.2f}' for x in v.votes)}", class_="dim"))
+    return h("details", *parts, class_="rationales")
 
 
 def _steps(s: Solution, data: ReportData, by_step: dict[str, tuple[float, ...]], lead: str) -> Html:
