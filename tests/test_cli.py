@@ -131,6 +131,10 @@ def test_a_run_and_what_can_be_done_with_it(tmp_path, monkeypatch):
     assert json.loads(ok("evaluate", run, "--json").stdout)["best_of_n"] == metrics["best_of_n"]
     ok("report", run)
     assert "recompute" in (run / "report.html").read_text()
+    advice = json.loads(ok("plan", "--optimal", run, "--json").stdout)["in_distribution"]["advice"]
+    assert advice[0]["plain"]["method"] == "pass@1"
+    assert advice[-1]["verified"]["method"].endswith("recompute")
+    assert "without verification" in ok("plan", "--optimal", run, "--tokens", 1000).stdout
     refused = ok("run", DEMO, *shrunk("seed=9"), code=2)
     assert '+  "seed": 9' in refused.stderr
 

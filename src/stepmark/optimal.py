@@ -96,9 +96,9 @@ def _advice(budget: float, split: Split) -> Advice:
     if verified is None:
         reason = "the budget pays for no verifier"
     elif gain is not None and gain.high < 0:
-        reason = f"leave verification out: {_words(plain)} is better"
+        reason = f"leave verification out: {_words(plain)} is better than {_way(verified)}"
     else:
-        reason = f"leave verification out: {_words(chosen)} is as good within the noise"
+        reason = f"leave verification out: {_words(chosen)} is as good within the noise as {_way(verified)}"
     return Advice(budget, chosen, False, plain, verified, gain, reason)
 
 
@@ -108,6 +108,10 @@ def _clear(gain: Interval | None) -> bool:
 
 def _words(point: Point) -> str:
     return "one sample" if point.n == 1 else "plain voting"
+
+
+def _way(point: Point) -> str:
+    return f"{point.method} N={point.n}{f' K={point.k}' if point.k else ''}"
 
 
 def table(found: Sequence[Part]) -> str:
@@ -145,7 +149,7 @@ def _row(a: Advice) -> tuple[str, str, str, str, str, str, str, str, str]:
         str(p.k) if p.k else "-",
         f"{p.tokens:,.0f}",
         _share(p.accuracy),
-        f"{plain.method}{f' N={plain.n}' if plain.n > 1 else ''} {_share(plain.accuracy)}",
+        f"{_way(plain)} {_share(plain.accuracy)}",
         "-" if a.gain is None else f"{100 * a.gain.mean:+.1f} ({100 * a.gain.low:+.1f} to {100 * a.gain.high:+.1f})",
         a.reason,
     )
