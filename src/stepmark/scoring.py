@@ -19,6 +19,7 @@ from stepmark import aggregate as aggregation
 from stepmark import checkpoints, packing, plugins
 from stepmark.encoding import Encoded, special_id
 from stepmark.errors import CheckpointError, EncodingError
+from stepmark.neutral import Neutral, neutral
 from stepmark.types import Finish, Outcome, Place, Solution, Verification
 
 if TYPE_CHECKING:
@@ -137,18 +138,23 @@ def verify(
     max_length: float,
     pad_id: int,
     device: str,
+    per_step: bool = False,
 ) -> list[Verification]:
     """Scores solutions in batches of near-equal length; `read` gives the [K] probabilities of a batch.
 
+    What is encoded is the solution without its claims about itself (neutral.py). With `per_step`, where the encoding
+    has one place for each step that is left, every step of the original gets a score.
     A solution that did not end, or does not fit into `max_length` tokens, is TRUNCATED, never cut and scored."""
     import torch
 
     results: dict[int, Verification] = {}
     encoded: dict[int, Encoded] = {}
+    read_as: dict[int, Neutral] = {}
     for i, s in enumerate(solutions):
         bad = unfinished(s, aggregate)
         if bad is None:
-            encoded[i] = encode(s)
+            read_as[i] = neutral(s)
+            encoded[i] = encode(read_as[i].solution)
             bad = too_long(s, aggregate, len(encoded[i]), max_length)
         if bad is not None:
             results[i] = bad
@@ -162,6 +168,8 @@ def verify(
                 if not all(map(math.isfinite, scores)):
                     results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
                     continue
+                if per_step:
+                    scores = read_as[i].spread(scores)
                 total = aggregation.aggregate(scores, aggregate)
                 results[i] = Verification(solutions[i].id, scores, total, aggregate, tokens=len(encoded[i]))
     return [results[i] for i in range(len(solutions))]
@@ -173,6 +181,8 @@ def unfinished(s: Solution, aggregate: str) -> Verification | None:
         return _unscored(s, aggregate, "the solution ran out of tokens before its end")
     if not s.spans:
         return _unscored(s, aggregate, "the solution is empty", Outcome.FAILED)
+    if not neutral(s).kept:
+        return _unscored(s, aggregate, "the solution says nothing but that it is right", Outcome.FAILED)
     return None
 
 

@@ -13,6 +13,7 @@ import stepmark
 from stepmark import checkpoints, packing, scoring
 from stepmark.encoding import token_ids
 from stepmark.errors import CheckpointError, ConfigError, DataError
+from stepmark.neutral import neutral_text
 from stepmark.train import TrainSettings, train
 from stepmark.types import Finish, Outcome, Solution, Verdict
 from stepmark.verifiers.orm import OutcomeVerifier
@@ -36,7 +37,8 @@ def test_a_sequence_is_the_tokenizers_own_and_one_closing_token(tiny, head, ques
     tokenizer = checkpoints.load_tokenizer(tiny)
     found = OutcomeVerifier(tiny, head=head).encode(question, Solution("p#0", "p", 0, text, ((0, len(text)),)))
     close = tokenizer.convert_tokens_to_ids("<step>") if head == "tag" else tokenizer.eos_token_id
-    assert list(found.ids) == [*token_ids(tokenizer, f"{question}\n{text.rstrip()}")[0], close]
+    read = neutral_text(text).rstrip()
+    assert list(found.ids) == [*token_ids(tokenizer, f"{question}\n{read}")[0], close]
     assert found.at == (len(found.ids) - 1,)
     assert not set(found.ids[:-1]) & set(tokenizer.all_special_ids)
 

@@ -14,6 +14,7 @@ import stepmark
 from stepmark import checkpoints, packing, plugins, scoring, steps
 from stepmark.encoding import token_ids
 from stepmark.errors import CheckpointError, ConfigError, EncodingError
+from stepmark.neutral import neutral
 from stepmark.train import TrainSettings, train
 from stepmark.types import Grade, LabelledSolution, Outcome, Solution, StepLabel, Verdict
 from stepmark.verifiers.prm import ProcessVerifier
@@ -78,9 +79,11 @@ def solution(text, how="line"):
 def check_encoding(path, question, text, how):
     verifier = ProcessVerifier(path)
     tokenizer = checkpoints.load_tokenizer(path)
-    given, spans = token_ids(tokenizer, f"{question}\n{text}")
     s = solution(text, how)
     found = verifier.encode(question, s)
+    s = neutral(s).solution
+    text = s.text
+    given, spans = token_ids(tokenizer, f"{question}\n{text}")
     tag = tokenizer.convert_tokens_to_ids("<step>")
     assert len(found.at) == len(s.spans)
     assert [i for i, t in enumerate(found.ids) if t == tag] == list(found.at)  # user text adds none

@@ -165,7 +165,7 @@ def test_what_cannot_be_scored_stays_unscored(run, solve, name):
 
 def test_steps_and_questions_of_any_shape_get_a_score(run, solve):
     verifier = replace(stepmark.load_verifier(run / "surprise_", device="cpu"))
-    for question, text in (("", "a"), ("", "a\nb\n"), ("Q", "\n\na\n\n\nb\n\n"), ("Q", "<eos>\n<step>")):
+    for question, text in (("", "a"), ("", "a\nb\n"), ("Q", "\n\na\n\n\nb\n\n"), ("<eos>", "a\n<step>\nb")):
         [found] = verifier.verify(question, [solve(text)])
         assert found.outcome is Outcome.SCORED
         assert len(found.scores) == len(solve(text).spans)

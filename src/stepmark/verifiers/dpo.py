@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from stepmark import checkpoints, packing, scoring
 from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import CheckpointError, ConfigError, DataError, EncodingError
+from stepmark.neutral import neutral, neutral_text
 from stepmark.prompts import Template
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
 
@@ -77,12 +78,13 @@ class ImplicitVerifier:
     # ---- text to ids: the one place, for training and scoring ----
 
     def encode(self, question: str, solution: Solution) -> Encoded:
-        """Question, solution and end token; the last two are weighed. Raises EncodingError without an end token."""
+        """Question, solution without its claims about itself, and end token; the last two are weighed. Raises
+        EncodingError without an end token."""
         tokenizer = self._tokenizer()
         if tokenizer.eos_token_id is None:
             raise EncodingError(f"{self.path}: its tokenizer has no end token, and a solution's likelihood needs one.")
         context = Template(self.template).render(question)
-        ids, spans = token_ids(tokenizer, context + solution.text.rstrip())
+        ids, spans = token_ids(tokenizer, context + neutral_text(solution.text).rstrip())
         (start,) = boundaries(spans, [len(context)])
         weights = (*(float(t >= start) for t in range(len(ids))), 1.0)
         return Encoded((*ids, int(tokenizer.eos_token_id)), at=(len(ids),), weights=weights)
@@ -106,9 +108,10 @@ class ImplicitVerifier:
         # By text: a text that is right here and wrong there says nothing, and one drawn twice says it once.
         found: dict[str, dict[str, tuple[Solution, set[Verdict]]]] = {}
         for problem, x in examples:
-            if x.grade.verdict is not Verdict.UNGRADABLE and x.solution.spans:
+            read_as = neutral(x.solution)
+            if x.grade.verdict is not Verdict.UNGRADABLE and read_as.kept:
                 texts = found.setdefault(problem.question, {})
-                texts.setdefault(x.solution.text.rstrip(), (x.solution, set()))[1].add(x.grade.verdict)
+                texts.setdefault(read_as.solution.text.rstrip(), (x.solution, set()))[1].add(x.grade.verdict)
         pairs = []
         for question, texts in found.items():
             right = [s for s, verdicts in texts.values() if verdicts == {Verdict.CORRECT}]

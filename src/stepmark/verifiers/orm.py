@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepmark import checkpoints, packing, scoring
 from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import ConfigError
+from stepmark.neutral import neutral, neutral_text
 from stepmark.prompts import Template
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
 
@@ -61,10 +62,10 @@ class OutcomeVerifier:
     # ---- text to ids: the one place, for training and scoring ----
 
     def encode(self, question: str, solution: Solution, grade: Verdict | None = None) -> Encoded:
-        """Question, solution, and one closing token whose output carries the score."""
+        """Question, solution without its claims about itself, and one closing token whose output carries the score."""
         tokenizer = self._tokenizer()
         context = Template(self.template).render(question)
-        ids, spans = token_ids(tokenizer, context + solution.text.rstrip())
+        ids, spans = token_ids(tokenizer, context + neutral_text(solution.text).rstrip())
         at: tuple[int, ...] = (len(ids),)
         if grade is None:
             return Encoded((*ids, self._close), at=at)
@@ -106,7 +107,7 @@ class OutcomeVerifier:
 
     def encode_example(self, example: tuple[Problem, LabelledSolution]) -> Encoded | None:
         problem, labelled = example
-        if labelled.grade.verdict is Verdict.UNGRADABLE or not labelled.solution.spans:
+        if labelled.grade.verdict is Verdict.UNGRADABLE or not neutral(labelled.solution).kept:
             return None
         return self.encode(problem.question, labelled.solution, labelled.grade.verdict)
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepmark import checkpoints, packing, scoring
 from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import ConfigError, EncodingError
+from stepmark.neutral import neutral
 from stepmark.prompts import Template
 from stepmark.types import LabelledSolution, Problem, Solution, StepLabel, Verification
 
@@ -56,11 +57,14 @@ class ProcessVerifier:
     # ---- text to ids: the one place, for training and scoring ----
 
     def encode(self, question: str, solution: Solution, labels: tuple[StepLabel, ...] | None = None) -> Encoded:
-        """Question, then each step and its tag. With labels, each step that has evidence gets a target.
+        """Question, then each step and its tag. With labels, each step that has evidence gets a target. Claims of the
+        solution about itself are left out, with the steps that hold nothing else.
 
         Raises EncodingError when labels and steps differ in number."""
         if labels is not None and len(labels) != len(solution.spans):
             raise EncodingError(f"solution {solution.id} has {len(solution.spans)} steps and {len(labels)} labels.")
+        found = neutral(solution)
+        solution, labels = found.solution, labels and found.labels(labels)
         context = Template(self.template).render(question)
         ids, spans = token_ids(self._tokenizer(), context + solution.text)
         ends = [len(context) + start + len(solution.text[start:end].rstrip()) for start, end in solution.spans]
@@ -128,6 +132,7 @@ class ProcessVerifier:
             max_length=scoring.max_length(model),
             pad_id=self.pad_id,
             device=str(model.device),
+            per_step=True,
         )
 
     # ---- shared by both ----

@@ -31,6 +31,7 @@ from stepmark import aggregate as aggregation
 from stepmark import checkpoints, packing, scoring
 from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import CheckpointError, DataError
+from stepmark.neutral import neutral
 from stepmark.prompts import Template
 from stepmark.types import LabelledSolution, Outcome, Problem, Solution, Verdict, Verification
 
@@ -67,7 +68,8 @@ class SurpriseVerifier:
         features: list[np.ndarray] = []
         targets: list[float] = []
         for question, group in by_question.items():
-            found = self._features(self.path, self.verifier, question, [g.solution for g in group])
+            read_as = [neutral(g.solution).solution for g in group]
+            found = self._features(self.path, self.verifier, question, read_as)
             for labelled, rows in zip(group, found, strict=True):
                 if not isinstance(rows, Verification):
                     features.append(np.array(rows))
@@ -94,6 +96,15 @@ class SurpriseVerifier:
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order. What the other verifier could not score stays unscored."""
+        read_as = [neutral(s) for s in solutions]
+        found = self._verify(question, [n.solution for n in read_as])
+        out = []
+        for v, n in zip(found, read_as, strict=True):
+            scores = n.spread(v.scores) if len(v.scores) > 1 else v.scores  # one may be the whole solution's
+            out.append(replace(v, scores=scores, score=aggregation.aggregate(scores, self.aggregate)))
+        return out
+
+    def _verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         fitted = self._fitted()
         scoring.check_card(self.path, {}, Template(self.template).hash)
         a, b, c = (fitted["coefficients"][k] for k in ("logit", "surprise", "constant"))
