@@ -1,0 +1,280 @@
+"""The generative verifier: what it learns (equation 6), what it reads (p(Yes), the mean over K rationales), and how
+what went wrong is told."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import stepmark
+from stepmark import checkpoints, packing, plugins, prompts
+from stepmark.errors import CheckpointError, ConfigError
+from stepmark.prompts import NO, VERDICT, YES
+from stepmark.train import TrainSettings, train
+from stepmark.types import Outcome, Rationale, StepLabel, Verdict
+from stepmark.verifiers.genrm import FORMS, GenerativeVerifier
+
+QUICK = TrainSettings(batch_tokens=500, row_tokens=250, lr=1e-2, tensorboard=False, device="cpu")
+
+
+def rationale(lines, answer, **fields):
+    return Rationale(f"{lines}\n{VERDICT}{answer}", answer.strip().lower(), "oracle", **fields)
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory, problems):
+    """A tiny model whose tokenizer knows Yes and No."""
+    corpus = GenerativeVerifier("nowhere", mode="cot").corpus()
+    texts = [f"{p.question}\n{p.reference}" for p in problems] + list(corpus) * 200
+    shape = checkpoints.Shape(hidden=32, heads=2, kv_heads=1, layers=2, vocab=420, max_length=256)
+    return str(checkpoints.create(tmp_path_factory.mktemp("knowing") / "model", texts, shape, seed=1))
+
+
+@pytest.fixture(scope="module")
+def lessons(problems, labelled):
+    """A right and a wrong solution of each of 12 problems, each with a rationale that ends in what is known."""
+    made = []
+    for p in problems[:12]:
+        for sample, (text, verdict, answer) in enumerate(
+            ((p.reference, Verdict.CORRECT, YES), ("so 9.\nThe answer is 9.", Verdict.INCORRECT, NO))
+        ):
+            problem, x = labelled(p, text, [1.0] * (text.count("\n") + 1), verdict, sample=sample)
+            made.append((problem, replace(x, rationales=(rationale(f"so it is{answer}.", answer),))))
+    return made
+
+
+def by_hand(path, text):
+    """p(Yes) after a text by plain transformers, among Yes and No and their one-token forms."""
+    tokenizer, model = checkpoints.load_tokenizer(path), checkpoints.load_model(path, dtype="float32", device="cpu")
+    ids = tokenizer(text)["input_ids"]
+    with torch.inference_mode():
+        chances = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+    known = [[tokenizer(VERDICT + f)["input_ids"] for f in forms] for forms in FORMS]
+    start = len(tokenizer(VERDICT)["input_ids"])
+    yes, no = (sum(float(chances[ids[start]]) for ids in forms if len(ids) == start + 1) for forms in known)
+    return yes / (yes + no)
+
+
+def test_direct_scores_are_the_models_own_chance_of_yes(knowing, problems, solve):
+    verifier = GenerativeVerifier(knowing, device="cpu")
+    texts = ["3 + 4 = 7\nThe answer is 7.", "The answer is 8."]
+    found = verifier.verify(problems[0].question, [solve(t) for t in texts])
+    for v, text in zip(found, texts, strict=True):
+        asked = f"{problems[0].question}\n{text}\n{VERDICT}"
+        assert v.score == pytest.approx(by_hand(knowing, asked), abs=1e-6)
+        assert (v.outcome, v.votes, v.rationales) == (Outcome.SCORED, (), ())
+        assert v.tokens == len(checkpoints.load_tokenizer(knowing)(asked)["input_ids"])
+
+
+def test_votes_are_the_chance_of_yes_after_each_rationale_and_the_score_their_mean(taught, problems, solve):
+    verifier = replace(stepmark.load_verifier(taught), votes=6, keep=6, temperature=3.0)
+    s = solve("so 9.\nThe answer is 9.")
+    [v] = verifier.verify(problems[0].question, [s])
+    assert v.outcome is Outcome.SCORED
+    assert len(v.rationales) == len(v.votes) > 0
+    for text, vote in zip(v.rationales, v.votes, strict=True):
+        assert text.endswith(VERDICT)
+        if "\ufffd" not in text:
+            asked = f"{problems[0].question}\n{s.text}\nVerification:\n{text}"
+            assert vote == pytest.approx(by_hand(taught, asked), abs=1e-4)
+    assert v.score == pytest.approx(sum(v.votes) / len(v.votes))
+    assert v.tokens > len(checkpoints.load_tokenizer(taught)(f"{problems[0].question}\n{s.text}")["input_ids"])
+
+
+def test_solutions_of_one_text_share_their_votes_and_seeds_change_them(taught, problems, solve):
+    verifier = replace(stepmark.load_verifier(taught), votes=4, temperature=3.0)  # it knows its lines too well
+    twice = [solve("so 9.\nThe answer is 9.", sample=i) for i in range(2)]
+    a, b = verifier.verify(problems[0].question, twice)
+    assert (a.votes, a.rationales) == (b.votes, b.rationales)
+    assert a.solution_id != b.solution_id
+    [other] = replace(verifier, seed=5).verify(problems[0].question, twice[:1])
+    assert other.votes != a.votes
+
+
+def test_several_questions_at_once_change_no_score(taught, problems, solve):
+    verifier = replace(stepmark.load_verifier(taught), votes=3)
+    asked = [(p.question, [solve(p.reference, p.id), solve("The answer is 1.", p.id, 1)]) for p in problems[:3]]
+    together = verifier.verify_many(asked)
+    alone = [v for question, solutions in asked for v in verifier.verify(question, solutions)]
+    assert [v.votes for v in together] == [pytest.approx(v.votes, abs=1e-5) for v in alone]
+
+
+@pytest.fixture(scope="module")
+def taught(knowing, lessons, tmp_path_factory):
+    """A cot verifier that learned its lessons by heart."""
+    out = tmp_path_factory.mktemp("taught") / "genrm"
+    train(GenerativeVerifier(knowing, mode="cot", max_tokens=60), lessons, out, replace(QUICK, epochs=40))
+    return str(out)
+
+
+def test_it_learns_to_tell_right_from_wrong(taught, lessons):
+    verifier = replace(stepmark.load_verifier(taught), votes=2)
+    scores = {True: [], False: []}
+    for p, x in lessons:
+        scores[x.grade.correct] += [v.score for v in verifier.verify(p.question, [x.solution])]
+    assert min(scores[True]) > max(scores[False])
+
+
+@pytest.mark.parametrize("mode", ["direct", "cot"])
+def test_the_loss_is_verification_plus_lambda_times_generation(knowing, lessons, mode):
+    """Equation 6 against plain transformers, sequence by sequence."""
+    weight = 0.3
+    verifier = GenerativeVerifier(knowing, mode=mode, generation=weight)
+    items = verifier.choose(lessons[:6])
+    encoded = [verifier.encode_example(item) for item in items]
+    model = verifier.build()
+    batch = packing.batch([encoded[:5], encoded[5:]], verifier.pad_id)
+    totals = packing.Totals(sum(len(e.targets) for e in encoded), sum(sum(e.weights) for e in encoded), len(encoded))
+    tokenizer = checkpoints.load_tokenizer(knowing)
+    sums, counts = {True: 0.0, False: 0.0}, {True: 0, False: 0}
+    for p, x in lessons[:6]:
+        given = f"{p.question}\n"
+        answer = YES if x.grade.correct else NO
+        checked = f"{given}{x.solution.text}\n"
+        pairs = [(checked + VERDICT, answer, "", True)]
+        if mode == "cot":
+            pairs = [(f"{checked}Verification:\n", x.rationales[0].text, "<eos>", True)]
+        if x.grade.correct:
+            pairs.append((given, x.solution.text, "<eos>", False))
+        for before, after, end, verification in pairs:
+            start, ids = (tokenizer(t)["input_ids"] for t in (before, before + after))
+            ids = ids + [tokenizer.eos_token_id] * bool(end)
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0]
+            wanted = torch.tensor(ids[len(start) :])
+            sums[verification] += float(cross_entropy(logits[len(start) - 1 : -1], wanted, reduction="sum"))
+            counts[verification] += len(wanted)
+    expected = sums[True] / counts[True] + weight * sums[False] / counts[False]
+    assert float(verifier.loss(model, batch, totals)) == pytest.approx(expected, rel=1e-5)
+    without = replace(verifier, generation=0.0)
+    assert len(without.choose(lessons[:6])) == len(items) - 3
+
+
+def test_a_solution_that_is_only_a_reference_is_generated_never_verified(knowing, problems, labelled):
+    p, x = labelled(problems[0], "The answer is 7.", [1.0])
+    reference = p, replace(x, labels=(StepLabel(0, 0, source="reference"),), rationales=(rationale("so", YES),))
+    for mode in ("direct", "cot"):
+        verifier = GenerativeVerifier(knowing, mode=mode, generation=1.0, balance=False)
+        assert [item.answer for item in verifier.choose([reference])] == [""]
+        assert replace(verifier, generation=0.0).choose([reference]) == []
+
+
+def test_rationales_that_were_lost_and_solutions_that_nobody_could_grade_teach_nothing(knowing, problems, labelled):
+    p, x = labelled(problems[0], "The answer is 7.", [1.0])
+    lost = replace(x, rationales=(rationale("so", YES, lost="leak"), rationale("it is", YES)))
+    verifier = GenerativeVerifier(knowing, mode="cot", balance=False)
+    assert [item.said for item in verifier.choose([(p, lost)])] == [f"it is\n{VERDICT}"]
+    ungradable = replace(lost, grade=replace(x.grade, verdict=Verdict.UNGRADABLE))
+    assert verifier.choose([(p, ungradable)]) == []
+
+
+def test_balance_takes_as_many_of_each_verdict_whatever_the_order(knowing, problems, labelled):
+    examples = [
+        labelled(p, f"The answer is {i}.", [1.0], Verdict.INCORRECT if i % 4 else Verdict.CORRECT, sample=i)
+        for p in problems[:3]
+        for i in range(8)
+    ]
+    verifier = GenerativeVerifier(knowing)
+    kept = verifier.choose(examples)
+    answers = [item.answer for item in kept]
+    assert answers.count(YES) == answers.count(NO) == 6
+    assert set(kept) == set(verifier.choose(examples[::-1]))
+    assert len(replace(verifier, balance=False).choose(examples)) == 24
+
+
+def test_the_target_is_all_that_is_weighed(knowing, lessons):
+    tokenizer = checkpoints.load_tokenizer(knowing)
+    p, x = lessons[1]
+    for mode, expected in (("direct", NO), ("cot", x.rationales[0].text + "<eos>")):
+        verifier = GenerativeVerifier(knowing, mode=mode, balance=False)
+        found = verifier.encode_example(verifier.choose([(p, x)])[0])
+        said = tokenizer.decode([i for i, w in zip(found.ids, found.weights, strict=True) if w])
+        assert said == expected
+        # What is trained is what is asked, to the token.
+        asked = verifier.ask(p.question, x.solution.text)
+        start = tokenizer(asked)["input_ids"]
+        assert list(found.ids[: len(start)]) == start
+        assert not any(found.weights[: len(start)])
+
+
+def test_rationales_without_an_end_are_truncated_and_long_texts_are_refused(taught, problems, solve):
+    verifier = replace(stepmark.load_verifier(taught), votes=2, max_tokens=3)
+    long = solve("1 + 1 = 2\n" * 80)
+    cut, too_long, fine = verifier.verify(problems[0].question, [solve("The answer is 9."), long, solve("")])
+    assert (cut.outcome, cut.scores, cut.votes) == (Outcome.TRUNCATED, (), ())
+    assert "end" in cut.reason
+    assert cut.tokens > 0
+    assert too_long.outcome is Outcome.TRUNCATED
+    assert "reads 256" in too_long.reason
+    assert fine.outcome is Outcome.FAILED
+
+
+def test_a_backend_that_is_asked_again_gives_the_same_votes(taught, problems, solve, monkeypatch):
+    """A server can't say in passing what would follow: the verifier asks it once more, and finds the same."""
+    from stepmark.backends.local import LocalBackend
+
+    verifier = replace(stepmark.load_verifier(taught), votes=3, keep=3)
+    s = solve("so 9.\nThe answer is 9.")
+    [fused] = verifier.verify(problems[0].question, [s])
+    sample = LocalBackend.sample
+
+    def blind(self, prompts, params):
+        for r in sample(self, prompts, replace(params, choices=())):
+            assert r.choices == ()
+            yield r
+
+    monkeypatch.setattr(LocalBackend, "sample", blind)
+    [asked] = verifier.verify(problems[0].question, [s])
+    assert asked.rationales == fused.rationales
+    assert asked.votes == pytest.approx(fused.votes, abs=1e-5)
+
+
+def test_a_backend_without_probabilities_is_refused(taught, problems, solve):
+    class Silent:
+        def sample(self, prompts, params):
+            return iter(())
+
+    found = plugins.load
+    verifier = stepmark.load_verifier(taught)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "load", lambda role, *a, **k: Silent() if role == "backend" else found(role, *a, **k))
+        with pytest.raises(ConfigError, match="choice_probs"):
+            verifier.verify(problems[0].question, [solve("The answer is 9.")])
+
+
+def test_a_prompt_of_ones_own_is_filled_once(knowing):
+    verifier = GenerativeVerifier(
+        knowing, prompt="Check this.\n{problem}Proposed: {solution}\n", template="Q: {question}\n"
+    )
+    assert (
+        verifier.ask("{solution}?", "it is {problem}")
+        == f"Check this.\nQ: {{solution}}?\nProposed: it is {{problem}}\n{VERDICT}"
+    )
+    with pytest.raises(ConfigError, match=r"one \{problem\} and one \{solution\}"):
+        GenerativeVerifier(knowing, prompt="{solution}")
+
+
+def test_settings_that_make_no_sense_are_told_together():
+    with pytest.raises(ConfigError) as caught:
+        GenerativeVerifier("x", mode="both", votes=0, temperature=-1.0, generation=-0.5)
+    assert len(caught.value.faults) == 4
+    with pytest.raises(ConfigError, match="votes=1"):
+        GenerativeVerifier("x", mode="cot", temperature=0.0)
+
+
+def test_its_card_keeps_what_was_learned_and_not_where(taught):
+    card = json.loads(Path(taught, "verifier.json").read_text())
+    assert card["kind"] == "genrm"
+    assert card["options"]["mode"] == "cot"
+    assert not {"path", "device", "backend", "backend_options"} & set(card["options"])
+    with pytest.raises(CheckpointError, match="template"):
+        replace(stepmark.load_verifier(taught), template="Q: {question}\n").verify("Q?", [])
+
+
+def test_the_corpus_makes_yes_and_no_one_token_each(knowing):
+    tokenizer = checkpoints.load_tokenizer(knowing)
+    for answer in (YES, NO):
+        assert len(tokenizer(prompts.VERDICT + answer)["input_ids"]) == len(tokenizer(prompts.VERDICT)["input_ids"]) + 1
