@@ -86,16 +86,18 @@ def closed(text: str, said: Said, reader: Reader = READER) -> str:
     """`text` up to its final verdict, then `prompts.VERDICT` with the answer `said` on a line of its own. Where that
     question comes earlier it is taken out and its answer left. A text without a verdict is taken whole. Raises
     ValueError when the text says the opposite, or `said` is no verdict."""
-    text = _BOLD.sub("**", text)
+    text = _plain(text)
     reading = reader.read(text)
     if said is Said.UNPARSED or reading.said not in (said, Said.UNPARSED):
         raise ValueError(f"the text says {reading.said.value!r}, and is to be closed with {said.value!r}")
     head = text
-    while reading.said is said and reading.start is not None:
+    for _ in range(SHORT):  # the last verdict, and others like it right above
+        if reading.said is not said or reading.start is None:
+            break
         head = _led(head[: reading.start])
         reading = reader.read(head)
         if reading.span is None or re.search(r"\w", head[reading.span[1] :]):
-            break  # nothing, or not another verdict right above it
+            break
     head = "\n".join(line.rstrip() for line in _ASKED.sub("", head).splitlines()).strip("\n")
     return f"{head}\n{VERDICT}{YES if said is Said.YES else NO}".lstrip("\n")
 
@@ -119,6 +121,13 @@ def _cleaned(whole: str, said: Said) -> str | None:
     whole = f"{body}\n{verdict}"
     good = leaks(whole) is None and _verifies(body) and READER.read(whole).said is said
     return whole if good else None
+
+
+def _plain(text: str) -> str:
+    """`text` with HTML's bold as stars, and without long runs of white space or of one sign: those say nothing, and
+    patterns take their time with them."""
+    lines = [re.sub(r"([^\S\n]{8})[^\S\n]+", r"\1", line.rstrip()) for line in _BOLD.sub("**", text).split("\n")]
+    return re.sub(r"\n{4,}", "\n\n\n", re.sub(r"([^\w\s])\1{40,}", lambda m: m[1] * 40, "\n".join(lines)))
 
 
 def _led(head: str) -> str:
@@ -351,7 +360,8 @@ def _parenthesis(m: re.Match[str]) -> str:
 
 def _clause(sentence: str) -> str | None:
     """The beginning of a sentence that can stand alone and leans on nothing; None where there is none."""
-    for m in reversed(list(_BOUND.finditer(sentence))):
+    end = sentence.find(leaks(sentence) or "")
+    for m in reversed(list(_BOUND.finditer(sentence, 0, end))[-SHORT:]):
         head = sentence[: m.start()].rstrip(" ,;:")
         if leaks(head) is None and _STANDS.search(_bare(head)) and not _HANGS.search(_bare(head)):
             return head.rstrip(".") + "." + "**" * (head.count("**") % 2)
