@@ -85,6 +85,20 @@ def test_a_plan_is_what_the_run_then_takes(planned, tmp_path):
     assert spent["money"] == pytest.approx(own.money)
 
 
+def test_written_verifications_are_planned_beside_the_labels_and_without_them(planned, tmp_path, request):
+    scribe = f"{{name: {request.path.parent / 'strangers/scribe.py'}, options: {{draws: 3}}, distinct: false}}"
+    found = made(planned, tmp_path / "run", f"rationales={scribe}", problems=6, solutions=2)
+    (writing,) = found.rationales
+    assert (writing.solutions, writing.rollouts, writing.tokens) == (120, 360, 3600)
+    assert f"{writing.rollouts:,.0f}" in planning.table(found) and "rationales: " in planning.table(found)
+    assert found.pilot.rollouts >= 12 + 12 * 3
+    run(planned(f"rationales={scribe}"), tmp_path / "run")
+    spent = json.loads((tmp_path / "run" / "rollouts" / "rationales-completer.spent.json").read_text())
+    assert spent["rollouts"] == writing.rollouts
+    alone = made(planned, tmp_path / "other", f"rationales={scribe}", "label=null", problems=6, solutions=2)
+    assert ([c.rollouts for c in alone.rationales], alone.labelling, alone.own) == ([360], (), "")
+
+
 def test_ways_that_stop_early_are_cheaper_and_a_judge_asks_once(planned, tmp_path):
     found = made(planned, tmp_path / "run", problems=6, solutions=2)
     costs = {c.stage.removeprefix("label: "): c.rollouts for c in found.labelling}

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from stepmark import pipeline, recipe, seeds
+from stepmark.cli import app
 from stepmark.errors import ConfigChanged, ConfigError, StageError
 from stepmark.ledger import Budget
 from stepmark.store import Records, RunDir
@@ -154,7 +156,7 @@ def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
     command = [sys.executable, "-m", "stepmark", "run", str(place), "--out", str(tmp_path / "run")]
     for part in ("solutions/train", "solutions/out_of_distribution"):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not any((tmp_path / f"run/seed-{s}/{part}.jsonl").exists() for s in (3, 5)):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.01)
@@ -213,3 +215,24 @@ def test_known_intervals():
     apart = [{"mean": m, "low": m, "high": m} for m in (0.4, 0.5, 0.6)]  # only the seeds do
     assert seeds.pooled(apart)["high"] == pytest.approx(0.5 + 4.3027 * 0.1 / math.sqrt(3))
     assert seeds.pooled(alike[:1]) == {"mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]}
+
+
+def stepmark(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_other_commands_know_of_seeds(done, tmp_path):
+    path, found, _ = done
+    (path / "report.html").unlink()
+    assert stepmark("report", path).exit_code == 0
+    assert "seed-3/report.html" in (path / "report.html").read_text()
+    refused = stepmark("rank", path, "--method", "recompute")
+    assert refused.exit_code == 2 and "seed-3" in refused.output
+    assert len(stepmark("rank", path / "seed-3", "--method", "recompute").stdout.splitlines()) == 6
+    again = stepmark("evaluate", path, "--json")
+    assert json.loads(again.stdout)["best_of_n"] == json.loads(json.dumps(found.metrics["best_of_n"]))
+    place = tmp_path / "recipe.yaml"
+    place.write_text(yaml.safe_dump(RAW))
+    planned = stepmark("plan", place, "--out", tmp_path / "run", "--problems", 2)
+    assert "sample out_of_distribution" in planned.stdout and "one of 2 seeds" in planned.stdout
+    assert (tmp_path / "run/seed-3/plan").is_dir() and not (tmp_path / "run/config.json").exists()

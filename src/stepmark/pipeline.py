@@ -36,6 +36,7 @@ from stepmark.label import ROLES, label, ledgers, references_among
 from stepmark.ledger import Budget, Ledger, need_price
 from stepmark.lessons import Example, Lessons
 from stepmark.prompts import Template
+from stepmark.protocols import Tools
 from stepmark.recipe import Recipe
 from stepmark.reporting import write_report
 from stepmark.rows import share
@@ -224,13 +225,8 @@ class Run:
         if self.recipe.label is not None:
             self._label("label", self.recipe.label, self.on.labels, ledgers(self._rollouts, self.on.tools))
         if self.recipe.rationales is not None:
-            tools = self.on.tools
-            own = {
-                role: Ledger.of(self._rollouts / f"rationales-{role}.jsonl", backend)
-                for role in ROLES
-                if (backend := getattr(tools, role)) is not None
-            }
-            self._label("rationales", self.recipe.rationales, self.on.rationales, own)
+            paid = rationale_ledgers(self._rollouts, self.on.tools)
+            self._label("rationales", self.recipe.rationales, self.on.rationales, paid)
 
     def _label(self, stage: str, labeler: Labeler, out: Records[LabelledSolution], paid: Mapping[str, Ledger]) -> None:
         with self.journal.stage(stage):
@@ -409,6 +405,15 @@ class Run:
 
     def _set_aside_note(self) -> str:
         return f"{len(self.on.quarantine)} rows were set aside, see {self.on.quarantine.path}."
+
+
+def rationale_ledgers(directory: Path, tools: Tools) -> dict[str, Ledger]:
+    """As label.ledgers, for those who write verifications: they may ask the same models for other things."""
+    return {
+        role: Ledger.of(directory / f"rationales-{role}.jsonl", backend)
+        for role in ROLES
+        if (backend := getattr(tools, role)) is not None
+    }
 
 
 def _trained(path: Path) -> bool:

@@ -25,10 +25,11 @@ from stepmark.errors import ConfigError, StageError
 from stepmark.grading import grade_solution
 from stepmark.label import distinct, ledgers, need, references_among
 from stepmark.ledger import Budget, Ledger, Recorded, Spent
-from stepmark.pipeline import Run
+from stepmark.pipeline import Run, rationale_ledgers
 from stepmark.protocols import Backend, Labeler, Tools
 from stepmark.recipe import Recipe
 from stepmark.sample import solution
+from stepmark.sections import Labeler as LabelerSettings
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams, Unlabelled
 
 SPEED = "plan/speed.json"  # what the pilots so far measured
@@ -67,10 +68,12 @@ class Plan:
     pilot: Spent
     problems: int  # in the pilot
     solutions: int
+    rationales: tuple[Cost, ...] = ()  # of written verifications, where the recipe has any
 
 
 def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0.0) -> Plan:
-    """The expected cost of a recipe's sampling and labelling. `price_hour` is what an hour of this machine costs.
+    """What sampling, labelling and written verifications are expected to cost. `price_hour` is what an hour of this
+    machine costs.
 
     Asks for up to `solutions` samples of each of `problems` training problems. Raises ConfigError where a recipe draws
     nothing, StageError when all samples fail, BudgetReached when the pilot reaches the run's budget, and what the
@@ -108,28 +111,37 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
         speed.cost(f"sample {part}", len(on.problems(part)) * recipe.sample.drawn(part).n, len(pairs), [meter])
         for part in parts
     ]
-    labelling, own, pilot = [], "", meter.recorded.ledger.spent
-    if recipe.label is not None and "train" in parts:
-        labelled = distinct(pairs) if recipe.label.distinct else pairs
-        share = len(labelled) / len(pairs)
-        total = len(on.problems("train")) * recipe.sample.train.n * share
+    own, pilot = "", meter.recorded.ledger.spent
+
+    def costs(settings: LabelerSettings, ways: Mapping[str, Labeler], paid: Mapping[str, Ledger]) -> Iterator[Cost]:
+        """What each way, stage name -> labeller, would cost on all training solutions."""
+        nonlocal pilot
+        labelled = distinct(pairs) if settings.distinct else pairs
+        total = len(on.problems("train")) * recipe.sample.train.n * len(labelled) / len(pairs)
         references = references_among(labelled, lambda p, s: grade_solution(s, p, tools.grader))
         units = [Unlabelled(p, s, tuple(references(p))) for p, s in labelled]
-        opened = {
-            role: _opened(getattr(tools, role), ledger.path, run.budget)
-            for role, ledger in ledgers(place, tools).items()
-        }
-        ways, own = _ways(recipe, tools)
-        for name, labeler in ways.items():
+        opened = {role: _opened(getattr(tools, role), ledger.path, run.budget) for role, ledger in paid.items()}
+        for stage, labeler in ways.items():
             meters = {role: _Meter(recorded) for role, recorded in opened.items()}
             for _ in labeler.label(units, replace(tools, **meters)):  # type: ignore[arg-type]
                 pass
             speed.learn(list(meters.values()))
-            labelling.append(speed.cost(f"label: {name}", total, len(units), list(meters.values())))
+            yield speed.cost(stage, total, len(units), list(meters.values()))
         pilot += sum((recorded.ledger.spent for recorded in opened.values()), Spent())
+
+    labelling: list[Cost] = []
+    writing: list[Cost] = []
+    if recipe.label is not None and "train" in parts:
+        ways, own = _ways(recipe, tools)
+        named = {f"label: {name}": way for name, way in ways.items()}
+        labelling += costs(recipe.label, named, ledgers(place, tools))
+    if recipe.rationales is not None and "train" in parts:
+        writers: dict[str, Labeler] = {f"rationales: {recipe.rationales.name}": recipe.rationales.load()}
+        writing += costs(recipe.rationales, writers, rationale_ledgers(place, tools))
     # The next plan finds these rollouts and has nothing to measure.
     run.directory.write_json(SPEED, {"waited": speed.waited, "tokens": speed.tokens})
-    return Plan(tuple(sampling), tuple(labelling), f"label: {own}" if own else "", pilot, len(chosen), len(pairs))
+    own = f"label: {own}" if own else ""
+    return Plan(tuple(sampling), tuple(labelling), own, pilot, len(chosen), len(pairs), tuple(writing))
 
 
 class _Meter:
@@ -257,7 +269,7 @@ def table(found: Plan) -> str:
             _time(cost.hours),
             f"{cost.money:,.2f}" if cost.money else "-",
         )
-        for cost in (*found.sampling, *found.labelling)
+        for cost in (*found.sampling, *found.labelling, *found.rationales)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -119,13 +119,16 @@ def _one(seed: int, *, recipe: Recipe, path: Path, command: str) -> Finished:
 def _telling(recipe: Recipe, path: Path, show: Show | None) -> Any:
     """Says from the runs' logs where each of them is."""
     began = time.monotonic()
+    said = -1
 
     def tell() -> None:
+        nonlocal said
         logs = {seed: place(path, seed) / "log.jsonl" for seed in recipe.seeds}
         at = {seed: _stage(log) for seed, log in logs.items()}
         over = sum(stage == "done" for stage in at.values())
         note = ", ".join(f"seed {seed}: {stage}" for seed, stage in at.items() if stage)
-        if show is not None:
+        if show is not None and not said == over == len(at):  # the end is said once, while reports are written
+            said = over
             show(Progress("seeds", over, len(at), time.monotonic() - began, note))
 
     return tell
