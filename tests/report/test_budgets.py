@@ -113,6 +113,17 @@ def test_a_gain_beyond_the_noise_is_marked_and_one_within_is_not(data):
     assert len(set(marked)) == 2
 
 
+def test_says_from_which_budget_on_it_pays_to_verify(data):
+    said = text(section(report.render(data), "tokens"))
+    splits = data.metrics.compute.splits_by_verifier["genrm"]
+    clear = [s.verified_over_voting is not None and s.verified_over_voting.low > 0 for s in splits]
+    first = splits[len(clear) - clear[::-1].index(False)]
+    assert clear[-1]
+    assert f"genrm: from {first.tokens:,.0f} tokens on, better" in said
+    assert "orm: at no budget better" in said
+    assert "Plain voting was measured up to N = 8, 96 tokens" in said
+
+
 def test_what_became_of_rationales(data):
     said = text(section(report.render(data), "rationales"))
     assert "Written by asked kept rewritten kept yes kept no leak" in said

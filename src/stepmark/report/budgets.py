@@ -60,7 +60,27 @@ def tokens(m: Metrics) -> Html:
         "Every line is the best that its way of choosing reaches with that many tokens or fewer, alone or weighting "
         "votes, over all N and K. Tokens: generated for the candidates, read and written to verify them."
     )
-    return join([h("figure", chart, h("figcaption", note)), _equal(m, known)])
+    said = [_since(name, found.splits_by_verifier[name]) for name in known]
+    if known and (votes := [p for p in plain if p.method == PLAIN_VOTE]) and votes[-1].tokens < found.points[-1].tokens:
+        end = votes[-1]
+        said.append(f"Plain voting was measured up to N = {end.n}, {end.tokens:,.0f} tokens: more might still help it.")
+    notes = h("ul", *(h("li", line) for line in said), class_="notes") if said else None
+    return join([h("figure", chart, h("figcaption", note)), notes, _equal(m, known)])
+
+
+def _since(name: str, splits: Sequence[Split]) -> str:
+    """From which budget on it pays to verify, in a sentence."""
+    paid = [(s.tokens, gain.low > 0) for s in splits if (gain := _gain(s)) is not None]
+    start = None
+    for budget, clear in reversed(paid):
+        if not clear:
+            break
+        start = budget
+    if start is not None:
+        return f"{name}: from {start:,.0f} tokens on, better than no verifier at equal tokens, beyond the noise."
+    if any(clear for _, clear in paid):
+        return f"{name}: better than no verifier at equal tokens at some budgets, but not at the largest."
+    return f"{name}: at no budget better than no verifier at equal tokens, beyond the noise."
 
 
 def _equal(m: Metrics, known: Sequence[str]) -> Html:
