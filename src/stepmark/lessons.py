@@ -74,8 +74,11 @@ class Lessons:
         """Texts that a tokenizer has to know besides the generator's: of verifications, where the recipe has any."""
         write = self.on.oracle
         if self.recipe.rationales is not None and write is not None:
-            for p in self._read(SHOWN):
-                yield "\n" + write(p, self._solution(p, p.demonstration or p.reference))
+            read = self._read(SHOWN)
+            for p, other in zip(read, [*read[1:], *read[:1]], strict=True):
+                # What a verification says of errors has to be known too: another problem's solution is wrong here.
+                for of in (p, other):
+                    yield "\n" + write(p, self._solution(p, of.demonstration or of.reference))
         for name, settings in self.recipe.verifiers.items():
             if hasattr(plugins.find("verifier", settings.kind), "corpus"):
                 path = "model" if "path" in plugins.options("verifier", settings.kind) else ""
