@@ -183,6 +183,9 @@ def test_balance_takes_as_many_of_each_verdict_whatever_the_order(knowing, probl
     assert answers.count(YES) == answers.count(NO) == 6
     assert set(kept) == set(verifier.choose(examples[::-1]))
     assert len(replace(verifier, balance=False).choose(examples)) == 24
+    few, more = (replace(verifier, examples=n).choose(examples) for n in (4, 8))
+    assert [item.answer for item in few].count(YES) == 2 == len(few) / 2
+    assert set(few) < set(more) < set(kept)
 
 
 def test_the_target_is_all_that_is_weighed(knowing, lessons):

@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from stepmark import checkpoints, packing, plugins, scoring
 from stepmark.encoding import Encoded, following_ids, token_ids
 from stepmark.errors import ConfigError
+from stepmark.neutral import neutral, neutral_text
 from stepmark.prompts import NO, VERDICT, YES, Template
 from stepmark.protocols import Backend, Chooser
 from stepmark.types import (
@@ -75,6 +75,7 @@ class GenerativeVerifier:
     prompt: str = ""  # text with one {problem}, the question so put, and one {solution}; "" takes the mode's own
     generation: float = 0.0  # lambda, the weight of generating correct solutions
     balance: bool = True  # learn from equally many verifications of right and of wrong solutions
+    examples: int | None = None  # most verifications to learn from; null takes all
     votes: int = 32  # K, rationales per solution
     temperature: float = 1.0  # of the rationales; 0 makes them all alike, so it asks for votes=1
     max_tokens: int = 512  # of a rationale
@@ -94,6 +95,8 @@ class GenerativeVerifier:
             faults.append(f"genrm: mode is {' or '.join(PROMPTS)}, got {self.mode!r}.")
         if self.prompt and sorted(SLOT.findall(self.prompt)) != ["problem", "solution"]:
             faults.append(f"genrm: a prompt has one {{problem}} and one {{solution}}; got {self.prompt!r}.")
+        if self.examples is not None and self.examples < 2:
+            faults.append(f"genrm: examples must be at least 2, got {self.examples}.")
         for name, least in (("votes", 1), ("max_tokens", 1), ("keep", 0), ("temperature", 0), ("generation", 0)):
             if getattr(self, name) < least:
                 faults.append(f"genrm: {name} must be at least {least}, got {getattr(self, name)}.")
@@ -106,13 +109,14 @@ class GenerativeVerifier:
 
     def ask(self, question: str, solution: str) -> str:
         """What the model is given: problem, solution, and for "direct" the verdict's question."""
-        fill = {"problem": Template(self.template).render(question), "solution": solution.rstrip()}
+        read_as = neutral_text(solution).rstrip()
+        fill = {"problem": Template(self.template).render(question), "solution": read_as}
         asked = SLOT.sub(lambda slot: fill[slot[1]], self.prompt or PROMPTS[self.mode])
         return asked + VERDICT if self.mode == "direct" else asked
 
     def corpus(self) -> tuple[str, ...]:
         """Texts that a tokenizer made for it should know."""
-        return tuple(self.ask("", "") + VERDICT + answer for answer in (YES, NO))
+        return tuple(self.ask("", "").removesuffix(VERDICT) + VERDICT + answer for answer in (YES, NO))
 
     # ---- training ----
 
@@ -124,8 +128,7 @@ class GenerativeVerifier:
     def choose(self, examples: Sequence[tuple[Problem, LabelledSolution]]) -> Sequence[Lesson]:
         """Verifications, equally many of each verdict with `balance`; then correct solutions, with `generation`."""
         verifications = [lesson for example in examples for lesson in self._verifications(*example)]
-        if self.balance:
-            verifications = _balanced(verifications)
+        verifications = self._some(verifications)
         if not self.generation:
             return verifications
         solutions = {
@@ -135,9 +138,21 @@ class GenerativeVerifier:
         }
         return [*verifications, *solutions.values()]
 
+    def _some(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """Those that are learned, in their order. Their texts' hashes say which: whoever may learn from more learns
+        from the same ones and from others."""
+        ordered = sorted(lessons, key=lambda lesson: _name(repr(lesson)))
+        most = self.examples or len(lessons)
+        kept = set(ordered[:most])
+        if self.balance:
+            each = [[lesson for lesson in ordered if lesson.answer == answer] for answer in (YES, NO)]
+            least = min(most // 2, *map(len, each))
+            kept = {lesson for some in each for lesson in some[:least]}
+        return [lesson for lesson in lessons if lesson in kept]
+
     def _verifications(self, problem: Problem, labelled: LabelledSolution) -> Iterator[Lesson]:
         verdict = labelled.grade.verdict
-        if verdict is Verdict.UNGRADABLE or not labelled.solution.spans or _only_reference(labelled):
+        if verdict is Verdict.UNGRADABLE or not neutral(labelled.solution).kept or _only_reference(labelled):
             return
         given = self.ask(problem.question, labelled.solution.text)
         answer = YES if verdict is Verdict.CORRECT else NO
@@ -308,17 +323,3 @@ def _closed(rationale: str) -> str:
 
 def _only_reference(labelled: LabelledSolution) -> bool:
     return bool(labelled.labels) and all(label.source == REFERENCE for label in labelled.labels)
-
-
-def _balanced(lessons: Sequence[Lesson]) -> list[Lesson]:
-    """As many of the commoner answer as there are of the other: those whose texts hash lowest, whatever their order."""
-    counts = Counter(lesson.answer for lesson in lessons)
-    least = min(counts[YES], counts[NO])
-    ordered = sorted(lessons, key=lambda lesson: _name(repr(lesson)))
-    seen: Counter[str] = Counter()
-    kept = set()
-    for lesson in ordered:
-        seen[lesson.answer] += 1
-        if seen[lesson.answer] <= least:
-            kept.add(lesson)
-    return [lesson for lesson in lessons if lesson in kept]
