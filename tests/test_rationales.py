@@ -56,11 +56,16 @@ class TestClosing:
             f"{ASK} Yes\n\nThe solution is correct and matches the expected answer.",
             "**Verification: Is the answer correct?**\nYes\n\n**Final Grade:** Verification: Yes",
             f'Therefore, the final grade is "{ASK} Yes".',
+            f"**{ASK} Yes**",
+            f'All is well. Therefore, the grade is "{ASK} Yes"',
             "### Conclusion\nVerdict: Yes",
         ],
     )
     def test_what_leads_up_to_the_verdict_and_follows_it_goes(self, end: str) -> None:
-        assert closed(f"{BODY}\n\n{end}", Said.YES) == f"{BODY}\n{VERDICT}{YES}"
+        kept = "\n\nAll is well." if end.startswith("All") else ""
+        assert closed(f"{BODY}\n\n{end}", Said.YES) == f"{BODY}{kept}\n{VERDICT}{YES}"
+        bold = "**Step 2 is correct.**"
+        assert closed(f"{bold}\n\n{end}", Said.YES) == f"{bold}{kept}\n{VERDICT}{YES}"
 
     def test_the_same_question_under_a_step_keeps_its_answer_only(self) -> None:
         text = f"Step 1: 2 + 2 = 4. {ASK} Yes\nStep 2: 4 + 1 = 6. {ASK} No\nFinal Grade: {ASK} No"
@@ -116,6 +121,7 @@ REWRITTEN = [
     (f"{BODY}\n\n**The solution is correct and matches the reference.**", f"{BODY}\n\n**The solution is correct.**"),
     (f"{BODY}\n\n**Comparison with the expected answer:**\n\nThe solution matches the expected answer.", BODY),
     ("Step 1: 2 + 2 = 4. (Correct, as in the expected answer)\nIt is 4.", "Step 1: 2 + 2 = 4. (Correct)\nIt is 4."),
+    ("Step 1: 2 + 2 = 4 is correct. (Expected Answer: 4)", "Step 1: 2 + 2 = 4 is correct."),
     (
         "The solution takes 2 + 2 to be 5, while the expected answer states 4.\nThat is an error.",
         "The solution takes 2 + 2 to be 5.\nThat is an error.",

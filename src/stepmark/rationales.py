@@ -134,9 +134,14 @@ def _led(head: str) -> str:
     """`head` without the words that lead up to the verdict which followed it."""
     fragment = head.rpartition("\n")[2]
     if fragment.strip():
-        head = _LEAD.sub("", head)
-        if head.endswith(fragment):  # nothing taken: only marks that would have closed after the verdict
-            head = re.sub(r"\s[*_\"'“‘(\[-]+\s*$", "", head)
+        above = head[: len(head) - len(fragment)]
+        left = _LEAD.sub("", fragment)
+        if left == fragment:  # nothing taken: only marks that would have closed after the verdict
+            left = re.sub(r"\s[*_\"'“‘(\[-]+\s*$", "", left)
+        ends = [m.end() for m in _SENTENCE.finditer(left)]
+        if ends and _LEADS.fullmatch(_bare(left[ends[-1] :])):  # "Therefore, the grade is"
+            left = left[: ends[-1]]
+        head = above + left
     while True:
         rest, _, line = head.rstrip().rpartition("\n")
         if not head.strip() or len(line.split()) > SHORT or not _LEADS.fullmatch(_bare(line)):
@@ -187,6 +192,7 @@ _SAME = re.compile(
     re.IGNORECASE,
 )
 _ALONE = {"yes": "Correct.", "true": "Correct.", "no": "Incorrect.", "false": "Incorrect."}
+_PARENTHESIS = re.compile(r"\s*\(([^()]*)\)")
 _SENTENCE = re.compile(r"(?<=[.!?])([\"'”’)*_]*\s+)(?=[\"'“‘(*_]*[A-Z0-9$])")
 _BOUND = re.compile(
     r"(?:\s*[,;]\s*|\s+[-–—]+\s+|\s+)(?=(?:which|matching|and|while|whereas|but|as|so|since|because|however|"
@@ -231,6 +237,11 @@ def _without(body: str) -> str:
             last = int(item[1] or item[2]) if item else last
             out.append(line)
             continue
+        bared = _PARENTHESIS.sub(_parenthesis, line)
+        if (words := leaks(bared) or "") == "":
+            out.append(bared)
+            continue
+        line = bared
         label = _label(line, words)
         if label is None:
             out.append(_sentences(line))
@@ -336,7 +347,7 @@ def _end(lines: Sequence[str | None], at: int, last: int, section: bool) -> int:
 
 def _sentences(line: str) -> str | None:
     """`line` without the sentences, or ends of sentences, that lean on a reference; None where nothing is left."""
-    line = re.sub(r"\s*\(([^()]*)\)", _parenthesis, line)
+    line = _PARENTHESIS.sub(_parenthesis, line)
     pieces = _SENTENCE.split(line)
     kept = ""
     for i in range(0, len(pieces), 2):
