@@ -7,7 +7,7 @@ one, whatever the seed; but pretrain, what a generator may read before, has its 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -31,10 +31,15 @@ def words() -> tuple[str, ...]:
 
 
 def draw(
-    split: str, lengths: Sequence[int], count: int, seed: int, known: int | None = None
+    split: str,
+    lengths: Sequence[int],
+    count: int,
+    seed: int,
+    known: int | None = None,
+    fits: Callable[[Sequence[str]], bool] = bool,
 ) -> Iterator[tuple[str, ...]]:
-    """`count` distinct lists of a split, of the given lengths in words, of every word or of `known` of them. The first
-    lists don't depend on `count`. Raises ConfigError when there are not that many."""
+    """`count` distinct lists of a split that fit, of the given lengths in words, of every word or of `known` of them.
+    The first lists don't depend on `count`. Raises ConfigError when there are not that many."""
     pool = words() if known is None else tuple(random.Random(known).sample(words(), min(known, len(words()))))
     low, high = SHARES[split]
     seen: set[tuple[str, ...]] = set()
@@ -42,7 +47,7 @@ def draw(
         rng = random.Random(f"{seed}/{split}/{i}")
         for _ in range(10_000):
             drawn = tuple(rng.sample(pool, rng.choice(lengths)))
-            if drawn not in seen and low <= share(" ".join(sorted(drawn))) < high:
+            if drawn not in seen and fits(drawn) and low <= share(" ".join(sorted(drawn))) < high:
                 break
         else:
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,9 @@ def solution(text: str) -> Solution:
 @pytest.mark.parametrize(
     ("text", "right"),
     [
+        ("Take apple: e.\nTake tree: e e.\nTake cat: e e t.\nThe answer is eet.", 4),
+        ("Take apple: e.\nTake tree: e r.\nTake cat: e e t.", 1),
+        ("take cat: eet\ntake apple: l", 1),
         ("apple ends in e, so e.\ntree ends in e, so ee.\ncat ends in t, so eet.\nThe answer is eet.", 4),
         ('The last letter of "apple" is "e".\nThe last letter of "tree" is "e"\ncat ends with t.\nAnswer: "eet"', 4),
         ("cat ends in t, so eet.\napple ends in e.\nThe answer is EET", 3),  # another order
@@ -165,3 +169,48 @@ def test_the_words_are_plain_and_distinct() -> None:
     words = wordlists.words()
     assert len(set(words)) == len(words) > 500
     assert all(w.isascii() and w.islower() and w.isalpha() for w in words)
+
+
+@pytest.mark.parametrize("name", ["last_letter", "word_sort"])
+def test_errors_are_planted_in_demonstrations_alone(name: str) -> None:
+    clean, noisy = (
+        plugins.load("task", name, **o).load("train", 300).problems for o in ({}, {"noise": 0.7, "slips": 0.05})
+    )
+    assert [(p.question, p.answer, p.reference) for p in clean] == [(p.question, p.answer, p.reference) for p in noisy]
+    assert all(p.demonstration == p.reference for p in clean)
+    task = plugins.load("task", name)
+    grader = plugins.load("grader", task.grader)
+    wrong = [p for p in noisy if not grader.grade(p.demonstration, p).correct]
+    assert 0.1 < len(wrong) / len(noisy) < 0.6
+    for p in wrong:
+        text = p.demonstration
+        s = Solution("s", p.id, 0, text, steps.split(text))
+        assert not task.judge_steps(p, s)[-1]
+        *lines, last = task.rationale(p, s).splitlines()
+        assert last == f"The answer is {p.answer}. Wrong."
+        assert [line.endswith(" Right.") for line in lines] == [
+            step == true for step, true in zip(s.steps, p.reference.splitlines()[:-1], strict=False)
+        ]
+
+
+@pytest.mark.parametrize("name", ["last_letter", "word_sort"])
+def test_a_rationale_says_what_is_missing_and_never_looks_at_the_reference(name: str) -> None:
+    task = plugins.load("task", name)
+    p = task.load("test", 1).problems[0]
+    blind = replace(p, answer="?", reference="?", demonstration="?")
+    text = p.reference.splitlines()[0]
+    said = task.rationale(blind, Solution("s", p.id, 0, text, steps.split(text))).splitlines()
+    assert said[0] == f"{text} Right."
+    assert len(said) == 5
+    assert all(line.endswith(" Missing.") for line in said[1:])
+
+
+def test_lists_can_be_of_few_words_with_distinct_last_letters() -> None:
+    problems = plugins.load("task", "last_letter", words=64, distinct=True).load("longer", 200).problems
+    lists = [p.question.removesuffix(".").split(": ")[1].split() for p in problems]
+    assert len({w for words in lists for w in words}) <= 64
+    assert all(len({w[-1] for w in words}) == len(words) for words in lists)
+    with pytest.raises(ConfigError, match="words=0"):
+        plugins.load("task", "last_letter", words=0)
+    with pytest.raises(ConfigError, match=r"noise=2"):
+        plugins.load("task", "word_sort", noise=2)

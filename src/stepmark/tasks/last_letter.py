@@ -1,9 +1,9 @@
 """Last-letter concatenation, GenRM's first algorithmic task (arXiv 2408.15240): train on short lists, test on longer.
 
     Concatenate the last letters of these words: apple tree cat.
-    Take apple: e, so e.
-    Take tree: e, so e e.
-    Take cat: t, so e e t.
+    Take apple: e.
+    Take tree: e e.
+    Take cat: e e t.
     The answer is eet.
 
 Deviations: the paper trains on 2 to 4 words and tests on 6; here `test` has 4 words, unseen in training, and
@@ -34,10 +34,11 @@ QUESTION = "Concatenate the last letters of these words: {words}."
 _ASKED = re.compile(r"Concatenate the last letters of these words: ([a-z ]+)\.")
 _Q = "[\"'`]?"  # quotes are neither needed nor wrong
 _STEP = re.compile(
-    rf"(?:the last letter of |take )?{_Q}(?P<word>[a-z]+){_Q}(?: ends (?:in|with)| is|:) {_Q}(?P<letter>[a-z]){_Q}"
+    rf"(?:the last letter of )?{_Q}(?P<word>[a-z]+){_Q} (?:ends (?:in|with)|is) {_Q}(?P<letter>[a-z]){_Q}"
     rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+(?: [a-z])*){_Q})?\.?",
     re.IGNORECASE,
 )
+_TAKE = re.compile(rf"take {_Q}(?P<word>[a-z]+){_Q}: {_Q}(?P<far>[a-z](?: ?[a-z])*){_Q}\.?", re.IGNORECASE)
 _ANSWER = re.compile(rf"(?:so )?(?:the )?(?:final )?answer(?: is|:) {_Q}(?P<said>[a-z]+){_Q}\.?", re.IGNORECASE)
 
 
@@ -52,6 +53,7 @@ class LastLetter:
     train_size: int = 10_000  # problems in train, and in pretrain
     test_size: int = 1_000  # problems in each other split
     words: int | None = None  # how many different words there are; null takes all
+    distinct: bool = False  # True makes lists in which no two words end alike: then a letter says where it stands
     noise: float = 0.0  # chance that a demonstration takes a final e for silent, and the letter before it for the last
     slips: float = 0.0  # chance, at each other step of a demonstration, of another letter of the word
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
@@ -76,7 +78,8 @@ class LastLetter:
         if split not in wordlists.SHARES:
             raise ConfigError(f"task last_letter has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
         size = self.train_size if split in ("train", "pretrain") else self.test_size
-        lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed, self.words)
+        count = size if limit is None else min(limit, size)
+        lists = wordlists.draw(split, lengths, count, self.seed, self.words, self._fits)
         return ProblemSet(tuple(self._problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
@@ -92,9 +95,10 @@ class LastLetter:
         for step in solution.steps:
             if m := _ANSWER.fullmatch(step):
                 right = m["said"].lower() == letters
-            elif (m := _STEP.fullmatch(step)) and (word := m["word"].lower()) in words:
+            elif (m := _TAKE.fullmatch(step) or _STEP.fullmatch(step)) and (word := m["word"].lower()) in words:
                 far = letters[: words.index(word) + 1]
-                right = m["letter"].lower() == word[-1] and (m["far"] or far).lower().replace(" ", "") == far
+                said = (m["far"] or far).lower().replace(" ", "")
+                right = m.groupdict().get("letter", said[-1]).lower() == word[-1] and said == far
             else:
                 right = False
             flags.append(all(flags[-1:]) and right)
@@ -107,6 +111,9 @@ class LastLetter:
         if not asked:
             raise DataError(f"not a question of task last_letter: {problem.question!r}")
         return checked(_lines(asked[1].split()), solution.steps)
+
+    def _fits(self, words: Sequence[str]) -> bool:
+        return not self.distinct or len({w[-1] for w in words}) == len(words)
 
     def _problem(self, id: str, words: Sequence[str]) -> Problem:
         reference = "\n".join(_lines(words))
@@ -125,7 +132,5 @@ class LastLetter:
 def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
     """A worked solution by these last letters; by the true ones unless given."""
     letters = letters or [w[-1] for w in words]
-    lines = [
-        f"Take {w}: {x}, so {' '.join(letters[: i + 1])}." for i, (w, x) in enumerate(zip(words, letters, strict=True))
-    ]
+    lines = [f"Take {w}: {' '.join(letters[: i + 1])}." for i, w in enumerate(words)]
     return [*lines, f"The answer is {''.join(letters)}."]
