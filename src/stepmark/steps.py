@@ -8,7 +8,6 @@ and a text that ends in separators does not end in an empty step.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from stepmark.errors import UnknownName
 
@@ -38,13 +37,3 @@ def split(text: str, how: str = "line") -> tuple[tuple[int, int], ...]:
 def prefixes(text: str, spans: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
     """For each step, the text up to and including it."""
     return tuple(text[:end] for _, end in spans)
-
-
-def checked(lines: Sequence[str], steps: Sequence[str]) -> str:
-    """Each line of a worked solution, and whether the step of another solution in its place is the same."""
-    said = []
-    for i, line in enumerate(lines):
-        step = steps[i] if i < len(steps) else ""
-        same = step.lower().rstrip(".") == line.lower().rstrip(".")
-        said.append(f"{line} {'Right' if same else 'Wrong' if step else 'Missing'}.\n")
-    return "".join(said)

@@ -57,6 +57,11 @@ def draw(
         yield drawn
 
 
+def verification(lines: Sequence[str], said: str) -> str:
+    """The lines of a worked solution, and below them, where they are easy to compare, another solution's answer."""
+    return "".join(f"{line}\n" for line in (*lines, f"It says {said}." if said else "It gives no answer."))
+
+
 def faults(
     lengths: dict[str, Sequence[int]], sizes: dict[str, int], chances: dict[str, float] | None = None
 ) -> list[str]:

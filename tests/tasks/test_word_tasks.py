@@ -27,7 +27,7 @@ def solution(text: str) -> Solution:
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ("Take apple: e.\nTake tree: e e.\nTake cat: e e t.\nThe answer is eet.", 4),
+        ("Take apple: e.\nAfter apple take tree: e e.\nAfter tree take cat: e e t.\nThe answer is eet.", 4),
         ("Take apple: e.\nTake tree: e r.\nTake cat: e e t.", 1),
         ("take cat: eet\ntake apple: l", 1),
         ("apple ends in e, so e.\ntree ends in e, so ee.\ncat ends in t, so eet.\nThe answer is eet.", 4),
@@ -186,23 +186,20 @@ def test_errors_are_planted_in_demonstrations_alone(name: str) -> None:
         text = p.demonstration
         s = Solution("s", p.id, 0, text, steps.split(text))
         assert not task.judge_steps(p, s)[-1]
-        *lines, last = task.rationale(p, s).splitlines()
-        assert last == f"The answer is {p.answer}. Wrong."
-        assert [line.endswith(" Right.") for line in lines] == [
-            step == true for step, true in zip(s.steps, p.reference.splitlines()[:-1], strict=False)
-        ]
+        *lines, answer, said = task.rationale(p, s).splitlines()
+        assert [*lines, answer] == p.reference.splitlines()
+        assert said == s.steps[-1].replace("The answer is", "It says")
 
 
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
-def test_a_rationale_says_what_is_missing_and_never_looks_at_the_reference(name: str) -> None:
+def test_a_rationale_works_from_the_question_alone(name: str) -> None:
     task = plugins.load("task", name)
     p = task.load("test", 1).problems[0]
     blind = replace(p, answer="?", reference="?", demonstration="?")
     text = p.reference.splitlines()[0]
-    said = task.rationale(blind, Solution("s", p.id, 0, text, steps.split(text))).splitlines()
-    assert said[0] == f"{text} Right."
-    assert len(said) == 5
-    assert all(line.endswith(" Missing.") for line in said[1:])
+    said = task.rationale(blind, Solution("s", p.id, 0, text, steps.split(text)))
+    assert said == f"{p.reference}\nIt gives no answer.\n"
+    assert said == task.rationale(blind, Solution("s", p.id, 0, "", ()))
 
 
 def test_lists_can_be_of_few_words_with_distinct_last_letters() -> None:

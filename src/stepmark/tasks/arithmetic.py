@@ -33,7 +33,6 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
 from stepmark.errors import ConfigError, DataError
-from stepmark.steps import checked
 from stepmark.types import Problem, ProblemSet, Solution
 
 NAMES = ("Ann", "Ben", "Cat", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida")
@@ -216,8 +215,8 @@ class Arithmetic:
         return next((kind for step in solution.steps if (kind := _judge(step, facts)) != RIGHT), None)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """Each step worked out anew, with what the solution's own step in its place is by that: right, wrong or
-        missing. Raises DataError if the question isn't of this task."""
+        """Each step worked out anew, then what the solution gives as its answer. Raises DataError if the question isn't
+        of this task."""
         facts = _read(problem.question)
         chain = [facts.asked]
         while (rule := facts.rules.get(chain[-1])) is not None:
@@ -228,7 +227,9 @@ class Arithmetic:
             lines.append(
                 f"{person} has {facts.values[rule.person]} {SIGNS[rule.op]} {rule.k} = {facts.values[person]}."
             )
-        return checked([*lines, f"The answer is {facts.values[facts.asked]}."], solution.steps)
+        m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
+        said = f"It says {m['said'].removesuffix('.')}." if m else "It gives no answer."
+        return "".join(f"{line}\n" for line in (*lines, f"The answer is {facts.values[facts.asked]}.", said))
 
     def _problems(self, split: str, count: int) -> Iterator[Problem]:
         seen: set[str] = set()

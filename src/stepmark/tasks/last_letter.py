@@ -2,14 +2,15 @@
 
     Concatenate the last letters of these words: apple tree cat.
     Take apple: e.
-    Take tree: e e.
-    Take cat: e e t.
+    After apple take tree: e e.
+    After tree take cat: e e t.
     The answer is eet.
 
 Deviations: the paper trains on 2 to 4 words and tests on 6; here `test` has 4 words, unseen in training, and
 `longer` has 5 and 6. The paper's models have read long lists before; `pretrain` (pretrain_lengths=[2, 3, 4, 5, 6],
-say) gives ours that. Lists come from some 600 common words. A word follows a space wherever it stands, and letters are
-spelled apart on the way, so that a small model has few tokens to learn.
+say) gives ours that. Lists come from some 600 common words. A word follows a space wherever it stands, letters are
+spelled apart on the way, and each line names the word before, so that a small model finds its place and has few tokens
+to learn.
 
 `noise` and `slips` plant errors in demonstrations, never in references, each carried on: a misconception that most
 demonstrators have misleads a vote.
@@ -23,10 +24,10 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from stepmark import wordlists
 from stepmark.errors import ConfigError, DataError
-from stepmark.steps import checked
 from stepmark.types import Problem, ProblemSet, Solution
 
 QUESTION = "Concatenate the last letters of these words: {words}."
@@ -38,7 +39,10 @@ _STEP = re.compile(
     rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+(?: [a-z])*){_Q})?\.?",
     re.IGNORECASE,
 )
-_TAKE = re.compile(rf"take {_Q}(?P<word>[a-z]+){_Q}: {_Q}(?P<far>[a-z](?: ?[a-z])*){_Q}\.?", re.IGNORECASE)
+_TAKE = re.compile(
+    rf"(?:after {_Q}(?P<before>[a-z]+){_Q} )?take {_Q}(?P<word>[a-z]+){_Q}: {_Q}(?P<far>[a-z](?: ?[a-z])*){_Q}\.?",
+    re.IGNORECASE,
+)
 _ANSWER = re.compile(rf"(?:so )?(?:the )?(?:final )?answer(?: is|:) {_Q}(?P<said>[a-z]+){_Q}\.?", re.IGNORECASE)
 
 
@@ -98,19 +102,22 @@ class LastLetter:
             elif (m := _TAKE.fullmatch(step) or _STEP.fullmatch(step)) and (word := m["word"].lower()) in words:
                 far = letters[: words.index(word) + 1]
                 said = (m["far"] or far).lower().replace(" ", "")
-                right = m.groupdict().get("letter", said[-1]).lower() == word[-1] and said == far
+                named = m.groupdict()
+                right = (named.get("letter") or said[-1]).lower() == word[-1] and said == far
+                if before := named.get("before"):
+                    right = right and before.lower() in words[max(0, len(far) - 2) : len(far) - 1]
             else:
                 right = False
             flags.append(all(flags[-1:]) and right)
         return tuple(flags)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """Each line as it should be, with what the solution's own line is by that: right, wrong or missing. Raises
-        DataError if the question isn't of this task."""
+        """The problem worked anew, then what the solution gives as its answer. Raises DataError if the question isn't
+        of this task."""
         asked = _ASKED.fullmatch(problem.question)
         if not asked:
             raise DataError(f"not a question of task last_letter: {problem.question!r}")
-        return checked(_lines(asked[1].split()), solution.steps)
+        return wordlists.verification(_lines(asked[1].split()), _said(solution))
 
     def _fits(self, words: Sequence[str]) -> bool:
         return not self.distinct or len({w[-1] for w in words}) == len(words)
@@ -132,5 +139,12 @@ class LastLetter:
 def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
     """A worked solution by these last letters; by the true ones unless given."""
     letters = letters or [w[-1] for w in words]
-    lines = [f"Take {w}: {' '.join(letters[: i + 1])}." for i, w in enumerate(words)]
+    taken = [f"Take {words[0]}", *(f"After {a} take {b}" for a, b in pairwise(words))]
+    lines = [f"{how}: {' '.join(letters[: i + 1])}." for i, how in enumerate(taken)]
     return [*lines, f"The answer is {''.join(letters)}."]
+
+
+def _said(solution: Solution) -> str:
+    """The answer that a solution gives in its last step; "" for none."""
+    m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
+    return m["said"] if m else ""

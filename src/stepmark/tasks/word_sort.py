@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 
 from stepmark import wordlists
 from stepmark.errors import ConfigError, DataError
-from stepmark.steps import checked
 from stepmark.types import Problem, ProblemSet, Solution
 
 QUESTION = "Sort these words in alphabetical order: {words}."
@@ -93,12 +92,12 @@ class WordSort:
         return tuple(flags)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """Each line as it should be, with what the solution's own line is by that: right, wrong or missing. Raises
-        DataError if the question isn't of this task."""
+        """The problem worked anew, then what the solution gives as its answer. Raises DataError if the question isn't
+        of this task."""
         asked = _ASKED.fullmatch(problem.question)
         if not asked:
             raise DataError(f"not a question of task word_sort: {problem.question!r}")
-        return checked(self._lines(asked[1].split()), solution.steps)
+        return wordlists.verification(self._lines(asked[1].split()), _said(solution))
 
     def _lines(self, words: Sequence[str]) -> list[str]:
         if self.method == "insertion":
@@ -154,3 +153,9 @@ def _judge(words: Sequence[str], steps: Sequence[str]) -> Iterator[bool]:
 
 def _list(said: str) -> list[str]:
     return said.lower().replace(",", " ").split()
+
+
+def _said(solution: Solution) -> str:
+    """The answer that a solution gives in its last step; "" for none."""
+    m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
+    return m["list"] if m else ""
