@@ -27,9 +27,9 @@ def solution(text: str) -> Solution:
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ("Take apple: e.\nAfter apple take tree: e e.\nAfter tree take cat: e e t.\nThe answer is eet.", 4),
-        ("Take apple: e.\nTake tree: e r.\nTake cat: e e t.", 1),
-        ("take cat: eet\ntake apple: l", 1),
+        ("Take apple: e.\nTake apple tree: e e.\nTake apple tree cat: e e t.\nThe answer is eet.", 4),
+        ("Take apple: e.\nTake apple tree: e r.\nTake apple tree cat: e e t.", 1),
+        ("take apple, tree: ee\nTake tree: e", 1),
         ("apple ends in e, so e.\ntree ends in e, so ee.\ncat ends in t, so eet.\nThe answer is eet.", 4),
         ('The last letter of "apple" is "e".\nThe last letter of "tree" is "e"\ncat ends with t.\nAnswer: "eet"', 4),
         ("cat ends in t, so eet.\napple ends in e.\nThe answer is EET", 3),  # another order

@@ -2,15 +2,15 @@
 
     Concatenate the last letters of these words: apple tree cat.
     Take apple: e.
-    After apple take tree: e e.
-    After tree take cat: e e t.
+    Take apple tree: e e.
+    Take apple tree cat: e e t.
     The answer is eet.
 
 Deviations: the paper trains on 2 to 4 words and tests on 6; here `test` has 4 words, unseen in training, and
 `longer` has 5 and 6. The paper's models have read long lists before; `pretrain` (pretrain_lengths=[2, 3, 4, 5, 6],
 say) gives ours that. Lists come from some 600 common words. A word follows a space wherever it stands, letters are
-spelled apart on the way, and each line names the word before, so that a small model finds its place and has few tokens
-to learn.
+spelled apart on the way, and each line repeats the words taken, so that a small model finds its place and has few
+tokens to learn.
 
 `noise` and `slips` plant errors in demonstrations, never in references, each carried on: a misconception that most
 demonstrators have misleads a vote.
@@ -24,7 +24,6 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from stepmark import wordlists
 from stepmark.errors import ConfigError, DataError
@@ -36,13 +35,10 @@ _ASKED = re.compile(r"Concatenate the last letters of these words: ([a-z ]+)\.")
 _Q = "[\"'`]?"  # quotes are neither needed nor wrong
 _STEP = re.compile(
     rf"(?:the last letter of )?{_Q}(?P<word>[a-z]+){_Q} (?:ends (?:in|with)|is) {_Q}(?P<letter>[a-z]){_Q}"
-    rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+(?: [a-z])*){_Q})?\.?",
+    rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+){_Q})?\.?",
     re.IGNORECASE,
 )
-_TAKE = re.compile(
-    rf"(?:after {_Q}(?P<before>[a-z]+){_Q} )?take {_Q}(?P<word>[a-z]+){_Q}: {_Q}(?P<far>[a-z](?: ?[a-z])*){_Q}\.?",
-    re.IGNORECASE,
-)
+_TAKE = re.compile(rf"take (?P<words>[a-z]+(?:,? [a-z]+)*): {_Q}(?P<far>[a-z](?: ?[a-z])*){_Q}\.?", re.IGNORECASE)
 _ANSWER = re.compile(rf"(?:so )?(?:the )?(?:final )?answer(?: is|:) {_Q}(?P<said>[a-z]+){_Q}\.?", re.IGNORECASE)
 
 
@@ -87,9 +83,10 @@ class LastLetter:
         return ProblemSet(tuple(self._problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
-        """One flag per step, True up to the first wrong one and False from there on. A step names a word and its last
-        letter and may add the result so far, up to that word. Words may be left out or come in another order as
-        long as what is said is true. Raises DataError if the question isn't of this task."""
+        """One flag per step, True up to the first wrong one and False from there on. A step takes the first words and
+        gives their letters; or it names a word and its last letter, and may add the result so far, up to that word.
+        Words may be left out or come in another order as long as what is said is true. Raises DataError if the question
+        isn't of this task."""
         asked = _ASKED.fullmatch(problem.question)
         if not asked:
             raise DataError(f"not a question of task last_letter: {problem.question!r}")
@@ -99,13 +96,12 @@ class LastLetter:
         for step in solution.steps:
             if m := _ANSWER.fullmatch(step):
                 right = m["said"].lower() == letters
-            elif (m := _TAKE.fullmatch(step) or _STEP.fullmatch(step)) and (word := m["word"].lower()) in words:
+            elif m := _TAKE.fullmatch(step):
+                taken = m["words"].lower().replace(",", "").split()
+                right = taken == words[: len(taken)] and m["far"].lower().replace(" ", "") == letters[: len(taken)]
+            elif (m := _STEP.fullmatch(step)) and (word := m["word"].lower()) in words:
                 far = letters[: words.index(word) + 1]
-                said = (m["far"] or far).lower().replace(" ", "")
-                named = m.groupdict()
-                right = (named.get("letter") or said[-1]).lower() == word[-1] and said == far
-                if before := named.get("before"):
-                    right = right and before.lower() in words[max(0, len(far) - 2) : len(far) - 1]
+                right = m["letter"].lower() == word[-1] and (m["far"] or far).lower() == far
             else:
                 right = False
             flags.append(all(flags[-1:]) and right)
@@ -139,8 +135,8 @@ class LastLetter:
 def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
     """A worked solution by these last letters; by the true ones unless given."""
     letters = letters or [w[-1] for w in words]
-    taken = [f"Take {words[0]}", *(f"After {a} take {b}" for a, b in pairwise(words))]
-    lines = [f"{how}: {' '.join(letters[: i + 1])}." for i, how in enumerate(taken)]
+    steps = range(1, len(words) + 1)
+    lines = [f"Take {' '.join(words[:i])}: {' '.join(letters[:i])}." for i in steps]
     return [*lines, f"The answer is {''.join(letters)}."]
 
 
