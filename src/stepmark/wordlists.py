@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import zip_longest
 
 from stepmark.errors import ConfigError
 from stepmark.rows import share
@@ -57,9 +58,16 @@ def draw(
         yield drawn
 
 
-def verification(lines: Sequence[str], said: str) -> str:
-    """The lines of a worked solution, and below them, where they are easy to compare, another solution's answer."""
-    return "".join(f"{line}\n" for line in (*lines, f"It says {said}." if said else "It gives no answer."))
+def verification(lines: Sequence[str], true: Sequence[str], said: Sequence[str]) -> str:
+    """The lines of a worked solution, then its answer beside another one, part by part, up to the first difference. To
+    compare two lists as wholes a small model has to learn from one word of its text, the verdict; two parts side by
+    side are soon compared."""
+    parts = []
+    for a, b in zip_longest(true, said, fillvalue="nothing"):
+        parts.append(f"{a} {b} {'same' if a == b else 'different'}")
+        if a != b:
+            break
+    return "".join(f"{line}\n" for line in (*lines, f"Compare {', '.join(parts)}."))
 
 
 def faults(

@@ -27,9 +27,9 @@ def solution(text: str) -> Solution:
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ("Take apple: e.\nTake apple tree: e e.\nTake apple tree cat: e e t.\nThe answer is eet.", 4),
-        ("Take apple: e.\nTake apple tree: e r.\nTake apple tree cat: e e t.", 1),
-        ("take apple, tree: ee\nTake tree: e", 1),
+        ("Take apple: apple, e.\nTake tree: apple tree, e e.\nTake cat: apple tree cat, e e t.\nThe answer is eet.", 4),
+        ("Take apple: apple, e.\nTake tree: apple tree, e r.\nTake cat: apple tree cat, e e t.", 1),
+        ("take tree: apple tree, ee\nTake cat: apple tree, e e", 1),
         ("apple ends in e, so e.\ntree ends in e, so ee.\ncat ends in t, so eet.\nThe answer is eet.", 4),
         ('The last letter of "apple" is "e".\nThe last letter of "tree" is "e"\ncat ends with t.\nAnswer: "eet"', 4),
         ("cat ends in t, so eet.\napple ends in e.\nThe answer is EET", 3),  # another order
@@ -171,6 +171,11 @@ def test_the_words_are_plain_and_distinct() -> None:
     assert all(w.isascii() and w.islower() and w.isalpha() for w in words)
 
 
+def _parts(text: str) -> list[str]:
+    said = text.splitlines()[-1].removeprefix("The answer is ").removesuffix(".")
+    return said.split() if " " in said else list(said)
+
+
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
 def test_errors_are_planted_in_demonstrations_alone(name: str) -> None:
     clean, noisy = (
@@ -186,9 +191,12 @@ def test_errors_are_planted_in_demonstrations_alone(name: str) -> None:
         text = p.demonstration
         s = Solution("s", p.id, 0, text, steps.split(text))
         assert not task.judge_steps(p, s)[-1]
-        *lines, answer, said = task.rationale(p, s).splitlines()
-        assert [*lines, answer] == p.reference.splitlines()
-        assert said == s.steps[-1].replace("The answer is", "It says")
+        *lines, compared = task.rationale(p, s).splitlines()
+        assert lines == p.reference.splitlines()
+        assert compared.endswith(" different.")
+        assert compared.count("same") == next(
+            i for i, (a, b) in enumerate(zip(*map(_parts, (p.reference, text)), strict=True)) if a != b
+        )
 
 
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
@@ -198,8 +206,12 @@ def test_a_rationale_works_from_the_question_alone(name: str) -> None:
     blind = replace(p, answer="?", reference="?", demonstration="?")
     text = p.reference.splitlines()[0]
     said = task.rationale(blind, Solution("s", p.id, 0, text, steps.split(text)))
-    assert said == f"{p.reference}\nIt gives no answer.\n"
+    *lines, compared = said.splitlines()
+    assert lines == p.reference.splitlines()
+    assert re.fullmatch(r"Compare [a-z]+ nothing different\.", compared)
     assert said == task.rationale(blind, Solution("s", p.id, 0, "", ()))
+    right = Solution("s", p.id, 0, p.reference, steps.split(p.reference))
+    assert "different" not in task.rationale(blind, right)
 
 
 def test_lists_can_be_of_few_words_with_distinct_last_letters() -> None:

@@ -215,8 +215,8 @@ class Arithmetic:
         return next((kind for step in solution.steps if (kind := _judge(step, facts)) != RIGHT), None)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """Each step worked out anew, then what the solution gives as its answer. Raises DataError if the question isn't
-        of this task."""
+        """Each step worked out anew, then the answer beside the solution's. Raises DataError if the question isn't of
+        this task."""
         facts = _read(problem.question)
         chain = [facts.asked]
         while (rule := facts.rules.get(chain[-1])) is not None:
@@ -228,8 +228,10 @@ class Arithmetic:
                 f"{person} has {facts.values[rule.person]} {SIGNS[rule.op]} {rule.k} = {facts.values[person]}."
             )
         m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
-        said = f"It says {m['said'].removesuffix('.')}." if m else "It gives no answer."
-        return "".join(f"{line}\n" for line in (*lines, f"The answer is {facts.values[facts.asked]}.", said))
+        said = " ".join(m["said"].removesuffix(".").split()) if m else "nothing"
+        true = str(facts.values[facts.asked])
+        compared = f"Compare {true} {said} {'same' if said == true else 'different'}."
+        return "".join(f"{line}\n" for line in (*lines, f"The answer is {true}.", compared))
 
     def _problems(self, split: str, count: int) -> Iterator[Problem]:
         seen: set[str] = set()

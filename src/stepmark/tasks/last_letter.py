@@ -1,9 +1,9 @@
 """Last-letter concatenation, GenRM's first algorithmic task (arXiv 2408.15240): train on short lists, test on longer.
 
     Concatenate the last letters of these words: apple tree cat.
-    Take apple: e.
-    Take apple tree: e e.
-    Take apple tree cat: e e t.
+    Take apple: apple, e.
+    Take tree: apple tree, e e.
+    Take cat: apple tree cat, e e t.
     The answer is eet.
 
 Deviations: the paper trains on 2 to 4 words and tests on 6; here `test` has 4 words, unseen in training, and
@@ -38,7 +38,10 @@ _STEP = re.compile(
     rf"(?:[,;]? so(?: far)?:? {_Q}(?P<far>[a-z]+){_Q})?\.?",
     re.IGNORECASE,
 )
-_TAKE = re.compile(rf"take (?P<words>[a-z]+(?:,? [a-z]+)*): {_Q}(?P<far>[a-z](?: ?[a-z])*){_Q}\.?", re.IGNORECASE)
+_TAKE = re.compile(
+    rf"take {_Q}(?P<word>[a-z]+){_Q}: (?P<words>[a-z]+(?: [a-z]+)*)[,;:] {_Q}(?P<far>[a-z](?: ?[a-z])*){_Q}\.?",
+    re.IGNORECASE,
+)
 _ANSWER = re.compile(rf"(?:so )?(?:the )?(?:final )?answer(?: is|:) {_Q}(?P<said>[a-z]+){_Q}\.?", re.IGNORECASE)
 
 
@@ -97,8 +100,9 @@ class LastLetter:
             if m := _ANSWER.fullmatch(step):
                 right = m["said"].lower() == letters
             elif m := _TAKE.fullmatch(step):
-                taken = m["words"].lower().replace(",", "").split()
-                right = taken == words[: len(taken)] and m["far"].lower().replace(" ", "") == letters[: len(taken)]
+                taken = m["words"].lower().split()
+                far = m["far"].lower().replace(" ", "")
+                right = taken == words[: len(taken)] and taken[-1] == m["word"].lower() and far == letters[: len(taken)]
             elif (m := _STEP.fullmatch(step)) and (word := m["word"].lower()) in words:
                 far = letters[: words.index(word) + 1]
                 right = m["letter"].lower() == word[-1] and (m["far"] or far).lower() == far
@@ -108,12 +112,13 @@ class LastLetter:
         return tuple(flags)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """The problem worked anew, then what the solution gives as its answer. Raises DataError if the question isn't
-        of this task."""
+        """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
+        this task."""
         asked = _ASKED.fullmatch(problem.question)
         if not asked:
             raise DataError(f"not a question of task last_letter: {problem.question!r}")
-        return wordlists.verification(_lines(asked[1].split()), _said(solution))
+        words = asked[1].split()
+        return wordlists.verification(_lines(words), [w[-1] for w in words], _said(solution))
 
     def _fits(self, words: Sequence[str]) -> bool:
         return not self.distinct or len({w[-1] for w in words}) == len(words)
@@ -135,12 +140,11 @@ class LastLetter:
 def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
     """A worked solution by these last letters; by the true ones unless given."""
     letters = letters or [w[-1] for w in words]
-    steps = range(1, len(words) + 1)
-    lines = [f"Take {' '.join(words[:i])}: {' '.join(letters[:i])}." for i in steps]
+    lines = [f"Take {word}: {' '.join(words[:i])}, {' '.join(letters[:i])}." for i, word in enumerate(words, 1)]
     return [*lines, f"The answer is {''.join(letters)}."]
 
 
-def _said(solution: Solution) -> str:
-    """The answer that a solution gives in its last step; "" for none."""
+def _said(solution: Solution) -> list[str]:
+    """The letters of the answer that a solution gives in its last step; none without one."""
     m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
-    return m["said"] if m else ""
+    return list(m["said"].lower()) if m else []

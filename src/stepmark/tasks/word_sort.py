@@ -92,12 +92,13 @@ class WordSort:
         return tuple(flags)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """The problem worked anew, then what the solution gives as its answer. Raises DataError if the question isn't
-        of this task."""
+        """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
+        this task."""
         asked = _ASKED.fullmatch(problem.question)
         if not asked:
             raise DataError(f"not a question of task word_sort: {problem.question!r}")
-        return wordlists.verification(self._lines(asked[1].split()), _said(solution))
+        words = asked[1].split()
+        return wordlists.verification(self._lines(words), sorted(words), _said(solution))
 
     def _lines(self, words: Sequence[str]) -> list[str]:
         if self.method == "insertion":
@@ -155,7 +156,7 @@ def _list(said: str) -> list[str]:
     return said.lower().replace(",", " ").split()
 
 
-def _said(solution: Solution) -> str:
-    """The answer that a solution gives in its last step; "" for none."""
+def _said(solution: Solution) -> list[str]:
+    """The words of the answer that a solution gives in its last step; none without one."""
     m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
-    return m["list"] if m else ""
+    return _list(m["list"]) if m else []
