@@ -311,6 +311,37 @@ def test_choice_probabilities(model_of):
         LocalBackend(path, device="cpu").choice_probs(texts, ["Y", ""])
 
 
+@pytest.mark.parametrize("name", ("llama", "llama_one_kv_head", "gpt2", "gemma2"))
+def test_what_follows_a_stop_string_is_told_in_passing(model_of, name):
+    """The same rollouts as without, and the probabilities that asking for them afterwards gives."""
+    path, stop, choices = model_of(name), "e", ("a", " ")
+    backend = LocalBackend(path, device="cpu", batch=7)
+    prompts = [Prompt(f"{c}", context, n=80) for c, context in enumerate(CONTEXTS)]
+    asked = {"max_tokens": 24, "stop": (stop,)}
+    plain, told = rolled(backend, prompts, **asked), rolled(backend, prompts, **asked, choices=choices)
+    same(plain, {k: dataclasses.replace(r, choices=()) for k, r in told.items()})
+    alone = rolled(LocalBackend(path, device="cpu", sharing=False), prompts, **asked, choices=choices)
+    both = [k for k in told if told[k].text == alone[k].text and told[k].choices]
+    assert len(both) >= 8
+    assert all(told[k].choices == pytest.approx(alone[k].choices, abs=1e-4) for k in both)
+    tokenizer = load_tokenizer(path)
+    compared = 0
+    for r in told.values():
+        if r.finish is Finish.LENGTH or not r.choices:
+            continue
+        assert sum(r.choices) == pytest.approx(1.0)
+        before = CONTEXTS[int(r.prompt_id)]
+        text = before + r.text + stop
+        if len(token_ids(tokenizer, text)[0]) == len(token_ids(tokenizer, before)[0]) + r.tokens:  # drawn as it is read
+            assert r.choices == pytest.approx(backend.choice_probs([text], choices)[0], abs=1e-4)
+            compared += 1
+    assert compared
+    assert not any(r.choices for r in rolled(backend, prompts, max_tokens=24, choices=choices).values())
+    # A choice of several tokens can't be told in passing.
+    longer = rolled(backend, prompts, **asked, choices=("a", "zqx"))
+    assert not any(r.choices for r in longer.values())
+
+
 def test_the_model_may_be_used_otherwise_in_between(model_of):
     backend = LocalBackend(model_of("llama"), device="cpu", batch=4)
     usual = rolled(backend, step_prefixes(), max_tokens=20)
