@@ -59,6 +59,7 @@ class LastLetter:
     distinct: bool = False  # True makes lists in which no two words end alike: then a letter says where it stands
     noise: float = 0.0  # chance that a demonstration takes a final e for silent, and the letter before it for the last
     slips: float = 0.0  # chance, at each other step of a demonstration, of another letter of the word
+    answers: int = 1  # demonstrations in one, each after an empty line, in pretrain: the later ones read far back
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -69,7 +70,7 @@ class LastLetter:
         for split in splits:
             object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
         lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
-        sizes = {"train_size": self.train_size, "test_size": self.test_size}
+        sizes = {"train_size": self.train_size, "test_size": self.test_size, "answers": self.answers}
         sizes |= {} if self.words is None else {"words": self.words}
         if found := wordlists.faults(lengths, sizes, {"noise": self.noise, "slips": self.slips}):
             raise ConfigError([f"task last_letter: {fault}" for fault in found])
@@ -83,7 +84,7 @@ class LastLetter:
         size = self.train_size if split in ("train", "pretrain") else self.test_size
         count = size if limit is None else min(limit, size)
         lists = wordlists.draw(split, lengths, count, self.seed, self.words, self._fits)
-        return ProblemSet(tuple(self._problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
+        return ProblemSet(tuple(self._problem(split, i, words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
         """One flag per step, True up to the first wrong one and False from there on. A step takes the first words and
@@ -123,12 +124,19 @@ class LastLetter:
     def _fits(self, words: Sequence[str]) -> bool:
         return not self.distinct or len({w[-1] for w in words}) == len(words)
 
-    def _problem(self, id: str, words: Sequence[str]) -> Problem:
+    def _problem(self, split: str, i: int, words: Sequence[str]) -> Problem:
         reference = "\n".join(_lines(words))
-        rng = random.Random(f"{self.seed}/{id}/noise")
-        demonstration = "\n".join(_lines(words, [self._read(w, rng) for w in words]))
-        answer = "".join(w[-1] for w in words)
-        return Problem(id, QUESTION.format(words=" ".join(words)), answer, "last_letter", reference, demonstration)
+        rng = random.Random(f"{self.seed}/{split}-{i}/noise")
+        answers = range(self.answers if split == "pretrain" else 1)
+        demonstrations = ["\n".join(_lines(words, [self._read(w, rng) for w in words])) for _ in answers]
+        return Problem(
+            f"{split}-{i}",
+            QUESTION.format(words=" ".join(words)),
+            "".join(w[-1] for w in words),
+            "last_letter",
+            reference,
+            "\n\n".join(demonstrations),
+        )
 
     def _read(self, word: str, rng: random.Random) -> str:
         """The last letter of a word as a demonstration has it."""

@@ -49,6 +49,7 @@ class WordSort:
     words: int | None = None  # how many different words there are; null takes all
     noise: float = 0.0  # chance that a demonstration compares first letters only, so that others stay as they came
     slips: float = 0.0  # chance, at each step of a demonstration, that the word goes one place off
+    answers: int = 1  # demonstrations in one, each after an empty line, in pretrain: the later ones read far back
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -59,12 +60,12 @@ class WordSort:
         for split in splits:
             object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
         lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
-        sizes = {"train_size": self.train_size, "test_size": self.test_size}
+        sizes = {"train_size": self.train_size, "test_size": self.test_size, "answers": self.answers}
         sizes |= {} if self.words is None else {"words": self.words}
         found = wordlists.faults(lengths, sizes, {"noise": self.noise, "slips": self.slips})
         if self.method not in METHODS:
             found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
-        if self.method != "insertion" and (self.noise or self.slips):
+        if self.method != "insertion" and self._errs:
             found.append("noise and slips: only demonstrations of method=insertion can have errors.")
         if found:
             raise ConfigError([f"task word_sort: {fault}" for fault in found])
@@ -77,7 +78,7 @@ class WordSort:
             raise ConfigError(f"task word_sort has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
         size = self.train_size if split in ("train", "pretrain") else self.test_size
         lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed, self.words)
-        return ProblemSet(tuple(self._problem(f"{split}-{i}", words) for i, words in enumerate(lists)))
+        return ProblemSet(tuple(self._problem(split, i, words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
         """One flag per step, True up to the first wrong one and False from there on. "Insert w: ..." takes a word of
@@ -120,12 +121,23 @@ class WordSort:
             lines.append(f"Insert {word}: {' '.join(done)}.")
         return [*lines, f"The answer is {' '.join(done)}."]
 
-    def _problem(self, id: str, words: Sequence[str]) -> Problem:
-        answer = " ".join(sorted(words))
-        reference = demonstration = "\n".join(self._lines(words))
-        if self.noise or self.slips:
-            demonstration = "\n".join(self._misled(words, random.Random(f"{self.seed}/{id}/noise")))
-        return Problem(id, QUESTION.format(words=" ".join(words)), answer, "word_sort", reference, demonstration)
+    def _problem(self, split: str, i: int, words: Sequence[str]) -> Problem:
+        reference = "\n".join(self._lines(words))
+        rng = random.Random(f"{self.seed}/{split}-{i}/noise")
+        answers = range(self.answers if split == "pretrain" else 1)
+        demonstrations = ["\n".join(self._misled(words, rng)) if self._errs else reference for _ in answers]
+        return Problem(
+            f"{split}-{i}",
+            QUESTION.format(words=" ".join(words)),
+            " ".join(sorted(words)),
+            "word_sort",
+            reference,
+            "\n\n".join(demonstrations),
+        )
+
+    @property
+    def _errs(self) -> bool:
+        return bool(self.noise or self.slips)
 
 
 def _judge(words: Sequence[str], steps: Sequence[str]) -> Iterator[bool]:
