@@ -58,16 +58,21 @@ def draw(
         yield drawn
 
 
-def verification(lines: Sequence[str], true: Sequence[str], said: Sequence[str]) -> str:
-    """The lines of a worked solution, then its answer beside another one, part by part, up to the first difference. To
-    compare two lists as wholes a small model has to learn from one word of its text, the verdict; two parts side by
-    side are soon compared."""
+def compared(true: Sequence[str], said: Sequence[str]) -> str:
+    """Two answers side by side, part by part, up to the first difference. To compare two lists as wholes a small model
+    would have to learn from one word of its text, the verdict; two parts side by side are soon compared."""
     parts = []
     for a, b in zip_longest(true, said, fillvalue="nothing"):
         parts.append(f"{a} {b} {'same' if a == b else 'different'}")
         if a != b:
             break
-    return "".join(f"{line}\n" for line in (*lines, f"Compare {', '.join(parts)}."))
+    return f"Compare {', '.join(parts)}."
+
+
+def thread(answers: Sequence[Sequence[str]], said: Callable[[Sequence[str]], Sequence[str]]) -> str:
+    """Worked answers of one question, each a list of lines, one after another; the last two of several are compared."""
+    text = "\n\n".join("\n".join(lines) for lines in answers)
+    return text if len(answers) < 2 else f"{text}\n{compared(said(answers[-1]), said(answers[-2]))}"
 
 
 def faults(

@@ -59,7 +59,9 @@ class LastLetter:
     distinct: bool = False  # True makes lists in which no two words end alike: then a letter says where it stands
     noise: float = 0.0  # chance that a demonstration takes a final e for silent, and the letter before it for the last
     slips: float = 0.0  # chance, at each other step of a demonstration, of another letter of the word
-    answers: int = 1  # demonstrations in one, each after an empty line, in pretrain: the later ones read far back
+    # Demonstrations in one, in pretrain: each after an empty line, the last two compared. Nobody says which is right.
+    # A small model learns from it what others bring along: to read far back, and to compare.
+    answers: int = 1
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -119,7 +121,8 @@ class LastLetter:
         if not asked:
             raise DataError(f"not a question of task last_letter: {problem.question!r}")
         words = asked[1].split()
-        return wordlists.verification(_lines(words), [w[-1] for w in words], _said(solution))
+        lines = [*_lines(words), wordlists.compared([w[-1] for w in words], _said(solution.steps))]
+        return "".join(f"{line}\n" for line in lines)
 
     def _fits(self, words: Sequence[str]) -> bool:
         return not self.distinct or len({w[-1] for w in words}) == len(words)
@@ -128,14 +131,14 @@ class LastLetter:
         reference = "\n".join(_lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
         answers = range(self.answers if split == "pretrain" else 1)
-        demonstrations = ["\n".join(_lines(words, [self._read(w, rng) for w in words])) for _ in answers]
+        demonstrations = [_lines(words, [self._read(w, rng) for w in words]) for _ in answers]
         return Problem(
             f"{split}-{i}",
             QUESTION.format(words=" ".join(words)),
             "".join(w[-1] for w in words),
             "last_letter",
             reference,
-            "\n\n".join(demonstrations),
+            wordlists.thread(demonstrations, _said),
         )
 
     def _read(self, word: str, rng: random.Random) -> str:
@@ -152,7 +155,7 @@ def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
     return [*lines, f"The answer is {''.join(letters)}."]
 
 
-def _said(solution: Solution) -> list[str]:
-    """The letters of the answer that a solution gives in its last step; none without one."""
-    m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
+def _said(steps: Sequence[str]) -> list[str]:
+    """The letters of the answer that the last of the steps gives; none without one."""
+    m = _ANSWER.fullmatch(steps[-1]) if steps else None
     return list(m["said"].lower()) if m else []

@@ -49,7 +49,9 @@ class WordSort:
     words: int | None = None  # how many different words there are; null takes all
     noise: float = 0.0  # chance that a demonstration compares first letters only, so that others stay as they came
     slips: float = 0.0  # chance, at each step of a demonstration, that the word goes one place off
-    answers: int = 1  # demonstrations in one, each after an empty line, in pretrain: the later ones read far back
+    # Demonstrations in one, in pretrain: each after an empty line, the last two compared. Nobody says which is right.
+    # A small model learns from it what others bring along: to read far back, and to compare.
+    answers: int = 1
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -99,7 +101,8 @@ class WordSort:
         if not asked:
             raise DataError(f"not a question of task word_sort: {problem.question!r}")
         words = asked[1].split()
-        return wordlists.verification(self._lines(words), sorted(words), _said(solution))
+        lines = [*self._lines(words), wordlists.compared(sorted(words), _said(solution.steps))]
+        return "".join(f"{line}\n" for line in lines)
 
     def _lines(self, words: Sequence[str]) -> list[str]:
         if self.method == "insertion":
@@ -125,14 +128,14 @@ class WordSort:
         reference = "\n".join(self._lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
         answers = range(self.answers if split == "pretrain" else 1)
-        demonstrations = ["\n".join(self._misled(words, rng)) if self._errs else reference for _ in answers]
+        demonstrations = [self._misled(words, rng) if self._errs else self._lines(words) for _ in answers]
         return Problem(
             f"{split}-{i}",
             QUESTION.format(words=" ".join(words)),
             " ".join(sorted(words)),
             "word_sort",
             reference,
-            "\n\n".join(demonstrations),
+            wordlists.thread(demonstrations, _said),
         )
 
     @property
@@ -168,7 +171,7 @@ def _list(said: str) -> list[str]:
     return said.lower().replace(",", " ").split()
 
 
-def _said(solution: Solution) -> list[str]:
-    """The words of the answer that a solution gives in its last step; none without one."""
-    m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
+def _said(steps: Sequence[str]) -> list[str]:
+    """The words of the answer that the last of the steps gives; none without one."""
+    m = _ANSWER.fullmatch(steps[-1]) if steps else None
     return _list(m["list"]) if m else []
