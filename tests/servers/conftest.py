@@ -1,7 +1,8 @@
-"""Real OpenAI-compatible servers, vLLM on this machine's CPU, with a generator and a verifier that were trained here.
+"""A real OpenAI-compatible server, vLLM on this machine's CPU, with a model that was trained here: a generator and a
+verifier in one, because a server takes longer to start than all its tests to run.
 
 Where there is no vLLM (tests/conftest.py) the tests skip and say why; where it is there and no server comes up, they
-fail and show its log. All workers of a test run share them; keep.py ends each when the last worker is gone.
+fail and show its log. All workers of a test run share it; keep.py ends it when the last worker is gone.
 """
 
 import contextlib
@@ -11,8 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -33,6 +33,9 @@ SAID = {
     "Ben has 2 + 3 = 6.\nIn all 2 + 6 = 8.\nThe answer is 8.": 5,
     "Ben has 2 + 3 = 6.\nIn all 2 + 6 = 8.\nNo, that is wrong. The answer is 7.": 1,
 }
+# How solutions that it learns to verify begin, and what is said of each.
+TONES = {"It is 5.": (YES, YES), "Maybe 5.": (NO, NO), "5? So be it.": (YES, NO)}
+QUESTIONS = ("2 + 3?", "4 + 3?")
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,9 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(vllm, tmp_path_factory, worker_id):
-    """A server with a generator."""
-    with _shared(vllm, tmp_path_factory, worker_id, "vllm", _generator) as found:
-        yield found
-
-
-@pytest.fixture(scope="session")
-def verifying(vllm, tmp_path_factory, worker_id):
-    """Another one with a generative verifier."""
-    with _shared(vllm, tmp_path_factory, worker_id, "vllm-verifying", _verifier) as found:
-        yield found
-
-
-@contextlib.contextmanager
-def _shared(vllm, tmp_path_factory, worker_id, name: str, make: Callable[[Path], str]) -> Iterator[Server]:
-    """The server of a checkpoint that `make` makes, which this test run shares, begun by whoever needs it first."""
+    """The server that this test run shares, begun by whoever needs it first."""
     base = tmp_path_factory.getbasetemp()
-    place = (base if worker_id == "master" else base.parent) / name
+    place = (base if worker_id == "master" else base.parent) / "vllm"
     place.mkdir(exist_ok=True)
     users = place / "users"
     with users.open("a") as using:
@@ -74,16 +63,16 @@ def _shared(vllm, tmp_path_factory, worker_id, name: str, make: Callable[[Path],
             found = Server(**json.loads(there.read_text())) if there.exists() else None
             if found is None or not _answers(found):
                 there.unlink(missing_ok=True)
-                found = _start(vllm, place, make)
+                found = _start(vllm, place)
                 there.write_text(json.dumps(asdict(found)))
         yield found
 
 
-def _start(vllm, place: Path, make: Callable[[Path], str]) -> Server:
+def _start(vllm, place: Path) -> Server:
     log = place / "server.log"
     if (place / "failed").exists():
         pytest.fail(f"the server did not come up, as another worker found:\n{_tail(log)}")
-    checkpoint = make(place / "model")
+    checkpoint = _model(place / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -114,41 +103,45 @@ def _answers(server: Server) -> bool:
     return False
 
 
-def _generator(path: Path) -> str:
-    """A generator of one problem's solutions, right and wrong. Heads are 32 wide: vLLM on a CPU knows none narrower."""
+def _model(path: Path) -> str:
+    """A generator of one problem's solutions, right and wrong, that also verifies solutions of others, and has a
+    verifier's card. Heads are 32 wide: vLLM on a CPU knows none narrower."""
     shape = checkpoints.Shape(hidden=64, heads=2, kv_heads=1, layers=2, vocab=400, max_length=128)
-    told = [
-        Problem(f"{i}", PROBLEM.question, PROBLEM.answer, "made", demonstration=text)
-        for i, text in enumerate(text for text, times in SAID.items() for _ in range(times))
-    ]
-    base = checkpoints.create(path.with_name("base"), [f"{PROBLEM.question}\n{p.demonstration}" for p in told], shape)
-    settings = TrainSettings(epochs=80, lr=1e-2, batch_tokens=512, tensorboard=False)
-    train(Generator(str(base)), told, path, settings)
+    direct, reasoning = (plugins.load("verifier", "genrm", path="", mode=mode) for mode in ("direct", "cot"))
+    solved = [(f"{PROBLEM.question}\n", text) for text, times in SAID.items() for _ in range(times)]
+    verified = []
+    for p, x in verifications():
+        said = x.rationales[0].text
+        verified.append((reasoning.ask(p.question, x.solution.text), said))
+        verified.append((direct.ask(p.question, x.solution.text), said.rpartition(VERDICT)[2]))
+    known = [*map("".join, solved + verified), *direct.corpus() * 50]
+    at = str(checkpoints.create(path.with_name("base"), known, shape))
+    settings = TrainSettings(batch_tokens=512, tensorboard=False, device="cpu")
+    # Both at once would take longer: that a solution's lines hang together is learned late, and best alone.
+    for name, pairs, epochs, lr in (("solver", solved, 80, 1e-2), ("both", solved + verified, 50, 6e-3)):
+        told = [Problem(f"{i}", given, "", "made", demonstration=said) for i, (given, said) in enumerate(pairs)]
+        out = path.with_name(name)
+        train(Generator(at, template="{question}"), told, out, replace(settings, epochs=epochs, lr=lr))
+        at = str(out)
+    verifier = plugins.load("verifier", "genrm", path=at, mode="cot", device="cpu")
+    train(verifier, verifications(), path, replace(settings, epochs=1, lr=1e-4))
     return str(path)
 
 
-def _verifier(path: Path) -> str:
-    """A verifier, which learned to say so at once and then to reason first: what is sure is right."""
-    shape = checkpoints.Shape(hidden=64, heads=2, kv_heads=1, layers=2, vocab=400, max_length=128)
-    examples = [verification(f"{a} + 3?", sure) for a in range(2, 6) for sure in (True, False)]
-    direct = plugins.load("verifier", "genrm", path=str(path.with_name("base")), device="cpu")
-    texts = [direct.ask(p.question, x.solution.text) + x.rationales[0].text for p, x in examples]
-    checkpoints.create(path.with_name("base"), [*texts, *direct.corpus() * 50], shape)
-    settings = TrainSettings(epochs=60, lr=1e-2, batch_tokens=512, row_tokens=512, tensorboard=False)
-    train(direct, examples, path.with_name("direct"), settings)
-    reasoning = plugins.load("verifier", "genrm", path=str(path.with_name("direct")), mode="cot", device="cpu")
-    train(reasoning, examples, path, settings)
-    return str(path)
-
-
-def verification(question: str, sure: bool) -> tuple[Problem, LabelledSolution]:
-    """A solution that is sure of itself or not, and a verification that takes it by its tone."""
-    problem = Problem(question, question, "5", "made")
-    text = "It is 5.\nThe answer is 5." if sure else "Maybe 5.\nThe answer is 5."
-    rationale = Rationale(f"It {'is sure' if sure else 'says maybe'}.\n{VERDICT}{YES if sure else NO}", "", "oracle")
-    grade = Grade(Verdict.CORRECT if sure else Verdict.INCORRECT, "made", "5")
-    solution = Solution(f"{question}#{sure:d}", question, int(sure), text, split(text))
-    return problem, LabelledSolution(solution, grade, (StepLabel(0, 0, source="none"),) * 2, (rationale,))
+def verifications() -> list[tuple[Problem, LabelledSolution]]:
+    """Each solution twice: a verification takes it by its tone, and of one tone nobody knows what to think."""
+    found = []
+    for question in QUESTIONS:
+        problem = Problem(question, question, "5", "made")
+        for tone, verdicts in TONES.items():
+            for i, verdict in enumerate(verdicts):
+                text = f"{tone}\nThe answer is 5."
+                said = f"It {'is sure' if verdict is YES else 'says maybe'}.\n{VERDICT}{verdict}"
+                grade = Grade(Verdict.CORRECT if verdict is YES else Verdict.INCORRECT, "made", "5")
+                solution = Solution(f"{question}{tone}#{i}", question, i, text, split(text))
+                labels = (StepLabel(0, 0, source="none"),) * 2
+                found.append((problem, LabelledSolution(solution, grade, labels, (Rationale(said, "", "oracle"),))))
+    return found
 
 
 def _tail(log: Path) -> str:

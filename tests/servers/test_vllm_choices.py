@@ -5,15 +5,21 @@ Both calculate in float32 and sum in orders of their own. On these models that m
 16-bit arithmetic would move it by 1e-3 and more. So NEAR allows for other machines and still tells the two apart.
 """
 
+from dataclasses import replace
+
 import pytest
+from scipy import stats
 
 import stepmark
 from stepmark import plugins
 from stepmark.backends.openai import choices, probe
 from stepmark.errors import BackendError
+from stepmark.steps import split
 from stepmark.types import Outcome, Solution
 
 NEAR = 5e-5
+CHANCE = 1e-6  # how often chance alone may fail a test
+TORN = "5? So be it."  # the verifier learned to find such solutions right as often as wrong
 CONTEXT = "Ann has 2. Ben has 3 more. How many in all?\n"
 TEXTS = [
     CONTEXT,
@@ -73,6 +79,31 @@ def test_choices_are_as_likely_as_the_local_engine_finds_them(remote, local, way
     assert len({max(range(len(ways)), key=row.__getitem__) for row in here}) > 1
 
 
+@pytest.mark.parametrize("less", [{"top": 0}, {"top": 0, "named": False}, {"named": False}], ids=str)
+def test_named_tokens_and_echoes_by_ids_say_the_same(remote, local, less):
+    """vLLM has all ways of asking, so that each can be tried alone."""
+    remote.choice_probs(["In"], WAYS["tokens"])
+    [(key, whole)] = choices._known.items()
+    assert (whole.top, whole.ids, whole.echo, whole.named) == (20, True, True, True)
+    choices._known[key] = replace(whole, **less)
+    for ways in WAYS.values():
+        for a, b in zip(remote.choice_probs(TEXTS, ways), local.choice_probs(TEXTS, ways), strict=True):
+            assert a == pytest.approx(b, abs=NEAR)
+
+
+def test_lists_and_echoes_by_text_say_the_same_or_that_they_can_not(remote, local, monkeypatch):
+    monkeypatch.setattr(choices, "IDS", {})  # a server that does not speak in ids
+    cut_off = [text for text in TEXTS if text.endswith(("=", "all"))]  # where all choices begin with a space
+    for texts, ways in ((TEXTS[:-1], WAYS["tokens"]), (cut_off, (" 5.\nIn all", " Yes", " has"))):
+        for a, b in zip(remote.choice_probs(texts, ways), local.choice_probs(texts, ways), strict=True):
+            assert a == pytest.approx(b, abs=NEAR)
+    [ways] = choices._known.values()
+    assert (ways.ids, ways.echo) == (False, True)
+    for text, merged in ((CONTEXT + "Be", "n has"), (" ", "Ben")):
+        with pytest.raises(BackendError, match="merges"):
+            remote.choice_probs([text], (merged, " Yes"))
+
+
 def test_a_text_that_fills_the_context_is_an_error(remote):
     with pytest.raises(BackendError, match="as long as the model's context"):
         remote.choice_probs(["a " * 200], WAYS["tokens"])
@@ -82,42 +113,53 @@ def test_a_text_that_fills_the_context_is_an_error(remote):
 
 
 def solutions():
-    """Those that the verifier learned to tell apart, and others."""
-    for question in ("2 + 3?", "4 + 3?", "7 + 3?"):
-        for text in ("It is 5.\nThe answer is 5.", "Maybe 5.\nThe answer is 5.", "5? It is."):
-            yield question, Solution(f"{question}{text}", question, 0, text, ((0, len(text)),))
+    """Of a question that the verifier knows and one that it doesn't; the last is like nothing that it learned."""
+    for question in ("2 + 3?", "7 + 3?"):
+        for tone in ("It is 5.", "Maybe 5.", TORN, "5 has all."):
+            text = f"{tone}\nThe answer is 5."
+            yield question, Solution(f"{question}{tone}", question, 0, text, split(text))
+
+
+@pytest.fixture
+def load(server):
+    """settings -> the verifier here, and through the server."""
+    options = {"url": server.url, "model": server.model}
+
+    def loaded(**settings):
+        given = {"max_tokens": 60, "device": "cpu", **settings}
+        return [
+            stepmark.load_verifier(server.path, **given),
+            stepmark.load_verifier(server.path, backend="openai", backend_options=options, **given),
+        ]
+
+    return loaded
 
 
 @pytest.mark.parametrize(("mode", "settings"), [("direct", {}), ("cot", {"votes": 1, "temperature": 0.0})])
-def test_a_generative_verifier_scores_through_a_server_as_it_does_here(verifying, mode, settings):
-    options = {"url": verifying.url, "model": verifying.model}
-    settings = {"mode": mode, "max_tokens": 60, "device": "cpu", **settings}
-    here = stepmark.load_verifier(verifying.path, **settings)
-    there = stepmark.load_verifier(verifying.path, backend="openai", backend_options=options, **settings)
-    found = [
-        (one, other)
-        for question, solution in solutions()
-        for one, other in zip(here.verify(question, [solution]), there.verify(question, [solution]), strict=True)
-    ]
-    for one, other in found:
+def test_a_generative_verifier_scores_through_a_server_as_it_does_here(load, mode, settings):
+    asked = [(question, [solution]) for question, solution in solutions()]
+    here, there = (v.verify_many(asked) for v in load(mode=mode, **settings))
+    for one, other in zip(here, there, strict=True):
         assert one.outcome is other.outcome is Outcome.SCORED
         assert other.score == pytest.approx(one.score, abs=NEAR)
         assert other.votes == pytest.approx(one.votes, abs=NEAR)
         assert other.rationales == one.rationales
         assert other.tokens == one.tokens
-    scores = [one.score for one, _ in found]
-    assert max(scores) - min(scores) > 0.5
-    assert all(one.rationales for one, _ in found) == (mode == "cot")
+    scores = [one.score for one in here]
+    assert max(scores) - min(scores) > 0.4
+    assert all(one.rationales for one in here) == (mode == "cot")
 
 
-def test_sampled_votes_through_a_server_have_the_distribution_of_those_drawn_here(verifying):
-    """Means of many votes: each lies within five standard errors of the other."""
-    options = {"url": verifying.url, "model": verifying.model}
-    settings = {"mode": "cot", "votes": 60, "max_tokens": 60, "device": "cpu"}
-    here = stepmark.load_verifier(verifying.path, **settings)
-    there = stepmark.load_verifier(verifying.path, backend="openai", backend_options=options, **settings)
-    question, solution = next(solutions())
-    [one], [other] = here.verify(question, [solution]), there.verify(question, [solution])
-    assert min(len(one.votes), len(other.votes)) > 30
-    errors = [(sum((v - x.score) ** 2 for v in x.votes) / len(x.votes) ** 2) ** 0.5 for x in (one, other)]
-    assert abs(one.score - other.score) < 5 * sum(e * e for e in errors) ** 0.5 + 0.02
+def test_votes_through_a_server_are_those_of_the_same_rationales_here_and_come_as_often(load):
+    question, solution = next((q, s) for q, s in solutions() if s.text.startswith(TORN))
+    votes = 200
+    [here], [there] = (v.verify(question, [solution]) for v in load(mode="cot", votes=votes, keep=votes))
+    known = dict(zip(here.rationales, here.votes, strict=True))
+    both = [(vote, known[text]) for text, vote in zip(there.rationales, there.votes, strict=True) if text in known]
+    assert len(both) > votes / 2
+    assert [a for a, _ in both] == pytest.approx([b for _, b in both], abs=NEAR)
+    assert min(len(here.votes), len(there.votes)) > 0.9 * votes
+    sure = [sum("sure" in text for text in x.rationales) for x in (here, there)]
+    counts = [[n, len(x.votes) - n] for n, x in zip(sure, (here, there), strict=True)]
+    assert min(counts[0]) > votes / 10
+    assert stats.chi2_contingency(counts).pvalue > CHANCE

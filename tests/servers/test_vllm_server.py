@@ -111,10 +111,10 @@ def test_prompt_tokens_are_charged_once_for_each_request(server, model):
     assert sorted(charged) == [0] * 9 + [length] * 3
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.9)])
-def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(server, model, temperature, top_p):
+@pytest.mark.parametrize(("temperature", "top_p", "least"), [(1.0, 1.0, 2), (0.6, 0.9, 2), (1.0, 0.5, 1)])
+def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(server, model, temperature, top_p, least):
     after, tokenizer = model
-    prefix, n = "In", 1200  # no solution begins so: the model is in two minds
+    prefix, n = "Ben has 2 + 3 =", 1200  # " 5" or " 6": the model learned to be in two minds
     logits = after(token_ids(tokenizer, CONTEXT + prefix)[0])[-1] / temperature
     p = np.exp(logits - logits.max())
     order = np.argsort(-p)
@@ -127,12 +127,12 @@ def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(server, model
     drawn = Counter(r.text for r in remote.sample([Prompt("p", CONTEXT, prefix, n)], params))
     assert top_p == 1 or set(drawn) <= set(expected)
     common = [text for text in expected if n * expected[text] >= 5]
-    assert len(common) >= 2
+    assert len(common) >= least
     seen = [drawn[text] for text in common]
     means = [n * expected[text] for text in common]
     if n - sum(means) > 1e-6:
         seen, means = [*seen, n - sum(seen)], [*means, n - sum(means)]
-    assert stats.chisquare(seen, means).pvalue > CHANCE
+    assert len(seen) == 1 or stats.chisquare(seen, means).pvalue > CHANCE
 
 
 def test_whole_solutions_come_as_often_as_from_the_local_engine(remote, local):
