@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from statistics import fmean
 
 import pytest
@@ -178,6 +178,22 @@ def test_tokens_are_those_of_solutions_and_of_what_verifiers_read_and_write():
             **{("self_consistency+genrm", 4, k): 4 * (10 + 20 + 20 * k) for k in (1, 2, 4, 8)},
         }
     )
+
+
+def test_a_few_rationales_that_are_stored_stand_for_all_that_were_drawn():
+    whole, part = noisy(6, 4), noisy(6, 4)
+    part.verifications["genrm"] = [replace(v, rationales=v.rationales[:2]) for v in part.verifications["genrm"]]
+    found, expected = ({way: p.tokens for way, p in points(d.evaluate(ns=[1, 4])).items()} for d in (part, whole))
+    assert found == pytest.approx(expected)
+
+
+def test_where_no_rationale_came_to_a_vote_fewer_cost_less_too():
+    data = noisy(2, 2)
+    for i, v in enumerate(data.verifications["genrm"][:2]):
+        lost = Verification(v.solution_id, (), 0.0, "last", Outcome.TRUNCATED, "cut", tokens=80)
+        data.verifications["genrm"][i] = lost
+    found = points(data.evaluate(ns=[2]))
+    assert found["genrm", 2, 1].tokens == pytest.approx((2 * (10 + 10) + 2 * (10 + 20 + 20)) / 2)
 
 
 def test_tokens_without_stored_rationales_grow_with_the_votes():

@@ -11,10 +11,11 @@ least ENOUGH windows. Weighted votes go through the first WINDOWS of them and at
 
 Deviations. The paper counts generated tokens, a lambda for all; we count each solution's own, and what a verifier
 reads as well as what it writes: Verification.tokens has both, the question and solution once for all K rationales. How
-many of them were read is not stored: the share of the characters is taken for it, K rationales cost their share of the
-rest, and where no rationale is stored all is taken to grow with K. What a generator reads is not counted.
+many of them were read is not stored: the share of the characters is taken for it, with all rationales as long as those
+that are stored are on average. K rationales cost their share of the rest; where none is stored all is taken to grow
+with K. What a generator reads is not counted.
 
-    stepmark plan --optimal runs/genrm_last_letter --tokens 500
+    stepmark plan --optimal runs/genrm_last_letter/seed-1 --tokens 500
 """
 
 from __future__ import annotations
@@ -186,9 +187,10 @@ def measure(
         add(SELF_CONSISTENCY, table[SELF_CONSISTENCY][:, j], sizes[:, j] * drawn, n, 0)
     for name, many in scored.items():
         costs = {v.solution_id: v for v in many}
-        for k in ks.get(name, [0]):
+        grid = ks.get(name, [0])
+        for k in grid:
             verified = np.array(
-                [_mean(_cost(costs[c.solution_id], p, solutions, k) for c in p.candidates) for p in pools]
+                [_mean(_cost(costs[c.solution_id], p, solutions, k, grid[-1]) for c in p.candidates) for p in pools]
             )
             for j, n in several:
                 for method in (name, WEIGHTED + name):
@@ -233,15 +235,16 @@ def _windows(
     return found
 
 
-def _cost(v: Verification, pool: Pool, solutions: Mapping[str, Solution], k: int) -> float:
-    """Tokens for a verification with K rationales; as it is for K = 0."""
-    asked = len(v.rationales) or len(v.votes)
-    if not k or not asked:
+def _cost(v: Verification, pool: Pool, solutions: Mapping[str, Solution], k: int, most: int) -> float:
+    """Tokens for a verification with K rationales; as it is for K = 0. `most` are taken to have been drawn where no
+    vote came of any."""
+    if not k:
         return v.tokens
-    written = sum(map(len, v.rationales))
+    drawn = len(v.votes) or most  # more than are stored, which are there to be looked at
+    written = drawn * _mean(map(len, v.rationales))
     read = len(pool.problem.question) + len(solutions[v.solution_id].text) if written else 0
     share = written / (written + read) if written else 1.0
-    return v.tokens * (1 - share + share * min(1.0, k / asked))
+    return v.tokens * (1 - share + share * min(1.0, k / drawn))
 
 
 def _splits(
