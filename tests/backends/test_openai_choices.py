@@ -273,6 +273,18 @@ def test_tokens_that_are_not_listed_are_named_before_anything_is_echoed(serve, t
         backend(server).choice_probs(TEXTS, LONGER)
 
 
+def test_where_most_lists_lack_a_choice_no_more_of_them_are_asked_for(serve):
+    server = serve(ids=True, named=True, top=2)
+    texts = [f"Is it {c}?" for c in "abcdefghijklmnop"]
+    check(server, PAIR, texts, concurrency=1)
+    before = len(server.bodies)
+    check(server, PAIR, texts, concurrency=1)
+    later = server.bodies[before + len(PAIR) :]
+    lists = [body for body in later if not body.get("logprob_token_ids")]
+    assert len(later) == len(texts) + len(lists)
+    assert len(lists) < len(texts) / 2
+
+
 def test_one_request_brings_all_choices_and_equal_texts_are_asked_for_once(serve):
     server = serve(ids=True)
     check(server, PAIR)

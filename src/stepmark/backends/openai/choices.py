@@ -6,7 +6,8 @@ backend `local` has it (local/choices.py). Three requests can tell, and all are 
 - one generated token with the likeliest tokens in its place: enough where all choices are tokens of that list. One
   request brings all choices, and the server may use what it has already computed of the text;
 - the same with the choices' tokens named (vLLM's `logprob_token_ids`). Not before the first, because vLLM then
-  withholds the lists of the likeliest from all requests that happen to be in the same batch, strangers' among them;
+  withholds the lists of the likeliest from all requests that happen to be in the same batch, strangers' among them. At
+  once where most lists lacked a choice: forms of Yes and No that a verifier never learned to say are seldom listed;
 - the prompt with a choice behind it, echoed with its log-probabilities: whatever the choice, one request for each.
 
 Where the server speaks in token ids (vLLM), texts and choices are tokenised apart, as `local` does, and a choice is its
@@ -36,6 +37,7 @@ from stepmark.errors import BackendError
 TOPS = (20, 5, 2)  # likeliest tokens asked for: what vLLM and SGLang give, what OpenAI gives, what is better than none
 IDS: dict[str, object] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 NAMED = "logprob_token_ids"
+NAMES = 128  # tokens that vLLM takes by it
 PROBES = ("The capital of France is", "1, 2, 3, 4,", "Hello", "Once upon a time", "import", "Yes, no,")
 AGREE = 2  # generated tokens that must be echoed with the log-probability that they were generated with
 SAME = 0.3  # nats between the two: servers calculate in 16 bits, in which a logit of 20 is known to an eighth
@@ -79,6 +81,8 @@ class Choosing:
     able: Abilities = field(init=False)
     ways: Ways = field(init=False)
     ids: tuple[tuple[int, ...], ...] = ()  # of the choices, where the server says them
+    sufficed: int = 0  # lists of the likeliest that held all choices
+    lacked: int = 0  # those that did not: where these are more, lists are no longer asked for
 
     async def all(self, texts: Sequence[str], concurrency: int, put: Put[tuple[int, tuple[float, ...]]]) -> None:
         """Puts each text's place and its probabilities as they come. Raises BackendError."""
@@ -116,10 +120,15 @@ class Choosing:
 
     async def _one(self, text: str) -> tuple[float, ...]:
         try:
-            found = await self._ask(text, self.ways)
+            named = self.ways.named and len(self.ids) <= NAMES and all(len(ids) == 1 for ids in self.ids)
+            names = [i for ids in self.ids for i in ids] if named else None
+            at_once = named and (self.lacked > self.sufficed or not self.ways.top)
+            found = await self._ask(text, self.ways, names=names if at_once else None)
             sums = self._listed(found)
-            if sums is None and self.ways.named and all(len(ids) == 1 for ids in self.ids):
-                sums = self._listed(await self._ask(text, self.ways, names=[i for ids in self.ids for i in ids]))
+            if not at_once:
+                self.sufficed, self.lacked = self.sufficed + (sums is not None), self.lacked + (sums is None)
+                if sums is None and names:
+                    sums = self._listed(await self._ask(text, self.ways, names=names))
             if sums is None and not self.ways.echo:
                 raise BackendError(self._missing(found))
             if sums is None:
