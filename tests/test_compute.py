@@ -112,11 +112,14 @@ def test_the_curve_ends_at_best_of_n_and_other_verifiers_have_none():
     assert set(raw["votes"]["8"]) == {"mean", "low", "high"}
 
 
-def test_the_main_generative_verifier_is_the_last_that_is_no_judge():
+def test_the_main_generative_verifier_is_the_last_with_most_votes_that_is_no_judge():
     data = noisy(5, 4)
     first = data.verifications["genrm"]
-    data.verifications |= {"second": list(reversed(first)), "judge_small": first}
-    assert data.evaluate(ns=[4]).votes == data.evaluate(ns=[4]).votes_by_verifier["second"]
+    few = [replace(v, votes=v.votes[:1], rationales=v.rationales[:1]) for v in first]
+    data.verifications |= {"second": list(reversed(first)), "few": few, "judge_small": first}
+    m = data.evaluate(ns=[4])
+    assert m.votes == m.votes_by_verifier["second"]
+    assert list(m.votes_by_verifier["few"]) == [1]
     data.verifications = {"judge": first}
     m = data.evaluate(ns=[4])
     assert m.votes == {}

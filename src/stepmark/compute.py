@@ -98,9 +98,11 @@ def grids(scored: Scored, wanted: Sequence[int], notes: list[str]) -> dict[str, 
     return found
 
 
-def main_verifier(names: Iterable[str]) -> str | None:
-    """The run's main generative verifier: the last of those with votes that is no judge."""
-    return next((name for name in reversed(list(names)) if not name.startswith(JUDGE)), None)
+def main_verifier(ks: Mapping[str, Sequence[int]]) -> str | None:
+    """The run's main generative verifier: the last of those with the most votes, judges aside. One with fewer is there
+    for something else, such as to be a judge."""
+    own = {name: grid[-1] for name, grid in ks.items() if not name.startswith(JUDGE)}
+    return max(reversed(own), key=own.__getitem__, default=None)
 
 
 def with_votes(

@@ -164,7 +164,7 @@ def evaluate(
         compute=compute.measure(pools, kept, scored, ks, table, by_votes, ns, bootstrap, notes),
         notes=tuple(notes),
         seconds=dict(seconds or {}),
-        votes=curves.get(compute.main_verifier(curves) or "", {}),
+        votes=curves.get(compute.main_verifier(ks) or "", {}),
         votes_by_verifier=curves,
         rationales=outcomes.of_rationales(rationales),
     )
