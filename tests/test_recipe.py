@@ -155,5 +155,9 @@ def test_a_part_of_the_samples_that_is_given_in_part_keeps_its_other_defaults():
 def test_what_a_recipe_does_not_have_is_not_in_its_configuration_so_older_runs_go_on():
     resolved = recipe.load(DEMO).resolved()
     assert "out_of_distribution" not in resolved["sample"]
-    given = recipe.load(DEMO, ["sample.out_of_distribution.split=dev"])
-    assert recipe.parse(given.resolved(), "again").sample == given.sample
+    assert "words" not in resolved["generator"]["init"]
+    changes = ["sample.out_of_distribution.split=dev", "generator.init.words=true", "verifiers.prm.base.init={}"]
+    given = recipe.load(DEMO, changes)
+    assert given.resolved()["generator"]["init"]["words"] is True
+    assert "words" not in given.resolved()["verifiers"]["prm"]["base"]["init"]
+    assert recipe.parse(given.resolved(), "again") == given

@@ -170,6 +170,10 @@ class Recipe(Settings):
         for name, verifier in self.verifiers.items():
             if not verifier.references:
                 del plain["verifiers"][name]["references"]
+        models = (plain["generator"], plain["completer"], plain["judge"])
+        for base in (*models, *(verifier["base"] for verifier in plain["verifiers"].values())):
+            if base is not None and base["init"] is not None and not base["init"]["words"]:
+                del base["init"]["words"]
         return plain
 
 
