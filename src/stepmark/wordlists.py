@@ -70,7 +70,7 @@ def compared(true: Sequence[str], said: Sequence[str]) -> str:
 
 
 def thread(answers: Sequence[Sequence[str]], said: Callable[[Sequence[str]], Sequence[str]]) -> str:
-    """Worked answers of one question, each a list of lines, one after another; the last two of several are compared."""
+    """Worked answers of one question, each a list of lines, one after another; two of them are compared."""
     text = "\n\n".join("\n".join(lines) for lines in answers)
     return text if len(answers) < 2 else f"{text}\n{compared(said(answers[-1]), said(answers[-2]))}"
 

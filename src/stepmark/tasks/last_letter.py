@@ -59,9 +59,9 @@ class LastLetter:
     distinct: bool = False  # True makes lists in which no two words end alike: then a letter says where it stands
     noise: float = 0.0  # chance that a demonstration takes a final e for silent, and the letter before it for the last
     slips: float = 0.0  # chance, at each other step of a demonstration, of another letter of the word
-    # Demonstrations in one, in pretrain: each after an empty line, the last two compared. Nobody says which is right.
-    # A small model learns from it what others bring along: to read far back, and to compare.
-    answers: int = 1
+    # Share of pretrain's demonstrations in which, after an empty line, a second demonstrator answers, and both answers
+    # are compared; nobody says which is right. From these a small model learns to read far back, and to compare.
+    threads: float = 0.0
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -72,9 +72,11 @@ class LastLetter:
         for split in splits:
             object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
         lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
-        sizes = {"train_size": self.train_size, "test_size": self.test_size, "answers": self.answers}
+        sizes = {"train_size": self.train_size, "test_size": self.test_size}
         sizes |= {} if self.words is None else {"words": self.words}
-        if found := wordlists.faults(lengths, sizes, {"noise": self.noise, "slips": self.slips}):
+        if found := wordlists.faults(
+            lengths, sizes, {"noise": self.noise, "slips": self.slips, "threads": self.threads}
+        ):
             raise ConfigError([f"task last_letter: {fault}" for fault in found])
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
@@ -130,7 +132,7 @@ class LastLetter:
     def _problem(self, split: str, i: int, words: Sequence[str]) -> Problem:
         reference = "\n".join(_lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
-        answers = range(self.answers if split == "pretrain" else 1)
+        answers = range(2 if split == "pretrain" and rng.random() < self.threads else 1)
         demonstrations = [_lines(words, [self._read(w, rng) for w in words]) for _ in answers]
         return Problem(
             f"{split}-{i}",

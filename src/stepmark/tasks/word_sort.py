@@ -49,9 +49,9 @@ class WordSort:
     words: int | None = None  # how many different words there are; null takes all
     noise: float = 0.0  # chance that a demonstration compares first letters only, so that others stay as they came
     slips: float = 0.0  # chance, at each step of a demonstration, that the word goes one place off
-    # Demonstrations in one, in pretrain: each after an empty line, the last two compared. Nobody says which is right.
-    # A small model learns from it what others bring along: to read far back, and to compare.
-    answers: int = 1
+    # Share of pretrain's demonstrations in which, after an empty line, a second demonstrator answers, and both answers
+    # are compared; nobody says which is right. From these a small model learns to read far back, and to compare.
+    threads: float = 0.0
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -62,9 +62,9 @@ class WordSort:
         for split in splits:
             object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
         lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
-        sizes = {"train_size": self.train_size, "test_size": self.test_size, "answers": self.answers}
+        sizes = {"train_size": self.train_size, "test_size": self.test_size}
         sizes |= {} if self.words is None else {"words": self.words}
-        found = wordlists.faults(lengths, sizes, {"noise": self.noise, "slips": self.slips})
+        found = wordlists.faults(lengths, sizes, {"noise": self.noise, "slips": self.slips, "threads": self.threads})
         if self.method not in METHODS:
             found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
         if self.method != "insertion" and self._errs:
@@ -127,7 +127,7 @@ class WordSort:
     def _problem(self, split: str, i: int, words: Sequence[str]) -> Problem:
         reference = "\n".join(self._lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
-        answers = range(self.answers if split == "pretrain" else 1)
+        answers = range(2 if split == "pretrain" and rng.random() < self.threads else 1)
         demonstrations = [self._misled(words, rng) if self._errs else self._lines(words) for _ in answers]
         return Problem(
             f"{split}-{i}",
