@@ -188,6 +188,18 @@ def test_balance_takes_as_many_of_each_verdict_whatever_the_order(knowing, probl
     assert set(few) < set(more) < set(kept)
 
 
+def test_verifications_of_one_text_count_as_often_as_they_come(knowing, problems, labelled):
+    said = {Verdict.CORRECT: (YES, 3), Verdict.INCORRECT: (NO, 1)}
+    examples = [
+        (p, replace(x, rationales=(rationale("the same words.", answer),) * count))
+        for verdict, (answer, count) in said.items()
+        for p, x in [labelled(problems[0], f"so {count}.", [1.0], verdict)]
+    ]
+    verifier = GenerativeVerifier(knowing, mode="cot")
+    assert sorted(lesson.answer for lesson in verifier.choose(examples)) == [NO, YES]
+    assert len(replace(verifier, balance=False, examples=2).choose(examples)) == 2
+
+
 def test_the_target_is_all_that_is_weighed(knowing, lessons):
     tokenizer = checkpoints.load_tokenizer(knowing)
     p, x = lessons[1]

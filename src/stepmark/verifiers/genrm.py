@@ -141,14 +141,14 @@ class GenerativeVerifier:
     def _some(self, lessons: Sequence[Lesson]) -> list[Lesson]:
         """Those that are learned, in their order. Their texts' hashes say which: whoever may learn from more learns
         from the same ones and from others."""
-        ordered = sorted(lessons, key=lambda lesson: _name(repr(lesson)))
+        ordered = sorted(range(len(lessons)), key=lambda i: _name(repr(lessons[i])))  # places: a text may come twice
         most = self.examples or len(lessons)
-        kept = set(ordered[:most])
+        kept = ordered[:most]
         if self.balance:
-            each = [[lesson for lesson in ordered if lesson.answer == answer] for answer in (YES, NO)]
+            each = [[i for i in ordered if lessons[i].answer == answer] for answer in (YES, NO)]
             least = min(most // 2, *map(len, each))
-            kept = {lesson for some in each for lesson in some[:least]}
-        return [lesson for lesson in lessons if lesson in kept]
+            kept = [i for some in each for i in some[:least]]
+        return [lessons[i] for i in sorted(kept)]
 
     def _verifications(self, problem: Problem, labelled: LabelledSolution) -> Iterator[Lesson]:
         verdict = labelled.grade.verdict
