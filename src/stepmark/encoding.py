@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from stepmark.errors import BackendError, EncodingError
+from stepmark.errors import BackendError, ConfigError, EncodingError
 from stepmark.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+BEFORE = 32  # characters of a text that decide how what follows it is tokenised
 SLOT = "stepmark-question"  # stands for the question while a chat template is taken apart
 
 
@@ -64,6 +65,17 @@ def following_ids(tokenizer: PreTrainedTokenizerBase, before: str, text: str) ->
     if whole[: len(start)] == start and len(whole) > len(start):
         return tuple(whole[len(start) :])
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def choice_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], choices: Sequence[str]
+) -> list[list[tuple[int, ...]]]:
+    """Per text the ids of each choice as it reads after it. Raises ConfigError for a choice without a token."""
+    if not choices or not all(choices):
+        raise ConfigError(f"choices must be texts of at least one token each, got {list(choices)}.")
+    tails = [text[-BEFORE:] for text in texts]
+    found = {tail: [following_ids(tokenizer, tail, c) for c in choices] for tail in dict.fromkeys(tails)}
+    return [found[tail] for tail in tails]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool) -> tuple[int, ...]:

@@ -86,6 +86,7 @@ def serve(fault_server):
         listed = True  # gives log-probabilities at all
         chatty = False  # answers a completion as a chat
         known = ()  # id -> token
+        opens = False  # its tokenizer opens a text with a space
 
         def _prompt_tokens(self, body, text, chat):
             return 3
@@ -99,7 +100,7 @@ def serve(fault_server):
                 return (400, {}), json.dumps({"error": {"message": f"logprobs must be at most {self.most}"}})
             if body.get("echo") and self.echo == "refused":
                 return (400, {}), json.dumps({"error": {"message": "echo is not available here"}})
-            before = [self.known[i] for i in text] if isinstance(text, list) else words(text)
+            before = [self.known[i] for i in text] if isinstance(text, list) else self._words(text)
             found = logs(before)
             if body["temperature"] == 0:
                 new = max(found, key=found.get)
@@ -154,9 +155,12 @@ def serve(fault_server):
             if not (self.ids and body.get("return_token_ids")):
                 return reply
             whole = json.loads(reply)
-            found = text if isinstance(text, list) else [self._id(t) for t in words(text)]
+            found = text if isinstance(text, list) else [self._id(t) for t in self._words(text)]
             whole["choices"][0]["prompt_token_ids"] = found
             return json.dumps(whole)
+
+        def _words(self, text):
+            return words(f" {text}" if self.opens and not text.startswith(" ") else text)
 
         def _show(self, body):
             if self.ids and body.get("return_tokens_as_token_ids"):
@@ -258,6 +262,11 @@ def test_a_choice_that_merges_with_the_text_is_an_error_unless_the_server_speaks
     with pytest.raises(BackendError, match="merges the beginning of 't sure'"):
         backend(serve()).choice_probs([text], ways)
     check(serve(ids=True), ways, [text])
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_choice_is_its_tokens_after_a_text_not_those_that_open_one(serve, named):
+    check(serve(ids=True, opens=True, named=named), (" Yes", "Yes", " No", "No"))
 
 
 @pytest.mark.parametrize("top", [0, 3])

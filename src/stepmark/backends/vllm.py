@@ -32,11 +32,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import count, product
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from stepmark import checkpoints, sampling
-from stepmark.encoding import prompt_ids
+from stepmark.encoding import choice_ids, prompt_ids
 from stepmark.errors import BackendError, ConfigError
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
@@ -116,23 +116,25 @@ class VLLMBackend:
         if not texts:
             return []
         loaded = self._load()
-        ways = [tuple(loaded.tokenizer(c, add_special_tokens=False)["input_ids"]) for c in choices]
+        ways = choice_ids(loaded.tokenizer, texts, choices)
         starts = [
             prompt_ids(loaded.tokenizer, Prompt(str(i), text), self.chat_template) for i, text in enumerate(texts)
         ]
-        if max(map(len, starts)) + max(map(len, ways)) > loaded.limit:
+        longest = max(len(way) for own in ways for way in own)
+        if max(map(len, starts)) + longest > loaded.limit:
             raise BackendError(
                 f"a text of {max(map(len, starts))} tokens and a choice do not fit into the {loaded.limit} positions "
                 "that the model has here. Leave out such texts, or raise max_length if the model has more."
             )
         after: dict[tuple[int, ...], set[int]] = {}  # what is read -> the tokens whose log-probability is wanted then
-        for start, way in product(starts, ways):
-            for at, token in enumerate(way):
-                after.setdefault(start + way[:at], set()).add(token)
+        for start, own in zip(starts, ways, strict=True):
+            for way in own:
+                for at, token in enumerate(way):
+                    after.setdefault(start + way[:at], set()).add(token)
         logs = self._logs(loaded, after)
         return [
-            _softmax([sum(logs[start + way[:at]][token] for at, token in enumerate(way)) for way in ways])
-            for start in starts
+            _softmax([sum(logs[start + way[:at]][token] for at, token in enumerate(way)) for way in own])
+            for start, own in zip(starts, ways, strict=True)
         ]
 
     def _logs(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepmark import sampling
-from stepmark.encoding import following_ids, prompt_ids
+from stepmark.encoding import choice_ids, prompt_ids
 from stepmark.errors import ConfigError
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from stepmark.backends.local.engine import Engine
-
-
-BEFORE = 32  # characters of a text that decide how what follows it is tokenised
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,9 @@ class LocalBackend:
         from stepmark.backends.local.choices import probabilities
 
         engine, tokenizer = self._load()
-        if not choices or not all(choices):
-            raise ConfigError(f"choices must be texts of at least one token each, got {list(choices)}.")
+        ways = choice_ids(tokenizer, texts, choices)
         starts = [prompt_ids(tokenizer, Prompt(str(i), text), self.chat_template) for i, text in enumerate(texts)]
-        tails = [text[-BEFORE:] for text in texts]
-        ways = {tail: [following_ids(tokenizer, tail, c) for c in choices] for tail in dict.fromkeys(tails)}
-        return probabilities(engine, starts, [ways[tail] for tail in tails])
+        return probabilities(engine, starts, ways)
 
     def _choices(self, tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> np.ndarray | None:
         """The tokens of `params.choices`, where each is the same one token after every stop string."""
@@ -114,7 +108,7 @@ class LocalBackend:
 
         if not params.choices or not params.stop:
             return None
-        ways = {tuple(following_ids(tokenizer, s[-BEFORE:], c) for c in params.choices) for s in params.stop}
+        ways = set(map(tuple, choice_ids(tokenizer, params.stop, params.choices)))
         found = ways.pop()
         return None if ways or any(len(ids) != 1 for ids in found) else np.array([ids[0] for ids in found])
 

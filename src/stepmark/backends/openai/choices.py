@@ -11,9 +11,10 @@ backend `local` has it (local/choices.py). Three requests can tell, and all are 
 - the prompt with a choice behind it, echoed with its log-probabilities: whatever the choice, one request for each.
 
 Where the server speaks in token ids (vLLM), texts and choices are tokenised apart, as `local` does, and a choice is its
-ids: no choice can merge with the text before it, no BOS token comes twice, and no two tokens look the same. Elsewhere
-texts are all there is: a token is known by how it is shown, and a choice that is not cut off from its text by the
-tokenizer is an error, as is one that can't be found out. A probability is never guessed, and never 0 for want of one.
+ids as they follow a text: no choice can merge with the text before it, no tokenizer that opens a text with a space adds
+one in between, no BOS token comes twice, and no two tokens look the same. Elsewhere texts are all there is: a token is
+known by how it is shown, and a choice that is not cut off from its text by the tokenizer is an error, as is one that
+can't be found out. A probability is never guessed, and never 0 for want of one.
 
 What a server only pretends is found out once (`_ways`): log-probabilities that don't come, a prompt that isn't echoed,
 and echoed values that belong to other tokens (some servers are off by one): a token that was generated must have the
@@ -38,7 +39,7 @@ TOPS = (20, 5, 2)  # likeliest tokens asked for: what vLLM and SGLang give, what
 IDS: dict[str, object] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 NAMED = "logprob_token_ids"
 NAMES = 128  # tokens that vLLM takes by it
-PROBES = ("The capital of France is", "1, 2, 3, 4,", "Hello", "Once upon a time", "import", "Yes, no,")
+PROBES = ("1, 2, 3, 4,", "The capital of France is", "Hello", "Once upon a time", "import", "Yes, no,")
 AGREE = 2  # generated tokens that must be echoed with the log-probability that they were generated with
 SAME = 0.3  # nats between the two: servers calculate in 16 bits, in which a logit of 20 is known to an eighth
 TAIL = 24  # characters of a text by which an echo is recognised
@@ -56,6 +57,7 @@ class Ways:
     named: bool = False  # says how likely tokens are that are named to it
     least: int = 0  # tokens that it generates at the least
     without: str = ""  # why there is no echo
+    opening: tuple[int, ...] = ()  # ids of the first of PROBES, where it speaks in ids
 
 
 class NoEcho(Exception):
@@ -195,8 +197,16 @@ class Choosing:
         return math.fsum(token.logprob or 0.0 for token in tail)
 
     async def _ids_of(self, choice: str) -> tuple[int, ...]:
-        """A choice's ids, tokenised alone and without a BOS token."""
-        body = {"model": self.model, "prompt": choice, "add_special_tokens": False, self.able.budget: 1, **IDS}
+        """A choice's ids as they follow a text; where the two merge, those of the choice alone (encoding.following_ids
+        has the same rule)."""
+        opening = self.ways.opening
+        whole = await self._ids(PROBES[0] + choice)
+        if whole[: len(opening)] == opening and len(whole) > len(opening):
+            return whole[len(opening) :]
+        return await self._ids(choice, add_special_tokens=False)
+
+    async def _ids(self, text: str, **how: object) -> tuple[int, ...]:
+        body = {"model": self.model, "prompt": text, self.able.budget: 1, **IDS, **how}
         found = (await self.client.ask("/completions", body, listing.parse)).prompt_ids
         if not found:
             raise BackendError(f"{self.client.url} no longer says what ids a text has; it did before. Try again.")
@@ -234,19 +244,20 @@ class Choosing:
             return Ways(0, False, False, without="it ignores that log-probabilities are asked for")
         ids = ids and found.prompt_ids is not None and found.tokens[0].text.startswith(ID)
         top = tops[0] if len(found.tokens[0].top) > 1 else 0
+        opening = found.prompt_ids or () if ids else ()
         if self.chat:
             return Ways(top, False, False, without="a chat is not echoed")
         named = ids and await self._takes_names(Ways(top, ids, False), found.prompt_ids or ())
         without = ""
         for least in (0, 1):
-            tried = Ways(top, ids, True, named, least)
+            tried = Ways(top, ids, True, named, least, opening=opening)
             try:
                 without = await self._echo_fault(tried)
             except Refused as e:
                 without = f"it refuses to echo a prompt ({e})"
             if not without:
                 return tried
-        return Ways(top, ids, False, named, without=without)
+        return Ways(top, ids, False, named, without=without, opening=opening)
 
     async def _takes_names(self, ways: Ways, ids: Sequence[int]) -> bool:
         """Whether tokens that are named, here those of the prompt, are what it then lists."""
