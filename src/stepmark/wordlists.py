@@ -70,9 +70,12 @@ def compared(true: Sequence[str], said: Sequence[str]) -> str:
 
 
 def thread(answers: Sequence[Sequence[str]], said: Callable[[Sequence[str]], Sequence[str]]) -> str:
-    """Worked answers of one question, each a list of lines, one after another; two of them are compared."""
-    text = "\n\n".join("\n".join(lines) for lines in answers)
-    return text if len(answers) < 2 else f"{text}\n{compared(said(answers[-1]), said(answers[-2]))}"
+    """The lines of a worked answer; after an empty line, those of a second one, where there is one, which ends in a
+    comparison with the first instead of an answer."""
+    first, *others = ("\n".join(lines) for lines in answers)
+    if not others:
+        return first
+    return "\n".join([first, "", *answers[1][:-1], compared(said(answers[1]), said(answers[0]))])
 
 
 def faults(

@@ -231,7 +231,7 @@ class Arithmetic:
         said = " ".join(m["said"].removesuffix(".").split()) if m else "nothing"
         true = str(facts.values[facts.asked])
         compared = f"Compare {true} {said} {'same' if said == true else 'different'}."
-        return "".join(f"{line}\n" for line in (*lines, f"The answer is {true}.", compared))
+        return "".join(f"{line}\n" for line in (*lines, compared))
 
     def _problems(self, split: str, count: int) -> Iterator[Problem]:
         seen: set[str] = set()

@@ -59,8 +59,9 @@ class LastLetter:
     distinct: bool = False  # True makes lists in which no two words end alike: then a letter says where it stands
     noise: float = 0.0  # chance that a demonstration takes a final e for silent, and the letter before it for the last
     slips: float = 0.0  # chance, at each other step of a demonstration, of another letter of the word
-    # Share of pretrain's demonstrations in which, after an empty line, a second demonstrator answers, and both answers
-    # are compared; nobody says which is right. From these a small model learns to read far back, and to compare.
+    # Share of pretrain's demonstrations in which, after an empty line, a second demonstrator works anew and compares
+    # what comes out with the first one's answer; nobody says which is right. From these a small model learns to read
+    # far back, and to compare.
     threads: float = 0.0
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
@@ -123,7 +124,7 @@ class LastLetter:
         if not asked:
             raise DataError(f"not a question of task last_letter: {problem.question!r}")
         words = asked[1].split()
-        lines = [*_lines(words), wordlists.compared([w[-1] for w in words], _said(solution.steps))]
+        lines = [*_lines(words)[:-1], wordlists.compared([w[-1] for w in words], _said(solution.steps))]
         return "".join(f"{line}\n" for line in lines)
 
     def _fits(self, words: Sequence[str]) -> bool:

@@ -49,8 +49,9 @@ class WordSort:
     words: int | None = None  # how many different words there are; null takes all
     noise: float = 0.0  # chance that a demonstration compares first letters only, so that others stay as they came
     slips: float = 0.0  # chance, at each step of a demonstration, that the word goes one place off
-    # Share of pretrain's demonstrations in which, after an empty line, a second demonstrator answers, and both answers
-    # are compared; nobody says which is right. From these a small model learns to read far back, and to compare.
+    # Share of pretrain's demonstrations in which, after an empty line, a second demonstrator works anew and compares
+    # what comes out with the first one's answer; nobody says which is right. From these a small model learns to read
+    # far back, and to compare.
     threads: float = 0.0
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
@@ -101,7 +102,7 @@ class WordSort:
         if not asked:
             raise DataError(f"not a question of task word_sort: {problem.question!r}")
         words = asked[1].split()
-        lines = [*self._lines(words), wordlists.compared(sorted(words), _said(solution.steps))]
+        lines = [*self._lines(words)[:-1], wordlists.compared(sorted(words), _said(solution.steps))]
         return "".join(f"{line}\n" for line in lines)
 
     def _lines(self, words: Sequence[str]) -> list[str]:
