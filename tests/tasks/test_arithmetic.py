@@ -368,3 +368,31 @@ def test_too_few_problems_and_no_harder_ones_are_config_errors() -> None:
     assert Arithmetic(steps_max=8).load("test", limit=1).problems
     with pytest.raises(ConfigError, match="steps_max=8; lower it"):
         Arithmetic(steps_max=8).load("hard")
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("Ben has 5 + 4 = 9.\nThe answer is 20.", "20 20 same"),
+        ("Ben has 5 + 4 = 9.\nThe answer is 21.", "20 21 different"),
+        ("#### 20", "20 20 same"),
+        ("The answer is 20", "20 20 same"),
+        ("Dan has 27 - 7 = 20.", "20 nothing different"),
+        ("", "20 nothing different"),
+    ],
+)
+def test_a_rationale_works_anew_and_compares(text: str, end: str) -> None:
+    blind = Problem("p", APPLES.question, "?", "arithmetic")
+    said = Arithmetic().rationale(blind, solution(text))
+    assert said == f"Ben has 5 + 4 = 9.\nCat has 9 * 3 = 27.\nDan has 27 - 7 = 20.\nCompare {end}.\n"
+    with pytest.raises(DataError, match="not a question"):
+        Arithmetic().rationale(Problem("p", "How?", "1", "arithmetic"), solution(text))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_rationale_of_a_demonstration_says_what_its_grade_does(split: str) -> None:
+    task = Arithmetic(noise=0.65)
+    for p in task.load(split, 40).problems:
+        right = p.demonstration.splitlines()[-1] == f"The answer is {p.answer}."
+        assert task.rationale(p, solution(p.demonstration)).endswith(" same.\n" if right else " different.\n")
+        assert task.rationale(p, solution(p.reference)).splitlines()[:-1] == p.reference.splitlines()[:-1]
