@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import stepmark
 from stepmark import checkpoints, packing, plugins, prompts
+from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.prompts import NO, VERDICT, YES
 from stepmark.train import TrainSettings, train
@@ -245,6 +246,20 @@ def test_a_backend_that_is_asked_again_gives_the_same_votes(taught, problems, so
     [asked] = verifier.verify(problems[0].question, [s])
     assert asked.rationales == fused.rationales
     assert asked.votes == pytest.approx(fused.votes, abs=1e-5)
+
+
+@pytest.mark.parametrize("said", ["it is so.", "it is so.\n", ""])
+def test_the_question_stands_on_a_line_of_its_own_for_every_backend(taught, problems, solve, monkeypatch, said):
+    """What follows the question elsewhere, which some backends say in passing, is no score."""
+    own = f"Verification:\n{said.strip()}\n{VERDICT}" if said else f"Verification:\n{VERDICT}"
+    backend = ScriptedBackend(
+        lambda text: [f"{said}{VERDICT} Yes", said],  # the question reached, and left out
+        chances=lambda text: {YES: 0.8, NO: 0.2} if text.endswith(own) else {YES: 0.1, NO: 0.9},
+    )
+    monkeypatch.setattr(GenerativeVerifier, "_backend", backend)
+    verifier = replace(stepmark.load_verifier(taught), votes=2)
+    [v] = verifier.verify(problems[0].question, [solve("so 9.\nThe answer is 9.")])
+    assert v.votes == pytest.approx((0.8, 0.8))
 
 
 def test_a_backend_without_probabilities_is_refused(taught, problems, solve):

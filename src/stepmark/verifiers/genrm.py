@@ -238,8 +238,10 @@ class GenerativeVerifier:
             said[r.prompt_id].append(r)
         contexts = {p.id: p.context for p in prompts}
         ended = [r for rollouts in said.values() for r in rollouts if r.finish is Finish.STOP]
-        again = [r for r in ended if not r.choices]  # those that the backend could not be asked about in passing
-        chances = {r.key: self._yes(r.choices) for r in ended if r.choices}
+        # Asked again: where the backend can't say in passing, and where the question came amid a line. A server can't
+        # tell that from a text that ended without it, and both have to come to one score.
+        again = [r for r in ended if not (r.choices and _own_line(r.text))]
+        chances = {r.key: self._yes(r.choices) for r in ended if r.choices and _own_line(r.text)}
         more = self._chances([contexts[r.prompt_id] + _closed(r.text) for r in again])
         chances.update(zip((r.key for r in again), more, strict=True))
         found = {}
@@ -316,9 +318,14 @@ def _name(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
+def _own_line(rationale: str) -> bool:
+    """Whether what follows begins a line."""
+    return not rationale or rationale.endswith("\n")
+
+
 def _closed(rationale: str) -> str:
-    """With the verdict's question at its end, on a line of its own unless the rationale was cut there."""
-    return rationale + VERDICT if rationale.endswith("\n") else f"{rationale}\n{VERDICT}"
+    """With the verdict's question at its end, on a line of its own."""
+    return rationale + VERDICT if _own_line(rationale) else f"{rationale}\n{VERDICT}"
 
 
 def _only_reference(labelled: LabelledSolution) -> bool:
