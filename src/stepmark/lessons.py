@@ -91,11 +91,12 @@ class Lessons:
         return read + ["\n" + r.text for _, x in examples for r in x.rationales if r.kept]
 
     def _read(self, most: int) -> tuple[Problem, ...]:
-        """The first problems of those that the generator learned from."""
+        """The first problems of those that the generator learned from, without exercises that have no answer."""
         settings = self.recipe.generator
         if self.on.task is None or settings is None:
             return ()
-        return self.on.task.load(settings.split, min(most, settings.problems or most)).problems
+        found = self.on.task.load(settings.split, min(most, settings.problems or most)).problems
+        return tuple(p for p in found if p.answer)
 
     def _solution(self, problem: Problem, text: str) -> Solution:
         return Solution(f"{problem.id}#{REFERENCE}", problem.id, 0, text, steps.split(text, self.on.steps))

@@ -15,6 +15,9 @@ from itertools import zip_longest
 from stepmark.errors import ConfigError
 from stepmark.rows import share
 
+DRILLED = 0.4  # share of the parts that differ in a drill
+_SAME, _DIFFERENT = "same", "different"
+
 # split -> the part of [0, 1) that a list's share has to fall in
 SHARES = {
     "train": (0.0, 0.6),
@@ -59,14 +62,15 @@ def draw(
 
 
 def compared(true: Sequence[str], said: Sequence[str]) -> str:
-    """Two answers side by side, part by part, up to the first difference. To compare two lists as wholes a small model
-    would have to learn from one word of its text, the verdict; two parts side by side are soon compared."""
-    parts = []
-    for a, b in zip_longest(true, said, fillvalue="nothing"):
-        parts.append(f"{a} {b} {'same' if a == b else 'different'}")
-        if a != b:
-            break
-    return f"Compare {', '.join(parts)}."
+    """Two answers side by side, part by part. To compare two lists as wholes a small model would have to learn from one
+    word of its text, the verdict; two parts side by side are soon compared."""
+    pairs = zip_longest(true, said, fillvalue="nothing")
+    return f"Compare {', '.join(f'{a} {b} {_SAME if a == b else _DIFFERENT}' for a, b in pairs)}."
+
+
+def drill(parts: Sequence[str], others: Sequence[str], rng: random.Random) -> list[str]:
+    """`parts`, some of them replaced by one of `others`: something to compare with."""
+    return [rng.choice(others) if rng.random() < DRILLED else part for part in parts]
 
 
 def thread(answers: Sequence[Sequence[str]], said: Callable[[Sequence[str]], Sequence[str]]) -> str:

@@ -24,6 +24,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from string import ascii_lowercase
 
 from stepmark import wordlists
 from stepmark.errors import ConfigError, DataError
@@ -63,6 +64,7 @@ class LastLetter:
     # what comes out with the first one's answer; nobody says which is right. From these a small model learns to read
     # far back, and to compare.
     threads: float = 0.0
+    drills: float = 0.0  # share of pretrain's problems that ask for nothing but a comparison
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -76,7 +78,7 @@ class LastLetter:
         sizes = {"train_size": self.train_size, "test_size": self.test_size}
         sizes |= {} if self.words is None else {"words": self.words}
         if found := wordlists.faults(
-            lengths, sizes, {"noise": self.noise, "slips": self.slips, "threads": self.threads}
+            lengths, sizes, {"noise": self.noise, "slips": self.slips, "threads": self.threads, "drills": self.drills}
         ):
             raise ConfigError([f"task last_letter: {fault}" for fault in found])
 
@@ -133,6 +135,12 @@ class LastLetter:
     def _problem(self, split: str, i: int, words: Sequence[str]) -> Problem:
         reference = "\n".join(_lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
+        if split == "pretrain" and rng.random() < self.drills:
+            letters = [w[-1] for w in words]
+            said = wordlists.drill(letters, ascii_lowercase, rng)
+            text = wordlists.compared(letters, said)
+            asked = f"Compare {' '.join(letters)} with {''.join(said)}."
+            return Problem(f"{split}-{i}", asked, "", "last_letter", text, text)
         answers = range(2 if split == "pretrain" and rng.random() < self.threads else 1)
         demonstrations = [_lines(words, [self._read(w, rng) for w in words]) for _ in answers]
         return Problem(

@@ -53,6 +53,7 @@ class WordSort:
     # what comes out with the first one's answer; nobody says which is right. From these a small model learns to read
     # far back, and to compare.
     threads: float = 0.0
+    drills: float = 0.0  # share of pretrain's problems that ask for nothing but a comparison
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
@@ -65,7 +66,9 @@ class WordSort:
         lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
         sizes = {"train_size": self.train_size, "test_size": self.test_size}
         sizes |= {} if self.words is None else {"words": self.words}
-        found = wordlists.faults(lengths, sizes, {"noise": self.noise, "slips": self.slips, "threads": self.threads})
+        found = wordlists.faults(
+            lengths, sizes, {"noise": self.noise, "slips": self.slips, "threads": self.threads, "drills": self.drills}
+        )
         if self.method not in METHODS:
             found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
         if self.method != "insertion" and self._errs:
@@ -128,6 +131,11 @@ class WordSort:
     def _problem(self, split: str, i: int, words: Sequence[str]) -> Problem:
         reference = "\n".join(self._lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
+        if split == "pretrain" and rng.random() < self.drills:
+            said = wordlists.drill(words, words, rng)
+            text = wordlists.compared(words, said)
+            asked = f"Compare {' '.join(words)} with {' '.join(said)}."
+            return Problem(f"{split}-{i}", asked, "", "word_sort", text, text)
         answers = range(2 if split == "pretrain" and rng.random() < self.threads else 1)
         demonstrations = [self._misled(words, rng) if self._errs else self._lines(words) for _ in answers]
         return Problem(
