@@ -81,7 +81,7 @@ class Limits:
 
 
 # What may become of a rationale; one of the kept ones may be rewritten, and says yes or no.
-LOST = ("failed", "truncated", "unparsed", "mismatch", "leak")
+LOST = ("unasked", "failed", "truncated", "unparsed", "mismatch", "leak")
 RATIONALES = ("asked", "kept", "rewritten", *LOST, "kept_yes", "kept_no")
 COMPARED = ("outcome", "rule", "nli")  # sources of labels that no rollout stands behind
 
@@ -120,7 +120,7 @@ def of_labels(labelled: Iterable[LabelledSolution]) -> Outcomes:
     one that is lost for what it says as scored. Labels that no rollout stands behind are left out."""
     labelled = list(labelled)
     labels = [x for found in labelled for x in found.labels if x.source not in COMPARED and not x.inferred]
-    lost = [r.lost for found in labelled for r in found.rationales if r.source != "oracle"]
+    lost = [r.lost for found in labelled for r in found.rationales if r.source != "oracle" and r.lost != "unasked"]
     came = Counter(lost)
     return Outcomes(
         sum(x.gradable for x in labels) + len(lost) - came["unparsed"] - came["truncated"] - came["failed"],

@@ -249,7 +249,7 @@ class Rationale:
     text: str
     said: str  # the verdict that was read from it: "yes", "no" or "unparsed"
     source: str  # who wrote it: "oracle" (the task itself), "unguided" or "reference" (a model, without or with one)
-    lost: str = ""  # why nothing learns from it: failed, truncated, unparsed, mismatch or leak; "" if it is kept
+    lost: str = ""  # why nothing learns from it: unasked, failed, truncated, unparsed, mismatch or leak; "" if kept
     rewritten: bool = False  # words that leaned on the reference were taken out
 
     @property

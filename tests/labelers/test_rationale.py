@@ -107,7 +107,7 @@ class TestByAJudge:
     def test_without_a_reference_there_is_nothing_to_be_guided_by(self):
         found, judge = ask(Rationales("reference", n=2), [FINE])
         assert judge.prompts == []
-        assert [r.lost for r in found.rationales] == ["failed", "failed"]
+        assert [r.lost for r in found.rationales] == ["unasked", "unasked"]
         assert "worked solution" in found.rationales[0].text
 
     def test_slots_are_filled_once(self):

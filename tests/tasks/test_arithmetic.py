@@ -377,6 +377,7 @@ def test_too_few_problems_and_no_harder_ones_are_config_errors() -> None:
         ("Ben has 5 + 4 = 9.\nThe answer is 21.", "20 21 different"),
         ("#### 20", "20 20 same"),
         ("The answer is 20", "20 20 same"),
+        ("The answer is 27 - 7 = 20.0 apples.", "20 20 same"),
         ("Dan has 27 - 7 = 20.", "20 nothing different"),
         ("", "20 nothing different"),
     ],

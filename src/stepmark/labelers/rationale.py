@@ -11,7 +11,7 @@ A rationale is kept if its verdict is what the grader says of the solution. Thos
 to be counted. What is decided here:
 
 - A solution that can't be graded, or is empty, gets none: no verdict on it could be checked. Without a worked solution
-  of its problem all rationales under source "reference" are failed.
+  of its problem, source "reference" asks nobody, and its rationales are lost as unasked.
 - A solution may say itself that it is correct, and a judge may quote that. Verdicts are read from the judge's words
   alone, and it is shown the solution without such claims (neutral.py).
 - With a temperature of 0 all n rationales would be the same one, so that n > 1 asks for more.
@@ -163,7 +163,7 @@ class Rationales:
         said: dict[str, list[Rollout]] = {key: [] for key in prompts}
         for rollout in judge.sample(list(prompts.values()), params) if prompts else ():
             said[by_name[rollout.prompt_id]].append(rollout)
-        missing = (Rationale(NO_REFERENCE, "unparsed", self.source, "failed"),) * self.n
+        missing = (Rationale(NO_REFERENCE, "unparsed", self.source, "unasked"),) * self.n
         return {
             unit.solution.id: tuple(
                 self._judged(r, grade) for r in sorted(said[unit.solution.id], key=lambda r: r.index)

@@ -18,7 +18,19 @@ from stepmark.report.reading import Estimate
 from stepmark.report.results import grid, share_of, signed_points, verifiers_of
 from stepmark.stats import Interval
 
-KNOWN = ("asked", "kept", "rewritten", "kept_yes", "kept_no", "failed", "truncated", "unparsed", "mismatch", "leak")
+KNOWN = (
+    "asked",
+    "kept",
+    "rewritten",
+    "kept_yes",
+    "kept_no",
+    "unasked",
+    "failed",
+    "truncated",
+    "unparsed",
+    "mismatch",
+    "leak",
+)
 
 
 def votes(m: Metrics) -> Html:

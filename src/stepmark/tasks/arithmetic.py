@@ -227,11 +227,14 @@ class Arithmetic:
             lines.append(
                 f"{person} has {facts.values[rule.person]} {SIGNS[rule.op]} {rule.k} = {facts.values[person]}."
             )
+        true = facts.values[facts.asked]
         m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
-        said = " ".join(m["said"].removesuffix(".").split()) if m else "nothing"
-        true = str(facts.values[facts.asked])
-        compared = f"Compare {true} {said} {'same' if said == true else 'different'}."
-        return "".join(f"{line}\n" for line in (*lines, compared))
+        sides = _sides(m["said"], facts.items) if m else []
+        said = "nothing" if m is None else " ".join(m["said"].removesuffix(".").split())
+        if sides and (number := _number(sides[-1])) is not None:
+            said = f"{number:g}"
+        lines.append(f"Compare {true} {said} {'same' if said == str(true) else 'different'}.")
+        return "".join(f"{line}\n" for line in lines)
 
     def _problems(self, split: str, count: int) -> Iterator[Problem]:
         seen: set[str] = set()
