@@ -153,6 +153,18 @@ def test_references_are_the_true_solutions_even_where_demonstrations_err(made, t
     assert [x["solution"]["text"] for x in heard(tmp_path / "run")][-1].endswith("The answer is 9.")
 
 
+def test_what_the_generator_read_is_replayed_as_it_was_and_verified_by_nobody(made, tmp_path):
+    task = tmp_path / "erring.py"
+    task.write_text((STRANGERS / "task.py").read_text().replace('"sums", text, text', '"sums", text, "It is 0."'))
+    run(made(f"task={task}", "verifiers.listener.replay=2"), tmp_path / "run")
+    *_, before, last = heard(tmp_path / "run")
+    assert last["solution"]["text"] == before["solution"]["text"] == "It is 0."
+    assert last["solution"]["id"] != before["solution"]["id"]
+    assert last["grade"]["verdict"] == "ungradable"
+    assert [x["source"] for x in last["labels"]] == ["reference"]
+    assert "replay" not in made().resolved()["verifiers"]["listener"]
+
+
 def test_references_are_refused_where_nothing_learns_to_write(made):
     with pytest.raises(ConfigError, match="does not learn to write solutions"):
         made(f"verifiers.listener={{kind: {STRANGERS / 'verifier.py'}, references: 1}}")

@@ -70,6 +70,20 @@ class Lessons:
             raise DataError("references: the generator's problems come without worked solutions; leave it out.")
         return found
 
+    def replay(self, settings: VerifierSettings) -> list[Example]:
+        """The last demonstrations that the generator learned from, right or wrong, as texts to generate: for a verifier
+        that starts from it and would forget what its own problems are too short to show."""
+        generator = self.recipe.generator
+        if not settings.replay or generator is None or self.on.task is None:
+            return []
+        read = self.on.task.load(generator.split, generator.problems).problems[-settings.replay :]
+        found = []
+        for p in read:
+            s = self._solution(p, p.demonstration or p.reference)
+            labels = (StepLabel(0, 0, source=REFERENCE),) * len(s.spans)
+            found.append((p, LabelledSolution(s, Grade(Verdict.UNGRADABLE, "read by the generator"), labels)))
+        return found
+
     def vocabulary(self) -> Iterator[str]:
         """Texts that a tokenizer has to know besides the generator's: of verifications, where the recipe has any."""
         write = self.on.oracle

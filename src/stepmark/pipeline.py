@@ -366,7 +366,7 @@ class Run:
             self.on.trainee(name, path),
             place,
             self.on.settings(settings.train),
-            self.lessons.references(settings),
+            [*self.lessons.references(settings), *self.lessons.replay(settings)],
         )
 
     def _base(self, name: str, base: Base, texts: Sequence[str]) -> str:

@@ -97,8 +97,9 @@ class Recipe(Settings):
                 yield f"verifiers.{name}.base: without a generator's model it needs a path or an init"
             if not verifier.learns and not verifier.below:
                 yield from self._unmade(name, verifier)
-            if verifier.references and (self.task is None or self.generator is None):
-                yield f"verifiers.{name}.references are of the generator's problems; that needs a task and a generator"
+            for what in ("references", "replay"):
+                if getattr(verifier, what) and (self.task is None or self.generator is None):
+                    yield f"verifiers.{name}.{what}: these are the generator's; that needs a task and a generator"
         first = [name for name, verifier in self.verifiers.items() if not verifier.below]
         for name, verifier in self.verifiers.items():
             taken = plugins.options("verifier", verifier.kind)
@@ -168,8 +169,9 @@ class Recipe(Settings):
         if not self.evaluate.votes:
             del plain["evaluate"]["votes"]
         for name, verifier in self.verifiers.items():
-            if not verifier.references:
-                del plain["verifiers"][name]["references"]
+            for what in ("references", "replay"):
+                if not getattr(verifier, what):
+                    del plain["verifiers"][name][what]
         models = (plain["generator"], plain["completer"], plain["judge"])
         for base in (*models, *(verifier["base"] for verifier in plain["verifiers"].values())):
             if base is not None and base["init"] is not None and not base["init"]["words"]:

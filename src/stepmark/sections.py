@@ -256,12 +256,14 @@ class Verifier(Settings):
     builds_on: Name | tuple[Name, ...] | None = None
     train: Train = TrainSettings()
     references: int = Field(default=0, ge=0)  # worked solutions of the generator's problems that it learns to write too
+    replay: int = Field(default=0, ge=0)  # demonstrations that the generator learned from, lest it forget them
 
     @model_validator(mode="after")
     def _known(self) -> Verifier:
         _check_plugin("verifier", self.kind, self.options, {"path": "model", "template": "{question}\n"})
-        if self.references and not getattr(plugins.find("verifier", self.kind), "generates", False):
-            raise ValueError(f"references: a {self.kind} verifier does not learn to write solutions; leave it out")
+        for name in ("references", "replay"):
+            if getattr(self, name) and not getattr(plugins.find("verifier", self.kind), "generates", False):
+                raise ValueError(f"{name}: a {self.kind} verifier does not learn to write solutions; leave it out")
         return self
 
     @property

@@ -163,6 +163,14 @@ def test_a_solution_that_is_only_a_reference_is_generated_never_verified(knowing
         assert replace(verifier, generation=0.0).choose([reference]) == []
 
 
+def test_a_replayed_text_is_generated_whatever_it_says(knowing, problems, labelled):
+    p, x = labelled(problems[0], "The answer is 7.", [1.0], Verdict.UNGRADABLE)
+    replayed = p, replace(x, labels=(StepLabel(0, 0, source="reference"),))
+    for weight, expected in ((1.0, ["The answer is 7."]), (0.0, [])):
+        verifier = GenerativeVerifier(knowing, mode="cot", generation=weight, balance=False)
+        assert [item.said for item in verifier.choose([replayed])] == expected
+
+
 def test_rationales_that_were_lost_and_solutions_that_nobody_could_grade_teach_nothing(knowing, problems, labelled):
     p, x = labelled(problems[0], "The answer is 7.", [1.0])
     lost = replace(x, rationales=(rationale("so", YES, lost="leak"), rationale("it is", YES)))

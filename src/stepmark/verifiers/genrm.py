@@ -5,7 +5,8 @@
 - mode="cot" (section 3.3): the target is a written verification that ends in that question and its answer. To score,
   `votes` rationales are sampled, and the score is the mean of p(Yes) after each: not a vote on what they say.
 - generation > 0 (equation 6): L = SFT(verification) + lambda * SFT(correct solutions), each term a mean over its own
-  tokens of an update. The correct solutions are those of the examples, and references that a recipe adds.
+  tokens of an update. The correct solutions are those of the examples, and those that a recipe adds: references, and
+  texts that the generator learned from, lest a small model forget them.
 
 Choices of ours, which the paper leaves open: p(Yes) is renormalised over the forms of Yes and No that are one token to
 this tokenizer; a rationale that ends without the question is asked it anyway; verification examples are balanced by
@@ -134,7 +135,7 @@ class GenerativeVerifier:
         solutions = {
             (p.question, x.solution.text): Lesson(Template(self.template)(p), x.solution.text)
             for p, x in examples
-            if x.grade.correct and x.solution.spans
+            if x.solution.spans and (x.grade.correct or _only_reference(x))
         }
         return [*verifications, *solutions.values()]
 
