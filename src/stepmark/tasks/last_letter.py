@@ -60,9 +60,9 @@ class LastLetter:
     distinct: bool = False  # True makes lists in which no two words end alike: then a letter says where it stands
     noise: float = 0.0  # chance that a demonstration takes a final e for silent, and the letter before it for the last
     slips: float = 0.0  # chance, at each other step of a demonstration, of another letter of the word
-    # Share of pretrain's demonstrations in which, after an empty line, a second demonstrator works anew and compares
-    # what comes out with the first one's answer; nobody says which is right. From these a small model learns to read
-    # far back, and to compare.
+    # Share of pretrain's demonstrations in which, after an empty line, somebody who makes no mistakes works anew and
+    # compares what comes out with the answer above; nobody says whether that is right. From these a small model learns
+    # to read far back, and to compare.
     threads: float = 0.0
     drills: float = 0.0  # share of pretrain's problems that ask for nothing but a comparison
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
@@ -141,8 +141,10 @@ class LastLetter:
             text = wordlists.compared(letters, said)
             asked = f"Compare {' '.join(letters)} with {''.join(said)}."
             return Problem(f"{split}-{i}", asked, "", "last_letter", text, text)
-        answers = range(2 if split == "pretrain" and rng.random() < self.threads else 1)
-        demonstrations = [_lines(words, [self._read(w, rng) for w in words]) for _ in answers]
+        thread = split == "pretrain" and rng.random() < self.threads
+        demonstrations = [_lines(words, [self._read(w, rng) for w in words])]
+        if thread:
+            demonstrations.append(_lines(words))
         return Problem(
             f"{split}-{i}",
             QUESTION.format(words=" ".join(words)),

@@ -49,9 +49,9 @@ class WordSort:
     words: int | None = None  # how many different words there are; null takes all
     noise: float = 0.0  # chance that a demonstration compares first letters only, so that others stay as they came
     slips: float = 0.0  # chance, at each step of a demonstration, that the word goes one place off
-    # Share of pretrain's demonstrations in which, after an empty line, a second demonstrator works anew and compares
-    # what comes out with the first one's answer; nobody says which is right. From these a small model learns to read
-    # far back, and to compare.
+    # Share of pretrain's demonstrations in which, after an empty line, somebody who makes no mistakes works anew and
+    # compares what comes out with the answer above; nobody says whether that is right. From these a small model learns
+    # to read far back, and to compare.
     threads: float = 0.0
     drills: float = 0.0  # share of pretrain's problems that ask for nothing but a comparison
     seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
@@ -136,8 +136,10 @@ class WordSort:
             text = wordlists.compared(words, said)
             asked = f"Compare {' '.join(words)} with {' '.join(said)}."
             return Problem(f"{split}-{i}", asked, "", "word_sort", text, text)
-        answers = range(2 if split == "pretrain" and rng.random() < self.threads else 1)
-        demonstrations = [self._misled(words, rng) if self._errs else self._lines(words) for _ in answers]
+        thread = split == "pretrain" and rng.random() < self.threads
+        demonstrations = [self._misled(words, rng) if self._errs else self._lines(words)]
+        if thread:
+            demonstrations.append(self._lines(words))
         return Problem(
             f"{split}-{i}",
             QUESTION.format(words=" ".join(words)),
