@@ -1,5 +1,5 @@
 # Each target makes its own environment first: nothing but Python 3.11 or later is needed.
-#   make demo    a task -> a verifier that nobody labelled -> a table and runs/demo/report.html
+#   make demo    a task -> a verifier that nobody labelled -> a table and runs/demo/report.html; then one that writes
 #   make test    the whole test suite; with VLLM= without a real inference server for it
 #   make check   lint, format, types, floors, file lengths
 #   make bench   generated tokens per second against transformers' generate
@@ -27,6 +27,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 demo: $(STAMP)
 	$(BIN)/stepmark demo
+	$(BIN)/stepmark run recipes/genrm_demo.yaml
 
 test: $(STAMP) server
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

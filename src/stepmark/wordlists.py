@@ -15,6 +15,7 @@ from itertools import zip_longest
 from stepmark.errors import ConfigError
 from stepmark.rows import share
 
+AGAIN = "Again:"  # the line between two workings of one problem
 DRILLED = 0.4  # share of the parts that differ in a drill
 _SAME, _DIFFERENT = "same", "different"
 
@@ -74,12 +75,12 @@ def drill(parts: Sequence[str], others: Sequence[str], rng: random.Random) -> li
 
 
 def thread(answers: Sequence[Sequence[str]], said: Callable[[Sequence[str]], Sequence[str]]) -> str:
-    """The lines of a worked answer; after an empty line, those of a second one, where there is one, which ends in a
+    """The lines of a worked answer; after `AGAIN`, those of a second one, where there is one, which ends in a
     comparison with the first instead of an answer."""
     first, *others = ("\n".join(lines) for lines in answers)
     if not others:
         return first
-    return "\n".join([first, "", *answers[1][:-1], compared(said(answers[1]), said(answers[0]))])
+    return "\n".join([first, AGAIN, *answers[1][:-1], compared(said(answers[1]), said(answers[0]))])
 
 
 def faults(

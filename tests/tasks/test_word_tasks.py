@@ -228,7 +228,7 @@ def test_threads_work_anew_and_compare(name: str) -> None:
     settings = {"noise": 0.65, "slips": 0.05, "pretrain_lengths": [4], "train_size": 200}
     task = plugins.load("task", name, threads=0.5, **settings)
     problems = task.load("pretrain").problems
-    threads = [p.demonstration.split("\n\n") for p in problems if "\n\n" in p.demonstration]
+    threads = [p.demonstration.split("\nAgain:\n") for p in problems if "Again" in p.demonstration]
     assert 60 < len(threads) < 140
     differ = 0
     for first, second in threads:
@@ -238,7 +238,7 @@ def test_threads_work_anew_and_compare(name: str) -> None:
         assert (mine != said) == ("different" in compared)
         differ += mine != said
     assert 10 < differ < len(threads)
-    assert all("\n\n" not in p.demonstration for split in ("train", "test") for p in task.load(split, 50).problems)
+    assert all("Again" not in p.demonstration for split in ("train", "test") for p in task.load(split, 50).problems)
 
 
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])

@@ -60,7 +60,7 @@ class LastLetter:
     distinct: bool = False  # True makes lists in which no two words end alike: then a letter says where it stands
     noise: float = 0.0  # chance that a demonstration takes a final e for silent, and the letter before it for the last
     slips: float = 0.0  # chance, at each other step of a demonstration, of another letter of the word
-    # Share of pretrain's demonstrations in which, after an empty line, somebody who makes no mistakes works anew and
+    # Share of pretrain's demonstrations in which, after "Again:", somebody who makes no mistakes works anew and
     # compares what comes out with the answer above; nobody says whether that is right. From these a small model learns
     # to read far back, and to compare.
     threads: float = 0.0

@@ -49,7 +49,7 @@ class WordSort:
     words: int | None = None  # how many different words there are; null takes all
     noise: float = 0.0  # chance that a demonstration compares first letters only, so that others stay as they came
     slips: float = 0.0  # chance, at each step of a demonstration, that the word goes one place off
-    # Share of pretrain's demonstrations in which, after an empty line, somebody who makes no mistakes works anew and
+    # Share of pretrain's demonstrations in which, after "Again:", somebody who makes no mistakes works anew and
     # compares what comes out with the answer above; nobody says whether that is right. From these a small model learns
     # to read far back, and to compare.
     threads: float = 0.0
