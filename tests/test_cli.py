@@ -189,9 +189,8 @@ def test_rollouts_kept_before_samplings_could_ask_for_choices_go_on(tmp_path):
     config = json.loads((tmp_path / "s.rollouts" / "config.json").read_text())
     assert "choices" not in config["params"]
     asking = SamplingParams(choices=(" Yes", " No"))
-    again = parameters.kept(tmp_path / "s.jsonl", "{question}", asking, generator=generator)
-    with pytest.raises(ConfigChanged, match="Yes"), again:
-        pass
+    with pytest.raises(ConfigChanged, match="Yes"):
+        parameters.kept(tmp_path / "s.jsonl", "{question}", asking, generator=generator)
 
 
 def test_too_much_that_can_not_be_used_stops_a_stage_unless_it_is_allowed(tmp_path):

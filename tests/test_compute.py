@@ -301,7 +301,8 @@ def test_what_became_of_rationales_is_counted_by_who_wrote_them():
     labelled = LabelledSolution(data.solutions[0], data.grades[0].grade, (), tuple(written[:4]))
     more = LabelledSolution(data.solutions[1], data.grades[1].grade, (), tuple(written[4:]))
     m = data.evaluate(ns=[1, 2], rationales=[labelled, more])
-    none = dict.fromkeys(("rewritten", "failed", "truncated", "unparsed", "mismatch", "leak", "kept_yes", "kept_no"), 0)
+    lost = ("unasked", "failed", "truncated", "unparsed", "mismatch", "leak")
+    none = dict.fromkeys(("rewritten", "kept_yes", "kept_no", *lost), 0)
     assert m.rationales == {
         "oracle": none | {"asked": 2, "kept": 2, "kept_yes": 1, "kept_no": 1},
         "reference": none

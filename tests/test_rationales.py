@@ -151,6 +151,7 @@ class TestRewriting:
         assert rewrite(GOOD) == closed(GOOD, Said.YES)
 
     @given(TEXTS)
+    @example(f"0\x1e:\n{ASK} Yes")
     @example(f"Expected Answer: Correct.\nThe answer key says 4, so it's wrong.\n{ASK} No")
     def test_the_verdict_stays_and_no_leak_does(self, text: str) -> None:
         found = rewrite(text)

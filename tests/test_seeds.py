@@ -166,7 +166,7 @@ def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
     assert not (tmp_path / "run/metrics.json").exists()
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
-    assert "self_consistency+recompute" in ended.stdout and "seed 5: " in ended.stderr
+    assert "self_consistency+recompute" in ended.stdout
     for seed in (3, 5):
         assert stored(tmp_path / f"run/seed-{seed}") == stored(path / f"seed-{seed}")
     written = json.loads((tmp_path / "run/metrics.json").read_text())

@@ -98,7 +98,7 @@ def closed(text: str, said: Said, reader: Reader = READER) -> str:
         reading = reader.read(head)
         if reading.span is None or re.search(r"\w", head[reading.span[1] :]):
             break
-    head = "\n".join(line.rstrip() for line in _ASKED.sub("", head).splitlines()).strip("\n")
+    head = "\n".join(line.rstrip() for line in _ASKED.sub("", head).split("\n")).strip("\n")
     return f"{head}\n{VERDICT}{YES if said is Said.YES else NO}".lstrip("\n")
 
 
