@@ -15,13 +15,12 @@ from stepmark.prompts import Template
 from stepmark.recipe import Recipe
 from stepmark.sections import Labeler
 from stepmark.sections import Verifier as VerifierSettings
-from stepmark.types import Grade, LabelledSolution, Problem, Solution, StepLabel, Verdict
+from stepmark.types import REFERENCE, Grade, LabelledSolution, Problem, Solution, StepLabel, Verdict
 from stepmark.wiring import Wiring
 
 Pair = tuple[Problem, Solution]
 Example = tuple[Problem, LabelledSolution]
 
-REFERENCE = "reference"  # source of the labels of a solution that is there to be generated, not to be verified
 SHOWN = 5_000  # problems whose verifications a new tokenizer is shown
 REPEATED = 1_000  # times that it is shown what a verifier always writes, so that these words become tokens
 

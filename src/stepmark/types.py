@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+REFERENCE = "reference"  # source of the labels of a solution that is there to be generated, and that nobody verified
+
 
 class Verdict(StrEnum):
     """What a grader found. UNGRADABLE is a check that could not be made; it is never a wrong answer."""

@@ -36,6 +36,7 @@ from stepmark.neutral import neutral, neutral_text
 from stepmark.prompts import NO, VERDICT, YES, Template
 from stepmark.protocols import Backend, Chooser
 from stepmark.types import (
+    REFERENCE,
     Finish,
     LabelledSolution,
     Outcome,
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 PROMPTS = {"direct": "{problem}{solution}\n", "cot": "{problem}{solution}\nVerification:\n"}
 SLOT = re.compile(r"\{(problem|solution)\}")
 FORMS = ((YES, "Yes", " yes", "yes"), (NO, "No", " no", "no"))  # of each answer
-REFERENCE = "reference"  # source of the labels of a solution that is only there to be generated
 
 
 @dataclass(frozen=True, slots=True)
