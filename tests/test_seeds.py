@@ -151,7 +151,7 @@ def test_what_does_not_go_with_seeds_is_said(tmp_path):
 def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
     path, found, _ = done
     place = tmp_path / "recipe.yaml"
-    slow = recipe.changed(RAW, ["workers=2", "generator.backend.options.delay=0.004"])
+    slow = recipe.changed(RAW, ["workers=2", "generator.backend.options.delay=0.02"])
     place.write_text(yaml.safe_dump(slow))
     command = [sys.executable, "-m", "stepmark", "run", str(place), "--out", str(tmp_path / "run")]
     for part in ("solutions/train", "solutions/out_of_distribution"):
@@ -166,7 +166,7 @@ def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
     assert not (tmp_path / "run/metrics.json").exists()
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
-    assert "self_consistency+recompute" in ended.stdout
+    assert "self_consistency+recompute" in ended.stdout and "seed 5: " in ended.stderr
     for seed in (3, 5):
         assert stored(tmp_path / f"run/seed-{seed}") == stored(path / f"seed-{seed}")
     written = json.loads((tmp_path / "run/metrics.json").read_text())

@@ -50,7 +50,7 @@ def main(base, out, kills):
     rng, found = random.Random(4), []
     for _ in range(int(kills)):
         child = start("killed")
-        time.sleep(rng.uniform(0, 2 * seconds / int(kills)))
+        time.sleep(rng.uniform(0, 4 * seconds / int(kills)))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         place = out / "killed" / ".training" / "place.json"
