@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import zip_longest
+from typing import Any
 
 from stepmark.errors import ConfigError
 from stepmark.rows import share
 
 AGAIN = "Again:"  # the line between two workings of one problem
+LENGTHS = ("train_lengths", "test_lengths", "longer_lengths", "pretrain_lengths")  # settings of every word task
+CHANCES = ("noise", "slips", "threads", "drills")
 DRILLED = 0.4  # share of the parts that differ in a drill
 _SAME, _DIFFERENT = "same", "different"
 
@@ -81,6 +84,29 @@ def thread(answers: Sequence[Sequence[str]], said: Callable[[Sequence[str]], Seq
     if not others:
         return first
     return "\n".join([first, AGAIN, *answers[1][:-1], compared(said(answers[1]), said(answers[0]))])
+
+
+def settle(task: Any) -> list[str]:
+    """Makes the lists of lengths in a word task's settings tuples, and says what is wrong with the settings that all
+    word tasks have, one line each."""
+    object.__setattr__(task, "pretrain_lengths", task.pretrain_lengths or task.train_lengths)
+    lengths: dict[str, Sequence[int]] = {name: tuple(getattr(task, name)) for name in LENGTHS}  # recipes give lists
+    for name, value in lengths.items():
+        object.__setattr__(task, name, value)
+    sizes = {"train_size": task.train_size, "test_size": task.test_size}
+    sizes |= {} if task.words is None else {"words": task.words}
+    return faults(lengths, sizes, {name: getattr(task, name) for name in CHANCES})
+
+
+def load(
+    task: Any, name: str, split: str, limit: int | None, fits: Callable[[Sequence[str]], bool] = bool
+) -> Iterator[tuple[str, ...]]:
+    """The first `limit` lists of a split of a word task. Raises ConfigError for a split that there is not."""
+    if split not in SHARES:
+        raise ConfigError(f"task {name} has no split {split!r}. It has: {', '.join(SHARES)}.")
+    lengths = getattr(task, f"{split}_lengths", task.test_lengths)  # dev's are test's
+    size = task.train_size if split in ("train", "pretrain") else task.test_size
+    return draw(split, lengths, size if limit is None else min(limit, size), task.seed, task.words, fits)
 
 
 def faults(

@@ -70,27 +70,12 @@ class LastLetter:
     steps: str = field(default="line", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pretrain_lengths", self.pretrain_lengths or self.train_lengths)
-        splits = ("train", "test", "longer", "pretrain")
-        for split in splits:
-            object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
-        lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
-        sizes = {"train_size": self.train_size, "test_size": self.test_size}
-        sizes |= {} if self.words is None else {"words": self.words}
-        if found := wordlists.faults(
-            lengths, sizes, {"noise": self.noise, "slips": self.slips, "threads": self.threads, "drills": self.drills}
-        ):
+        if found := wordlists.settle(self):
             raise ConfigError([f"task last_letter: {fault}" for fault in found])
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
         """The first `limit` problems of train, pretrain, dev, test or longer. Raises ConfigError for another split."""
-        own = {"train": self.train_lengths, "pretrain": self.pretrain_lengths, "longer": self.longer_lengths}
-        lengths = own.get(split, self.test_lengths)
-        if split not in wordlists.SHARES:
-            raise ConfigError(f"task last_letter has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
-        size = self.train_size if split in ("train", "pretrain") else self.test_size
-        count = size if limit is None else min(limit, size)
-        lists = wordlists.draw(split, lengths, count, self.seed, self.words, self._fits)
+        lists = wordlists.load(self, "last_letter", split, limit, self._fits)
         return ProblemSet(tuple(self._problem(split, i, words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
@@ -98,10 +83,7 @@ class LastLetter:
         gives their letters; or it names a word and its last letter, and may add the result so far, up to that word.
         Words may be left out or come in another order as long as what is said is true. Raises DataError if the question
         isn't of this task."""
-        asked = _ASKED.fullmatch(problem.question)
-        if not asked:
-            raise DataError(f"not a question of task last_letter: {problem.question!r}")
-        words = asked[1].split()
+        words = _asked(problem)
         letters = "".join(w[-1] for w in words)
         flags: list[bool] = []
         for step in solution.steps:
@@ -122,10 +104,7 @@ class LastLetter:
     def rationale(self, problem: Problem, solution: Solution) -> str:
         """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
         this task."""
-        asked = _ASKED.fullmatch(problem.question)
-        if not asked:
-            raise DataError(f"not a question of task last_letter: {problem.question!r}")
-        words = asked[1].split()
+        words = _asked(problem)
         lines = [*_lines(words)[:-1], wordlists.compared([w[-1] for w in words], _said(solution.steps))]
         return "".join(f"{line}\n" for line in lines)
 
@@ -166,6 +145,14 @@ def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
     letters = letters or [w[-1] for w in words]
     lines = [f"Take {word}: {' '.join(words[:i])}, {' '.join(letters[:i])}." for i, word in enumerate(words, 1)]
     return [*lines, f"The answer is {''.join(letters)}."]
+
+
+def _asked(problem: Problem) -> list[str]:
+    """The words of a question."""
+    asked = _ASKED.fullmatch(problem.question)
+    if not asked:
+        raise DataError(f"not a question of task last_letter: {problem.question!r}")
+    return asked[1].split()
 
 
 def _said(steps: Sequence[str]) -> list[str]:

@@ -59,16 +59,7 @@ class WordSort:
     steps: str = field(default="line", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pretrain_lengths", self.pretrain_lengths or self.train_lengths)
-        splits = ("train", "test", "longer", "pretrain")
-        for split in splits:
-            object.__setattr__(self, f"{split}_lengths", tuple(getattr(self, f"{split}_lengths")))  # recipes give lists
-        lengths = {f"{split}_lengths": getattr(self, f"{split}_lengths") for split in splits}
-        sizes = {"train_size": self.train_size, "test_size": self.test_size}
-        sizes |= {} if self.words is None else {"words": self.words}
-        found = wordlists.faults(
-            lengths, sizes, {"noise": self.noise, "slips": self.slips, "threads": self.threads, "drills": self.drills}
-        )
+        found = wordlists.settle(self)
         if self.method not in METHODS:
             found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
         if self.method != "insertion" and self._errs:
@@ -78,33 +69,22 @@ class WordSort:
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
         """The first `limit` problems of train, pretrain, dev, test or longer. Raises ConfigError for another split."""
-        own = {"train": self.train_lengths, "pretrain": self.pretrain_lengths, "longer": self.longer_lengths}
-        lengths = own.get(split, self.test_lengths)
-        if split not in wordlists.SHARES:
-            raise ConfigError(f"task word_sort has no split {split!r}. It has: {', '.join(wordlists.SHARES)}.")
-        size = self.train_size if split in ("train", "pretrain") else self.test_size
-        lists = wordlists.draw(split, lengths, size if limit is None else min(limit, size), self.seed, self.words)
+        lists = wordlists.load(self, "word_sort", split, limit)
         return ProblemSet(tuple(self._problem(split, i, words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
         """One flag per step, True up to the first wrong one and False from there on. "Insert w: ..." takes a word of
         the question that wasn't inserted yet, in any order, and shows all inserted ones sorted; "Next is w." and
         "3. w" name the word of the next position. Raises DataError if the question isn't of this task."""
-        asked = _ASKED.fullmatch(problem.question)
-        if not asked:
-            raise DataError(f"not a question of task word_sort: {problem.question!r}")
         flags: list[bool] = []
-        for right in _judge(asked[1].split(), solution.steps):
+        for right in _judge(_asked(problem), solution.steps):
             flags.append(all(flags[-1:]) and right)
         return tuple(flags)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
         """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
         this task."""
-        asked = _ASKED.fullmatch(problem.question)
-        if not asked:
-            raise DataError(f"not a question of task word_sort: {problem.question!r}")
-        words = asked[1].split()
+        words = _asked(problem)
         lines = [*self._lines(words)[:-1], wordlists.compared(sorted(words), _said(solution.steps))]
         return "".join(f"{line}\n" for line in lines)
 
@@ -180,6 +160,14 @@ def _judge(words: Sequence[str], steps: Sequence[str]) -> Iterator[bool]:
 
 def _list(said: str) -> list[str]:
     return said.lower().replace(",", " ").split()
+
+
+def _asked(problem: Problem) -> list[str]:
+    """The words of a question."""
+    asked = _ASKED.fullmatch(problem.question)
+    if not asked:
+        raise DataError(f"not a question of task word_sort: {problem.question!r}")
+    return asked[1].split()
 
 
 def _said(steps: Sequence[str]) -> list[str]:
