@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stepmark import rows
-from stepmark.answers import extract, normalise
+from stepmark.grading import flagged
 from stepmark.rationales import judged
 from stepmark.steps import split
 from stepmark.types import (
@@ -37,7 +37,6 @@ from stepmark.types import (
     Rationale,
     Solution,
     StepLabel,
-    Verdict,
 )
 from stepmark.verdicts import Reader
 
@@ -130,19 +129,10 @@ class GenRMRationales:
         known = question.solutions.get(sample)
         if known is None:
             solution = Solution(name, problem.id, sample, t["solution"], split(t["solution"], self.steps))
-            known = _Solution(solution, _grade(t["solution"], correct), row.line)
+            known = _Solution(solution, flagged(t["solution"], correct), row.line)
         elif (known.solution.text, known.grade.correct) != (t["solution"], correct):
             return f"solution {name} has another text or flag than on line {known.line}"
         known.rationales.append(judged(t["rationale"], correct, SOURCE, leak=self.leak, reader=reader))
         question.solutions[sample] = known
         open_[id] = question
         return None
-
-
-def _grade(text: str, correct: bool) -> Grade:
-    answer = extract(text)
-    return Grade(
-        Verdict.CORRECT if correct else Verdict.INCORRECT,
-        "the flag in the file",
-        None if answer is None else normalise(answer),
-    )

@@ -16,17 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stepmark import rows
-from stepmark.answers import extract, normalise
+from stepmark.grading import flagged
 from stepmark.steps import split
 from stepmark.types import (
-    Grade,
     GradedSolution,
     Imported,
     Place,
     Problem,
     Quarantined,
     Solution,
-    Verdict,
 )
 
 
@@ -55,18 +53,9 @@ class GenRMRelease:
                 ):
                     id = f"{problem.id}#{sample}"
                     solution = Solution(id, problem.id, sample, text, split(text, self.steps))
-                    found[sample] = solution, GradedSolution(id, problem.id, _grade(text, correct))
+                    found[sample] = solution, GradedSolution(id, problem.id, flagged(text, correct))
                 case _:
                     need = "a new sample_id, a solution that is not empty, and correct: true or false"
                     return Quarantined(row.file, row.line, f"solution {i} of {len(listed)} needs {need}")
         solutions, grades = zip(*(found[sample] for sample in sorted(found)), strict=True)
         return Imported(problem, solutions, grades)
-
-
-def _grade(text: str, correct: bool) -> Grade:
-    answer = extract(text)
-    return Grade(
-        Verdict.CORRECT if correct else Verdict.INCORRECT,
-        "the flag in the file",
-        None if answer is None else normalise(answer),
-    )
