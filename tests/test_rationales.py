@@ -153,6 +153,7 @@ class TestRewriting:
     @given(TEXTS)
     @example(f"0\x1e:\n{ASK} Yes")
     @example(f"Expected Answer: Correct.\nThe answer key says 4, so it's wrong.\n{ASK} No")
+    @example(f"Step 1: 2 + 2 = 4.\n**Verdict: No**\n**Expected Answer:** 2 + 2 = 4\n{ASK} **No**")
     def test_the_verdict_stays_and_no_leak_does(self, text: str) -> None:
         found = rewrite(text)
         if found is None:

@@ -119,8 +119,10 @@ def _cleaned(whole: str, said: Said) -> str | None:
     body, _, verdict = whole.rpartition("\n")
     body = _without(body)
     whole = f"{body}\n{verdict}"
-    good = leaks(whole) is None and _verifies(body) and READER.read(whole).said is said
-    return whole if good else None
+    if READER.read(whole).said is not said:
+        return None
+    whole = closed(whole, said, READER)  # what is left may end in a verdict that stood above the leaning part
+    return whole if leaks(whole) is None and _verifies(whole.rpartition("\n")[0]) else None
 
 
 def _plain(text: str) -> str:
