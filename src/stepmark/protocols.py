@@ -19,6 +19,7 @@ from stepmark.types import (
     ProblemSet,
     Prompt,
     Quarantined,
+    Reward,
     Rollout,
     SamplingParams,
     Solution,
@@ -123,6 +124,18 @@ class Verifier(Protocol):
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order."""
+        ...
+
+
+@runtime_checkable
+class RewardSource(Protocol):
+    """Says what attempts of a policy earn. One that rests on a verifier sees no reference answer; one that rests on
+    gold answers does."""
+
+    def reward(self, attempts: Sequence[tuple[Problem, Solution]]) -> list[Reward]:
+        """One reward per attempt, in order, with as many step rewards as the solution has steps. A check that failed
+        is a lost reward, never a low one. An attempt that ran out of tokens (Finish.LENGTH) earns nothing here: what
+        becomes of it is the policy's settings to say."""
         ...
 
 

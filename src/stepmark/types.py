@@ -294,6 +294,21 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class Reward:
+    """What a policy's attempt earns (Math-Shepherd, section 3.5): a number for each step and one for the whole."""
+
+    solution_id: str
+    steps: tuple[float, ...]  # one per step of the solution, in order; each is given at its step's last token
+    end: float = 0.0  # given at the attempt's very last token, after all steps
+    lost: str = ""  # why it can't be known, for a person: nothing may be learned from the attempt; "" where it is known
+
+    @property
+    def total(self) -> float:
+        """All that the attempt earns, undiscounted."""
+        return sum(self.steps) + self.end
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A solution as a decision rule sees it: its answer, its scores, whether it may be chosen."""
 
