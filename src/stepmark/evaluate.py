@@ -141,7 +141,7 @@ def evaluate(
     if len(kept) < len(given):
         notes.append(f"{len(given) - len(kept)} solutions belong to none of the {len(problems)} problems: left out.")
     ns = _reachable(ns, [len(p.candidates) for p in pools], notes)
-    table = _accuracies(pools, ways, ns, draws, seed, progress, notes)
+    table = accuracies(pools, ways, ns, draws, seed, progress, notes)
     bootstrap = Bootstrap(len(pools), draws=resamples, seed=seed)
     primary = {name: Method.parse(name, aggregates[0]) for name in scored}
     auc, auc_differences = _auc(pools, primary, bootstrap)
@@ -170,7 +170,7 @@ def evaluate(
     )
 
 
-def _accuracies(
+def accuracies(
     pools: Sequence[Pool],
     ways: Mapping[str, Method],
     ns: Sequence[int],
@@ -179,7 +179,7 @@ def _accuracies(
     progress: Callable[[Progress], None] | None,
     notes: list[str],
 ) -> dict[str, Floats]:
-    """Method -> [problems, len(ns)], the expected correctness of its choice."""
+    """Method -> [problems, len(ns)], the expected correctness of its choice. `ways` are the verifiers' rules by name."""
     plain = [name for name in ways if ":" not in name]
     further = [name for name in ways if ":" in name]
     table = {
