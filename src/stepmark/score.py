@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 
 from stepmark import units
@@ -80,20 +80,22 @@ def _items(problems: Sequence[Problem], solutions: Iterable[Solution]) -> list[I
     return [(problem.id, problem.question, tuple(s for _, s in pairs)) for problem, pairs in of_problem]
 
 
-def _score(unit: tuple[Item, ...], *, verifier: Verifier) -> list[Verification]:
+def ask(verifier: Verifier, asked: Sequence[tuple[str, Sequence[Solution]]]) -> list[Verification]:
+    """The verifications of all solutions of (question, solutions) pairs, in order, as many questions at once as the
+    verifier takes. Raises DataError for a verifier that gives others."""
     many = getattr(verifier, "verify_many", None)
-    if many is not None:
-        together = iter(many([(question, solutions) for _, question, solutions in unit]))
-    found: list[Verification] = []
-    for _, question, solutions in unit:
-        made = verifier.verify(question, solutions) if many is None else list(islice(together, len(solutions)))
-        if [v.solution_id for v in made] != [s.id for s in solutions]:
-            raise DataError(
-                f"the verifier gave {len(made)} verifications for {len(solutions)} solutions, or in another order; "
-                "it must give one for each, in order."
-            )
-        found += made
-    return found
+    made = many(asked) if many is not None else [v for pair in asked for v in verifier.verify(*pair)]
+    wanted = [s.id for _, solutions in asked for s in solutions]
+    if [v.solution_id for v in made] != wanted:
+        raise DataError(
+            f"the verifier gave {len(made)} verifications for {len(wanted)} solutions, or in another order; "
+            "it must give one for each, in order."
+        )
+    return list(made)
+
+
+def _score(unit: tuple[Item, ...], *, verifier: Verifier) -> list[Verification]:
+    return ask(verifier, [(question, solutions) for _, question, solutions in unit])
 
 
 def _name(item: Item) -> str:

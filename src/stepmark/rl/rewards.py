@@ -1,0 +1,167 @@
+"""What attempts of a policy earn: gold answers, any verifier, mixtures; and how the steps share it.
+
+Step-by-step PPO of Math-Shepherd (arXiv 2312.08935, section 3.5) gives each step its own score (`sum`), its ORM-PPO
+gives the whole attempt one (`outcome`). With `sum` every further step that is not hopeless pays, so a policy learns to
+write more of them. `min` gives the attempt what its worst step is worth, by PURE's softmin (Cheng et al., arXiv
+2504.15275); it pays for no step, so an attempt of one harmless line does well by it: mix it with an outcome.
+`difference` gives a step what it adds to the score of the one before, in all the last step's score.
+
+    source = Mixture(((1.0, Gold(grader)), (0.5, Verified(prm, credit="min"))))
+    source.reward([(problem, solution)])[0].total
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from stepmark.aggregate import AGGREGATES, Aggregate, aggregate
+from stepmark.errors import ConfigError, DataError, UnknownName
+from stepmark.grading import grade_solution
+from stepmark.protocols import Grader, RewardSource, Verifier
+from stepmark.score import ask
+from stepmark.types import Finish, Outcome, Problem, Reward, Solution, Verdict, Verification
+
+Attempt = tuple[Problem, Solution]
+Credit = Literal["sum", "min", "difference", "outcome"]
+CREDITS = ("sum", "min", "difference", "outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """Rewards the right final answer, at the attempt's end. Sees the reference answer, as no verifier does."""
+
+    grader: Grader
+    right: float = 1.0
+    wrong: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.right > self.wrong:
+            raise ConfigError(f"gold: a right answer must earn more than a wrong one, got {self.right}, {self.wrong}.")
+
+    def reward(self, attempts: Sequence[Attempt]) -> list[Reward]:
+        return [self._reward(problem, solution) for problem, solution in attempts]
+
+    def _reward(self, problem: Problem, solution: Solution) -> Reward:
+        none = _nothing(solution)
+        if solution.finish is Finish.LENGTH:
+            return none
+        grade = grade_solution(solution, problem, self.grader)
+        if grade.verdict is Verdict.UNGRADABLE:
+            return Reward(solution.id, none.steps, lost=grade.reason)
+        return Reward(solution.id, none.steps, self.right if grade.correct else self.wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Rewards what a verifier makes of an attempt. Raises ConfigError for settings that don't go together."""
+
+    verifier: Verifier  # of any kind for `outcome`; one with a score for each step for the other credits
+    credit: Credit = "sum"
+    aggregate: Aggregate | None = None  # outcome: how scores become the solution's; None: as the verifier does it
+    temperature: float = 0.0  # min: of the softmin over steps; 0 gives all to the first of the worst
+    before: float = 0.0  # difference: the score that an attempt begins with, to which its first step's is compared
+
+    def __post_init__(self) -> None:
+        if self.credit not in CREDITS:
+            raise UnknownName("credit", str(self.credit), CREDITS)
+        faults = [
+            f"verified: {name} is for credit={credit}, and this is credit={self.credit}."
+            for name, credit in (("aggregate", "outcome"), ("temperature", "min"), ("before", "difference"))
+            if getattr(self, name) and self.credit != credit
+        ]
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            faults.append(f"verified: temperature must be at least 0, got {self.temperature}.")
+        if not math.isfinite(self.before):
+            faults.append(f"verified: before must be a number, got {self.before}.")
+        if isinstance(self.aggregate, str) and self.aggregate not in AGGREGATES:
+            faults += UnknownName("aggregation", self.aggregate, AGGREGATES).faults
+        if faults:
+            raise ConfigError(faults)
+
+    def reward(self, attempts: Sequence[Attempt]) -> list[Reward]:
+        """Raises ConfigError for a verifier that can't give what the credit needs, DataError for one that miscounts."""
+        found = [_nothing(solution) for _, solution in attempts]
+        # One question with all its attempts at a time, which is what verifiers take.
+        asked: dict[str, list[int]] = {}
+        for i, (problem, solution) in enumerate(attempts):
+            if solution.spans and solution.finish is not Finish.LENGTH:
+                asked.setdefault(problem.question, []).append(i)
+        order = [i for group in asked.values() for i in group]
+        pairs = [(question, [attempts[i][1] for i in group]) for question, group in asked.items()]
+        for i, verification in zip(order, ask(self.verifier, pairs) if pairs else (), strict=True):
+            found[i] = self._reward(attempts[i][1], verification)
+        return found
+
+    def _reward(self, solution: Solution, v: Verification) -> Reward:
+        none = _nothing(solution).steps
+        if v.outcome is not Outcome.SCORED:
+            return Reward(solution.id, none, lost=v.reason or f"the verification is {v.outcome}")
+        if self.credit == "outcome":
+            return Reward(solution.id, none, v.score if self.aggregate is None else aggregate(v.scores, self.aggregate))
+        self._check(solution, v)
+        if self.credit == "sum":
+            return Reward(solution.id, v.scores)
+        if self.credit == "difference":
+            return Reward(solution.id, tuple(b - a for a, b in pairwise((self.before, *v.scores))))
+        return Reward(solution.id, softmin(v.scores, self.temperature))
+
+    def _check(self, solution: Solution, v: Verification) -> None:
+        steps, kind = len(solution.spans), type(self.verifier).__name__
+        if len(v.scores) == steps:
+            return
+        if len(v.scores) == 1:
+            raise ConfigError(
+                f"verified: credit={self.credit} needs a score for each step; {kind} gave one for all {steps} steps of "
+                f"{solution.id}. Take credit=outcome, or a verifier of steps (prm)."
+            )
+        raise DataError(
+            f"{kind} gave {len(v.scores)} scores for the {steps} steps of {solution.id}; it must give one for each."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Weighted sum of what several sources give. Lost where any of them is: a part of a reward is another reward."""
+
+    parts: tuple[tuple[float, RewardSource], ...]  # (weight, source)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("mixture: there is nothing to mix; give at least one (weight, source).")
+        if bad := [weight for weight, _ in self.parts if not (math.isfinite(weight) and weight)]:
+            raise ConfigError(f"mixture: weights are numbers other than 0, got {bad}.")
+
+    def reward(self, attempts: Sequence[Attempt]) -> list[Reward]:
+        each = [source.reward(attempts) for _, source in self.parts]
+        weights = [weight for weight, _ in self.parts]
+        return [_sum(weights, rewards) for rewards in zip(*each, strict=True)]
+
+
+def softmin(scores: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """s_i exp(-s_i / T) / sum_j exp(-s_j / T). At T = 0 all is the first least one's, and the sum is the minimum."""
+    least = min(scores)
+    if temperature == 0:
+        first = scores.index(least)
+        return tuple(s if i == first else 0.0 for i, s in enumerate(scores))
+    weights = [math.exp((least - s) / temperature) for s in scores]
+    total = math.fsum(weights)
+    return tuple(s * w / total for s, w in zip(scores, weights, strict=True))
+
+
+def _nothing(solution: Solution) -> Reward:
+    return Reward(solution.id, (0.0,) * len(solution.spans))
+
+
+def _sum(weights: Sequence[float], rewards: Sequence[Reward]) -> Reward:
+    steps = tuple(
+        math.fsum(w * s for w, s in zip(weights, each, strict=True))
+        for each in zip(*(r.steps for r in rewards), strict=True)
+    )
+    lost = "; ".join(dict.fromkeys(r.lost for r in rewards if r.lost))
+    if lost:
+        return Reward(rewards[0].solution_id, (0.0,) * len(steps), lost=lost)
+    return Reward(rewards[0].solution_id, steps, math.fsum(w * r.end for w, r in zip(weights, rewards, strict=True)))
