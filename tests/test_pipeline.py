@@ -155,7 +155,7 @@ def test_too_much_that_can_not_be_used_stops_the_run_with_the_reason(tmp_path):
 def test_a_labeller_without_its_model_is_refused_before_anything_starts():
     with pytest.raises(ConfigError, match=r"label: judge asks a judge; give judge, a model"):
         recipe.load(DEMO, strangers("label=judge"))
-    with pytest.raises(ConfigError, match=r"a run trains no judge"):
+    with pytest.raises(ConfigError, match=r"judge.train: no labeller under rationales says what"):
         recipe.load(DEMO, strangers("judge={path: x, train: {epochs: 1}}"))
 
 

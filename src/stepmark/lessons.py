@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from stepmark import plugins, steps, units
 from stepmark.errors import DataError
-from stepmark.label import distinct
+from stepmark.label import distinct, references_among
 from stepmark.prompts import Template
 from stepmark.recipe import Recipe
-from stepmark.sections import Labeler
+from stepmark.sections import Judge, Labeler
 from stepmark.sections import Verifier as VerifierSettings
-from stepmark.types import REFERENCE, Grade, LabelledSolution, Problem, Solution, StepLabel, Verdict
+from stepmark.types import REFERENCE, Grade, LabelledSolution, Problem, Solution, StepLabel, Unlabelled, Verdict
 from stepmark.wiring import Wiring
 
 Pair = tuple[Problem, Solution]
@@ -50,8 +50,30 @@ class Lessons:
                 for p, s in self.pairs(self.recipe.rationales)
                 if s.id in grades
             ]
-        written = {x.key: x.rationales for x in self.on.rationales}
-        return [(p, replace(x, rationales=written[x.key]) if x.key in written else x) for p, x in found]
+        return self.told(found, "")
+
+    def told(self, examples: list[Example], writer: str) -> list[Example]:
+        """The examples with what one of the recipe's writers wrote of them."""
+        written = {x.key: x.rationales for x in self.on.rationales(writer)}
+        return [(p, replace(x, rationales=written.get(x.key, () if writer else x.rationales))) for p, x in examples]
+
+    def of_judge(self, settings: Judge) -> list[Problem]:
+        """What a judge learns from: as problems whose question is what a labeller would ask it, and whose demonstration
+        is what it should say. Raises DataError where there is nothing of the kind."""
+        grades = {g.solution_id: g.grade for g in self.on.grades("train")}
+        first = {p.id for p in list(self.on.problems("train"))[: settings.problems]}
+        found: dict[tuple[str, str], None] = {}
+        for labeler in self.recipe.writers.values():
+            teach = getattr(labeler.load(), "lessons", None)
+            if teach is None:
+                continue
+            pairs = [(p, s) for p, s in self.pairs(labeler) if p.id in first]
+            references = references_among(pairs, lambda _, s: grades.get(s.id))
+            units = [Unlabelled(p, s, tuple(references(p))) for p, s in pairs]
+            found.update(dict.fromkeys(teach(units, self.on.tools)))
+        if not found:
+            raise DataError("judge.train: no training solution could be verified, so there is nothing to learn from.")
+        return [Problem(f"lesson-{i}", asked, "", "", said, said) for i, (asked, said) in enumerate(found)]
 
     def references(self, settings: VerifierSettings) -> list[Example]:
         """Worked solutions of problems that the generator learned from, for a verifier that also learns to write
@@ -86,7 +108,7 @@ class Lessons:
     def vocabulary(self) -> Iterator[str]:
         """Texts that a tokenizer has to know besides the generator's: of verifications, where the recipe has any."""
         write = self.on.oracle
-        if self.recipe.rationales is not None and write is not None:
+        if self.recipe.writers and write is not None:
             read = self._read(SHOWN)
             for p, other in zip(read, [*read[1:], *read[:1]], strict=True):
                 # What a verification says of errors has to be known too: another problem's solution is wrong here.

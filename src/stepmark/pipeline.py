@@ -5,11 +5,15 @@
                                    out_of_distribution, a second test, where the recipe has it
     RUN/bases/NAME/                models made from scratch, before they learn
     RUN/generator/                 checkpoint
+    RUN/judge/                     checkpoint, where the recipe trains one
     RUN/solutions/{train,test}, RUN/grades/{train,test}, RUN/labels/train, RUN/rationales/train
+    RUN/rationales/NAME/train      what that verifier, and no other, learns from
     RUN/rollouts/                  what completers and judges said, and what it cost; with a budget or a paid model
                                    the drawn solutions too
     RUN/verifiers/NAME/, RUN/scores/NAME, RUN/scores/out_of_distribution/NAME
+    RUN/policies/, RUN/refreshed/, RUN/after/ and more, where the recipe reinforces (reinforcing.py)
     RUN/metrics.json, RUN/report.html
+    RUN/by_problem.json            how every way of choosing did on each test problem, for several runs together
     RUN/quarantine.jsonl           rows left out, with file, line and reason
     RUN/log.jsonl                  what was done when; RUN/seconds.json adds up the sittings
 
@@ -21,6 +25,7 @@ missing. Other settings on the same directory are refused with a diff.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,6 +43,7 @@ from stepmark.lessons import Example, Lessons
 from stepmark.prompts import Template
 from stepmark.protocols import Tools
 from stepmark.recipe import Recipe
+from stepmark.reinforcing import Reinforcing
 from stepmark.reporting import write_report
 from stepmark.rows import share
 from stepmark.sample import sample
@@ -65,10 +71,12 @@ class _Job:
     """A verifier to train."""
 
     name: str
+    verifier: str  # whose settings it has; its name, unless it is trained anew
     trainee: Any
     place: Path  # its directory
     settings: TrainSettings
     more: list[Example]  # besides what all learn from
+    own: list[Example] | None = None  # instead of what all learn from
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,10 @@ class Run:
         self.on = Wiring(recipe, directory)
         self.lessons = Lessons(recipe, self.on)
         self.journal = Journal(directory, progress)
+        self.reinforcing: Reinforcing | None = None
+        if recipe.reinforce is not None:
+            work = recipe, directory, self.on, self.lessons, self.journal
+            self.reinforcing = Reinforcing(*work, self.train_anew, budget)
 
     def finish(self) -> Finished:
         """All stages."""
@@ -124,9 +136,11 @@ class Run:
         for part in parts:
             self.sample(part)
             self.grade(part)
+        self.judge()
         self.label()
         self.train()
         self.score()
+        self.reinforce()
         metrics = self.evaluate()
         self.report()
         return Finished(self.directory.path, metrics, len(self.on.quarantine), tuple(self.journal.failed))
@@ -220,13 +234,28 @@ class Run:
             )
             self.journal.note(asdict(done), done.failed)
 
+    def judge(self) -> None:
+        """Teaches the judge, where the recipe says so."""
+        settings = self.recipe.judge
+        if settings is None or settings.train is None or _trained(self.directory.path / "judge"):
+            return
+        with self.journal.stage("train judge"):
+            lessons = self.lessons.of_judge(settings)
+            given = settings.path is None and settings.init is None
+            texts = [p.question + p.demonstration for p in lessons]
+            path = self.on.model_path("generator") if given else self._base("judge", settings, texts)
+            trainee = GeneratorTrainee(path, "{question}", settings.question_weight)
+            place = self.directory.path / "judge"
+            trained = train(trainee, lessons, place, self.on.settings(settings.train), self.journal.tell)
+            self.journal.note(asdict(trained))
+
     def label(self) -> None:
         """Labels the steps of the training solutions, and has verifications of them written."""
         if self.recipe.label is not None:
             self._label("label", self.recipe.label, self.on.labels, ledgers(self._rollouts, self.on.tools))
-        if self.recipe.rationales is not None:
-            paid = rationale_ledgers(self._rollouts, self.on.tools)
-            self._label("rationales", self.recipe.rationales, self.on.rationales, paid)
+        for name, labeler in self.recipe.writers.items():
+            paid = rationale_ledgers(self._rollouts, self.on.tools, name)
+            self._label(f"rationales {name}".rstrip(), labeler, self.on.rationales(name), paid)
 
     def _label(self, stage: str, labeler: Labeler, out: Records[LabelledSolution], paid: Mapping[str, Ledger]) -> None:
         with self.journal.stage(stage):
@@ -256,15 +285,17 @@ class Run:
         with self.journal.stage("train verifiers"):
             examples = self.lessons.examples()
             for later in (False, True):  # those that build on others come after them
-                jobs = [self._job(name, v, examples) for name, v in todo if bool(v.below) == later]
-                with self.journal.watch([job.place for job in jobs]):
-                    for name, trained in self.on.executor.map(partial(_train, examples=examples), jobs):
-                        place = verifiers / name
-                        settings = self.recipe.verifiers[name]
-                        if not (place / scoring.CARD).exists():
-                            options = {**settings.options, **self.on.template_option(settings.kind)}
-                            scoring.write_card(place, settings.kind, options, {}, Template(self.recipe.prompt).hash)
-                        self.journal.note({"verifier": name, **asdict(trained)})
+                self._teach([self._job(name, v, examples) for name, v in todo if bool(v.below) == later], examples)
+
+    def train_anew(self, verifier: str, name: str, examples: list[Example]) -> None:
+        """Trains one of the verifiers again, under another name, on other examples."""
+        with self.journal.stage("train verifiers"):
+            self._teach([self._job(verifier, self.recipe.verifiers[verifier], examples, name)], examples)
+
+    def reinforce(self) -> None:
+        """Has policies learn from the verifiers, and tries them, where the recipe says so."""
+        if self.reinforcing is not None:
+            self.reinforcing.finish()
 
     def score(self) -> None:
         """Scores the test solutions with every verifier."""
@@ -287,9 +318,13 @@ class Run:
         """Measures; writes metrics.json: what the test came to, and with a second test both under their names too."""
         tests = self.recipe.sample.tests
         with self.journal.stage("evaluate"):
-            found = {part: self._measured(part).to_json() for part in tests}
+            measured = {part: self._measured(part) for part in tests}
+        ways = {part: [asdict(way) for way in found.ways] for part, found in measured.items()}
+        self.directory.write_text("by_problem.json", json.dumps(ways, allow_nan=False) + "\n")
+        found = {part: metrics.to_json() for part, metrics in measured.items()}
+        policies = self.reinforcing.evaluate() if self.reinforcing is not None else {}
         about = {"name": self.recipe.name, "seconds": self.journal.seconds}
-        plain: dict[str, Any] = found["test"] | about
+        plain: dict[str, Any] = found["test"] | policies | about
         if "out_of_distribution" in tests:
             plain |= {"in_distribution": found["test"], "out_of_distribution": found["out_of_distribution"]}
         self.directory.write_json("metrics.json", plain)
@@ -307,7 +342,7 @@ class Run:
             seed=self.recipe.seed,
             labels=list(self.on.labels) if labelled else (),
             labelled_problems=list(self.on.problems("train")),
-            rationales=list(self.on.rationales) if part == "test" else (),
+            rationales=self._written if part == "test" else (),
             oracle=getattr(self.on.task, "judge_steps", None),
             kind_of=getattr(self.on.task, "error_kind", None),
             votes=self.recipe.evaluate.votes,
@@ -348,10 +383,23 @@ class Run:
             kept = {s.id for entry in batch for s in entry.solutions[:n]}
             brought = [x for entry in batch for x in getattr(entry, "rationales", ()) if x.key in kept]
             if brought:
-                self._add(self.on.rationales, brought)
+                self._add(self.on.rationales(), brought)
 
-    def _job(self, name: str, settings: VerifierSettings, examples: list[Example]) -> _Job:
+    def _teach(self, jobs: Sequence[_Job], examples: list[Example]) -> None:
+        verifiers = {job.name: job.verifier for job in jobs}
+        with self.journal.watch([job.place for job in jobs]):
+            for name, trained in self.on.executor.map(partial(_train, examples=examples), jobs):
+                place = self.directory.path / "verifiers" / name
+                settings = self.recipe.verifiers[verifiers[name]]
+                if not (place / scoring.CARD).exists():
+                    options = {**settings.options, **self.on.template_option(settings.kind)}
+                    scoring.write_card(place, settings.kind, options, {}, Template(self.recipe.prompt).hash)
+                self.journal.note({"verifier": name, **asdict(trained)})
+
+    def _job(self, name: str, settings: VerifierSettings, examples: list[Example], anew: str = "") -> _Job:
         base = settings.base
+        writer = self.recipe.writer(name)
+        own = self.lessons.told(examples, writer) if writer else None
         path = ""
         if base.path is None and base.init is None and not settings.starts_from_model:
             pass  # it learns from nothing but the examples
@@ -359,14 +407,16 @@ class Run:
             assert self.recipe.generator is not None
             path = self.on.model_path("generator")
         else:
-            path = self._base(name, base, self.lessons.texts(examples))
-        place = self.directory.path / "verifiers" / name
+            path = self._base(name, base, self.lessons.texts(own or examples))
+        place = self.directory.path / "verifiers" / (anew or name)
         return _Job(
+            anew or name,
             name,
             self.on.trainee(name, path),
             place,
             self.on.settings(settings.train),
             [*self.lessons.references(settings), *self.lessons.replay(settings)],
+            own,
         )
 
     def _base(self, name: str, base: Base, texts: Sequence[str]) -> str:
@@ -393,6 +443,11 @@ class Run:
         return any(self.recipe.sample.drawn(part).file is None for part in self.recipe.sample.parts)
 
     @property
+    def _written(self) -> list[LabelledSolution]:
+        """All written verifications."""
+        return [x for name in {"": None} | self.recipe.writers for x in self.on.rationales(name)]
+
+    @property
     def _rollouts(self) -> Path:
         return self.directory.path / "rollouts"
 
@@ -407,10 +462,10 @@ class Run:
         return f"{len(self.on.quarantine)} rows were set aside, see {self.on.quarantine.path}."
 
 
-def rationale_ledgers(directory: Path, tools: Tools) -> dict[str, Ledger]:
+def rationale_ledgers(directory: Path, tools: Tools, writer: str = "") -> dict[str, Ledger]:
     """As label.ledgers, for those who write verifications: they may ask the same models for other things."""
     return {
-        role: Ledger.of(directory / f"rationales-{role}.jsonl", backend)
+        role: Ledger.of(directory / f"rationales-{f'{writer}-' * bool(writer)}{role}.jsonl", backend)
         for role in ROLES
         if (backend := getattr(tools, role)) is not None
     }
@@ -422,4 +477,5 @@ def _trained(path: Path) -> bool:
 
 
 def _train(job: _Job, *, examples: list[Example]) -> tuple[str, Trained]:
-    return job.name, train(job.trainee, [*examples, *job.more], job.place, job.settings)
+    given = examples if job.own is None else job.own
+    return job.name, train(job.trainee, [*given, *job.more], job.place, job.settings)

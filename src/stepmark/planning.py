@@ -80,6 +80,11 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     stages raise."""
     recipe, on = run.recipe, run.on
     run.need_price()
+    judge = recipe.judge
+    if judge is not None and judge.train is not None and not (Path(on.model_path("judge")) / "trained.json").exists():
+        raise ConfigError(
+            "this recipe's judge learns from solutions that the run draws: plan once the run has taught it."
+        )
     parts = [part for part in recipe.sample.parts if recipe.sample.drawn(part).file is None]
     if not parts:
         raise ConfigError("this recipe draws no solutions, so there is nothing to plan: they come from files.")
@@ -135,9 +140,9 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
         ways, own = _ways(recipe, tools)
         named = {f"label: {name}": way for name, way in ways.items()}
         labelling += costs(recipe.label, named, ledgers(place, tools))
-    if recipe.rationales is not None and "train" in parts:
-        writers: dict[str, Labeler] = {f"rationales: {recipe.rationales.name}": recipe.rationales.load()}
-        writing += costs(recipe.rationales, writers, rationale_ledgers(place, tools))
+    for name, writer in recipe.writers.items() if "train" in parts else ():
+        writers: dict[str, Labeler] = {f"rationales{f' of {name}' * bool(name)}: {writer.name}": writer.load()}
+        writing += costs(writer, writers, rationale_ledgers(place, tools, name))
     # The next plan finds these rollouts and has nothing to measure.
     run.directory.write_json(SPEED, {"waited": speed.waited, "tokens": speed.tokens})
     own = f"label: {own}" if own else ""

@@ -26,11 +26,13 @@ from stepmark import plugins
 from stepmark.checkpoints import Shape
 from stepmark.errors import ConfigError
 from stepmark.outcomes import Limits
+from stepmark.policies import Reinforce, filled
 from stepmark.sections import (
     Evaluate,
     Executor,
     Generator,
     Grader,
+    Judge,
     Labeler,
     Limited,
     Name,
@@ -59,15 +61,23 @@ class Recipe(Settings):
     prompt: Prompt = "{question}\n"
     generator: Generator | None = None
     completer: Generator | None = None  # what continues prefixes; by default the generator
-    judge: Generator | None = None  # what marks steps in words, for labellers that ask it to
+    judge: Judge | None = None  # what marks steps, or writes, in words, for labellers that ask it to
     sample: Sample = Sample()
     limits: Limited = Limits()  # how much that can't be used is too much
     label: Labeler | None = None  # null: no step labels, verifiers learn from grades alone
     rationales: Labeler | None = None  # who writes verifications of solutions, for generative verifiers to learn from
     verifiers: dict[Name, Verifier] = {}  # noqa: RUF012 - pydantic copies it
     evaluate: Evaluate = Evaluate()
+    reinforce: Reinforce | None = None  # policies that go on from the generator, and how they are judged
     workers: int = Field(default=2, ge=1)  # processes at a time; changes no result
     executor: Executor | None = None  # by default processes, or serial for one worker
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or value.get("reinforce") is None:
+            return value
+        return {**value, "reinforce": filled(value["reinforce"], value.get("sample"))}
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
@@ -86,11 +96,12 @@ class Recipe(Settings):
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
         if sampled and (self.task is None or self.generator is None):
             yield f"solutions for {' and '.join(sampled)} are to be sampled: that needs a task and a generator"
-        for part, labeler in (("label", self.label), ("rationales", self.rationales)):
+        writers = {f"verifiers.{name}.rationales": verifier.rationales for name, verifier in self.verifiers.items()}
+        for part, labeler in ({"label": self.label, "rationales": self.rationales} | writers).items():
             if labeler is not None:
                 yield from self._unfit(part, labeler)
         if self.judge is not None and self.judge.train is not None:
-            yield "judge.train: a run trains no judge; give judge.path, or judge.backend"
+            yield from self._untaught(self.judge)
         for name, verifier in self.verifiers.items():
             own = verifier.base.path is not None or verifier.base.init is not None
             if verifier.starts_from_model and not own and (self.generator is None or not self.generator.has_model):
@@ -115,6 +126,8 @@ class Recipe(Settings):
         for part in self.sample.tests:
             if max(self.evaluate.n) > (n := self.sample.drawn(part).n):
                 yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.{part}.n is {n}"
+        if self.reinforce is not None:
+            yield from self.reinforce.misfits(self.generator, self.sample, self.verifiers, self.task)
 
     def _unmade(self, name: str, verifier: Verifier) -> Iterator[str]:
         """What keeps a verifier that is used as it is from being made with what the run can give it."""
@@ -147,6 +160,30 @@ class Recipe(Settings):
         if self.sample.train.file is not None:
             yield f"{part} needs solutions of the task; imported ones have no reference answer to reach"
 
+    def _untaught(self, judge: Judge) -> Iterator[str]:
+        """What keeps a judge from being trained."""
+        if not any(callable(getattr(writer.load(), "lessons", None)) for writer in self.writers.values()):
+            yield "judge.train: no labeller under rationales says what a judge would have to write; leave it out"
+        if self.task is None or not hasattr(plugins.find("task", self.task.name), "rationale"):
+            yield "judge.train: it learns from verifications that the task writes, and this one has no `rationale`"
+        if judge.path is None and judge.init is None and (self.generator is None or not self.generator.has_model):
+            yield "judge.train: without a generator's model it needs a path or an init"
+
+    @property
+    def writers(self) -> dict[str, Labeler]:
+        """Who writes verifications of solutions: under "" for all verifiers, under a verifier's name for that one. Of
+        several that have the same settings the first stands for all: they learn from the same ones."""
+        found = {} if self.rationales is None else {"": self.rationales}
+        for name, verifier in self.verifiers.items():
+            if verifier.rationales is not None and verifier.rationales not in found.values():
+                found[name] = verifier.rationales
+        return found
+
+    def writer(self, verifier: str) -> str:
+        """Whose verifications, of `writers`, a verifier learns from."""
+        own = self.verifiers[verifier].rationales
+        return next((name for name, writer in self.writers.items() if writer == own), "")
+
     @property
     def params(self) -> SamplingParams:
         """How solutions and rollouts are drawn."""
@@ -166,10 +203,12 @@ class Recipe(Settings):
             del plain["sample"]["out_of_distribution"]
         if self.rationales is None:
             del plain["rationales"]
+        if self.reinforce is None:
+            del plain["reinforce"]
         if not self.evaluate.votes:
             del plain["evaluate"]["votes"]
         for name, verifier in self.verifiers.items():
-            for what in ("references", "replay"):
+            for what in ("references", "replay", "rationales"):
                 if not getattr(verifier, what):
                     del plain["verifiers"][name][what]
         models = (plain["generator"], plain["completer"], plain["judge"])

@@ -168,6 +168,25 @@ class Generator(Base):
         return self.path is not None or self.train is not None
 
 
+class Judge(Generator):
+    """What marks steps, or writes verifications, in words. With `train` it first learns to write as the task's own
+    verifications are, of the solutions of the first `problems` training problems, asked as the recipe's labellers will
+    ask it; without `path` or `init` it starts from the generator's model."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Judge:
+        needs = plugins.options("backend", self.backend.name)
+        if "path" in needs and self.path is None and self.init is None and self.train is None:
+            raise ValueError(f"backend {self.backend.name} needs a model: give path, init or train")
+        if self.init is not None and self.train is None:
+            raise ValueError("a new model (init) can't judge before it is trained: give train too")
+        if self.train is not None and "path" not in needs:
+            raise ValueError(f"backend {self.backend.name} takes no model that was trained here; leave train out")
+        if self.split != "train":
+            raise ValueError("split: a judge learns from the training solutions; leave it out")
+        return self
+
+
 class Drawn(Settings):
     """Solutions to get, by sampling problems of the task or, with `file`, by importing them."""
 
@@ -257,6 +276,7 @@ class Verifier(Settings):
     train: Train = TrainSettings()
     references: int = Field(default=0, ge=0)  # worked solutions of the generator's problems that it learns to write too
     replay: int = Field(default=0, ge=0)  # demonstrations that the generator learned from, lest it forget them
+    rationales: Labeler | None = None  # who writes the verifications that it learns from, if others than the recipe's
 
     @model_validator(mode="after")
     def _known(self) -> Verifier:
@@ -264,6 +284,8 @@ class Verifier(Settings):
         for name in ("references", "replay"):
             if getattr(self, name) and not getattr(plugins.find("verifier", self.kind), "generates", False):
                 raise ValueError(f"{name}: a {self.kind} verifier does not learn to write solutions; leave it out")
+        if self.rationales is not None and not getattr(plugins.find("verifier", self.kind), "generates", False):
+            raise ValueError(f"rationales: a {self.kind} verifier does not learn to write any; leave it out")
         return self
 
     @property

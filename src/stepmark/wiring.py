@@ -136,9 +136,9 @@ class Wiring:
     def labels(self) -> Records[LabelledSolution]:
         return self.directory.records("labels/train", LabelledSolution)
 
-    @property
-    def rationales(self) -> Records[LabelledSolution]:
-        return self.directory.records("rationales/train", LabelledSolution)
+    def rationales(self, writer: str = "") -> Records[LabelledSolution]:
+        """What was written by one of the recipe's writers."""
+        return self.directory.records(f"rationales/{writer}/train".replace("//", "/"), LabelledSolution)
 
     @property
     def quarantine(self) -> Records[Quarantined]:

@@ -129,11 +129,23 @@ class Rationales:
         """The prompts of all units go to the judge together."""
         grades = evidence.grades(units, tools)
         pairs = list(zip(units, grades, strict=True))
-        todo = [(u, g) for u, g in pairs if g.verdict is not Verdict.UNGRADABLE and u.solution.text.strip()]
+        todo = [pair for pair in pairs if _checkable(*pair)]
         written = self._recited(todo, tools) if self.source == "oracle" else self._drawn(todo, tools)
         for unit, grade in pairs:
             nothing = (StepLabel(0, 0, source="none"),) * len(unit.solution.spans)
             yield LabelledSolution(unit.solution, grade, nothing, written.get(unit.solution.id, ()))
+
+    def lessons(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[tuple[str, str]]:
+        """What a judge would be asked about each unit, and what the task itself writes of it, for a judge to learn.
+        Nothing where no judge is asked. Raises ConfigError where the task can't write."""
+        if self.source == "oracle":
+            return
+        graded = zip(units, evidence.grades(units, tools), strict=True)
+        said = self._recited([pair for pair in graded if _checkable(*pair)], tools)
+        for unit in units:
+            for rationale in said.get(unit.solution.id, ()):
+                if rationale.kept and (unit.references or self.source != "reference"):
+                    yield self._render(unit), rationale.text
 
     # ---- by the task ----
 
@@ -199,3 +211,8 @@ class Rationales:
             "reference": next(iter(unit.references), ""),
         }
         return SLOT.sub(lambda slot: fill[slot[1]], self._template)
+
+
+def _checkable(unit: Unlabelled, grade: Grade) -> bool:
+    """Whether a verdict on it could be checked."""
+    return grade.verdict is not Verdict.UNGRADABLE and bool(unit.solution.text.strip())

@@ -76,7 +76,9 @@ class GenerativeVerifier:
     prompt: str = ""  # text with one {problem}, the question so put, and one {solution}; "" takes the mode's own
     generation: float = 0.0  # lambda, the weight of generating correct solutions
     balance: bool = True  # learn from equally many verifications of right and of wrong solutions
-    examples: int | None = None  # most verifications to learn from; null takes all
+    examples: int | None = (
+        None  # most verifications to learn from; null takes all; 0 learns generation alone, a control
+    )
     votes: int = 32  # K, rationales per solution
     temperature: float = 1.0  # of the rationales; 0 makes them all alike, so it asks for votes=1
     max_tokens: int = 512  # of a rationale
@@ -96,8 +98,8 @@ class GenerativeVerifier:
             faults.append(f"genrm: mode is {' or '.join(PROMPTS)}, got {self.mode!r}.")
         if self.prompt and sorted(SLOT.findall(self.prompt)) != ["problem", "solution"]:
             faults.append(f"genrm: a prompt has one {{problem}} and one {{solution}}; got {self.prompt!r}.")
-        if self.examples is not None and self.examples < 2:
-            faults.append(f"genrm: examples must be at least 2, got {self.examples}.")
+        if self.examples is not None and self.examples < 2 and not (self.examples == 0 and self.generation > 0):
+            faults.append(f"genrm: examples must be at least 2, or 0 where generation is above 0; got {self.examples}.")
         for name, least in (("votes", 1), ("max_tokens", 1), ("keep", 0), ("temperature", 0), ("generation", 0)):
             if getattr(self, name) < least:
                 faults.append(f"genrm: {name} must be at least {least}, got {getattr(self, name)}.")
@@ -143,7 +145,7 @@ class GenerativeVerifier:
         """Those that are learned, in their order. Their texts' hashes say which: whoever may learn from more learns
         from the same ones and from others."""
         ordered = sorted(range(len(lessons)), key=lambda i: _name(repr(lessons[i])))  # places: a text may come twice
-        most = self.examples or len(lessons)
+        most = len(lessons) if self.examples is None else self.examples
         kept = ordered[:most]
         if self.balance:
             each = [[i for i in ordered if lessons[i].answer == answer] for answer in (YES, NO)]
