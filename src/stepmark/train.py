@@ -16,7 +16,6 @@ ends with the weights that an undisturbed run ends with.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import math
@@ -29,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from stepmark import checkpoints, packing, store
+from stepmark import checkpoints, packing, store, trainlog
 from stepmark.encoding import Encoded, token_ids
-from stepmark.errors import ConfigChanged, ConfigError, DataError
+from stepmark.errors import ConfigError, DataError
 from stepmark.prompts import Template
 from stepmark.types import Place, Problem, Progress
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 Example = TypeVar("Example", contravariant=True)
 
 KEPT = ".training"  # the checkpoint's directory
-FREE = ("checkpoint_seconds", "tensorboard", "device")  # settings that may differ when a training goes on
 
 
 class Trainee(Protocol[Example]):
@@ -175,7 +173,7 @@ def train(
             f"none of the {len(examples)} examples has anything to learn from: no demonstration, or no label."
         )
     identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)}
-    _claim(out, identity)
+    trainlog.claim(out, identity)
     if (out / "trained.json").exists():
         return Trained(**json.loads((out / "trained.json").read_text()))
     return _Loop(trainee, encoded, out, settings, progress, skipped=max(0, len(examples) - len(encoded))).run()
@@ -186,7 +184,7 @@ def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
     targets it did so. What it wrote is whole once trained.json is there."""
     facts = [(p.question, x.key, x.solution.text, x.labels, x.grade.verdict) for p, x in examples]
     data = hashlib.sha256(repr(facts).encode())
-    _claim(out, {"trainee": _describe(trainee), "data": data.hexdigest()[:16]})
+    trainlog.claim(out, {"trainee": _describe(trainee), "data": data.hexdigest()[:16]})
     if not (out / "trained.json").exists():
         began = time.monotonic()
         try:
@@ -213,23 +211,6 @@ def _digest(encoded: Sequence[Encoded]) -> str:
     for e in encoded:
         h.update(repr((e.ids, e.at, e.targets, e.weights, *((e.parts,) if e.parts else ()))).encode())
     return h.hexdigest()[:16]
-
-
-def _claim(out: Path, identity: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    place = out / "training.json"
-    if place.exists():
-        old, new = (_lines(i) for i in (json.loads(place.read_text()), identity))
-        if old != new:
-            diff = "\n".join(difflib.unified_diff(old, new, "there", "asked for", lineterm="", n=1))
-            raise ConfigChanged(str(out), diff)
-    checkpoints.write_json(place, identity)
-
-
-def _lines(identity: dict[str, Any]) -> list[str]:
-    """What of it must stay the same."""
-    settings = {k: v for k, v in identity.get("settings", {}).items() if k not in FREE}
-    return json.dumps({**identity, "settings": settings}, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
 
 
 class _Loop(Generic[Example]):
@@ -318,7 +299,7 @@ class _Loop(Generic[Example]):
         total = 0.0
         for group in groups:
             b = packing.batch(group, self.trainee.pad_id, self.device)
-            with self._autocast():
+            with trainlog.autocast(self.settings.precision, self.device):
                 loss = self.trainee.loss(self.model, b, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
@@ -342,13 +323,6 @@ class _Loop(Generic[Example]):
             return s.lr * (update + 1) / warm
         done = (update - warm) / max(1, self.updates - warm)
         return s.lr * (s.final_lr + (1 - s.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        import torch
-
-        wide = self.device.startswith("cuda")
-        use = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and wide)
-        return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16) if use else contextlib.nullcontext()
 
     # ---- what survives a kill ----
 
@@ -393,52 +367,19 @@ class _Loop(Generic[Example]):
 
     @contextlib.contextmanager
     def _writer(self) -> Iterator[Callable[[int, float], None]]:
-        """Logs to train.jsonl, TensorBoard and the progress callback. Lines past the checkpoint are dropped:
-        they will be written again."""
-        log = self.out / "train.jsonl"
-        kept = _whole_lines(log, self.update)
-        store.write_text(log, "".join(line + "\n" for line in kept))
-        board = None
-        if self.settings.tensorboard:
-            with contextlib.suppress(ImportError):
-                from torch.utils.tensorboard.writer import SummaryWriter
+        """Logs to train.jsonl, TensorBoard and the progress callback."""
+        with trainlog.writer(self.out, "train.jsonl", self.update, self.settings.tensorboard) as line:
 
-                board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.update + 1)
+            def write(update: int, loss: float) -> None:
+                rate = self._rate(update - 1)
+                line(update, {"loss": loss, "lr": rate}, {"tokens": self.tokens, "seconds": round(self.seconds, 3)})
+                if self.progress is not None:
+                    note = f"loss {loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
+                    self.progress(Progress("train " + self.out.name, update, self.updates, self.seconds, note))
 
-        def write(update: int, loss: float) -> None:
-            rate = self._rate(update - 1)
-            line = {
-                "update": update,
-                "loss": loss,
-                "lr": rate,
-                "tokens": self.tokens,
-                "seconds": round(self.seconds, 3),
-            }
-            with log.open("a") as f:
-                f.write(json.dumps(line) + "\n")
-            if board is not None:
-                board.add_scalar("loss", loss, update)
-                board.add_scalar("lr", rate, update)
-            if self.progress is not None:
-                note = f"loss {loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
-                self.progress(Progress("train " + self.out.name, update, self.updates, self.seconds, note))
-
-        try:
             yield write
-        finally:
-            if board is not None:
-                board.close()
 
 
 def _split(rows: list[list[int]], parts: int) -> list[list[list[int]]]:
     size = -(-len(rows) // parts)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def _whole_lines(log: Path, update: int) -> list[str]:
-    kept = []
-    for line in log.read_text().splitlines() if log.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["update"] <= update:
-                kept.append(line)
-    return kept

@@ -1,8 +1,8 @@
 """Backend `local`: rolls out any Hugging Face causal language model in this process, on CPU or GPU.
 
 What it is for: many independent rollouts of every step prefix of a solution (Math-Shepherd, section 3.3), where
-each solution is encoded once, its prefixes are slices of that cache, and their rollouts share it (engine.py,
-cohort.py). Sampling whole solutions is the same with the question as the prefix.
+each solution is encoded once, its prefixes are slices of that cache, and their rollouts share it (rolling.py,
+engine.py, cohort.py). Sampling whole solutions is the same with the question as the prefix.
 
 A prompt as long as the model's positions leaves no room: its rollouts come back as Finish.LENGTH with no tokens
 and no text, because a bad rollout is data. One that is nearly as long gets the room there is.
@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 from stepmark import sampling
 from stepmark.encoding import choice_ids, prompt_ids
 from stepmark.errors import ConfigError
-from stepmark.types import Finish, Prompt, Rollout, SamplingParams
+from stepmark.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from stepmark.backends.local.engine import Engine
@@ -49,49 +48,11 @@ class LocalBackend:
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """Rollouts as they finish. Raises CheckpointError, ConfigError, BackendError."""
         sampling.check(params)
-        import numpy as np
-
-        from stepmark.backends.local import plain
-        from stepmark.backends.local.cohort import Row, Trunk
-        from stepmark.backends.local.draw import key
-        from stepmark.backends.local.engine import Draws
-        from stepmark.backends.local.text import Reader, group
+        from stepmark.backends.local.rolling import roll
 
         engine, tokenizer = self._load()
-        ids = [_ids(tokenizer, prompt.id, prompt.context, prompt.prefix, self.chat_template) for prompt in prompts]
-        rows: list[tuple[int, int]] = []  # a row's name is its place here: prompt, index of the rollout
-        trunks: list[Trunk] = []
-        for longest, members in group([x if len(x) < engine.limit else () for x in ids]):
-            todo: list[Row] = []
-            for i in members:
-                prompt, at = prompts[i], len(ids[i])
-                for index in range(prompt.first, prompt.first + prompt.n):
-                    room = min(params.max_tokens, engine.limit - at - bool(params.choices))  # one to ask with
-                    if room < 1:
-                        yield Rollout(prompt.id, index, "", Finish.LENGTH, 0)
-                        continue
-                    todo.append(Row(len(rows), at, key(params.seed, prompt.id, index), room))
-                    rows.append((i, index))
-            if todo:
-                trunks.append(Trunk(ids[longest], tuple(todo)))
-        vocab = engine.vocab
-        reader = Reader(tokenizer, params.stop)
-        ends = np.zeros(vocab, dtype=bool)
-        ends[[e for e in engine.end_ids(tokenizer.eos_token_id) if e < vocab]] = True
-
-        def stopped(name: int, own: np.ndarray) -> bool:
-            return reader.text(ids[rows[name][0]], own.tolist())[1]
-
-        choices = self._choices(tokenizer, params)
-        draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped, choices)
-        reach = max((len(t.ids) + max(row.budget for row in t.rows) for t in trunks), default=0) + bool(params.choices)
-        shared = self.sharing and engine.sharing and reach <= engine.window
-        for done in engine.run(trunks, draws) if shared else plain.run(engine, trunks, draws):
-            i, index = rows[done.name]
-            text, _ = reader.text(ids[i], done.ids)
-            finish = Finish.STOP if done.stopped else Finish.LENGTH
-            chosen = done.choices if done.choices and reader.ends_in_stop(done.ids) else ()
-            yield Rollout(prompts[i].id, index, text, finish, len(done.ids), done.logprob, choices=chosen)
+        for rolled in roll(engine, tokenizer, prompts, params, chat=self.chat_template, sharing=self.sharing):
+            yield rolled.rollout
 
     def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
         """Per text, the probability that it goes on with each choice, given that it goes on with one of them."""
@@ -102,25 +63,10 @@ class LocalBackend:
         starts = [prompt_ids(tokenizer, Prompt(str(i), text), self.chat_template) for i, text in enumerate(texts)]
         return probabilities(engine, starts, ways)
 
-    def _choices(self, tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> np.ndarray | None:
-        """The tokens of `params.choices`, where each is the same one token after every stop string."""
-        import numpy as np
-
-        if not params.choices or not params.stop:
-            return None
-        ways = set(map(tuple, choice_ids(tokenizer, params.stop, params.choices)))
-        found = ways.pop()
-        return None if ways or any(len(ids) != 1 for ids in found) else np.array([ids[0] for ids in found])
-
     def _load(self) -> tuple[Engine, PreTrainedTokenizerBase]:
         # A checkpoint that was written anew under the same path is another one.
         written = max((f.stat().st_mtime_ns for f in Path(self.path).glob("*.safetensors")), default=0)
         return _loaded(self.path, self.dtype, self.device, self.batch, self.trust_remote_code, written)
-
-
-@lru_cache(maxsize=1 << 13)  # labelling asks for the same prefixes again, wave after wave
-def _ids(tokenizer: PreTrainedTokenizerBase, name: str, context: str, prefix: str, chat: bool) -> tuple[int, ...]:
-    return prompt_ids(tokenizer, Prompt(name, context, prefix), chat)
 
 
 @lru_cache(maxsize=2)

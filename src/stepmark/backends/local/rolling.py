@@ -1,0 +1,94 @@
+"""Prompts -> rollouts of a loaded model, with the token ids that they were drawn as.
+
+Whoever learns from a rollout needs those very ids: its text, tokenised again, may be other tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stepmark.backends.local import plain
+from stepmark.backends.local.cohort import Row, Trunk
+from stepmark.backends.local.draw import key
+from stepmark.backends.local.engine import Draws, Engine
+from stepmark.backends.local.text import Reader, group
+from stepmark.encoding import choice_ids, prompt_ids
+from stepmark.types import Finish, Prompt, Rollout, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Rolled:
+    """A rollout and what it was made of."""
+
+    rollout: Rollout
+    prompt: tuple[int, ...]  # ids that it continues
+    ids: tuple[int, ...]  # ids drawn, those of an end token or a stop string included; none without room
+
+
+def roll(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    *,
+    chat: bool = False,
+    sharing: bool = True,
+) -> Iterator[Rolled]:
+    """Rollouts as they finish. `sharing=False` encodes every prefix alone. Raises ConfigError, BackendError."""
+    ids = [_ids(tokenizer, prompt.id, prompt.context, prompt.prefix, chat) for prompt in prompts]
+    rows: list[tuple[int, int]] = []  # a row's name is its place here: prompt, index of the rollout
+    trunks: list[Trunk] = []
+    for longest, members in group([x if len(x) < engine.limit else () for x in ids]):
+        todo: list[Row] = []
+        for i in members:
+            prompt, at = prompts[i], len(ids[i])
+            for index in range(prompt.first, prompt.first + prompt.n):
+                room = min(params.max_tokens, engine.limit - at - bool(params.choices))  # one to ask with
+                if room < 1:
+                    yield Rolled(Rollout(prompt.id, index, "", Finish.LENGTH, 0), ids[i], ())
+                    continue
+                todo.append(Row(len(rows), at, key(params.seed, prompt.id, index), room))
+                rows.append((i, index))
+        if todo:
+            trunks.append(Trunk(ids[longest], tuple(todo)))
+    vocab = engine.vocab
+    reader = Reader(tokenizer, params.stop)
+    ends = np.zeros(vocab, dtype=bool)
+    ends[[e for e in engine.end_ids(tokenizer.eos_token_id) if e < vocab]] = True
+
+    def stopped(name: int, own: np.ndarray) -> bool:
+        return reader.text(ids[rows[name][0]], own.tolist())[1]
+
+    choices = _choices(tokenizer, params)
+    draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped, choices)
+    reach = max((len(t.ids) + max(row.budget for row in t.rows) for t in trunks), default=0) + bool(params.choices)
+    shared = sharing and engine.sharing and reach <= engine.window
+    for done in engine.run(trunks, draws) if shared else plain.run(engine, trunks, draws):
+        i, index = rows[done.name]
+        text, _ = reader.text(ids[i], done.ids)
+        finish = Finish.STOP if done.stopped else Finish.LENGTH
+        chosen = done.choices if done.choices and reader.ends_in_stop(done.ids) else ()
+        rollout = Rollout(prompts[i].id, index, text, finish, len(done.ids), done.logprob, choices=chosen)
+        yield Rolled(rollout, ids[i], done.ids)
+
+
+def _choices(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> np.ndarray | None:
+    """The tokens of `params.choices`, where each is the same one token after every stop string."""
+    if not params.choices or not params.stop:
+        return None
+    ways = set(map(tuple, choice_ids(tokenizer, params.stop, params.choices)))
+    found = ways.pop()
+    return None if ways or any(len(ids) != 1 for ids in found) else np.array([ids[0] for ids in found])
+
+
+@lru_cache(maxsize=1 << 13)  # labelling asks for the same prefixes again, wave after wave
+def _ids(tokenizer: PreTrainedTokenizerBase, name: str, context: str, prefix: str, chat: bool) -> tuple[int, ...]:
+    return prompt_ids(tokenizer, Prompt(name, context, prefix), chat)
