@@ -18,13 +18,15 @@ class ReinforceSettings:
     """How to reinforce. Raises ConfigError at once, with all values that can't be."""
 
     method: Literal["ppo", "grpo"] = "ppo"
-    updates: int = 50  # each draws new attempts and learns from them
+    updates: int = 50  # each draws new attempts and learns from them; those that are rolled back count
     prompts: int = 64  # problems of an update
     samples: int = 8  # attempts at each problem: GRPO's group
     temperature: float = 1.0  # of the attempts; the policy that learns is the one at this temperature
     max_tokens: int = 256  # of an attempt
     stop: tuple[str, ...] = ()  # an attempt ends with the first of these too
-    truncated: Literal["penalty", "mask"] = "penalty"  # attempts that ran out of tokens: earn `penalty`, or are left out
+    truncated: Literal["penalty", "mask"] = (
+        "penalty"  # attempts that ran out of tokens: earn `penalty`, or are left out
+    )
     penalty: float = 0.0  # all that an attempt earns which ran out of tokens; a wrong gold answer earns 0
 
     lr: float = 1e-4  # peak, of AdamW; it rises over the first updates and falls to a tenth along a cosine
@@ -111,7 +113,7 @@ class Reinforced:
     updates: int  # made, those included that were rolled back
     best: int  # the update whose policy was handed on; 0 is the one it started from
     stopped: str  # why it ended before its last update; "" if it didn't
-    looks: tuple[Look, ...]  # in order; after a rollback the numbers of updates go on from the best one's
+    looks: tuple[Look, ...]  # in order
     rewards: tuple[float, ...]  # mean reward of each update's attempts, by update
     tokens: int  # generated for learning, looks not counted
     seconds: float  # all sittings together

@@ -1,0 +1,88 @@
+"""Rewards -> how much each token of an attempt was better than expected. Plain arrays, no model.
+
+- `gae`: generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, equations 11 and 16), by token:
+  delta_t = r_t + gamma V(t+1) - V(t), A_t = delta_t + gamma lambda A_(t+1), with V = 0 after the last token.
+- `group_relative`: GRPO with process rewards (DeepSeekMath, arXiv 2402.03300, section 4.1.3): all step rewards of the
+  attempts at one problem are normalised together by their mean and standard deviation, and a token's advantage is the
+  sum of the normalised rewards of the steps that end at it or later. An outcome is a reward at the last token, and is
+  normalised among the group's outcomes.
+
+T tokens, S steps of an attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepmark.types import Reward
+
+Floats = NDArray[np.float32]
+EPSILON = 1e-6  # added to a standard deviation
+
+
+def token_rewards(reward: Reward, ends: Sequence[int], length: int) -> Floats:
+    """[T] the reward at each token: a step's at the token that ends it (Math-Shepherd, section 3.5), the attempt's at
+    the last. Raises ValueError when there are not as many ends as step rewards, or an end outside the attempt."""
+    if len(ends) != len(reward.steps):
+        raise ValueError(f"{reward.solution_id}: {len(reward.steps)} step rewards for {len(ends)} steps")
+    if any(not 0 <= t < length for t in ends) or length < 1:
+        raise ValueError(f"{reward.solution_id}: step ends {list(ends)} are not all among {length} tokens")
+    out = np.zeros(length, dtype=np.float64)
+    np.add.at(out, np.asarray(ends, dtype=np.int64), np.asarray(reward.steps, dtype=np.float64))
+    out[-1] += reward.end
+    return out.astype(np.float32)
+
+
+def gae(rewards: Floats, values: Floats, gamma: float, lam: float) -> tuple[Floats, Floats]:
+    """Advantages [T], and returns [T], which are what the values should have been: advantages + values."""
+    advantages = np.zeros(len(rewards), dtype=np.float64)
+    ahead = following = 0.0  # the advantage and the value of the next token
+    for t in range(len(rewards) - 1, -1, -1):
+        value = float(values[t])
+        ahead = float(rewards[t]) + gamma * following - value + gamma * lam * ahead
+        advantages[t], following = ahead, value
+    return advantages.astype(np.float32), (advantages + values).astype(np.float32)
+
+
+def group_relative(
+    rewards: Sequence[Reward], ends: Sequence[Sequence[int]], lengths: Sequence[int], process: bool
+) -> list[Floats]:
+    """Advantages [T] of each attempt of one group. `process`: the step rewards are normalised among the steps of the
+    group; otherwise each attempt's total is, among the totals. A group whose rewards are all alike teaches nothing."""
+    if not rewards:
+        return []
+    if process:
+        normal = _normal([x for r in rewards for x in (*r.steps, *_end(r))])
+        parts = np.split(normal, np.cumsum([len(r.steps) + len(_end(r)) for r in rewards])[:-1])
+    else:
+        parts = [np.array([x]) for x in _normal([r.total for r in rewards])]
+    out = []
+    for r, own, found, length in zip(rewards, parts, ends, lengths, strict=True):
+        steps = tuple(own[: len(r.steps)]) if process else (0.0,) * len(r.steps)
+        last = float(own[-1]) if not process or _end(r) else 0.0
+        at = token_rewards(Reward(r.solution_id, steps, last), found, length)
+        out.append(np.cumsum(at[::-1].astype(np.float64))[::-1].astype(np.float32))
+    return out
+
+
+def _end(r: Reward) -> tuple[float, ...]:
+    """The reward at the end as one more of the process, where there is any; an attempt without a step has it always."""
+    return (r.end,) if r.end or not r.steps else ()
+
+
+def _normal(values: Sequence[float]) -> NDArray[np.float64]:
+    x = np.asarray(values, dtype=np.float64)
+    centred: NDArray[np.float64] = (x - x.mean()) / (x.std() + EPSILON) if x.std() > EPSILON else np.zeros_like(x)
+    return centred
+
+
+def whitened(parts: Sequence[Floats]) -> list[Floats]:
+    """The same with mean 0 and variance 1 over all tokens of all attempts."""
+    if not parts:
+        return []
+    whole = np.concatenate(parts).astype(np.float64)
+    mean, spread = whole.mean(), whole.std()
+    return [((p - mean) / (spread + EPSILON)).astype(np.float32) for p in parts]

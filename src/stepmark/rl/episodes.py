@@ -1,0 +1,132 @@
+"""Attempts of a policy as it is now: drawn with its live weights, kept as the token ids that were drawn.
+
+A policy learns from those very ids; text that is tokenised again may be other tokens. A step's reward is given at the
+last token of the step, found by character offsets in the text that the ids decode to: never on padding, which isn't
+part of an episode, and never after the end token, which is its last id.
+
+    found = episodes(engine, tokenizer, problems, samples=8, params=params, template=template, steps="line")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from stepmark import steps as stepping
+from stepmark.backends.local.rolling import roll
+from stepmark.backends.local.text import TAIL
+from stepmark.prompts import Template
+from stepmark.types import Finish, Problem, Prompt, SamplingParams, Solution
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from stepmark.backends.local.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One attempt: T tokens of the policy's own after P of the prompt, and S steps."""
+
+    problem: Problem
+    solution: Solution
+    prompt: tuple[int, ...]  # [P]
+    ids: tuple[int, ...]  # [T], an end token included
+    ends: tuple[int, ...]  # [S] index into ids of each step's last token, not counting white space after the step
+
+    @property
+    def truncated(self) -> bool:
+        return self.solution.finish is not Finish.STOP
+
+
+def episodes(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    samples: int,
+    params: SamplingParams,
+    template: Template,
+    steps: str,
+    name: str = "",
+) -> list[Episode]:
+    """`samples` attempts at each problem, problem by problem in order. They are a function of the weights, `params`
+    and `name`, whatever else is drawn. A problem whose prompt leaves no room for a token has none."""
+    prompts = [Prompt(f"{name}{p.id}", template(p), n=samples) for p in problems]
+    place = {prompt.id: i for i, prompt in enumerate(prompts)}
+    found: list[list[Episode | None]] = [[None] * samples for _ in problems]
+    for rolled in roll(engine, tokenizer, prompts, params):
+        if not rolled.ids:
+            continue
+        at, index = place[rolled.rollout.prompt_id], rolled.rollout.index
+        problem, text = problems[at], rolled.rollout.text
+        spans = stepping.split(text, steps)
+        solution = Solution(
+            f"{problem.id}#{index}",
+            problem.id,
+            index,
+            text,
+            spans,
+            rolled.rollout.finish,
+            len(rolled.ids),
+            rolled.rollout.logprob,
+        )
+        ends = last_tokens(tokenizer, rolled.prompt, rolled.ids, text, spans)
+        found[at][index] = Episode(problem, solution, rolled.prompt, rolled.ids, ends)
+    return [e for group in found for e in group if e is not None]
+
+
+def last_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    text: str,
+    spans: Iterable[tuple[int, int]],
+) -> tuple[int, ...]:
+    """For each step, a span of `text`, the index into `ids` of the token that completes it. `text` is what `ids` say
+    after `prompt`, perhaps cut before a stop string."""
+    cuts = [start + len(text[start:end].rstrip()) for start, end in spans]
+    if not cuts:
+        return ()
+    pieces = [_piece(tokenizer, i) for i in ids]
+    if "".join(pieces).startswith(text):  # each token is some characters: nearly always
+        reach = list(accumulate(len(p) for p in pieces))
+        found, t = [], 0
+        for cut in cuts:
+            while reach[t] < cut:
+                t += 1
+            found.append(t)
+        return tuple(found)
+    tail = list(prompt[-TAIL:])
+    before = _decode(tokenizer, tail)
+
+    def says(count: int) -> str:
+        """What the first `count` ids say: a character of several tokens is there with the last of them."""
+        whole = _decode(tokenizer, [*tail, *ids[:count]])
+        return whole[len(before) :] if whole.startswith(before) else _decode(tokenizer, ids[:count])
+
+    found, low = [], 1
+    for cut in cuts:
+        high = len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if says(middle).startswith(text[:cut]):
+                high = middle
+            else:
+                low = middle + 1
+        found.append(low - 1)
+    return tuple(found)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text: Any = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
+
+
+@lru_cache(maxsize=1 << 18)
+def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """What one token says, where it says whole characters."""
+    return _decode(tokenizer, [token])
