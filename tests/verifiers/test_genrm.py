@@ -154,6 +154,33 @@ def test_the_loss_is_verification_plus_lambda_times_generation(knowing, lessons,
     assert len(without.choose(lessons[:6])) == len(items) - 3
 
 
+def test_without_verifications_it_learns_generation_alone(knowing, lessons, tmp_path):
+    """A control: with no verification in an update, equation 6 is lambda times its second term."""
+    verifier = GenerativeVerifier(knowing, mode="direct", generation=0.3, examples=0)
+    items = verifier.choose(lessons[:6])
+    assert [(item.said, item.answer) for item in items] == [
+        (x.solution.text, "") for _, x in lessons[:6] if x.grade.correct
+    ]
+    encoded = [verifier.encode_example(item) for item in items]
+    totals = packing.Totals(sum(len(e.targets) for e in encoded), 1e-9, len(encoded))
+    model = verifier.build()
+    loss = verifier.loss(model, packing.batch([encoded], verifier.pad_id), totals)
+    loss.backward()
+    nats, count = 0.0, 0
+    for item, e in zip(items, encoded, strict=True):
+        start = len(checkpoints.load_tokenizer(knowing)(item.given)["input_ids"])
+        logits = model(torch.tensor([e.ids])).logits[0, start - 1 : -1]
+        nats += float(cross_entropy(logits, torch.tensor(e.ids[start:]), reduction="sum"))
+        count += len(e.ids) - start
+    assert float(loss.detach()) == pytest.approx(0.3 * nats / count, rel=1e-5)
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+    found = train(verifier, lessons[:6], tmp_path / "control", QUICK)
+    assert found.examples == len(items)
+    for options in ({"examples": 0}, {"examples": 1, "generation": 1.0}):
+        with pytest.raises(ConfigError, match="or 0 where generation is above 0"):
+            GenerativeVerifier(knowing, **options)
+
+
 def test_a_solution_that_is_only_a_reference_is_generated_never_verified(knowing, problems, labelled):
     p, x = labelled(problems[0], "The answer is 7.", [1.0])
     reference = p, replace(x, labels=(StepLabel(0, 0, source="reference"),), rationales=(rationale("so", YES),))
