@@ -2,15 +2,18 @@
 
 import itertools
 import json
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from statistics import fmean
 
 import pytest
 
+from stepmark.compute import Measured, Way, summarise
 from stepmark.errors import ConfigError
 from stepmark.evaluate import Metrics, evaluate
-from stepmark.stats import Interval
+from stepmark.stats import Bootstrap, Interval
 from stepmark.types import (
     Grade,
     GradedSolution,
@@ -266,6 +269,52 @@ def test_differences_are_paired_by_problem():
     last = data.evaluate(ns=[1, 4]).compute.splits[-1]
     assert last.verified.accuracy.low < 0.5 < last.verified.accuracy.high
     assert last.verified_over_one.low == last.verified_over_one.high == 0
+
+
+def several(*runs: Sequence[tuple[str, float, tuple[float, ...]]]):
+    """(method, tokens, correct by problem) of each run; one candidate for pass@1, two for the others."""
+    made = [tuple(Way(m, 1 if m == "pass@1" else 2, 0, cost, right) for m, cost, right in run) for run in runs]
+    return summarise([Measured(ways, Bootstrap(len(ways[0].correct), draws=200)) for ways in made])
+
+
+def test_several_runs_come_to_the_means_of_their_problems_and_tokens():
+    """By hand: the verifier gains 0.5 and 0.3, so its t over two runs is 12.7062 * 0.1414 / sqrt(2)."""
+    half, all_ = (1.0, 0.0) * 5, (1.0,) * 10
+    most = (1.0,) * 6 + (0.0,) * 4
+    found = several(
+        [("pass@1", 10, half), ("orm", 60, all_), ("only", 70, all_)],
+        [("pass@1", 20, (0.3,) * 10), ("orm", 80, most)],
+    )
+    assert [(p.method, p.tokens) for p in found.points] == [("pass@1", 15), ("orm", 70)]
+    assert [p.accuracy.mean for p in found.points] == pytest.approx([0.4, 0.8])
+    last = found.splits[-1]
+    assert (last.tokens, last.verified.method) == (70, "orm")
+    assert last.verified_over_one.mean == pytest.approx(0.4)
+    spread = 12.7062 * math.sqrt(0.02) / math.sqrt(2)
+    assert last.verified_over_one.low == pytest.approx(max(-1.0, 0.4 - spread))
+    assert list(found.splits_by_verifier) == ["orm"]
+
+
+def test_a_difference_of_several_runs_is_paired_by_problem_in_each():
+    """Half of the problems are hopeless for both; the verifier is 0.2 better on each of the others."""
+    rows = (0.0, 0.5) * 20, (0.0, 0.7) * 20
+    run = [("pass@1", 10, rows[0]), ("orm", 60, rows[1])]
+    gain = several(run, run, run).splits[-1].verified_over_one
+    alone = several(run).splits[-1].verified_over_one
+    assert gain.mean == pytest.approx(0.1)
+    assert gain.mean - gain.low == pytest.approx((alone.mean - alone.low) / math.sqrt(3))
+    assert gain.low > 0.05
+
+
+def test_what_is_best_of_several_runs_need_not_be_best_in_any():
+    """One verifier is the best of the first run, another of the second, and the third over both."""
+    low, middle, high = (0.1,) * 10, (0.6,) * 10, (0.9,) * 10
+    found = several(
+        [("pass@1", 10, low), ("a", 60, high), ("b", 60, low), ("c", 60, middle)],
+        [("pass@1", 10, low), ("a", 60, low), ("b", 60, high), ("c", 60, middle)],
+    )
+    assert found.splits[-1].verified.method == "c"
+    assert [p.method for p in found.points if p.front] == ["pass@1", "c"]
 
 
 def test_what_cannot_be_compared_is_said():

@@ -137,7 +137,6 @@ def test_both_parts_of_a_test_have_their_say(plan):
     ("found", "arguments", "code", "words"),
     [
         ({"problems": 3}, (), 1, "no accuracy against tokens. It is older"),
-        ({"problems": 3, "seeds": [4, 5]}, (), 2, "run/seed-4"),
         ({"compute": None, "notes": ["Accuracy against tokens was not measured: why."]}, (), 1, "not measured: why."),
         (metrics(), ("--tokens", 5), 2, "--tokens is 5; one sample takes 10.0 tokens"),
         (metrics(), ("--tokens", "nan"), 2, "--tokens is nan"),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from stepmark import pipeline, recipe, seeds
+from stepmark import pipeline, recipe, seeds, stats
 from stepmark.cli import app
-from stepmark.errors import ConfigChanged, ConfigError, StageError
+from stepmark.errors import ConfigChanged, ConfigError, DataError, StageError
 from stepmark.ledger import Budget
 from stepmark.store import Records, RunDir
 from stepmark.types import Solution, Verification
@@ -184,6 +185,58 @@ def test_one_that_fails_ends_the_run_and_the_others_are_kept(tmp_path):
     assert not (tmp_path / "run/metrics.json").exists()
 
 
+def ways(metrics):
+    return {(p["method"], p["n"], p["k"]): p for p in metrics["compute"]["points"]}
+
+
+def test_accuracy_against_tokens_is_that_of_all_seeds_in_both_parts(done):
+    path, found, _ = done
+    runs = [json.loads((path / f"seed-{s}/metrics.json").read_text()) for s in (3, 5)]
+    for pick in (lambda m: m, lambda m: m["in_distribution"], lambda m: m["out_of_distribution"]):
+        whole, each = ways(pick(found.metrics)), [ways(pick(m)) for m in runs]
+        assert whole.keys() == each[0].keys() and len(whole) == 4
+        for way, p in whole.items():
+            assert p["tokens"] == pytest.approx(mean(m[way]["tokens"] for m in each))
+            expected = seeds.pooled([m[way]["accuracy"] for m in each])
+            del expected["per_seed"]
+            assert p["accuracy"] == pytest.approx(expected)
+        for split in pick(found.metrics)["compute"]["splits"]:
+            if split["verified"]:
+                gain = split["verified_over_one"]["mean"]
+                assert gain == pytest.approx(split["verified"]["accuracy"]["mean"] - split["one"]["accuracy"]["mean"])
+    assert "Accuracy by tokens" in (path / "report.html").read_text()
+
+
+def test_a_budget_of_tokens_is_advised_on_for_all_seeds_together(done):
+    path, found, _ = done
+    advised = json.loads(stepmark("plan", "--optimal", path, "--tokens", 100, "--json").stdout)
+    assert advised["in_distribution"]["problems"] == 12
+    [advice] = advised["out_of_distribution"]["advice"]
+    assert advice["verify"] and advice["verified"]["accuracy"]["mean"] == pytest.approx(
+        found.metrics["out_of_distribution"]["best_of_n"]["recompute"]["8"]["mean"]
+    )
+
+
+def test_seeds_measured_before_their_ways_were_stored_are_to_be_measured_anew(done, tmp_path):
+    path, found, _ = done
+    shutil.copytree(path, tmp_path / "run")
+    (tmp_path / "run/seed-5/by_problem.json").unlink()
+    config = json.loads((path / "config.json").read_text())
+    with RunDir(tmp_path / "run").open(config) as directory:
+        assert seeds.summarise(recipe.parse(config, "again"), directory)["compute"] is None
+    refused = stepmark("plan", "--optimal", tmp_path / "run")
+    assert refused.exit_code == 1 and "was not put together" in refused.output and "evaluate" in refused.output
+    assert stepmark("evaluate", tmp_path / "run").exit_code == 0
+    again = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert again["compute"] == json.loads(json.dumps(found.metrics["compute"]))
+    (tmp_path / "run/seed-5/by_problem.json").write_text('{"test": [{"method": 3}]}')
+    with (
+        RunDir(tmp_path / "run").open(config) as directory,
+        pytest.raises(DataError, match=r"by_problem\.json: .*method"),
+    ):
+        seeds.summarise(recipe.parse(config, "again"), directory)
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)).map(sorted),
@@ -196,7 +249,7 @@ def test_a_pooled_interval_is_as_wide_as_the_wider_of_both_and_holds_its_mean(tr
     found = seeds.pooled(intervals)
     count, means = len(triples), [b for _, b, _ in triples]
     middle = sum(means) / count
-    spread = math.sqrt(sum((m - middle) ** 2 for m in means) / (count - 1) / count) * seeds.student(count - 1)
+    spread = math.sqrt(sum((m - middle) ** 2 for m in means) / (count - 1) / count) * stats.student(count - 1)
     within = math.sqrt(sum((b - a) ** 2 for a, b, _ in triples)) / count
     assert found["low"] == pytest.approx(max(0.0, middle - max(spread, within)), abs=1e-9)
     assert found["low"] <= found["mean"] + 1e-12 and found["mean"] <= found["high"] + 1e-12 <= 1 + 1e-11
@@ -204,9 +257,9 @@ def test_a_pooled_interval_is_as_wide_as_the_wider_of_both_and_holds_its_mean(tr
 
 
 def test_quantiles_of_student_are_those_of_the_tables():
-    stats = pytest.importorskip("scipy.stats")
+    scipy = pytest.importorskip("scipy.stats")
     for freedom in range(1, 60):
-        assert seeds.student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-3)
+        assert stats.student(freedom) == pytest.approx(scipy.t.ppf(0.975, freedom), abs=1e-3)
 
 
 def test_known_intervals():

@@ -2,8 +2,9 @@
 
 GenRM (arXiv 2408.15240, section 3.2) averages p(Yes) over K sampled rationales: `curves` says what best-of-N is worth
 when only K of the stored votes count. "When To Solve, When To Verify" (arXiv 2504.01005, section 3) compares at equal
-compute instead, S solutions and V verifications of each costing S (1 + lambda V): `measure` puts every way of choosing,
-with N candidates and K votes, on one axis of tokens per problem, and says at each budget whether verification pays.
+compute instead, S solutions and V verifications of each costing S (1 + lambda V): `ways` puts every way of choosing,
+with N candidates and K votes, on one axis of tokens per problem; `summarise` says at each budget whether verification
+pays, for one run or for several of one recipe together.
 
 Estimates. K of V votes: the mean over windows of K neighbours in random circles of each solution's votes, all windows
 of a circle, so that every vote counts equally often; they are disjoint where K divides V. There are circles for at
@@ -15,7 +16,7 @@ many of them were read is not stored: the share of the characters is taken for i
 that are stored are on average. K rationales cost their share of the rest; where none is stored all is taken to grow
 with K. What a generator reads is not counted.
 
-    stepmark plan --optimal runs/genrm_last_letter/seed-1 --tokens 500
+    stepmark plan --optimal runs/genrm_last_letter --tokens 500
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,6 +58,17 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """A way of choosing, problem by problem: what is to be known to put several runs together."""
+
+    method: str
+    n: int
+    k: int
+    tokens: float  # as a point's
+    correct: tuple[float, ...]  # by problem, the expected correctness of its choice
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """The best ways to spend a budget, for budgets from `tokens` up to those of the next split. Differences are
     paired by problem; the points were chosen on these same problems, which the intervals don't know of."""
@@ -77,6 +89,14 @@ class Compute:
     points: tuple[Point, ...]  # by rising tokens
     splits: tuple[Split, ...]  # by rising tokens, over all verifiers
     splits_by_verifier: Mapping[str, tuple[Split, ...]]  # the same with one verifier to choose from
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Every way of choosing on one run's problems, and what it takes to resample them."""
+
+    ways: Sequence[Way]  # at least the one of a single sample
+    bootstrap: Bootstrap
 
 
 def grids(scored: Scored, wanted: Sequence[int], notes: list[str]) -> dict[str, list[int]]:
@@ -156,7 +176,7 @@ def curves(found: Table, ks: Mapping[str, Sequence[int]], bootstrap: Bootstrap) 
     }
 
 
-def measure(
+def ways(
     pools: Sequence[Pool],
     solutions: Mapping[str, Solution],
     scored: Scored,
@@ -164,23 +184,21 @@ def measure(
     table: Mapping[str, Floats],
     found: Table,
     ns: Sequence[int],
-    bootstrap: Bootstrap,
     notes: list[str],
-) -> Compute | None:
-    """Every way of choosing by its tokens. `table` has those without votes, `found` those with; both by problem.
-    None, with a note, where the solutions don't say how many tokens they took."""
+) -> tuple[Way, ...]:
+    """Every way of choosing with its tokens. `table` has those without votes, `found` those with; both by problem.
+    Empty, with a note, where the solutions don't say how many tokens they took."""
     if not all(s.tokens for s in solutions.values()):
         notes.append("Accuracy against tokens was not measured: solutions don't say how many tokens they took.")
-        return None
+        return ()
     if free := [name for name, many in scored.items() if not any(v.tokens for v in many)]:
         notes.append(f"In accuracy against tokens, {', '.join(free)} counts as free: no tokens are stored for it.")
     sizes = np.array([[min(n, len(p.candidates)) for n in ns] for p in pools], dtype=float)
     drawn = np.array([_mean(solutions[c.solution_id].tokens for c in p.candidates) for p in pools])
-    points, values = [], []
+    every: list[Way] = []
 
     def add(method: str, column: Floats, tokens: Floats, n: int, k: int) -> None:
-        points.append(Point(method, n, k, float(tokens.mean()), Interval(0.0, 0.0, 0.0)))
-        values.append(column)
+        every.append(Way(method, n, k, float(tokens.mean()), tuple(column.tolist())))
 
     add(ONE_SAMPLE, table[ONE_SAMPLE][:, 0], np.where(sizes[:, 0] > 0, drawn, 0.0), 1, 0)
     # One candidate leaves no choice: whatever chooses it is one sample, with tokens wasted.
@@ -198,21 +216,41 @@ def measure(
                 for method in (name, WEIGHTED + name):
                     column = (found[method, k] if k else table[method])[:, j]
                     add(method, column, sizes[:, j] * (drawn + verified), n, k)
-    intervals = bootstrap.mean(np.stack(values, axis=1))
+    return tuple(every)
+
+
+def summarise(runs: Sequence[Measured]) -> Compute:
+    """Accuracy against tokens of one run, or of several of one recipe together: what every way of choosing that all of
+    them have comes to on average, and which is best at each budget. Intervals are pooled as stats.pooled does it;
+    differences are paired by problem within each run."""
+    common = set.intersection(*({(w.method, w.n, w.k) for w in r.ways} for r in runs))
+    columns = [{(w.method, w.n, w.k): w for w in r.ways} for r in runs]
+    keys = [key for key in columns[0] if key in common]
+    # [problems, ways] of each run
+    values = [np.array([found[key].correct for key in keys]).T for found in columns]
+    tokens = [_mean(found[key].tokens for found in columns) for key in keys]
+    intervals = _together(runs, values, 0.0)
     # Of equal cost, the better first; of equal worth too, the one named first, which is the simpler.
-    order = sorted(range(len(points)), key=lambda i: (points[i].tokens, -intervals[i].mean))
-    best = -1.0
-    ranked, columns = [], []
+    order = sorted(range(len(keys)), key=lambda i: (tokens[i], -intervals[i].mean))
+    best, ranked = -1.0, []
     for i in order:
-        accuracy = intervals[i]
-        ranked.append(replace(points[i], accuracy=accuracy, front=accuracy.mean > best + stats.TIE))
-        columns.append(values[i])
-        best = max(best, accuracy.mean)
-    by_verifier = {
-        name: _splits(ranked, columns, bootstrap, {ONE_SAMPLE, SELF_CONSISTENCY, name, WEIGHTED + name})
-        for name in scored
-    }
-    return Compute(tuple(ranked), _splits(ranked, columns, bootstrap), by_verifier)
+        ranked.append(Point(*keys[i], tokens[i], intervals[i], intervals[i].mean > best + stats.TIE))
+        best = max(best, intervals[i].mean)
+
+    def gains(pairs: Sequence[tuple[int, int]]) -> list[Interval]:
+        left, right = ([order[pair[side]] for pair in pairs] for side in (0, 1))
+        return _together(runs, [v[:, left] - v[:, right] for v in values], -1.0) if pairs else []
+
+    plain = {ONE_SAMPLE, SELF_CONSISTENCY}
+    names = dict.fromkeys(m.removeprefix(WEIGHTED) for m, _, _ in keys if m not in plain)
+    by_verifier = {name: _splits(ranked, gains, plain | {name, WEIGHTED + name}) for name in names}
+    return Compute(tuple(ranked), _splits(ranked, gains), by_verifier)
+
+
+def _together(runs: Sequence[Measured], values: Sequence[Floats], least: float) -> list[Interval]:
+    """The mean of each column; `values` are [problems, X] of each run."""
+    found = [r.bootstrap.mean(v) for r, v in zip(runs, values, strict=True)]
+    return found[0] if len(found) == 1 else [stats.pooled(each, least) for each in zip(*found, strict=True)]
 
 
 def _windows(
@@ -250,9 +288,12 @@ def _cost(v: Verification, pool: Pool, solutions: Mapping[str, Solution], k: int
 
 
 def _splits(
-    points: Sequence[Point], columns: Sequence[Floats], bootstrap: Bootstrap, among: set[str] | None = None
+    points: Sequence[Point],
+    gains: Callable[[Sequence[tuple[int, int]]], Sequence[Interval]],
+    among: set[str] | None = None,
 ) -> tuple[Split, ...]:
-    """The best of each sort at every budget where one of them changes. `points` come by rising tokens."""
+    """The best of each sort at every budget where one of them changes. `points` come by rising tokens; `gains` has
+    the difference of the first and the second of a pair of them."""
     best: dict[str, int] = {}
     states: list[tuple[int | None, ...]] = []
     budgets: list[float] = []
@@ -271,9 +312,8 @@ def _splits(
             budgets.append(point.tokens)
     paid = [(b, s) for b, s in zip(budgets, states, strict=True) if s[0] is not None]
     wanted = [(s[a], s[b]) for _, s in paid for a, b in ((1, 0), (2, 0), (2, 1))]
-    pairs = {(a, b): columns[a] - columns[b] for a, b in wanted if a is not None and b is not None}
-    measured = bootstrap.mean(np.stack(list(pairs.values()), axis=1)) if pairs else []
-    gain: dict[tuple[int | None, int | None], Interval] = dict(zip(pairs, measured, strict=True))
+    pairs = list(dict.fromkeys((a, b) for a, b in wanted if a is not None and b is not None))
+    gain: dict[tuple[int | None, int | None], Interval] = dict(zip(pairs, gains(pairs), strict=True))
 
     def at(i: int | None) -> Point | None:
         return None if i is None else points[i]

@@ -28,7 +28,7 @@ import numpy as np
 
 from stepmark import compute, outcomes, stats
 from stepmark.compute import ONE_SAMPLE as PASS_1
-from stepmark.compute import WEIGHTED, Compute
+from stepmark.compute import WEIGHTED, Compute, Measured, Way
 from stepmark.errors import ConfigError, DataError
 from stepmark.pools import Pool
 from stepmark.rank import SELF_CONSISTENCY, Method, candidates
@@ -89,10 +89,12 @@ class Metrics:
     votes_by_verifier: Mapping[str, Mapping[int, Interval]] = field(default_factory=dict)  # at the largest N, K -> acc.
     compute: Compute | None = None  # accuracy against tokens; None where solutions don't say how many they took
     rationales: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # source -> what came of them -> count
+    ways: tuple[Way, ...] = ()  # behind `compute`, problem by problem; in by_problem.json
 
     def to_json(self) -> dict[str, Any]:
         """As metrics.json has it: plain values, text as keys."""
-        plain: dict[str, Any] = _plain(self)
+        plain: dict[str, Any] = _plain(dataclasses.replace(self, ways=()))
+        del plain["ways"]
         return plain
 
 
@@ -148,6 +150,7 @@ def evaluate(
     ks = compute.grids(scored, votes, notes)
     by_votes = compute.with_votes(pools, scored, primary, ks, table, ns, draws=draws, seed=seed, progress=progress)
     curves = compute.curves(by_votes, ks, bootstrap)
+    every = compute.ways(pools, kept, scored, ks, table, by_votes, ns, notes)
     missed, selected, flawed = _errors(pools, kept, primary, ns[-1], oracle, kind_of)
     return Metrics(
         problems=len(problems),
@@ -161,12 +164,13 @@ def evaluate(
         errors_missed=missed,
         errors_selected=selected,
         rates=_rates(pools, scored, kept) | _rollout_rates(labelled) | flawed,
-        compute=compute.measure(pools, kept, scored, ks, table, by_votes, ns, bootstrap, notes),
+        compute=compute.summarise([Measured(every, bootstrap)]) if every else None,
         notes=tuple(notes),
         seconds=dict(seconds or {}),
         votes=curves.get(compute.main_verifier(ks) or "", {}),
         votes_by_verifier=curves,
         rationales=outcomes.of_rationales(rationales),
+        ways=every,
     )
 
 
@@ -179,7 +183,7 @@ def accuracies(
     progress: Callable[[Progress], None] | None,
     notes: list[str],
 ) -> dict[str, Floats]:
-    """Method -> [problems, len(ns)], the expected correctness of its choice. `ways` are the verifiers' rules by name."""
+    """Method -> [problems, len(ns)], the expected correctness of its choice. `ways` are verifiers' rules by name."""
     plain = [name for name in ways if ":" not in name]
     further = [name for name in ways if ":" in name]
     table = {

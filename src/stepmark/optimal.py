@@ -8,7 +8,7 @@ Of one sample, a plain vote and a verifier, the simplest is recommended that not
 beyond the noise: the 95% interval of the paired difference has to leave out zero. Deviation: the paper fits curves
 and extends them; nothing is said here beyond what the run has measured, so more samples than it drew are never advised.
 
-    stepmark plan --optimal runs/genrm_last_letter/seed-1 --tokens 500 --tokens 4000
+    stepmark plan --optimal runs/genrm_last_letter --tokens 500 --tokens 4000
 """
 
 from __future__ import annotations
@@ -53,12 +53,9 @@ class Part:
 def advise(run: RunDir, budgets: Sequence[float] = ()) -> list[Part]:
     """What a finished run advises for each of `budgets`, or for powers of two, by each part of its test.
 
-    Raises DataError for a run without accuracy against tokens, ConfigError for a run of several seeds, which are to be
-    asked one by one, and for a budget below one sample."""
-    raw = run.read_json("metrics.json")
-    if seeds := raw.get("seeds"):
-        raise ConfigError(f"{run.path} has a run for each of its seeds; choose one, e.g. {run.path}/seed-{seeds[0]}.")
-    metrics = Metrics.parse(raw)
+    A run of several seeds is advised on as one (seeds.py). Raises DataError for a run without accuracy against tokens,
+    ConfigError for a budget below one sample."""
+    metrics = Metrics.parse(run.read_json("metrics.json"))
     found = [_part("in_distribution", metrics, budgets, run.path)]
     if metrics.out_of_distribution is not None:
         found.append(_part("out_of_distribution", metrics.out_of_distribution, budgets, run.path))

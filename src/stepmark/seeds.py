@@ -7,38 +7,39 @@
 Each seed has problems, models and samples of its own. An estimate is the mean over seeds. Its 95% interval reaches, on
 either side, as far as the wider of two: Student's t over the seeds' estimates, which knows how runs differ but is wide
 for few seeds; and the seeds' own intervals together, sqrt(sum of squares) / seeds, which know how problems differ.
-Counts are added up. What is no number for several runs (accuracy against tokens) is left out; the seeds' files have it.
+Counts are added up. Accuracy against tokens is measured anew: what each way of choosing comes to over all seeds, in
+accuracy and in tokens, and which is then best at each budget; RUN/seed-S/by_problem.json has what that takes.
 
 A kill loses what a kill of each run loses; the same command goes on with those seeds that are not done.
 
     stepmark run recipes/genrm_last_letter.yaml seeds=[1,2,3]
+    stepmark plan --optimal runs/genrm_last_letter --tokens 4000
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from stepmark import pipeline, report, reporting
-from stepmark.errors import ConfigError
+from stepmark import compute, pipeline, report, reporting, stats
+from stepmark.compute import Measured, Way
+from stepmark.errors import ConfigError, DataError
 from stepmark.journal import every
 from stepmark.ledger import Budget
 from stepmark.loading import load_executor
 from stepmark.pipeline import Finished, Run, Show
 from stepmark.recipe import Recipe, parse
-from stepmark.store import RunDir
+from stepmark.stats import Bootstrap, Interval
+from stepmark.store import RunDir, decoder
 from stepmark.types import Place, Progress
 
-SECTIONS = ("in_distribution", "out_of_distribution")
-# The 97.5% quantile of Student's t for 1, 2, ... degrees of freedom; beyond, an expansion from the normal one.
-STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-NORMAL = 1.959964
+SECTIONS = {"in_distribution": "test", "out_of_distribution": "out_of_distribution"}  # name -> part of the recipe
 
 
 def run(
@@ -76,7 +77,8 @@ def evaluate(recipe: Recipe, directory: RunDir, progress: Show | None = None) ->
 def summarise(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     """Writes metrics.json from those of the seeds."""
     runs = {seed: RunDir(place(directory.path, seed)).read_json("metrics.json") for seed in recipe.seeds}
-    plain = together(runs) | {"name": recipe.name}
+    ways = {seed: _ways(RunDir(place(directory.path, seed))) for seed in recipe.seeds}
+    plain = together(runs, ways) | {"name": recipe.name}
     directory.write_json("metrics.json", plain)
     return plain
 
@@ -150,16 +152,39 @@ def _stage(log: Path) -> str:
 # ---- several metrics.json as one ----
 
 
-def together(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+Ways = Mapping[str, tuple[Way, ...]]  # part of the test -> every way of choosing; empty where none is stored
+
+
+def together(runs: Mapping[int, Mapping[str, Any]], ways: Mapping[int, Ways]) -> dict[str, Any]:
     """What the runs (seed -> decoded metrics.json) came to, in the layout of one of them."""
-    plain = _section(runs)
-    for name in SECTIONS:
+    plain = _section(runs, _costs(ways, "test"))
+    for name, part in SECTIONS.items():
         if all(name in found for found in runs.values()):
-            plain[name] = _section({seed: found[name] for seed, found in runs.items()})
+            plain[name] = _section({seed: found[name] for seed, found in runs.items()}, _costs(ways, part))
     return plain | {"seeds": list(runs)}
 
 
-def _section(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _ways(directory: RunDir) -> Ways:
+    if not (directory.path / "by_problem.json").exists():
+        return {}
+    try:
+        found: Ways = decoder(Ways)(directory.read_json("by_problem.json"))
+    except (TypeError, ValueError) as e:
+        place = directory.path / "by_problem.json"
+        raise DataError(f"{place}: {e}. `stepmark evaluate {directory.path}` writes it anew.") from e
+    return found
+
+
+def _costs(ways: Mapping[int, Ways], part: str) -> dict[str, Any] | None:
+    """Accuracy against tokens over all seeds; None where one of them has it not."""
+    each = {seed: found.get(part, ()) for seed, found in ways.items()}
+    if not all(each.values()):
+        return None
+    # The resamples that the seed's own intervals come from.
+    return asdict(compute.summarise([Measured(w, Bootstrap(len(w[0].correct), seed=s)) for s, w in each.items()]))
+
+
+def _section(runs: Mapping[int, Mapping[str, Any]], costs: Mapping[str, Any] | None) -> dict[str, Any]:
     found = list(runs.values())
     apart = {"name", "seed", "seconds", "notes", "compute", *SECTIONS}
     plain = {
@@ -169,7 +194,13 @@ def _section(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     }
     stages = dict.fromkeys(stage for x in found for stage in x.get("seconds", {}))
     plain["seconds"] = {stage: round(sum(x.get("seconds", {}).get(stage, 0.0) for x in found), 3) for stage in stages}
+    plain["compute"] = costs
     plain["notes"] = list(_notes(runs))
+    if costs is None and all(x.get("compute") for x in found):
+        plain["notes"].append(
+            "Accuracy against tokens was not put together: the seeds were measured before it could be. "
+            "`stepmark evaluate` measures anew."
+        )
     return plain
 
 
@@ -201,19 +232,5 @@ def _merged(values: Sequence[Any], least: float) -> Any:
 
 def pooled(intervals: Sequence[Mapping[str, float]], least: float = 0.0) -> dict[str, Any]:
     """The mean of the seeds' estimates, its interval within [least, 1], and what each seed had."""
-    each = [x["mean"] for x in intervals]
-    middle, count = mean(each), len(each)
-    between = student(count - 1) * stdev(each) / math.sqrt(count) if count > 1 else 0.0
-    below = math.sqrt(sum((x["mean"] - x["low"]) ** 2 for x in intervals)) / count
-    above = math.sqrt(sum((x["high"] - x["mean"]) ** 2 for x in intervals)) / count
-    low, high = max(least, middle - max(between, below)), min(1.0, middle + max(between, above))
-    return {"mean": middle, "low": low, "high": high, "per_seed": each}
-
-
-def student(freedom: int) -> float:
-    """The 97.5% quantile of Student's t; off by less than 0.001."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    z, v = NORMAL, freedom
-    second, third = 5 * z**5 + 16 * z**3 + 3 * z, 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z
-    return z + (z**3 + z) / (4 * v) + second / (96 * v**2) + third / (384 * v**3)
+    found = stats.pooled([Interval(x["mean"], x["low"], x["high"]) for x in intervals], least)
+    return {**asdict(found), "per_seed": [x["mean"] for x in intervals]}
