@@ -325,12 +325,39 @@ def test_what_cannot_be_compared_is_said():
     m = data.evaluate(ns=[1, 2])
     assert any("orm counts as free" in note for note in m.notes)
     assert points(m)["orm", 2, 0].tokens == 20
-    s = data.solutions[0]
-    data.solutions[0] = Solution(s.id, s.problem_id, s.sample, s.text, s.spans)
+    data.solutions = [replace(s, tokens=0) for s in data.solutions]
     m = data.evaluate(ns=[1, 2])
     assert m.compute is None
+    assert m.ways == ()
     assert m.to_json()["compute"] is None
     assert any("Accuracy against tokens was not measured" in note for note in m.notes)
+
+
+def test_a_solution_that_does_not_say_its_tokens_is_as_long_as_its_problems_others():
+    data = noisy(4, 2)
+    whole = data.evaluate(ns=[1, 2])
+    data.solutions = [replace(s, tokens=0 if s.sample == 1 else s.tokens) for s in data.solutions]
+    m = data.evaluate(ns=[1, 2])
+    assert m.compute == whole.compute
+    assert any("4 of 8 solutions don't say how many tokens they took" in note for note in m.notes)
+    assert not any("leaves out" in note for note in m.notes)
+
+
+def test_a_problem_whose_solutions_do_not_say_their_tokens_is_left_out_of_them_alone():
+    data = noisy(9, 4)
+    least = [replace(s, tokens=0 if s.problem_id == "p3" else s.tokens) for s in data.solutions]
+    whole, data.solutions = data.solutions, least
+    m = data.evaluate(ns=[1, 4])
+    assert any("4 of 36 solutions" in note and "; 1 of 9 problems" in note for note in m.notes)
+    assert all(len(way.correct) == 8 for way in m.ways)
+    data.solutions = [s for s in whole if s.problem_id != "p3"]
+    there = {s.id for s in data.solutions}
+    data.problems = [p for p in data.problems if p.id != "p3"]
+    data.grades = [g for g in data.grades if g.solution_id in there]
+    data.verifications = {k: [v for v in many if v.solution_id in there] for k, many in data.verifications.items()}
+    without = data.evaluate(ns=[1, 4])
+    assert m.compute == without.compute
+    assert m.best_of_n["oracle"] != without.best_of_n["oracle"]
 
 
 def test_what_became_of_rationales_is_counted_by_who_wrote_them():

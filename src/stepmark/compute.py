@@ -187,18 +187,29 @@ def ways(
     notes: list[str],
 ) -> tuple[Way, ...]:
     """Every way of choosing with its tokens. `table` has those without votes, `found` those with; both by problem.
-    Empty, with a note, where the solutions don't say how many tokens they took."""
-    if not all(s.tokens for s in solutions.values()):
+    Empty, with a note, where no solution says how many tokens it took. One that doesn't is taken to be as long as its
+    problem's others are; a problem without any that does is left out. Both are noted."""
+    untold = sum(not s.tokens for s in solutions.values())
+    if untold == len(solutions):
         notes.append("Accuracy against tokens was not measured: solutions don't say how many tokens they took.")
         return ()
+    known = np.array([not p.candidates or any(solutions[c.solution_id].tokens for c in p.candidates) for p in pools])
+    if untold:
+        note = (
+            f"{untold} of {len(solutions)} solutions don't say how many tokens they took: in accuracy against tokens "
+            "they are as long as their problem's others"
+        )
+        lost = int((~known).sum())
+        notes.append(note + (f"; {lost} of {len(pools)} problems, where none does, it leaves out." if lost else "."))
+        pools = [p for p, there in zip(pools, known, strict=True) if there]
     if free := [name for name, many in scored.items() if not any(v.tokens for v in many)]:
         notes.append(f"In accuracy against tokens, {', '.join(free)} counts as free: no tokens are stored for it.")
     sizes = np.array([[min(n, len(p.candidates)) for n in ns] for p in pools], dtype=float)
-    drawn = np.array([_mean(solutions[c.solution_id].tokens for c in p.candidates) for p in pools])
+    drawn = np.array([_mean(filter(None, (solutions[c.solution_id].tokens for c in p.candidates))) for p in pools])
     every: list[Way] = []
 
     def add(method: str, column: Floats, tokens: Floats, n: int, k: int) -> None:
-        every.append(Way(method, n, k, float(tokens.mean()), tuple(column.tolist())))
+        every.append(Way(method, n, k, float(tokens.mean()), tuple(column[known].tolist())))
 
     add(ONE_SAMPLE, table[ONE_SAMPLE][:, 0], np.where(sizes[:, 0] > 0, drawn, 0.0), 1, 0)
     # One candidate leaves no choice: whatever chooses it is one sample, with tokens wasted.

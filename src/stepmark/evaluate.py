@@ -164,7 +164,7 @@ def evaluate(
         errors_missed=missed,
         errors_selected=selected,
         rates=_rates(pools, scored, kept) | _rollout_rates(labelled) | flawed,
-        compute=compute.summarise([Measured(every, bootstrap)]) if every else None,
+        compute=_costs(every, resamples, seed),
         notes=tuple(notes),
         seconds=dict(seconds or {}),
         votes=curves.get(compute.main_verifier(ks) or "", {}),
@@ -172,6 +172,12 @@ def evaluate(
         rationales=outcomes.of_rationales(rationales),
         ways=every,
     )
+
+
+def _costs(ways: tuple[Way, ...], resamples: int, seed: int) -> Compute | None:
+    if not ways:
+        return None
+    return compute.summarise([Measured(ways, Bootstrap(len(ways[0].correct), draws=resamples, seed=seed))])
 
 
 def accuracies(
