@@ -4,9 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -27,8 +25,6 @@ from stepmark.types import (
     Verification,
 )
 
-CHROMIUM = Path("/usr/bin/chromium")
-
 HOSTILE = (
     "<script>window.ran = 1</script>",
     '<img src="http://198.51.100.7/x.png" onerror="window.ran = 2">',
@@ -37,42 +33,6 @@ HOSTILE = (
     "' autofocus onfocus='window.ran = 5' x='",
     "<!-- <a href=javascript:window.ran=6>x</a>",
 )
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[object]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"NO BROWSER: {CHROMIUM} is missing, so nobody looked at the report (apt-get install chromium)")
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="NO BROWSER: playwright is not installed (pip install -e '.[dev]')"
-    )
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser, tmp_path):
-    """Opens a page; returns it with what it logged and asked for."""
-    contexts = []
-
-    def go(html: str, width: int = 1280, scheme: str = "light"):
-        path = tmp_path / f"page{len(contexts)}.html"
-        path.write_text(html, encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        said, asked = [], []
-        page.on("console", lambda m: said.append(m.text))
-        page.on("pageerror", lambda e: said.append(str(e)))
-        page.on("request", lambda r: asked.append(r.url))
-        page.goto(path.as_uri())
-        return page, said, [url for url in asked if url != path.as_uri()]
-
-    yield go
-    for context in contexts:
-        context.close()
 
 
 def hostile(data: ReportData) -> ReportData:

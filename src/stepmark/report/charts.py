@@ -37,16 +37,26 @@ def chart(lines: Sequence[Line], *, title: str, x_label: str, log2_x: bool = Tru
         return Html("")
     wide = _svg(lines, WIDE, 420, title, x_label, log2_x, share, direct=True)
     narrow = _svg(lines, NARROW, 300, title, x_label, log2_x, share, direct=False)
-    return join([h("div", wide, class_="wide"), h("div", narrow, _legend(lines), class_="narrow")])
+    return join([h("div", wide, class_="wide"), h("div", narrow, legend(lines), class_="narrow")])
 
 
-def small(lines: Sequence[Line], *, title: str, x_label: str, log2_x: bool = False, share: bool = False) -> Html:
-    """One of several small charts, with its title above."""
+def small(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    log2_x: bool = False,
+    share: bool = False,
+    keyed: bool = True,
+) -> Html:
+    """One of several small charts, with its title above. Without its own key (`keyed`) a `legend` is to say for all of
+    them which line is which."""
     lines = _drawable(lines)
     if not lines:
         return Html("")
     drawing = _svg(lines, SMALL, 170, title, x_label, log2_x, share, direct=False)
-    return h("figure", h("figcaption", title), drawing, _legend(lines) if len(lines) > 1 else None, class_="small")
+    key = legend(lines) if keyed and len(lines) > 1 else None
+    return h("figure", h("figcaption", title), drawing, key, class_="small")
 
 
 def bars(rows: Sequence[tuple[str, float, str]], colour: str = "0") -> Html:
@@ -173,13 +183,18 @@ def _interval(e: Estimate, share: bool) -> str:
     return shown(e.mean) + (f" (95% interval {shown(ends[0])} to {shown(ends[1])})" if ends else "")
 
 
-def _legend(lines: Sequence[Line]) -> Html:
-    return h("ul", *(h("li", _key(line), line.label) for line in lines), class_="legend")
+def legend(lines: Sequence[Line]) -> Html:
+    """Which line is which; lines of one label and one look are named once."""
+    keys = dict.fromkeys((_key(line), line.label) for line in lines)
+    return h("ul", *(h("li", key, label) for key, label in keys), class_="legend")
 
 
 def _key(line: Line) -> Html:
-    stroke = h("polyline", points="0,5 22,5", class_=f"line {line.dash} c{line.colour}")
-    return h("svg", stroke, viewBox="0 0 22 10", class_="key", aria_hidden="true")
+    if len(line.points) == 1:
+        mark = h("circle", cx=11, cy=5, r=3.2, class_=f"dot c{line.colour}")
+    else:
+        mark = h("polyline", points="0,5 22,5", class_=f"line {line.dash} c{line.colour}")
+    return h("svg", mark, viewBox="0 0 22 10", class_="key", aria_hidden="true")
 
 
 def _log_ticks(xs: Sequence[float]) -> list[float]:

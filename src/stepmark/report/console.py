@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stepmark.report.data import ORACLE, Metrics
-from stepmark.report.findings import headline, percent, winning
+from stepmark.report.findings import headline, of_policies, percent, winning
+from stepmark.report.policies import Policies
 from stepmark.report.reading import Estimate
 from stepmark.types import Place
 
@@ -28,6 +29,9 @@ def table(metrics: Metrics | Mapping[str, object], report: Place | None = None) 
         parts.append(f"Accuracy in percent with 95% interval{of}; * best, oracle aside\n{_accuracy(m)}")
     if m.label_quality:
         parts.append("Step labels against the oracle, by rollouts per step\n" + _quality(m))
+    if m.policies is not None:
+        parts.append("Greedy accuracy in percent with 95% interval; * best\n" + _greedy(m.policies))
+    parts += ["\n".join(of_policies(m))] if m.policies is not None else []
     parts.append(headline(m))
     if (other := m.out_of_distribution) is not None and other.best_of_n:
         parts.append(f"Out of distribution, {other.problems:,} problems\n{_accuracy(other)}\n\n{headline(other)}")
@@ -55,6 +59,11 @@ def _cell(e: Estimate | None, best: bool) -> str:
     low, high = e.interval or (None, None)
     ends = "" if low is None or high is None else f"{100 * low:.0f}-{100 * high:.0f}"
     return f"{100 * e.mean:.1f}{star}{ends:>7}" if ends else f"{100 * e.mean:.1f}{star}"
+
+
+def _greedy(found: Policies) -> str:
+    best = winning(e.mean for e in found.greedy.values())
+    return _align([["", "greedy"], *([name, _cell(e, e.mean == best)] for name, e in found.greedy.items())])
 
 
 def _quality(m: Metrics) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stepmark.compute import Compute
-from stepmark.report import costs
+from stepmark.report import costs, policies
+from stepmark.report.policies import Policies
 from stepmark.report.reading import Estimate, curve, estimate, fault, items, numbers, whole
 from stepmark.types import GradedSolution, Problem, Quarantined, Selection, Solution, Verification
 
@@ -35,8 +36,7 @@ class Difference:
     @property
     def clear(self) -> bool:
         """Whether the interval leaves zero out."""
-        interval = self.estimate.interval
-        return interval is not None and (interval[0] > 0 or interval[1] < 0)
+        return self.estimate.clear
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class Metrics:
     votes: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)  # verifier -> K -> accuracy, largest N
     compute: Compute | None = None  # accuracy against tokens
     rationales: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # who wrote them -> what came -> count
+    policies: Policies | None = None  # what reinforcement came to, where the recipe reinforces
     out_of_distribution: Metrics | None = None  # of a second test part, where the recipe has one
 
     @property
@@ -128,6 +129,7 @@ class Metrics:
                 }
                 for source, counts in items(raw.get("rationales"), "rationales")
             },
+            policies=policies.parse(raw),
             out_of_distribution=_section(raw.get("out_of_distribution"), "out_of_distribution"),
         )
 

@@ -6,7 +6,7 @@ within its interval and a curve that falls with more candidates are all said out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from stepmark.report.data import (
     NO_VERIFIER,
@@ -18,6 +18,7 @@ from stepmark.report.data import (
     phrase,
     verifier_of,
 )
+from stepmark.report.policies import SFT, Policies
 from stepmark.report.reading import Estimate
 
 FALL = 0.02  # a curve that ends this far (as a share) below its own peak has fallen
@@ -75,7 +76,7 @@ def headline(metrics: Metrics) -> str:
 def findings(metrics: Metrics) -> list[str]:
     """Sentences that belong beside the headline, most important first."""
     best, n = best_method(metrics)
-    said: list[str] = []
+    said = of_policies(metrics)
     ceiling = metrics.best_of_n.get(ORACLE, {})
     if n in ceiling:
         said.append(
@@ -173,3 +174,62 @@ def _fell(method: str, row: Mapping[int, Estimate], metrics: Metrics) -> str:
         f"{words[0].upper()}{words[1:]}: accuracy falls from {percent(row[peak].mean)} at N = {peak} to "
         f"{percent(row[last].mean)} at N = {last}{below}: more candidates hold more errors that it does not see."
     )
+
+
+def of_policies(metrics: Metrics) -> list[str]:
+    """What is to be said of reinforcement."""
+    found = metrics.policies
+    if found is None or SFT not in found.greedy or not found.trained:
+        return []
+    return [*_winner(found), *_losers(found), *_stopped(found), *_stale(found)]
+
+
+def _winner(found: Policies) -> Iterator[str]:
+    start, best = found.greedy[SFT], found.best
+    if best == SFT:
+        yield f"Greedily, no policy is better than the generator it started from, which answers {percent(start.mean)}."
+        return
+    gain = found.difference(best, SFT)
+    doubt = f" ({_points(gain)})" if gain is not None else ""
+    yield (
+        f"Greedily, {best} is best: it answers {percent(found.greedy[best].mean)}, "
+        f"the generator it started from {percent(start.mean)}{doubt}."
+    )
+    rivals = [name for name in found.trained if name != best]
+    close = [name for name in rivals if (d := found.difference(best, name)) is not None and not d.clear]
+    if close:
+        yield f"Whether {best} is better than {_listed(close)} can't be told: the difference is within the noise."
+
+
+def _losers(found: Policies) -> Iterator[str]:
+    for name in found.trained:
+        d = found.difference(name, SFT)
+        if d is not None and d.mean < 0:
+            yield f"{name} ended below the generator: {_points(d)}{'' if d.clear else ', within the noise'}."
+
+
+def _stopped(found: Policies) -> Iterator[str]:
+    for name, course in found.courses.items():
+        if course.stopped:
+            after = f" after update {course.updates:g}" if course.updates == int(course.updates) else ""
+            yield f"{name} stopped early{after}: {course.stopped.rstrip('.')}."
+
+
+def _stale(found: Policies) -> Iterator[str]:
+    """Where a verifier does more harm than good on a policy's samples."""
+    for name, pairs in found.after_differences.items():
+        for (left, right), row in pairs.items():
+            n = max(row, default=1)
+            if name == SFT or right != PLAIN_VOTE or left.startswith(VOTE_BY) or n == 1 or row[n].mean >= 0:
+                continue
+            sure = "" if row[n].clear else ", within the noise"
+            yield f"On samples of {name}, the best of {n} by {left} is below plain voting: {_points(row[n])}{sure}."
+
+
+def _points(e: Estimate) -> str:
+    ends = f", 95% interval {100 * e.interval[0]:+.1f} to {100 * e.interval[1]:+.1f}" if e.interval else ""
+    return f"{100 * e.mean:+.1f} points{ends}".replace("-", "\u2212")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from stepmark.report import budgets, results, samples
+from stepmark.report import budgets, reinforcement, results, samples
 from stepmark.report.data import ONE_SAMPLE, ORACLE, PLAIN_VOTE, Metrics, ReportData, phrase
 from stepmark.report.findings import best_method, findings, headline, percent, winning
 from stepmark.report.markup import Html, document, h, join, style_sheet
@@ -26,6 +26,7 @@ def render(data: ReportData) -> str:
     """The report as one HTML document. What `data` lacks is left out."""
     m = data.metrics
     parts: dict[str, tuple[str, Html]] = {
+        "policies": ("Reinforcement", reinforcement.section(m)),
         "accuracy": ("Accuracy by number of candidates", join([results.accuracy_curves(m), results.accuracy_table(m)])),
         "votes": ("Accuracy by number of votes", budgets.votes(m)),
         "tokens": ("Accuracy by tokens", budgets.tokens(m)),

@@ -31,6 +31,11 @@ class Estimate:
             return None
         return self.low, self.high
 
+    @property
+    def clear(self) -> bool:
+        """Of a difference: whether its interval leaves zero out."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
 
 def fault(where: str, got: object, allowed: str) -> DataError:
     return DataError(f"metrics: {where} is {got!r:.80}; it should be {allowed}. `stepmark evaluate` writes it anew.")
