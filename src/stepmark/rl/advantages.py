@@ -36,6 +36,12 @@ def token_rewards(reward: Reward, ends: Sequence[int], length: int) -> Floats:
     return out.astype(np.float32)
 
 
+def penalised(rewards: Floats, policy: Floats, reference: Floats, weight: float) -> Floats:
+    """r_t - weight * log(policy / reference) by token, [T]: the usual form of the KL term in PPO's reward (Ziegler et
+    al. 2019, arXiv 1909.08593, equation 2). Math-Shepherd gives its coefficient and leaves the form unstated."""
+    return (rewards - weight * (policy - reference)).astype(np.float32)
+
+
 def gae(rewards: Floats, values: Floats, gamma: float, lam: float) -> tuple[Floats, Floats]:
     """Advantages [T], and returns [T], which are what the values should have been: advantages + values."""
     advantages = np.zeros(len(rewards), dtype=np.float64)

@@ -10,15 +10,15 @@ part of an episode, and never after the end token, which is its last id.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from stepmark import steps as stepping
 from stepmark.backends.local.rolling import roll
 from stepmark.backends.local.text import TAIL
 from stepmark.prompts import Template
+from stepmark.sample import solution as sampled
 from stepmark.types import Finish, Problem, Prompt, SamplingParams, Solution
 
 if TYPE_CHECKING:
@@ -62,20 +62,9 @@ def episodes(
         if not rolled.ids:
             continue
         at, index = place[rolled.rollout.prompt_id], rolled.rollout.index
-        problem, text = problems[at], rolled.rollout.text
-        spans = stepping.split(text, steps)
-        solution = Solution(
-            f"{problem.id}#{index}",
-            problem.id,
-            index,
-            text,
-            spans,
-            rolled.rollout.finish,
-            len(rolled.ids),
-            rolled.rollout.logprob,
-        )
-        ends = last_tokens(tokenizer, rolled.prompt, rolled.ids, text, spans)
-        found[at][index] = Episode(problem, solution, rolled.prompt, rolled.ids, ends)
+        solution = sampled(replace(rolled.rollout, prompt_id=problems[at].id), steps)
+        ends = last_tokens(tokenizer, rolled.prompt, rolled.ids, solution.text, solution.spans)
+        found[at][index] = Episode(problems[at], solution, rolled.prompt, rolled.ids, ends)
     return [e for group in found for e in group if e is not None]
 
 

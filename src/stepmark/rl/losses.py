@@ -33,12 +33,6 @@ def divergence(new: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (d.exp() - d - 1).sum()
 
 
-def penalised(rewards: torch.Tensor, policy: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tensor:
-    """r_t - weight * log(policy / reference), per token [K]: the usual form of the KL term in PPO's reward (Ziegler et
-    al. 2019, arXiv 1909.08593, equation 2), which Math-Shepherd leaves unstated."""
-    return rewards - weight * (policy - reference)
-
-
 def adapted(weight: float, measured: float, target: float) -> float:
     """The weight of the divergence for the next update (Ziegler et al. 2019, section 2.2): a tenth up or down for each
     time that the measured divergence is above or below the target, at most a fiftieth of the weight at once."""

@@ -1,0 +1,64 @@
+"""Is it getting better, or only better paid?
+
+A policy that is rewarded by a model learns what the model likes, and past some point that is no longer what is right
+(Gao et al. 2022, arXiv 2210.10760): the reward goes on rising while true accuracy falls. Each look answers held-out
+problems greedily and grades the answers; this look is compared with the best one so far, problem by problem.
+
+    over-optimised   the reward did not fall, accuracy did, beyond noise
+    collapsed        both fell, accuracy beyond noise
+
+Beyond noise is a paired one-sided test at 5%. Looks are many and the best one was lucky, so `patience` looks in a row
+have to find it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+ONE_SIDED = 1.645  # normal quantile at 95%
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A look, problem by problem. H held-out problems."""
+
+    update: int
+    right: tuple[bool, ...]  # [H] whether the greedy answer is right
+    rewards: tuple[float | None, ...]  # [H] what the greedy attempt earns; None where it is lost
+
+    @property
+    def accuracy(self) -> float:
+        return mean(self.right) if self.right else 0.0
+
+    @property
+    def reward(self) -> float:
+        known = [r for r in self.rewards if r is not None]
+        return mean(known) if known else 0.0
+
+
+def fall(best: Held, now: Held) -> str:
+    """In what way `now` is worse than `best`, "" where it isn't beyond noise."""
+    lost = [float(a) - float(b) for a, b in zip(best.right, now.right, strict=True)]
+    if not lost or not _above_zero(lost):
+        return ""
+    figures = (
+        f"accuracy on {len(lost)} held-out problems fell from {100 * best.accuracy:.1f}% (update {best.update}) to "
+        f"{100 * now.accuracy:.1f}% (update {now.update})"
+    )
+    paid = f"their reward went from {best.reward:.3f} to {now.reward:.3f}"
+    return f"{'over-optimised' if now.reward >= best.reward else 'collapsed'}: {figures}; {paid}"
+
+
+def _above_zero(differences: Sequence[float]) -> bool:
+    """Whether their mean is above zero beyond noise."""
+    middle = mean(differences)
+    spread = stdev(differences) if len(differences) > 1 else 0.0
+    return middle > 0 and middle - ONE_SIDED * spread / math.sqrt(len(differences)) > 0
+
+
+def best_of(looks: Sequence[Held]) -> Held:
+    """The look with the highest accuracy; the earliest of those."""
+    return max(looks, key=lambda x: (x.accuracy, -x.update))

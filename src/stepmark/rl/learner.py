@@ -1,0 +1,180 @@
+"""One update's learning: attempts and what they earn -> new weights.
+
+Old log-probabilities and values are read in a pass of their own before the first step, with the very weights and
+numbers that learning starts from, so the first ratio is 1; the engine's are close, and not the same to the last bit.
+
+T tokens of an attempt; K tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepmark import checkpoints, trainlog
+from stepmark.encoding import Encoded
+from stepmark.errors import DataError
+from stepmark.rl import losses
+from stepmark.rl.advantages import Floats, gae, group_relative, penalised, token_rewards, whitened
+from stepmark.rl.episodes import Episode
+from stepmark.rl.policy import Policy, batches, encoded
+from stepmark.rl.settings import ReinforceSettings
+from stepmark.types import Place, Reward
+
+WARMUP, FINAL = 0.1, 0.1  # share of the updates over which the rate rises; the last rate as a share of the peak
+
+
+class Learner:
+    """The policy at `path`, which is the frozen reference too, and the optimiser. What it does in an update is a
+    function of the seed, the update's number and the weights."""
+
+    def __init__(self, path: Place, settings: ReinforceSettings, device: str, trust_remote_code: bool) -> None:
+        self.settings, self.device = settings, device
+
+        def load() -> Any:
+            return checkpoints.load_model(path, dtype="float32", device=device, trust_remote_code=trust_remote_code)
+
+        self.policy = Policy(load(), settings.temperature, settings.method == "ppo")
+        self.reference = Policy(load(), settings.temperature, values=False)
+        self.reference.requires_grad_(False)
+        self.pad_id = checkpoints.pad_id(checkpoints.load_tokenizer(path, trust_remote_code))
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins the optimiser anew: after the weights were put back, its averages belong to others."""
+        learned = [p for p in self.policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(learned, lr=self.settings.lr, weight_decay=0.0, fused=True)
+
+    def learn(self, drawn: Sequence[Episode], paid: Sequence[Reward], update: int, weight: float) -> dict[str, float]:
+        """Learns from attempts whose rewards are known; gives figures for the log, `kl` among them: the divergence
+        from the reference before it, in nats a token. `weight` is the divergence's."""
+        s = self.settings
+        found = [encoded(e) for e in drawn]
+        with torch.no_grad():
+            old, values = self._read(self.policy, found)
+            reference, _ = self._read(self.reference, found)
+        given = [token_rewards(r, e.ends, len(e.ids)) for e, r in zip(drawn, paid, strict=True)]
+        if s.method == "ppo":
+            given = [penalised(r, o, f, weight) for r, o, f in zip(given, old, reference, strict=True)]
+            pairs = [gae(r, v, s.gamma, s.lam) for r, v in zip(given, values, strict=True)]
+            advantages, returns = whitened([a for a, _ in pairs]), [r for _, r in pairs]
+        else:
+            advantages, returns = self._grouped(drawn, paid), values
+        data = [old, reference, values, advantages, returns]
+        rate = self._rate(update)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        totals = {"clipped": 0.0, "entropy": 0.0, "norm": 0.0, "tokens": 0.0, "policy_loss": 0.0, "value_loss": 0.0}
+        rng = np.random.default_rng([s.seed, 1, update])
+        for _ in range(s.epochs):
+            order = rng.permutation(len(found))
+            for part in np.array_split(order, min(s.minibatches, len(order))):
+                self._step(found, part.tolist(), data, totals, update, weight)
+        logs = np.concatenate(old) - np.concatenate(reference)
+        kl = float(np.mean(np.exp(-logs) + logs - 1))
+        steps = s.epochs * min(s.minibatches, len(found))
+        missed = np.concatenate(returns) - np.concatenate(values)
+        spread = float(np.var(np.concatenate(returns)))
+        return {
+            "kl": kl,
+            "kl_weight": weight,
+            "lr": rate,
+            "clipped": totals["clipped"] / totals["tokens"],
+            "entropy": totals["entropy"] / totals["tokens"],
+            "policy_loss": totals["policy_loss"] / totals["tokens"],
+            "value_loss": totals["value_loss"] / totals["tokens"],
+            "explained": 1 - float(np.var(missed)) / spread if s.method == "ppo" and spread > 0 else 0.0,
+            "gradient_norm": totals["norm"] / steps,
+        }
+
+    @staticmethod
+    def _grouped(drawn: Sequence[Episode], paid: Sequence[Reward]) -> list[Floats]:
+        process = any(x for r in paid for x in r.steps)
+        groups: dict[str, list[int]] = {}
+        for i, e in enumerate(drawn):
+            groups.setdefault(e.problem.id, []).append(i)
+        advantages: list[Floats] = [np.zeros(0, np.float32)] * len(drawn)
+        for members in groups.values():
+            own = group_relative(
+                [paid[i] for i in members],
+                [drawn[i].ends for i in members],
+                [len(drawn[i].ids) for i in members],
+                process,
+            )
+            for i, a in zip(members, own, strict=True):
+                advantages[i] = a
+        return advantages
+
+    def _read(self, model: Policy, found: Sequence[Encoded]) -> tuple[list[Floats], list[Floats]]:
+        """Log-probabilities and values of each attempt's own tokens, [T] each."""
+        logs: list[Floats] = [np.zeros(0, np.float32)] * len(found)
+        values = list(logs)
+        order = sorted(range(len(found)), key=lambda i: -len(found[i]))
+        s = self.settings
+        for b, members in batches(found, order, self.pad_id, self.device, s.row_tokens, s.batch_tokens):
+            with trainlog.autocast(s.precision, self.device):
+                seen = model(b)
+            cuts = np.cumsum([_own(found[i]) for i in members])[:-1]
+            for i, log, value in zip(
+                members, *(np.split(x.float().cpu().numpy(), cuts) for x in (seen.logprobs, seen.values)), strict=True
+            ):
+                logs[i], values[i] = log, value
+        return logs, values
+
+    def _step(
+        self,
+        found: Sequence[Encoded],
+        part: list[int],
+        data: Sequence[Sequence[Floats]],
+        totals: dict[str, float],
+        update: int,
+        weight: float,
+    ) -> None:
+        """One optimiser step on the attempts `part`; every loss is a mean over their tokens."""
+        s = self.settings
+        count = sum(_own(found[i]) for i in part)
+        for b, members in batches(found, part, self.pad_id, self.device, s.row_tokens, s.batch_tokens):
+            old, reference, values, advantages, returns = (
+                torch.from_numpy(np.concatenate([x[i] for i in members])).to(self.device) for x in data
+            )
+            with trainlog.autocast(s.precision, self.device):
+                seen = self.policy(b)
+            loss, clipped = losses.policy_loss(seen.logprobs, old, advantages, s.clip)
+            totals["policy_loss"] += float(loss.detach())
+            if s.method == "ppo":
+                error = losses.value_loss(seen.values, values, returns, s.value_clip)
+                totals["value_loss"] += float(error.detach())
+                loss = loss + s.value_weight * error
+            else:
+                loss = loss + weight * losses.divergence(seen.logprobs, reference)
+            (loss / count).backward()  # type: ignore[no-untyped-call]
+            totals["clipped"] += float(clipped)
+            totals["entropy"] += float(seen.entropies.sum())
+        totals["tokens"] += count
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.max_norm))
+        if not math.isfinite(norm):
+            raise DataError(
+                f"the gradient became {norm} at update {update}; the weights were left as they were before it. "
+                f"Lower lr ({s.lr}), in another directory, or look at the rewards."
+            )
+        totals["norm"] += norm
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _rate(self, update: int) -> float:
+        """Rises linearly, then falls along a cosine."""
+        s = self.settings
+        warm = max(1, round(WARMUP * s.updates))
+        if update < warm:
+            return s.lr * (update + 1) / warm
+        done = (update - warm) / max(1, s.updates - warm)
+        return s.lr * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _own(e: Encoded) -> int:
+    """How many tokens of an encoded attempt are the policy's own."""
+    return int(sum(e.weights))
