@@ -56,8 +56,9 @@ class Journal:
         """Tells how trainings in other processes get on, from their logs."""
 
         def tell() -> None:
-            logs = {place.name: _last_line(place / "train.jsonl") for place in places}
-            note = ", ".join(f"{name} loss {line['loss']:.3f}" for name, line in logs.items() if line)
+            logs = {place.name: _last_line(place / "train.jsonl", place / "reinforce.jsonl") for place in places}
+            said = [(name, what, line.get(what)) for name, line in logs.items() for what in ("loss", "reward")]
+            note = ", ".join(f"{name} {what} {value:.3f}" for name, what, value in said if value is not None)
             self.tell(Progress("", sum(line.get("update", 0) for line in logs.values()), 0, self._elapsed(), note))
 
         with every(2, tell):
@@ -100,8 +101,9 @@ def every(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _last_line(log: Path) -> dict[str, Any]:
-    """The newest line of a training log; empty while there is none."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+def _last_line(*logs: Path) -> dict[str, Any]:
+    """The newest line of the training log that there is; empty while there is none."""
+    log = next((log for log in logs if log.exists()), None)
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log is not None else []
     whole = [line for line in lines if line.endswith("\n")]
     return dict(json.loads(whole[-1])) if whole else {}

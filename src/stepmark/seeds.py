@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from stepmark import compute, pipeline, report, reporting, stats
+from stepmark import after, compute, pipeline, report, reporting, stats
 from stepmark.compute import Measured, Way
 from stepmark.errors import ConfigError, DataError
 from stepmark.journal import every
@@ -186,12 +186,13 @@ def _costs(ways: Mapping[int, Ways], part: str) -> dict[str, Any] | None:
 
 def _section(runs: Mapping[int, Mapping[str, Any]], costs: Mapping[str, Any] | None) -> dict[str, Any]:
     found = list(runs.values())
-    apart = {"name", "seed", "seconds", "notes", "compute", *SECTIONS}
+    apart = {"name", "seed", "seconds", "notes", "compute", "policies", *after.CURVES, *SECTIONS}
     plain = {
         name: _merged([x[name] for x in found], -1.0 if "differences" in name else 0.0)
         for name in found[0]
         if name not in apart and all(name in x for x in found)
     }
+    plain |= after.pooled(runs)
     stages = dict.fromkeys(stage for x in found for stage in x.get("seconds", {}))
     plain["seconds"] = {stage: round(sum(x.get("seconds", {}).get(stage, 0.0) for x in found), 3) for stage in stages}
     plain["compute"] = costs

@@ -90,7 +90,13 @@ def _pairs(found: Policies) -> Html:
 def _overlay(found: Policies) -> Html:
     """True accuracy of all policies on held-out problems, on one axis."""
     lines = [
-        Line(name, _estimates(part), _colour(found, name), dash, markers=dash == "solid")
+        Line(
+            name if dash == "solid" else f"{name}, given up",
+            _estimates(part),
+            _colour(found, name),
+            dash,
+            markers=dash == "solid",
+        )
         for name, points in found.accuracies.items()
         for part, dash in reversed(_branches(points))
         if dash == "solid" or not found.accuracies_by_seed
@@ -98,7 +104,7 @@ def _overlay(found: Policies) -> Html:
     drawn = charts.chart(lines, title="True accuracy on held-out problems", x_label="updates", log2_x=False, share=True)
     note = "Greedy accuracy on held-out problems, which the guards look at."
     if any(line.dash == "dotted" for line in lines):
-        note += " Dotted: given up by a rollback."
+        note += " Dotted: what a rollback gave up."
     return h("figure", drawn, h("figcaption", note)) if drawn else Html("")
 
 
@@ -144,7 +150,7 @@ def _small(
         ]
     kept = _branches(curves[name])[-1][0]
     label = "mean" if seeds else what
-    lines.append(Line(label, _thin(kept), colour, markers=len(kept) <= 40))
+    lines.append(Line(label, _thin(kept), colour, markers=len(kept) <= 24))
     if course is not None and not seeds:
         lines += [Line("handed on", ((x, Estimate(y)),), "1") for x, y in kept if x == course.best]
     return charts.small(lines, title=what, x_label="updates", share=share)
@@ -189,7 +195,8 @@ def _before_and_after(found: Policies) -> Html:
         return winning(rows[m][n].mean for m in rows if m != ORACLE and n in rows[m])
 
     def row(method: str) -> list[Child]:
-        cells: list[Child] = [join([phrase(method).capitalize(), " ", h("code", method)])]
+        words = phrase(method)
+        cells: list[Child] = [join([words[0].upper() + words[1:], " ", h("code", method)])]
         for name in names:
             e = found.after[name].get(method, {}).get(n)
             won = e is not None and method != ORACLE and e.mean == best(name)
