@@ -1,6 +1,7 @@
 """What a finished run advises for a budget of tokens, from the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,13 @@ def test_the_simplest_that_nothing_beats_beyond_the_noise(plan):
         200: ("self_consistency", 16, 0, False),
         6000: ("self_consistency+genrm", 16, 32, True),
     }
-    assert found[130]["reason"] == "leave verification out: plain voting is as good within the noise as genrm N=4 K=1"
-    assert found[200]["reason"] == "leave verification out: plain voting is better than genrm N=4 K=1"
+    assert (
+        found[130]["reason"]
+        == "leave verification out: plain voting is as good within the noise as the best of N = 4 by genrm, K = 1"
+    )
+    assert (
+        found[200]["reason"] == "leave verification out: plain voting is better than the best of N = 4 by genrm, K = 1"
+    )
     assert found[200]["verified"]["method"] == "genrm"
     assert (found[6000]["plain"]["n"], found[6000]["gain"]) == (16, interval(0.28))
     assert found[40]["gain"] is None
@@ -115,12 +121,36 @@ def test_a_table_for_people(plan):
     said = plan(metrics(), "--tokens", 130, "--tokens", 6000)
     lines = said.splitlines()
     assert lines[0].endswith("in distribution")
-    assert lines[2].split()[:5] == ["130", "self_consistency", "4", "-", "40"]
-    assert "60.0 (58.0-62.0)" in lines[2]
-    assert "+28.0 (+26.0 to +30.0)" in lines[3]
+    assert [re.split("  +", line) for line in lines[2:4]] == [
+        [
+            "130",
+            "vote of N = 4",
+            "40",
+            "60.0 (58.0-62.0)",
+            "leave it out: best of N = 4 by genrm, K = 1 has +1.0 points (-1.0 to +3.0), no clear gain",
+        ],
+        [
+            "6,000",
+            "vote of N = 16 weighted by genrm, K = 32",
+            "5,000",
+            "90.0 (88.0-92.0)",
+            "leaving it out loses 28.0 points (26.0 to 30.0): vote of N = 16, 62.0",
+        ],
+    ]
+    assert "leave it out: the budget pays for none" in plan(metrics(), "--tokens", 50)
     assert "of 5 ways compared on the same 200 problems" in said
     assert "Voting was measured up to N = 16" in said
     assert "Voting was measured" not in plan(metrics(), "--tokens", 130)
+
+
+def test_neighbouring_budgets_that_come_to_the_same_share_a_row(plan):
+    lines = plan(metrics(), "--tokens", 11, "--tokens", 12, "--tokens", 50).splitlines()
+    assert [re.split("  +", line)[:2] for line in lines[2:4]] == [["11 to 12", "one sample"], ["50", "vote of N = 4"]]
+
+
+def test_what_the_run_says_of_the_count_of_tokens_is_passed_on(plan):
+    said = plan(metrics(notes=["In accuracy against tokens, orm counts as free.", "Something else."]))
+    assert said.rstrip().endswith("orm counts as free.") and "Something else" not in said
 
 
 def test_both_parts_of_a_test_have_their_say(plan):
@@ -141,6 +171,7 @@ def test_both_parts_of_a_test_have_their_say(plan):
         (metrics(), ("--tokens", 5), 2, "--tokens is 5; one sample takes 10.0 tokens"),
         (metrics(), ("--tokens", "nan"), 2, "--tokens is nan"),
         (metrics(), ("--out", "x"), 2, "leave out --out"),
+        (metrics(), ("--problems", 24, "--solutions", 9), 2, "leave out --problems, --solutions"),
         (metrics([split("ten")]), (), 1, "compute.splits.0.tokens is 'ten'; it should be a number"),
         (metrics([split(10) | {"one": None}]), (), 1, "compute.splits.0.one.method"),
         ({"compute": {"points": 3}}, (), 1, "compute.points is 3; it should be a list"),

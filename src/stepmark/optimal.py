@@ -14,11 +14,12 @@ and extends them; nothing is said here beyond what the run has measured, so more
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from stepmark.compute import Point, Split
+from stepmark.compute import WEIGHTED, Point, Split
 from stepmark.errors import ConfigError, DataError
 from stepmark.rank import SELF_CONSISTENCY
 from stepmark.report import Metrics
@@ -48,6 +49,7 @@ class Part:
     ways: int  # of choosing, compared on these problems
     voting: Point | None  # the largest plain vote that was measured
     advice: tuple[Advice, ...]  # by rising budget
+    notes: tuple[str, ...]  # what the run says of how the tokens were counted
 
 
 def advise(run: RunDir, budgets: Sequence[float] = ()) -> list[Part]:
@@ -64,8 +66,9 @@ def advise(run: RunDir, budgets: Sequence[float] = ()) -> list[Part]:
 
 def _part(name: str, metrics: Metrics, budgets: Sequence[float], place: Path) -> Part:
     found = metrics.compute
+    notes = tuple(note for note in metrics.notes if "accuracy against tokens" in note.lower())
     if found is None or not found.splits:
-        why = next((note for note in metrics.notes if note.startswith("Accuracy against tokens")), "")
+        why = next((note for note in notes if "was not" in note), "")
         raise DataError(
             f"{place / 'metrics.json'} has no accuracy against tokens. {why or 'It is older than that measure.'} "
             f"`stepmark evaluate {place}` measures anew; imported solutions need their `tokens`."
@@ -80,7 +83,7 @@ def _part(name: str, metrics: Metrics, budgets: Sequence[float], place: Path) ->
     wanted = sorted(set(budgets)) or [2.0**i for i in powers]
     advice = tuple(_advice(b, [s for s in found.splits if s.tokens <= b][-1]) for b in wanted)
     votes = [p for p in found.points if p.method == SELF_CONSISTENCY]
-    return Part(name, metrics.problems, len(found.points), votes[-1] if votes else None, advice)
+    return Part(name, metrics.problems, len(found.points), votes[-1] if votes else None, advice, notes)
 
 
 def _advice(budget: float, split: Split) -> Advice:
@@ -97,9 +100,9 @@ def _advice(budget: float, split: Split) -> Advice:
     if verified is None:
         reason = "the budget pays for no verifier"
     elif gain is not None and gain.high < 0:
-        reason = f"leave verification out: {_words(plain)} is better than {_way(verified)}"
+        reason = f"leave verification out: {_words(plain)} is better than the {_way(verified)}"
     else:
-        reason = f"leave verification out: {_words(chosen)} is as good within the noise as {_way(verified)}"
+        reason = f"leave verification out: {_words(chosen)} is as good within the noise as the {_way(verified)}"
     return Advice(budget, chosen, False, plain, verified, gain, reason)
 
 
@@ -112,7 +115,15 @@ def _words(point: Point) -> str:
 
 
 def _way(point: Point) -> str:
-    return f"{point.method} N={point.n}{f' K={point.k}' if point.k else ''}"
+    """What to do, in words that can be followed."""
+    if point.n == 1:
+        return "one sample"
+    if point.method == SELF_CONSISTENCY:
+        return f"vote of N = {point.n}"
+    name, votes = point.method.removeprefix(WEIGHTED), f", K = {point.k}" if point.k else ""
+    if point.method == name:
+        return f"best of N = {point.n} by {name}{votes}"
+    return f"vote of N = {point.n} weighted by {name}{votes}"
 
 
 def table(found: Sequence[Part]) -> str:
@@ -121,16 +132,16 @@ def table(found: Sequence[Part]) -> str:
 
 
 def _table(part: Part) -> str:
-    rows = [("tokens", "method", "N", "K", "spent", "accuracy", "without verification", "gain of verification", "why")]
-    rows += [_row(a) for a in part.advice]
+    rows: list[tuple[str, ...]] = [("tokens", "do this", "takes", "accuracy", "and verification")]
+    rows += _rows(part.advice)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     said = [
         f"Best use of a budget of tokens for each problem, {part.name.replace('_', ' ')}",
         *("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows),
         "",
-        "Accuracy and gain in percent, with 95% intervals; N candidates, K rationales for each of them.",
+        "N: candidates of a problem. K: rationales that the verifier writes of each. In percent, with 95% intervals.",
         f"Each is the best that its budget pays for, of {part.ways} ways compared on the same "
-        f"{part.problems:,} problems.",
+        f"{part.problems:,} problems: expect a little less on others.",
     ]
     last = part.voting
     if last is not None and part.advice[-1].budget >= 2 * last.tokens:
@@ -138,22 +149,30 @@ def _table(part: Part) -> str:
             f"Voting was measured up to N = {last.n} ({last.tokens:,.0f} tokens): a larger budget could pay for more "
             "candidates than this run drew."
         )
-    return "\n".join(said)
+    return "\n".join([*said, *part.notes])
 
 
-def _row(a: Advice) -> tuple[str, str, str, str, str, str, str, str, str]:
-    p, plain = a.chosen, a.plain
-    return (
-        f"{a.budget:,.0f}",
-        p.method,
-        str(p.n),
-        str(p.k) if p.k else "-",
-        f"{p.tokens:,.0f}",
-        _share(p.accuracy),
-        f"{_way(plain)} {_share(plain.accuracy)}",
-        "-" if a.gain is None else f"{100 * a.gain.mean:+.1f} ({100 * a.gain.low:+.1f} to {100 * a.gain.high:+.1f})",
-        a.reason,
-    )
+def _rows(advice: Sequence[Advice]) -> Iterator[tuple[str, ...]]:
+    """A row for each budget; neighbours that come to the same share one."""
+    for said, group in groupby(advice, _advised):
+        same = list(group)
+        yield f"{same[0].budget:,.0f}" + (f" to {same[-1].budget:,.0f}" if len(same) > 1 else ""), *said
+
+
+def _advised(a: Advice) -> tuple[str, str, str, str]:
+    return _way(a.chosen), f"{a.chosen.tokens:,.0f}", _share(a.chosen.accuracy), _verification(a)
+
+
+def _verification(a: Advice) -> str:
+    """What it is worth here."""
+    if a.verify and a.gain is not None:
+        g = a.gain
+        worth = f"{100 * g.mean:.1f} points ({100 * g.low:.1f} to {100 * g.high:.1f})"
+        return f"leaving it out loses {worth}: {_way(a.plain)}, {100 * a.plain.accuracy.mean:.1f}"
+    if a.verified is None or a.gain is None:
+        return "leave it out: the budget pays for none"
+    gain = f"{100 * a.gain.mean:+.1f} points ({100 * a.gain.low:+.1f} to {100 * a.gain.high:+.1f})"
+    return f"leave it out: {_way(a.verified)} has {gain}{'' if a.gain.high < 0 else ', no clear gain'}"
 
 
 def _share(i: Interval) -> str:

@@ -46,8 +46,8 @@ def plan(
     ],
     changes: p.Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME of the recipe by default.")] = None,
-    problems: Annotated[int, typer.Option(min=1, help="Problems in the pilot.")] = 24,
-    solutions: Annotated[int, typer.Option(min=1, help="Solutions of each of them.")] = 4,
+    problems: Annotated[int | None, typer.Option(min=1, help="Problems in the pilot; 24 by default.")] = None,
+    solutions: Annotated[int | None, typer.Option(min=1, help="Solutions of each of them; 4 by default.")] = None,
     price_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.0,
     budget: p.BudgetLimits = None,
     optimal: Annotated[
@@ -72,7 +72,8 @@ def plan(
       stepmark plan --optimal runs/demo --tokens 500 --tokens 4000
     """
     if optimal:
-        other = {"KEY=VALUE": changes, "--out": out, "--price-hour": price_hour, "--budget": budget}
+        pilot = {"--out": out, "--problems": problems, "--solutions": solutions}
+        other = {"KEY=VALUE": changes, **pilot, "--price-hour": price_hour, "--budget": budget}
         if given := [name for name, value in other.items() if value]:
             raise ConfigError(f"plan --optimal looks at a run that is done; leave out {', '.join(given)}.")
         _optimal(recipe, tokens or (), json)
@@ -91,7 +92,7 @@ def plan(
     whole = load(recipe, changes or [])
     asked, place = first(whole, out or Path("runs") / whole.name)
     with RunDir(place).open(asked.resolved()) as directory, Show(json) as show:
-        found = planning.plan(Run(asked, directory, show, budget=limits), problems, solutions, price_hour)
+        found = planning.plan(Run(asked, directory, show, budget=limits), problems or 24, solutions or 4, price_hour)
     if json:
         print_json(found)
     else:
