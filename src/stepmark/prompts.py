@@ -36,6 +36,12 @@ class Template:
     def render(self, question: str) -> str:
         return self.text.replace(SLOT, question)
 
+    def read(self, text: str) -> str | None:
+        """The question of which `text` is the rendering; None where it is none of any."""
+        before, _, after = self.text.partition(SLOT)
+        fits = len(text) >= len(before) + len(after) and text.startswith(before) and text.endswith(after)
+        return text[len(before) : len(text) - len(after)] if fits else None
+
     @property
     def hash(self) -> str:
         """Short fingerprint, kept in verifier.json so that a changed template is noticed."""
