@@ -152,6 +152,36 @@ def test_too_much_that_can_not_be_used_stops_the_run_with_the_reason(tmp_path):
     assert done.metrics["rates"]["rollouts_truncated"] > 0.8
 
 
+def test_a_verifier_may_lose_more_than_the_rest_of_the_run(tmp_path):
+    text = (
+        (STRANGERS / "verifier.py")
+        .read_text()
+        .replace(
+            """        return Verification(solution.id, scores""",
+            """        if solution.sample:
+            return Verification(solution.id, (), 0.0, "min", Outcome.UNPARSED, "no verdict")
+        return Verification(solution.id, scores""",
+        )
+    )
+    lost = tmp_path / "lost.py"
+    lost.write_text(text.replace("import Verification", "import Outcome, Verification"))
+
+    def made(limits, **backend):
+        verifiers = {"recompute": {"kind": str(lost), **limits}}
+        return recipe.load(DEMO, strangers("limits.after=20", f"verifiers={json.dumps(verifiers)}", **backend))
+
+    with pytest.raises(StageError, match=r"score stopped: .* verifications .* were ungradable"):
+        run(made({}), tmp_path / "run")
+    own = {"limits": {"ungradable": 1.0}}
+    done = run(made(own), tmp_path / "own")
+    assert done.metrics["rates"]["recompute_unparsed"] > 0.9
+    with pytest.raises(StageError, match=r"sample stopped: .* were truncated"):
+        run(made(own, truncated=0.9), tmp_path / "cut")
+    with pytest.raises(ConfigError, match=r"verifiers\.recompute\.limits.*ungradable is a share"):
+        made({"limits": {"ungradable": 2}})
+    assert "limits" not in made({}).resolved()["verifiers"]["recompute"]  # older runs go on
+
+
 def test_a_labeller_without_its_model_is_refused_before_anything_starts():
     with pytest.raises(ConfigError, match=r"label: judge asks a judge; give judge, a model"):
         recipe.load(DEMO, strangers("label=judge"))

@@ -308,7 +308,7 @@ class Run:
                         problems,
                         self.on.solutions(part),
                         self.on.scores(name, part),
-                        limits=self.recipe.limits,
+                        limits=self.recipe.verifiers[name].limits or self.recipe.limits,
                         executor=self.on.executor,
                         progress=self.journal.tell,
                     )

@@ -208,7 +208,7 @@ class Recipe(Settings):
         if not self.evaluate.votes:
             del plain["evaluate"]["votes"]
         for name, verifier in self.verifiers.items():
-            for what in ("references", "replay", "rationales"):
+            for what in ("references", "replay", "rationales", "limits"):
                 if not getattr(verifier, what):
                     del plain["verifiers"][name][what]
         models = (plain["generator"], plain["completer"], plain["judge"])

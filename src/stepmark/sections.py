@@ -277,6 +277,7 @@ class Verifier(Settings):
     references: int = Field(default=0, ge=0)  # worked solutions of the generator's problems that it learns to write too
     replay: int = Field(default=0, ge=0)  # demonstrations that the generator learned from, lest it forget them
     rationales: Labeler | None = None  # who writes the verifications that it learns from, if others than the recipe's
+    limits: Limited | None = None  # for its own scoring, in place of the recipe's: how much without a score is too much
 
     @model_validator(mode="after")
     def _known(self) -> Verifier:
