@@ -149,7 +149,21 @@ def test_a_checkpoints_own_code_runs_only_when_trusted(copy, tmp_path):
     (copy / "code.py").write_text(f"open({str(proof)!r}, 'w')\nraise SystemError\n")
     with pytest.raises(CheckpointError):
         checkpoints.load_model(copy, device="cpu")
+    with pytest.raises(CheckpointError):
+        checkpoints.positions(copy)
     assert not proof.exists()
+
+
+def test_the_positions_of_a_checkpoint_with_its_own_code_are_known_where_it_is_trusted(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "code.Own"}, "model_type": "nobodys", "max_position_embeddings": 77}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "code.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass Own(LlamaConfig):\n    model_type = 'nobodys'\n"
+    )
+    with pytest.raises(CheckpointError, match="trust_remote_code"):
+        checkpoints.positions(copy)
+    assert checkpoints.positions(copy, trust_remote_code=True) == 77
 
 
 def test_a_directory_written_anew_is_read_anew(copy, tiny, tmp_path):

@@ -285,17 +285,18 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def positions(path: Place) -> float:
-    """Tokens that the model of a checkpoint reads; infinite where its configuration sets no end."""
-    return _positions(str(path), version(path))
+def positions(path: Place, trust_remote_code: bool = False) -> float:
+    """Tokens that the model of a checkpoint reads; infinite where its configuration sets no end. Raises
+    CheckpointError for a directory without a configuration that can be read, or whose own code is not to be run."""
+    return _positions(str(path), version(path), trust_remote_code)
 
 
 @lru_cache(maxsize=8)
-def _positions(path: str, _version: int) -> float:
+def _positions(path: str, _version: int, trust_remote_code: bool) -> float:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as e:
         raise CheckpointError(f"no configuration could be loaded from {path}: {e}") from e
     return float(getattr(config, "max_position_embeddings", None) or math.inf)

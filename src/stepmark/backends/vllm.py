@@ -27,7 +27,6 @@ The backend `openai` works with `vllm serve` instead, on whichever machine.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,7 +132,7 @@ class VLLMBackend:
                     after.setdefault(start + way[:at], set()).add(token)
         logs = self._logs(loaded, after)
         return [
-            _softmax([sum(logs[start + way[:at]][token] for at, token in enumerate(way)) for way in own])
+            sampling.among([sum(logs[start + way[:at]][token] for at, token in enumerate(way)) for way in own])
             for start, own in zip(starts, ways, strict=True)
         ]
 
@@ -302,11 +301,6 @@ def _question(tokens: Sequence[int]) -> Any:
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-def _softmax(sums: Sequence[float]) -> tuple[float, ...]:
-    weights = [math.exp(s - max(sums)) for s in sums]
-    return tuple(w / math.fsum(weights) for w in weights)
 
 
 def _refusals() -> tuple[type[Exception], ...]:

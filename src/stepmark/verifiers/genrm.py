@@ -278,7 +278,7 @@ class GenerativeVerifier:
     @property
     def _limit(self) -> float:
         """Tokens that the model reads; a server's model is taken to be this directory's."""
-        return checkpoints.positions(self.path)
+        return checkpoints.positions(self.path, self.trust_remote_code)
 
     @property
     def _backend(self) -> Any:

@@ -28,6 +28,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from stepmark import sampling
 from stepmark.backends.openai import listing, probe, replies
 from stepmark.backends.openai.client import Client, Refused, Unanswered
 from stepmark.backends.openai.listing import ID, Listing, Token
@@ -147,7 +148,7 @@ class Choosing:
             raise BackendError(f"no choice can follow the text that ends in {text[-TAIL:]!r}: {why}.") from None
         except Unanswered as e:
             raise BackendError(f"{self.client.url} did not say how likely the choices are: {e}.") from None
-        return _softmax(sums)
+        return sampling.among(sums)
 
     # ---- the likeliest tokens ----
 
@@ -323,9 +324,3 @@ def _shown(text: str, least: str) -> str:
     """The end of `text` in which each character is ASCII, but `least` at any rate."""
     at = max((i + 1 for i, c in enumerate(text) if not c.isascii()), default=0)
     return text[min(at, len(text) - len(least)) :]
-
-
-def _softmax(sums: Sequence[float]) -> tuple[float, ...]:
-    most = max(sums)
-    weights = [math.exp(s - most) for s in sums]
-    return tuple(w / math.fsum(weights) for w in weights)
