@@ -1,8 +1,7 @@
 """The judge: what it is asked, what counts as a verdict, what votes come to. Judges here are scripts."""
 
-from dataclasses import dataclass, field
-
 import pytest
+from asked import Asked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,20 +19,6 @@ TEXT = "2 + 2 = 4\n4 + 2 = 7\nThe answer is 7."
 ALL_WELL = "Step 1: correct\nStep 2: correct\nStep 3: correct"
 SECOND = "Step 1: correct\nStep 2: incorrect\nStep 3: incorrect"
 LOCAL = "Step 1: correct\nStep 2: incorrect\nStep 3: correct"
-
-
-@dataclass
-class Asked:
-    """A backend that remembers its prompts and how it was to sample."""
-
-    script: ScriptedBackend
-    prompts: list = field(default_factory=list)
-    params: list = field(default_factory=list)
-
-    def sample(self, prompts, params):
-        self.prompts += prompts
-        self.params.append(params)
-        yield from self.script.sample(prompts, params)
 
 
 def ask(labeler, said, text=TEXT, question=PROBLEM.question, references=(), sampling=None):

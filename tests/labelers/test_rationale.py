@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
+from asked import Asked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,20 +35,6 @@ PROBLEM = Problem("p", "What is 2 + 2 + 2?", "6", "t")
 RIGHT, WRONG = "2 + 2 = 4\n4 + 2 = 6\nThe answer is 6.", "2 + 2 = 4\n4 + 2 = 7\nThe answer is 7."
 FINE = "Step 1: 2 + 2 = 4 is correct.\nStep 2: correct as well."
 REFERENCE = "First 4, and 6 in the end."
-
-
-@dataclass
-class Asked:
-    """A backend that remembers its prompts and how it was to sample."""
-
-    script: ScriptedBackend
-    prompts: list = field(default_factory=list)
-    params: list = field(default_factory=list)
-
-    def sample(self, prompts, params):
-        self.prompts += prompts
-        self.params.append(params)
-        yield from self.script.sample(prompts, params)
 
 
 def unit(text=RIGHT, references=(), question=PROBLEM.question, finish=Finish.STOP):
