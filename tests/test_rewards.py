@@ -240,10 +240,10 @@ def test_openrlhf_gets_tensors_as_its_samples_need_them():
 def test_openrlhf_rewards_many_at_once_in_order():
     reward_func = rewards.openrlhf(Sums(), eos=("</s>", "<|end|>"), template=TEMPLATE, truncated=-1.0, lost=-2.0)
     said = [RIGHT + "</s>", WRONG + "<|end|>", RIGHT, "?<|end|>"]
-    found = reward_func([PROMPT + text for text in said] + ["cut off"], [PROMPT] * 5, [None] * 5)
-    assert found["rewards"].tolist() == pytest.approx([0.9, 0.1, -1.0, -2.0, -2.0])
-    assert found["extra_logs"]["lost"].tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]
-    assert found["extra_logs"]["truncated"].tolist() == [0.0, 0.0, 1.0, 0.0, 0.0]
+    found = reward_func(["cut off", *(PROMPT + text for text in said)], [PROMPT] * 5, [None] * 5)
+    assert found["rewards"].tolist() == pytest.approx([-2.0, 0.9, 0.1, -1.0, -2.0])
+    assert found["extra_logs"]["lost"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+    assert found["extra_logs"]["truncated"].tolist() == [0.0, 0.0, 0.0, 1.0, 0.0]
 
 
 def test_openrlhf_what_a_policy_writes_after_an_end_token_of_its_own_is_not_hidden():
