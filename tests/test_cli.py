@@ -18,7 +18,7 @@ from stepmark.types import GradedSolution, LabelledSolution, SamplingParams, Sol
 STRANGERS = Path(__file__).parent / "strangers"
 DEMO = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 COMMANDS = [
-    *("init", "sample", "grade", "label", "export", "train", "score"),
+    *("init", "sample", "grade", "label", "export", "train", "score", "reinforce"),
     *("demo", "plan", "run", "evaluate", "report", "rank", "doctor"),
 ]
 TASK = ["--task", str(STRANGERS / "task.py")]
@@ -83,6 +83,13 @@ def test_the_stages_one_by_one(tmp_path):
         (["score", "--verifier", "pmr", *TASK, "--solutions", "x", "--out", "y"], 1, "no file x"),
         (["train", "prm", "--base", "x", "--out", "y", *TASK], 2, "needs --labels"),
         (["train", "prm", "--base", "x", "--out", "y", *TASK, "--set", "lrr=1"], 2, "Did you mean 'lr'"),
+        (["reinforce", "--policy", "x", "--out", "y"], 2, "--reward is missing"),
+        (["reinforce", "--policy", "x", "--out", "y", "--method", "rft", "--reward", "gold"], 2, "rft keeps"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "prm/=a"], 2, "'a' is not a number"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold=0"], 2, "must be above 0"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold", "--credit", "min"], 2, "nothing of steps"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "prm", "--credit", "all"], 2, "it can be sum"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold", "--set", "updats=1"], 2, "mean 'updates'"),
         (["run", "nowhere.yaml"], 2, "no recipe"),
         (["run", DEMO, "sed=1", "evaluate.m=1"], 2, "Did you mean 'seed'"),
         (["rank", "nowhere"], 1, "config.json"),

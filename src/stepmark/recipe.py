@@ -27,6 +27,7 @@ from stepmark.checkpoints import Shape
 from stepmark.errors import ConfigError
 from stepmark.outcomes import Limits
 from stepmark.policies import Reinforce, filled
+from stepmark.rl.settings import ReinforceSettings
 from stepmark.sections import (
     Evaluate,
     Executor,
@@ -46,7 +47,7 @@ from stepmark.steps import SPLITTERS
 from stepmark.train import TrainSettings
 from stepmark.types import Place, SamplingParams
 
-Kind = TypeVar("Kind", TrainSettings, Shape)
+Kind = TypeVar("Kind", TrainSettings, Shape, ReinforceSettings)
 
 
 class Recipe(Settings):
@@ -269,7 +270,7 @@ def parse(raw: Mapping[str, Any], where: str) -> Recipe:
 
 
 def settings(kind: type[Kind], changes: Sequence[str], where: str) -> Kind:
-    """TrainSettings or a Shape from `key=value` changes alone. Raises ConfigError with all faults."""
+    """Settings of a training or a Shape from `key=value` changes alone. Raises ConfigError with all faults."""
     try:
         return pydantic.TypeAdapter(kind).validate_python(changed({}, changes))
     except pydantic.ValidationError as e:

@@ -1,6 +1,7 @@
 """The command line: parses, calls the stages, prints what came. It decides nothing.
 
-app.py is what all commands share, stages.py has one command for each stage, runs.py those for whole runs.
+app.py is what all commands share, stages.py has one command for each stage, tuning.py the one that reinforces a policy,
+runs.py those for whole runs.
 
     stepmark --help
     stepmark demo
@@ -15,10 +16,10 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from stepmark.cli import runs, stages
+from stepmark.cli import runs, stages, tuning
 from stepmark.cli.app import app
 
-__all__ = ["app", "main", "runs", "stages"]
+__all__ = ["app", "main", "runs", "stages", "tuning"]
 
 
 def main() -> NoReturn:
