@@ -227,7 +227,7 @@ def test_several_seeds_are_put_together(tmp_path):
     assert found["accuracy_curve_per_seed"]["p"] == {"1": curves[0], "2": curves[1]}
     assert found["policies"]["p"]["tokens"] == sum(x["policies"]["p"]["tokens"] for x in runs)
     assert found["policies"]["p"]["updates"] == 2
-    assert "seed 2" in (tmp_path / "run/report.html").read_text()
+    assert "</svg>each seed</li>" in (tmp_path / "run/report.html").read_text()
 
 
 def test_problems_that_are_no_task_s_are_refused_before_anything():

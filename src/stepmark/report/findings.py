@@ -220,10 +220,9 @@ def _stale(found: Policies) -> Iterator[str]:
     for name, pairs in found.after_differences.items():
         for (left, right), row in pairs.items():
             n = max(row, default=1)
-            if name == SFT or right != PLAIN_VOTE or left.startswith(VOTE_BY) or n == 1 or row[n].mean >= 0:
-                continue
-            sure = "" if row[n].clear else ", within the noise"
-            yield f"On samples of {name}, the best of {n} by {left} is below plain voting: {_points(row[n])}{sure}."
+            alone = right == PLAIN_VOTE and not left.startswith(VOTE_BY)
+            if name != SFT and alone and n > 1 and row[n].mean < 0 and row[n].clear:
+                yield f"On samples of {name}, the best of {n} by {left} is below plain voting: {_points(row[n])}."
 
 
 def _points(e: Estimate) -> str:

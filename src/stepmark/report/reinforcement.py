@@ -61,8 +61,8 @@ def _name(name: str, course: Course | None) -> Html:
 
 
 def _updates(course: Course) -> Html:
-    handed = "" if course.best == course.updates else f"handed on: {course.best:g}"
-    return join([f"{course.updates:g}", h("small", handed) if handed else None], " ")
+    handed = "" if course.best == course.updates else f"handed on: {course.best:.4g}"
+    return join([f"{course.updates:.4g}", h("small", handed) if handed else None], " ")
 
 
 def _kl(course: Course) -> str:
@@ -141,7 +141,7 @@ def _small(
     if name not in curves:
         return Html("")
     seeds = by_seed.get(name, {})
-    lines = [Line(f"seed {seed}", _thin(points), GREY, markers=False) for seed, points in seeds.items()]
+    lines = [Line("each seed", _thin(points), GREY, markers=False) for points in seeds.values()]
     if not seeds:
         lines += [
             Line("given up by a rollback", _estimates(part), colour, dash, markers=False)
@@ -157,10 +157,10 @@ def _small(
 
 
 def _ended(course: Course) -> str:
-    many = f"{course.updates:g} update{'s' * (course.updates != 1)}"
+    many = f"{course.updates:.4g} update{'s' * (course.updates != 1)}"
     if course.stopped:
-        return f"Stopped early after {many}, handed on update {course.best:g}: {course.stopped}"
-    best = "the last" if course.best == course.updates else f"update {course.best:g}, the best on held-out problems"
+        return f"Stopped early after {many}, handed on update {course.best:.4g}: {course.stopped}"
+    best = "the last" if course.best == course.updates else f"update {course.best:.4g}, the best on held-out problems"
     return f"{many} as planned; handed on: {best}."
 
 
@@ -196,7 +196,7 @@ def _before_and_after(found: Policies) -> Html:
 
     def row(method: str) -> list[Child]:
         words = phrase(method)
-        cells: list[Child] = [join([words[0].upper() + words[1:], " ", h("code", method)])]
+        cells: list[Child] = [words[0].upper() + words[1:]]
         for name in names:
             e = found.after[name].get(method, {}).get(n)
             won = e is not None and method != ORACLE and e.mean == best(name)
