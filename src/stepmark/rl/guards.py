@@ -31,12 +31,12 @@ class Held:
 
     @property
     def accuracy(self) -> float:
-        return mean(self.right) if self.right else 0.0
+        return float(mean(self.right)) if self.right else 0.0
 
     @property
     def reward(self) -> float:
         known = [r for r in self.rewards if r is not None]
-        return mean(known) if known else 0.0
+        return float(mean(known)) if known else 0.0
 
 
 def fall(best: Held, now: Held) -> str:

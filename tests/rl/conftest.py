@@ -1,0 +1,52 @@
+"""A tiny policy that answers each of two questions with 1 or 2 at even odds: a bandit with two states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from stepmark import checkpoints
+from stepmark.train import Generator, TrainSettings, train
+from stepmark.types import Grade, Problem, Reward, Verdict
+
+RIGHT = {"Left?": "1", "Right?": "2"}
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Pays for the right arm of each state, or for another one."""
+
+    pays: tuple[tuple[str, str], ...] = tuple(RIGHT.items())
+
+    def reward(self, attempts):
+        return [
+            Reward(s.id, (0.0,) * len(s.spans), float(s.text.strip() == dict(self.pays).get(p.question.strip())))
+            for p, s in attempts
+        ]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Knows the right arm."""
+
+    def grade(self, text, problem):
+        right = text.strip() == problem.answer
+        return Grade(Verdict.CORRECT if right else Verdict.INCORRECT, "", text.strip())
+
+
+@pytest.fixture(scope="session")
+def states():
+    return [Problem(q, q, a, "bandit", a, a) for q, a in RIGHT.items()]
+
+
+@pytest.fixture(scope="session")
+def bandit(tmp_path_factory):
+    """Directory of the policy."""
+    place = tmp_path_factory.mktemp("bandit")
+    shape = checkpoints.Shape(hidden=16, heads=2, kv_heads=1, layers=1, vocab=300, max_length=32)
+    base = checkpoints.create(place / "base", [f"{q}\n{a}" for q in RIGHT for a in "12"], shape)
+    even = [Problem(f"{q}{a}", q, a, "bandit", a, a) for q in RIGHT for a in "12"]
+    settings = TrainSettings(epochs=400, batch_tokens=64, row_tokens=32, lr=5e-3, tensorboard=False)
+    train(Generator(str(base)), even, place / "policy", settings)
+    return str(place / "policy")

@@ -1,0 +1,72 @@
+"""Reinforces the bandit in child processes, kills them, and ends it: `python job.py POLICY OUT LINES...`.
+
+A child is killed when its log has so many lines. Children are forked from a process that has torch loaded but never
+used, so that a kill costs no import."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from tests.rl.conftest import RIGHT, Arms, Key
+
+from stepmark import checkpoints
+from stepmark.rl.loop import reinforce
+from stepmark.rl.settings import ReinforceSettings
+from stepmark.types import Problem
+
+
+def job(policy, out):
+    torch.set_num_threads(1)
+    states = [Problem(q, q, a, "bandit", a, a) for q, a in RIGHT.items()]
+    held = [replace(states[0], id=f"h{i}", question="Left?" + " " * (i + 1)) for i in range(12)]
+    settings = ReinforceSettings(
+        updates=12,
+        prompts=2,
+        samples=16,
+        max_tokens=4,
+        lr=3e-2,
+        minibatches=2,
+        row_tokens=32,
+        kl=0.01,
+        kl_target=0.05,
+        guard="rollback",
+        rollbacks=10,
+        patience=1,
+        evaluate_every=2,
+        checkpoint_seconds=0.0,
+        tensorboard=False,
+    )
+    # Pays for the wrong arm of one state: there is something to go back from.
+    reinforce(policy, states, held, Arms((("Left?", "2"), ("Right?", "2"))), Key(), out, settings)
+
+
+def main(policy, out, *moments):
+    log = Path(out) / "reinforce.jsonl"
+    # What children would each import anew.
+    checkpoints.load_tokenizer(policy)
+    torch.optim.AdamW(checkpoints.load_model(policy, device="cpu").parameters(), fused=True)
+    for lines in (*map(int, moments), None):
+        child = os.fork()
+        if not child:
+            job(policy, out)
+            os._exit(0)
+        while lines is not None and (len(log.read_text().splitlines()) if log.exists() else 0) < lines:
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                sys.exit(f"it ended before it had {lines} lines")
+            time.sleep(0.002)
+        if lines is not None:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) != (0 if lines is None else -signal.SIGKILL):
+            sys.exit(f"it ended with {status}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,221 @@
+"""Reinforcement through its public entry: known optima, guards, and kills."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stepmark import checkpoints
+from stepmark.backends.local import LocalBackend
+from stepmark.errors import ConfigChanged, ConfigError, DataError
+from stepmark.rl.loop import reinforce
+from stepmark.rl.settings import ReinforceSettings
+from stepmark.types import Prompt, Reward
+
+from .conftest import RIGHT, Arms, Key
+
+QUICK = ReinforceSettings(
+    updates=30,
+    prompts=2,
+    samples=32,
+    max_tokens=4,
+    lr=1e-2,
+    epochs=2,
+    minibatches=2,
+    row_tokens=32,
+    kl=0.0,
+    guard="off",
+    evaluate_every=100,
+    tensorboard=False,
+    checkpoint_seconds=1000,
+)
+
+
+def chances(path):
+    """Per state, the probability of its right arm."""
+    texts = [f"{q}\n" for q in RIGHT]
+    found = LocalBackend(str(path)).choice_probs(texts, ["1", "2"])
+    return [p[int(a) - 1] for p, a in zip(found, RIGHT.values(), strict=True)]
+
+
+def run(bandit, states, out, source=None, held_out=(), **changes):
+    return reinforce(bandit, states, held_out, source or Arms(), Key(), out, replace(QUICK, **changes))
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_a_bandit_is_solved(tmp_path, bandit, states, method):
+    assert all(0.2 < p < 0.8 for p in chances(bandit))
+    found = run(bandit, states, tmp_path, method=method)
+    assert min(chances(tmp_path)) > 0.95
+    assert found.rewards[0] < 0.8 < 0.95 < np.mean(found.rewards[-3:])
+    assert (found.updates, found.stopped) == (30, "")
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_with_the_divergence_charged_the_optimum_is_the_tilted_reference(tmp_path, bandit, states, weight):
+    """max E[r] - w KL(pi || ref) has its optimum at pi(a) ~ ref(a) exp(r(a) / w)."""
+    settings = {"updates": 120, "samples": 64, "lr": 3e-3, "epochs": 1, "minibatches": 1}
+    run(bandit, states, tmp_path, kl=weight, **settings)
+    for before, after in zip(chances(bandit), chances(tmp_path), strict=True):
+        tilted = before * math.exp(1 / weight)
+        assert after == pytest.approx(tilted / (tilted + 1 - before), abs=0.06)
+
+
+def test_a_kl_target_raises_the_weight_where_the_policy_runs_away(tmp_path, bandit, states):
+    run(bandit, states, tmp_path / "far", kl=0.01, kl_target=0.001)
+    lines = [json.loads(line) for line in (tmp_path / "far" / "reinforce.jsonl").read_text().splitlines()]
+    weights = [line["kl_weight"] for line in lines]
+    assert weights[0] == 0.01 and weights[-1] > 0.012
+    assert lines[-1]["kl"] > 0.001
+
+
+class TestGuards:
+    """The verifier pays for the wrong arm, so reward and accuracy part."""
+
+    wrong = Arms((("Left?", "2"), ("Right?", "1")))
+
+    def held(self, states):
+        return [replace(s, id=f"held-{i}", question=s.question) for i in range(20) for s in states]
+
+    def one_state(self, states):
+        """Learns in one state; the other is held out, and goes the same way in so small a model."""
+        return states[:1], [
+            replace(states[0], id=f"h{i}", question=states[0].question + " " * (i + 1)) for i in range(20)
+        ]
+
+    @pytest.fixture
+    def right_policy(self, tmp_path_factory, bandit, states):
+        """A policy that takes the right arm."""
+        out = tmp_path_factory.mktemp("right") / "policy"
+        run(bandit, states, out)
+        return out
+
+    def test_it_stops_and_hands_on_the_best(self, tmp_path, right_policy, states):
+        learned, held = self.one_state(states)
+        found = run(
+            right_policy, learned, tmp_path, self.wrong, held, guard="stop", evaluate_every=2, patience=2, updates=60
+        )
+        assert found.stopped.startswith("over-optimised: accuracy on 20 held-out problems fell from")
+        assert found.updates < 60
+        assert found.looks[0].update == 0
+        first, last = found.looks[found.best // 2], found.looks[-1]
+        assert last.accuracy < first.accuracy and last.reward > first.reward
+        handed_on = LocalBackend(str(tmp_path)).choice_probs([f"{held[0].question}\n"], ["1", "2"])[0][0]
+        assert handed_on > 0.5
+
+    def test_it_goes_back_and_charges_more(self, tmp_path, right_policy, states):
+        learned, held = self.one_state(states)
+        found = run(
+            right_policy, learned, tmp_path, self.wrong, held,
+            guard="rollback", rollbacks=1, kl=0.01, evaluate_every=2, patience=1, updates=60,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in (tmp_path / "reinforce.jsonl").read_text().splitlines()]
+        back = next(i for i, line in enumerate(lines) if line["rollbacks"] == 1)
+        assert (lines[back - 1]["kl_weight"], lines[back + 1]["kl_weight"]) == (0.01, 0.02)
+        assert lines[back + 1]["reward"] < lines[back]["reward"]
+        assert found.stopped
+
+    def test_without_it_the_last_policy_is_worse(self, tmp_path, right_policy, states):
+        learned, held = self.one_state(states)
+        found = run(right_policy, learned, tmp_path, self.wrong, held, guard="off", best=False, evaluate_every=10)
+        assert found.best == found.updates == 30 and not found.stopped
+        assert found.looks[-1].accuracy < found.looks[0].accuracy
+
+    def test_what_is_learned_from_can_not_be_held_out(self, tmp_path, bandit, states):
+        with pytest.raises(ConfigError, match="both learned from and held out"):
+            run(bandit, states, tmp_path, held_out=self.held(states))
+
+    def test_a_guard_needs_something_to_look_at(self, tmp_path, bandit, states):
+        with pytest.raises(ConfigError, match="held-out"):
+            run(bandit, states, tmp_path, guard="stop")
+
+
+class TestAttempts:
+    def test_those_out_of_tokens_earn_the_penalty_and_never_reach_the_verifier(self, tmp_path, bandit, states):
+        class Refuses:
+            def reward(self, attempts):
+                assert not attempts
+                return []
+
+        found = run(bandit, states, tmp_path, Refuses(), max_tokens=1, penalty=-0.5, updates=2)
+        assert found.rewards == (-0.5, -0.5)
+
+    def test_masked_ones_are_left_out(self, tmp_path, bandit, states):
+        with pytest.raises(DataError, match="ran out of tokens"):
+            run(bandit, states, tmp_path, max_tokens=1, truncated="mask", updates=1)
+
+    def test_lost_rewards_are_left_out(self, tmp_path, bandit, states):
+        class Half:
+            def reward(self, attempts):
+                return [
+                    Reward(s.id, (0.0,) * len(s.spans), 1.0, "broken" if i % 2 else "")
+                    for i, (_, s) in enumerate(attempts)
+                ]
+
+        run(bandit, states, tmp_path, Half(), updates=1)
+        assert json.loads((tmp_path / "reinforce.jsonl").read_text())["left_out"] == 0.5
+
+
+class TestGoingOn:
+    JOB = Path(__file__).parent / "job.py"
+
+    def weights(self, place):
+        return load_file(place / "model.safetensors")
+
+    def test_killed_at_any_moment_it_ends_with_the_same_weights(self, tmp_path, bandit):
+        out = tmp_path / "killed"
+        for place, kills in ((tmp_path / "whole", []), (out, ["1", "4", "5", "9"])):
+            subprocess.run([sys.executable, self.JOB, bandit, place, *kills], check=True)
+        whole, killed = self.weights(tmp_path / "whole"), self.weights(out)
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(whole[k], killed[k]) for k in whole)
+        same = [json.loads((p / "reinforced.json").read_text()) for p in (tmp_path / "whole", out)]
+        assert any(json.loads(line)["rollbacks"] for line in (out / "reinforce.jsonl").read_text().splitlines())
+        assert same[0]["looks"] == same[1]["looks"] and same[0]["rewards"] == same[1]["rewards"]
+        updates = [json.loads(line)["update"] for line in (out / "reinforce.jsonl").read_text().splitlines()]
+        assert updates == list(range(1, same[0]["updates"] + 1))
+        assert not list(out.glob(".training*")) and not (out / ".best").exists()
+
+    def test_a_finished_one_is_read_and_another_call_is_refused(self, tmp_path, bandit, states):
+        found = run(bandit, states, tmp_path, updates=2)
+        before = os.stat(tmp_path / "model.safetensors").st_mtime_ns
+        assert run(bandit, states, tmp_path, updates=2) == found
+        assert os.stat(tmp_path / "model.safetensors").st_mtime_ns == before
+        with pytest.raises(ConfigChanged, match="lr"):
+            run(bandit, states, tmp_path, updates=2, lr=1e-5)
+
+    def test_another_policy_in_the_same_place_is_refused(self, tmp_path, bandit, states):
+        shutil.copytree(bandit, tmp_path / "policy")
+        run(tmp_path / "policy", states, tmp_path / "out", updates=1)
+        model = checkpoints.load_model(tmp_path / "policy", device="cpu")
+        with torch.no_grad():
+            next(model.parameters()).add_(0.1)
+        checkpoints.save(tmp_path / "policy", model, checkpoints.load_tokenizer(tmp_path / "policy"))
+        with pytest.raises(ConfigChanged):
+            run(tmp_path / "policy", states, tmp_path / "out", updates=1)
+
+
+def test_what_comes_out_samples_like_any_checkpoint(tmp_path, bandit, states):
+    run(bandit, states, tmp_path)
+    from stepmark.types import SamplingParams
+
+    prompts = [Prompt(q, f"{q}\n", n=8) for q in RIGHT]
+    found = list(LocalBackend(str(tmp_path)).sample(prompts, SamplingParams(max_tokens=4)))
+    assert sum(r.text.strip() == RIGHT[r.prompt_id] for r in found) >= 14
+
+
+def test_settings_name_all_their_faults():
+    with pytest.raises(ConfigError) as e:
+        ReinforceSettings(method="dqn", updates=0, lam=2.0, guard="hope", kl_target=-1.0)  # type: ignore[arg-type]
+    assert len(e.value.faults) == 5
