@@ -1,0 +1,170 @@
+"""What an update of PPO costs beyond its rollouts and its forward and backward passes.
+
+One process, one thread, one model. First `reinforce` runs a few updates with a process verifier's step rewards, and
+its own log says how the time of each was split. Then the bare work of such an update is timed by itself, on as many
+attempts of the same policy: the rollouts by the engine; the passes that no update can do without (two to read old and
+reference log-probabilities, one of the verifier, and `epochs` forward and backward ones), by the models alone with a
+plain next-token loss on the same packed rows. The ratio is an update's wall seconds to those of its bare work: rewards,
+advantages, packing, losses, clipping, optimiser and log are what is left. Looks at held-out problems are not counted,
+nor checkpoints.
+
+    python bench/ppo.py                       # trains a 128-wide Llama for a minute first
+    python bench/ppo.py --model DIR --updates 12
+
+Ends with one line of JSON, written to --out too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import measure  # first: one thread
+from stepmark import checkpoints, packing, plugins
+from stepmark.backends.local.engine import Engine
+from stepmark.prompts import Template
+from stepmark.rl.episodes import episodes
+from stepmark.rl.loop import reinforce
+from stepmark.rl.policy import encoded
+from stepmark.rl.rewards import Verified
+from stepmark.rl.settings import ReinforceSettings
+from stepmark.train import Generator, TrainSettings, train
+from stepmark.types import SamplingParams
+from stepmark.verifiers.prm import ProcessVerifier
+
+SHAPE = checkpoints.Shape(hidden=128, layers=3, heads=4, kv_heads=2, vocab=1024, max_length=256)
+
+
+def prepared(place: Path, task: Any) -> str:
+    """A generator that ends its solutions."""
+    problems = task.load("train", 6000).problems
+    base = checkpoints.create(place / "base", [f"{p.question}\n{p.demonstration}" for p in problems], SHAPE)
+    settings = TrainSettings(lr=3e-3, batch_tokens=2048, tensorboard=False)
+    print("training a generator ...", flush=True)
+    return train(Generator(str(base)), problems, place / "model", settings).path
+
+
+def median_seconds(work: Callable[[], object], times: int) -> float:
+    """Of a call, after one that doesn't count."""
+    found = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a policy's checkpoint that solves arithmetic problems")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--updates", type=int, default=6)
+    parser.add_argument("--out", default="bench/results/ppo.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    task = plugins.load("task", "arithmetic")
+    problems = task.load("train", args.prompts * (args.updates + 1)).problems
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        model = args.model or prepared(place, task)
+        settings = ReinforceSettings(
+            updates=args.updates + 1,
+            prompts=args.prompts,
+            samples=args.samples,
+            max_tokens=120,
+            guard="off",
+            best=False,
+            evaluate_every=10**6,
+            checkpoint_seconds=1e9,
+            tensorboard=False,
+        )
+        source = Verified(ProcessVerifier(model))
+        reinforce(
+            model,
+            problems,
+            [],
+            source,
+            plugins.load("grader", task.grader),
+            place / "policy",
+            settings,
+            steps=task.steps,
+        )
+        lines = [json.loads(line) for line in (place / "policy" / "reinforce.jsonl").read_text().splitlines()]
+        split = {k: statistics.median(line["split"][k] for line in lines[1:]) for k in lines[0]["split"]}
+        whole = statistics.median(b["seconds"] - a["seconds"] for a, b in pairwise(lines))
+        bare = bare_work(model, problems[: args.prompts], args.samples, settings, task.steps)
+    rest = whole - sum(split.values())
+    floor = sum(bare.values())
+    print(f"\n{'an update':34} {'seconds':>8}")
+    for name, seconds in [*split.items(), ("everything else", rest), ("whole", whole)]:
+        print(f"{name:34} {seconds:8.3f}")
+    print(f"\n{'its bare work':34} {'seconds':>8}")
+    for name, seconds in [*bare.items(), ("whole", floor)]:
+        print(f"{name:34} {seconds:8.3f}")
+    print(f"\nan update costs {whole / floor:.2f} times its rollouts and passes\n")
+    figures = {"ratio": whole / floor, "update": {**split, "rest": rest, "whole": whole}, "bare": bare}
+    about = {
+        "prompts": args.prompts,
+        "samples": args.samples,
+        "epochs": settings.epochs,
+        "model": args.model or "128x3",
+    }
+    measure.keep("ppo.py", {**about, **figures}, args.out)
+
+
+def bare_work(model: str, problems: Any, samples: int, settings: ReinforceSettings, steps: str) -> dict[str, float]:
+    """Seconds of the rollouts and passes of one update, each by itself."""
+    tokenizer = checkpoints.load_tokenizer(model)
+    engine = Engine(checkpoints.load_model(model, device="cpu"))
+    params = SamplingParams(max_tokens=settings.max_tokens)
+
+    def draw() -> Any:
+        return episodes(
+            engine, tokenizer, problems, samples=samples, params=params, template=Template(), steps=steps
+        )  # its decoding of texts belongs to a rollout, as it does in LocalBackend
+
+    rollouts = median_seconds(draw, 3)
+    found = [encoded(e) for e in draw()]
+    rows = packing.pack([len(e) for e in found], range(len(found)), settings.row_tokens)
+    size = max(1, len(rows) // settings.minibatches)
+    packed = [
+        packing.batch([[found[i] for i in row] for row in rows[a : a + size]], checkpoints.pad_id(tokenizer))
+        for a in range(0, len(rows), size)
+    ]
+    policy = checkpoints.load_model(model, device="cpu")
+
+    def logits(b: packing.Batch) -> torch.Tensor:
+        out = policy(input_ids=b.ids, attention_mask=b.mask, position_ids=b.positions, use_cache=False)
+        result: torch.Tensor = out.logits
+        return result
+
+    def forward() -> None:
+        with torch.no_grad():
+            for b in packed:
+                packing.next_token_loss(logits(b), b)
+
+    def both() -> None:
+        for b in packed:
+            packing.next_token_loss(logits(b), b).backward()  # type: ignore[no-untyped-call]
+        policy.zero_grad(set_to_none=True)
+
+    once = median_seconds(forward, 3)
+    return {
+        "rollouts": rollouts,
+        "3 forward passes": 3 * once,
+        f"{settings.epochs} forward and backward passes": settings.epochs * median_seconds(both, 3),
+    }
+
+
+if __name__ == "__main__":
+    main()
