@@ -1,9 +1,16 @@
 """Reinforcement in a run, with real tiny models: policies learn, a verifier is refreshed, and all of it is measured."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stepmark import after, pipeline, recipe, seeds
 from stepmark.errors import ConfigError
@@ -157,7 +164,7 @@ def test_curves_and_courses_are_those_of_the_logs(done):
     course = m["policies"]["step_ppo"]
     assert (course["method"], course["updates"], course["stopped"]) == ("ppo", 2, "")
     assert course["kl"] is not None and m["policies"]["rft"]["kl"] is None
-    assert {"reinforce", "refresh", "try policies", "score policies"} <= set(m["seconds"])
+    assert {"reinforce", "refresh", "try policies"} <= set(m["seconds"])
     assert set(m["best_of_n"]) >= {"prm", "orm"}  # the verifiers are judged as in every run
 
 
@@ -243,3 +250,32 @@ def test_seeds_with_a_rollback_count_what_came_after_it():
     found = after.pooled(runs)
     assert found["accuracy_curve"]["p"] == [[0, pytest.approx(0.3)], [5, pytest.approx(0.5)]]
     assert "policies" not in found
+
+
+def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
+    """In worker processes, killed while policies learn and again while they are tried."""
+    path, found = done
+    place = tmp_path / "recipe.yaml"
+    place.write_text(yaml.safe_dump(RAW | {"workers": 2}))
+    run = tmp_path / "run"
+    # What other stages and policies leave is taken over.
+    shutil.copytree(path, run, ignore=shutil.ignore_patterns("step_ppo*", "refreshed*", "prm_refreshed*", "metrics*"))
+    lines = (run / "policies.jsonl").read_text().splitlines(keepends=True)
+    (run / "policies.jsonl").write_text("".join(line for line in lines if "step_ppo" not in line))
+    command = [sys.executable, "-m", "stepmark", "run", str(place), "--out", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for sign in ("policies/step_ppo/reinforce.jsonl", "after/step_ppo/solutions.jsonl"):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
+        deadline = time.monotonic() + 600
+        while not (run / sign).exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        time.sleep(0.5)  # the workers leave with it
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "step_ppo_2" in ended.stdout
+    again = json.loads((run / "metrics.json").read_text())
+    for part in ("greedy", "greedy_differences", "after", "after_differences", "reward_curve", "accuracy_curve"):
+        assert again[part] == json.loads(json.dumps(found.metrics[part]))

@@ -59,7 +59,7 @@ class Journal:
             logs = {place.name: _last_line(place / "train.jsonl", place / "reinforce.jsonl") for place in places}
             said = [(name, what, line.get(what)) for name, line in logs.items() for what in ("loss", "reward")]
             note = ", ".join(f"{name} {what} {value:.3f}" for name, what, value in said if value is not None)
-            self.tell(Progress("", sum(line.get("update", 0) for line in logs.values()), 0, self._elapsed(), note))
+            self.tell(Progress("", sum(line.get("update", 0) for line in logs.values()), 0, self.elapsed, note))
 
         with every(2, tell):
             yield
@@ -70,11 +70,13 @@ class Journal:
         self._write({"stage": self._stage, "event": "done", **summary})
 
     def _clock(self) -> None:
-        self.seconds[self._stage] = round(self._before + self._elapsed(), 3)
+        self.seconds[self._stage] = round(self._before + self.elapsed, 3)
         self.directory.write_json("seconds.json", self.seconds)
         self._saved = time.monotonic()
 
-    def _elapsed(self) -> float:
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stage began, in this sitting."""
         return time.monotonic() - self._began
 
     def _write(self, line: Mapping[str, Any]) -> None:

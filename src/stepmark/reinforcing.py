@@ -29,7 +29,8 @@ from stepmark.journal import Journal
 from stepmark.label import distinct, label, ledgers, references_among
 from stepmark.ledger import Budget
 from stepmark.lessons import Example, Lessons
-from stepmark.loading import load_verifier
+from stepmark.loading import load_executor, load_verifier
+from stepmark.outcomes import Limits
 from stepmark.policies import GOLD, SFT, Credit, Policy, Reinforce
 from stepmark.prompts import Template
 from stepmark.protocols import Backend, Grader, RewardSource, Verifier
@@ -41,12 +42,13 @@ from stepmark.types import (
     GradedSolution,
     LabelledSolution,
     Problem,
+    Progress,
     SamplingParams,
     Solution,
     StepLabel,
     Verification,
 )
-from stepmark.units import pair
+from stepmark.units import Failed, pair
 from stepmark.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -68,6 +70,15 @@ class _Job:
     settings: ReinforceSettings
     samples: int  # of rft
     training: TrainSettings  # of rft
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A policy to try."""
+
+    name: str
+    backend: Backend
+    place: Path  # where its solutions, grades and scores go
 
 
 class Reinforcing:
@@ -161,29 +172,29 @@ class Reinforcing:
         self.teach(refresh.verifier, name, [*(self.lessons.examples() if refresh.keep else ()), *examples])
 
     def try_all(self) -> None:
-        """Lets the generator and every policy answer the test's problems, greedily and in samples, and scores those."""
+        """Lets the generator and every policy answer the test's problems, greedily and in samples, and scores those: as
+        many policies at a time as there are workers."""
         problems = list(self.on.problems("after"))
-        for name in self._names:
-            greedy, solutions = (self._tried(name, what, Solution) for what in ("greedy", "solutions"))
-            with self.journal.stage("try policies"):
-                self._sample(name, problems, greedy, 1, replace(self.recipe.params, temperature=0.0))
-                self._grade(problems, greedy, self._tried(name, "greedy_grades", GradedSolution))
-                if self.how.test.n == 1:
-                    continue
-                self._sample(name, problems, solutions, self.how.test.n, self.recipe.params)
-                self._grade(problems, solutions, self._tried(name, "grades", GradedSolution))
-            with self.journal.stage("score policies"):
-                for verifier in self._verifiers:
-                    done = score(
-                        self._verifier(verifier),
-                        problems,
-                        solutions,
-                        self._tried(name, f"scores/{verifier}", Verification),
-                        limits=self.limits,
-                        executor=self.on.executor,
-                        progress=self.journal.tell,
-                    )
-                    self.journal.note({"policy": name, "verifier": verifier, **asdict(done)}, done.failed)
+        verifiers = {name: self._verifier(name) for name in self._verifiers} if self.how.test.n > 1 else {}
+        todo = [name for name in self._names if not self._whole(name, len(problems), verifiers)]
+        if not todo:
+            return
+        with self.journal.stage("try policies"):
+            work = partial(
+                _try,
+                problems=problems,
+                n=self.how.test.n,
+                verifiers=verifiers,
+                grader=self.on.grader,
+                template=Template(self.recipe.prompt),
+                params=self.recipe.params,
+                steps=self.on.steps,
+                limits=self.limits,
+            )
+            trials = [_Trial(name, self._backend(name), self.directory.path / "after" / name) for name in todo]
+            for done, (name, failed) in enumerate(self.on.executor.map(work, trials), 1):
+                self.journal.note({"policy": name}, failed)
+                self.journal.tell(Progress("", done, len(trials), self.journal.elapsed, name))
 
     def evaluate(self) -> dict[str, Any]:
         """What it all came to, as metrics.json has it."""
@@ -287,6 +298,15 @@ class Reinforcing:
 
     # ---- what there is ----
 
+    def _whole(self, policy: str, problems: int, verifiers: Iterable[str]) -> bool:
+        """Whether nothing of a policy's trial is missing."""
+        samples = problems * self.how.test.n
+        wanted = {"greedy_grades": problems}
+        if self.how.test.n > 1:
+            wanted |= {"grades": samples, **{f"scores/{name}": samples for name in verifiers}}
+        kinds = {"greedy_grades": GradedSolution, "grades": GradedSolution}
+        return all(len(self._tried(policy, what, kinds.get(what, Verification))) == n for what, n in wanted.items())
+
     @property
     def _names(self) -> list[str]:
         """The generator and all policies, in order."""
@@ -337,6 +357,50 @@ def reward_source(
     if len(sources) == 1 and next(iter(weights.values())) == 1:
         return next(iter(sources.values()))
     return Mixture(tuple((weights[name], source) for name, source in sources.items()))
+
+
+def _try(
+    trial: _Trial,
+    *,
+    problems: Sequence[Problem],
+    n: int,
+    verifiers: Mapping[str, Verifier],
+    grader: Grader,
+    template: Template,
+    params: SamplingParams,
+    steps: str,
+    limits: Limits,
+) -> tuple[str, tuple[Failed, ...]]:
+    """Tries one policy, in whatever process this is: what is there already is not made again."""
+    here = load_executor(1)
+    failed: list[Failed] = []
+    for count, how, names in (
+        (1, replace(params, temperature=0.0), ("greedy", "greedy_grades")),
+        (n, params, ("solutions", "grades")),
+    ):
+        if names[0] == "solutions" and n == 1:
+            continue
+        paths = [trial.place / f"{name}.jsonl" for name in names]
+        with Records(paths[0], Solution) as solutions, Records(paths[1], GradedSolution) as grades:
+            drawn = sample(
+                problems,
+                trial.backend,
+                solutions,
+                n=count,
+                context=template,
+                params=how,
+                steps=steps,
+                limits=limits,
+                executor=here,
+            )
+            failed += drawn.failed
+            failed += grade(solutions, problems, grader, grades, limits=limits, executor=here).failed
+            if names[0] == "greedy":
+                continue
+            for name, verifier in verifiers.items():
+                with Records(trial.place / "scores" / f"{name}.jsonl", Verification) as scores:
+                    failed += score(verifier, problems, solutions, scores, limits=limits, executor=here).failed
+    return trial.name, tuple(failed)
 
 
 def _learn(

@@ -97,6 +97,8 @@ def plan(
         print_json(found)
     else:
         print(planning.table(found))
+        if whole.reinforce is not None:
+            print("What its policies draw and learn is not in it.")
         if whole.seeds:
             print(f"That is for one of {len(whole.seeds)} seeds, in one process; {whole.workers} work at a time.")
 
