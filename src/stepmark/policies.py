@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field, WrapValidator, model_validator
 
 from stepmark import plugins
 from stepmark.rl.settings import ReinforceSettings
-from stepmark.sections import Generator, Name, Sample, Settings, Train, Verifier, _translated
+from stepmark.sections import Generator, Name, Sample, Settings, Train, Verifier, translated
 from stepmark.train import TrainSettings
 
 GOLD = "gold"  # the reward that rests on reference answers
@@ -37,7 +37,7 @@ Credit = Literal["sum", "min", "difference", "outcome"]
 DRAWN = ("temperature", "max_tokens", "stop")  # what attempts share with the recipe's other samples, unless they say so
 
 ReinforceSettings.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-Reinforcing = Annotated[ReinforceSettings, WrapValidator(_translated)]
+Reinforcing = Annotated[ReinforceSettings, WrapValidator(translated)]
 
 
 class Policy(Settings):

@@ -22,7 +22,7 @@ from stepmark.prompts import Template
 from stepmark.train import TrainSettings
 
 
-def _translated(value: Any, make: pydantic.ValidatorFunctionWrapHandler) -> Any:
+def translated(value: Any, make: pydantic.ValidatorFunctionWrapHandler) -> Any:
     """Lets pydantic collect what our own settings find wrong with themselves."""
     try:
         return make(value)
@@ -42,9 +42,9 @@ def _template(text: str) -> str:
 for _kind in (TrainSettings, Shape, Limits):
     _kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
 
-Train = Annotated[TrainSettings, WrapValidator(_translated)]
-Init = Annotated[Shape, WrapValidator(_translated)]
-Limited = Annotated[Limits, WrapValidator(_translated)]
+Train = Annotated[TrainSettings, WrapValidator(translated)]
+Init = Annotated[Shape, WrapValidator(translated)]
+Limited = Annotated[Limits, WrapValidator(translated)]
 Prompt = Annotated[str, AfterValidator(_template)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # becomes a file's or a directory's name
 
