@@ -20,7 +20,7 @@ AGAIN = "Again:"  # the line between two workings of one problem
 LENGTHS = ("train_lengths", "test_lengths", "longer_lengths", "pretrain_lengths")  # settings of every word task
 CHANCES = ("noise", "slips", "threads", "drills")
 DRILLED = 0.4  # share of the parts that differ in a drill
-_SAME, _DIFFERENT = "same", "different"
+UNDRILLED = 0.3  # share of the drills in which none does
 
 # split -> the part of [0, 1) that a list's share has to fall in
 SHARES = {
@@ -66,14 +66,22 @@ def draw(
 
 
 def compared(true: Sequence[str], said: Sequence[str]) -> str:
-    """Two answers side by side, part by part. To compare two lists as wholes a small model would have to learn from one
-    word of its text, the verdict; two parts side by side are soon compared."""
-    pairs = zip_longest(true, said, fillvalue="nothing")
-    return f"Compare {', '.join(f'{a} {b} {_SAME if a == b else _DIFFERENT}' for a, b in pairs)}."
+    """Two answers side by side, part by part, and what that comes to. To compare two lists as wholes a small model
+    would have to learn from one word of its text, the verdict; two parts side by side are soon compared. The last word
+    makes the verdict a matter of one word, whatever the length of the lists."""
+    pairs = list(zip_longest(true, said, fillvalue="nothing"))
+    parts = ", ".join(f"{a} {b} {_same(a == b)}" for a, b in pairs)
+    return f"Compare {parts}: {_same(all(a == b for a, b in pairs))}."
+
+
+def _same(same: bool) -> str:
+    return "same" if same else "different"
 
 
 def drill(parts: Sequence[str], others: Sequence[str], rng: random.Random) -> list[str]:
-    """`parts`, some of them replaced by one of `others`: something to compare with."""
+    """`parts`, mostly with some of them replaced by one of `others`: something to compare with."""
+    if rng.random() < UNDRILLED:
+        return list(parts)
     return [rng.choice(others) if rng.random() < DRILLED else part for part in parts]
 
 

@@ -194,7 +194,8 @@ def test_errors_are_planted_in_demonstrations_alone(name: str) -> None:
         *lines, compared = task.rationale(p, s).splitlines()
         assert lines == p.reference.splitlines()[:-1]
         pairs = list(zip(*map(_parts, (p.reference, text)), strict=True))
-        assert compared == f"Compare {', '.join(f'{a} {b} ' + ('same' if a == b else 'different') for a, b in pairs)}."
+        parts = ", ".join(f"{a} {b} " + ("same" if a == b else "different") for a, b in pairs)
+        assert compared == f"Compare {parts}: different."  # for the answer is wrong
 
 
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
@@ -206,7 +207,7 @@ def test_a_rationale_works_from_the_question_alone(name: str) -> None:
     said = task.rationale(blind, Solution("s", p.id, 0, text, steps.split(text)))
     *lines, compared = said.splitlines()
     assert lines == p.reference.splitlines()[:-1]
-    assert re.fullmatch(r"Compare [a-z]+ nothing different(, [a-z]+ nothing different){3}\.", compared)
+    assert re.fullmatch(r"Compare [a-z]+ nothing different(, [a-z]+ nothing different){3}: different\.", compared)
     assert said == task.rationale(blind, Solution("s", p.id, 0, "", ()))
     right = Solution("s", p.id, 0, p.reference, steps.split(p.reference))
     assert "different" not in task.rationale(blind, right)
@@ -236,6 +237,7 @@ def test_threads_work_anew_and_compare(name: str) -> None:
         ends = [lines[-1].split(", ")[-1] if name == "last_letter" else lines[-1].split(": ")[-1], first]
         mine, said = (_parts(f"The answer is {end}" if "answer" not in end else end) for end in ends)
         assert (mine != said) == ("different" in compared)
+        assert compared.endswith(": different." if mine != said else ": same.")
         differ += mine != said
     assert 10 < differ < len(threads)
     assert all("Again" not in p.demonstration for split in ("train", "test") for p in task.load(split, 50).problems)
@@ -247,6 +249,11 @@ def test_drills_ask_for_a_comparison(name: str) -> None:
     problems = task.load("pretrain").problems
     drills = [p for p in problems if p.question.startswith("Compare")]
     assert 60 < len(drills) < 120
-    marks = " ".join(p.reference for p in drills).replace(",", "").replace(".", "").split()
-    assert 0.2 < marks.count("different") / (marks.count("different") + marks.count("same")) < 0.5
+    marks = " ".join(p.reference.split(":")[0] for p in drills).replace(",", "").split()
+    assert 0.1 < marks.count("different") / (marks.count("different") + marks.count("same")) < 0.4
+    ends = [p.reference.split(": ")[1] for p in drills]
+    assert 0.25 < ends.count("same.") / len(ends) < 0.75  # both ways of coming out are exercised
+    assert all(
+        ("different" in p.reference.split(":")[0]) == (end == "different.") for p, end in zip(drills, ends, strict=True)
+    )
     assert not any(p.question.startswith("Compare") for p in task.load("train").problems)
