@@ -5,7 +5,7 @@ votes and verifiers make of n samples of each, before and after (table 3: a veri
 stale). All intervals resample the same problems, so every difference is paired.
 
 Choices of ours: a greedy answer that did not end, could not be graded or is missing counts as wrong. Curves are as the
-policies' logs have them; after a rollback their updates count on from the one that was gone back to.
+policies' logs have them: updates that were rolled back are in them.
 
     stepmark evaluate runs/reinforce_arithmetic
 """
@@ -69,7 +69,7 @@ class Outcome:
     stopped: str  # why it ended before its last update; "" if it didn't
     tokens: int  # generated for learning
     seconds: float
-    kl: float | None  # from the reference, nats a token, of the policy that was handed on; None where nobody looked
+    kl: float  # of the policy that was handed on from the one it began as, nats a token, on its own attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +185,7 @@ def _looks(learned: Sequence[Learned], what: str) -> dict[str, Curve]:
 
 def _outcome(learned: Learned) -> Outcome:
     found = learned.result
-    # After a rollback an update's number comes again: the later one is of the policy that went on.
-    kl = next((look.kl for look in reversed(found.looks) if look.update == found.best), None)
-    return Outcome(learned.method, found.updates, found.best, found.stopped, found.tokens, found.seconds, kl)
+    return Outcome(learned.method, found.updates, found.best, found.stopped, found.tokens, found.seconds, found.kl)
 
 
 def _plain(value: Any) -> Any:
@@ -226,7 +224,6 @@ def pooled(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
-    """Where an update comes twice, after a rollback, the later one counts."""
     values = [{int(update): value for update, value in curve} for curve in curves]
     return [[u, mean(x[u] for x in values)] for u in sorted(set(values[0]).intersection(*values[1:]))]
 
@@ -234,7 +231,6 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[list[float]
 def _together(outcomes: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     found = list(outcomes.values())
     stopped = {seed: x["stopped"] for seed, x in outcomes.items() if x["stopped"]}
-    kls = [x["kl"] for x in found]
     return {
         "method": found[0]["method"],
         "updates": mean(x["updates"] for x in found),
@@ -242,5 +238,5 @@ def _together(outcomes: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         "stopped": "; ".join(f"seed {seed}: {why}" for seed, why in stopped.items()),
         "tokens": sum(x["tokens"] for x in found),
         "seconds": round(sum(x["seconds"] for x in found), 3),
-        "kl": None if None in kls else mean(kls),
+        "kl": mean(x["kl"] for x in found),
     }

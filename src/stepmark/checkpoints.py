@@ -12,6 +12,7 @@ Safety: weights are read from safetensors only, and code that comes with a check
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -207,6 +208,19 @@ def _cached_tokenizer(path: str, _version: int, trust_remote_code: bool) -> PreT
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as e:
         raise CheckpointError(f"no tokenizer could be loaded from {path}: {e}") from e
+
+
+def digest(path: Place) -> str:
+    """Of a local checkpoint what it holds, wherever it lies: weights and settings. Of a hub id that itself."""
+    files = sorted(f for f in Path(path).glob("*") if f.suffix in (".safetensors", ".json", ".joblib", ".npz"))
+    if not files:
+        return str(path)
+    h = hashlib.sha256()
+    for file in files:
+        h.update(file.name.encode())
+        with file.open("rb") as f:
+            h.update(hashlib.file_digest(f, "sha256").digest())
+    return h.hexdigest()[:16]
 
 
 def load_model(

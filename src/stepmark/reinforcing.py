@@ -430,6 +430,7 @@ def _learn(
             steps=steps,
         )
         return Learned(job.name, job.method, found)
+    from stepmark.rl.distance import divergence
     from stepmark.rl.rft import rft
 
     how = job.settings
@@ -446,5 +447,6 @@ def _learn(
         progress=None,
     )
     drawn = sum(s.tokens for s in Records(job.place / "drawn" / "solutions.jsonl", Solution))
-    done = Reinforced(trained.path, trained.updates, trained.updates, "", (), (), drawn, trained.seconds)
+    kl = divergence(trained.path, job.start, held_out, how, template=template, steps=steps)
+    done = Reinforced(trained.path, trained.updates, trained.updates, "", (), (), drawn, kl, trained.seconds)
     return Learned(job.name, job.method, done)

@@ -19,9 +19,9 @@ from stepmark import checkpoints, trainlog
 from stepmark.encoding import Encoded
 from stepmark.errors import DataError
 from stepmark.rl import losses
-from stepmark.rl.advantages import Floats, gae, group_relative, penalised, token_rewards, whitened
+from stepmark.rl.advantages import Floats, divergence, gae, group_relative, penalised, token_rewards, whitened
 from stepmark.rl.episodes import Episode
-from stepmark.rl.policy import Policy, batches, encoded
+from stepmark.rl.policy import Policy, batches, encoded, own, read
 from stepmark.rl.settings import ReinforceSettings
 from stepmark.types import Place, Reward
 
@@ -29,17 +29,24 @@ WARMUP, FINAL = 0.1, 0.1  # share of the updates over which the rate rises; the 
 
 
 class Learner:
-    """The policy at `path`, which is the frozen reference too, and the optimiser. What it does in an update is a
-    function of the seed, the update's number and the weights."""
+    """The policy at `path`, the optimiser, and the frozen reference, which is the same checkpoint unless another is
+    given. What it does in an update is a function of the seed, the update's number and the weights."""
 
-    def __init__(self, path: Place, settings: ReinforceSettings, device: str, trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        path: Place,
+        settings: ReinforceSettings,
+        device: str,
+        trust_remote_code: bool = False,
+        reference: Place | None = None,
+    ) -> None:
         self.settings, self.device = settings, device
 
-        def load() -> Any:
-            return checkpoints.load_model(path, dtype="float32", device=device, trust_remote_code=trust_remote_code)
+        def load(place: Place) -> Any:
+            return checkpoints.load_model(place, dtype="float32", device=device, trust_remote_code=trust_remote_code)
 
-        self.policy = Policy(load(), settings.temperature, settings.method == "ppo")
-        self.reference = Policy(load(), settings.temperature, values=False)
+        self.policy = Policy(load(path), settings.temperature, settings.method == "ppo")
+        self.reference = Policy(load(reference or path), settings.temperature, values=False)
         self.reference.requires_grad_(False)
         self.pad_id = checkpoints.pad_id(checkpoints.load_tokenizer(path, trust_remote_code))
         self.forget()
@@ -49,14 +56,18 @@ class Learner:
         learned = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=self.settings.lr, weight_decay=0.0, fused=True)
 
+    def read(self, model: Policy, found: Sequence[Encoded]) -> tuple[list[Floats], list[Floats]]:
+        """Log-probabilities and values of each attempt's own tokens, [T] each."""
+        return read(model, found, self.pad_id, self.device, self.settings)
+
     def learn(self, drawn: Sequence[Episode], paid: Sequence[Reward], update: int, weight: float) -> dict[str, float]:
         """Learns from attempts whose rewards are known; gives figures for the log, `kl` among them: the divergence
         from the reference before it, in nats a token. `weight` is the divergence's."""
         s = self.settings
         found = [encoded(e) for e in drawn]
         with torch.no_grad():
-            old, values = self._read(self.policy, found)
-            reference, _ = self._read(self.reference, found)
+            old, values = self.read(self.policy, found)
+            reference, _ = self.read(self.reference, found)
         given = [token_rewards(r, e.ends, len(e.ids)) for e, r in zip(drawn, paid, strict=True)]
         if s.method == "ppo":
             given = [penalised(r, o, f, weight) for r, o, f in zip(given, old, reference, strict=True)]
@@ -74,8 +85,7 @@ class Learner:
             order = rng.permutation(len(found))
             for part in np.array_split(order, min(s.minibatches, len(order))):
                 self._step(found, part.tolist(), data, totals, update, weight)
-        logs = np.concatenate(old) - np.concatenate(reference)
-        kl = float(np.mean(np.exp(-logs) + logs - 1))
+        kl = divergence(old, reference)
         steps = s.epochs * min(s.minibatches, len(found))
         missed = np.concatenate(returns) - np.concatenate(values)
         spread = float(np.var(np.concatenate(returns)))
@@ -109,22 +119,6 @@ class Learner:
                 advantages[i] = a
         return advantages
 
-    def _read(self, model: Policy, found: Sequence[Encoded]) -> tuple[list[Floats], list[Floats]]:
-        """Log-probabilities and values of each attempt's own tokens, [T] each."""
-        logs: list[Floats] = [np.zeros(0, np.float32)] * len(found)
-        values = list(logs)
-        order = sorted(range(len(found)), key=lambda i: -len(found[i]))
-        s = self.settings
-        for b, members in batches(found, order, self.pad_id, self.device, s.row_tokens, s.batch_tokens):
-            with trainlog.autocast(s.precision, self.device):
-                seen = model(b)
-            cuts = np.cumsum([_own(found[i]) for i in members])[:-1]
-            for i, log, value in zip(
-                members, *(np.split(x.float().cpu().numpy(), cuts) for x in (seen.logprobs, seen.values)), strict=True
-            ):
-                logs[i], values[i] = log, value
-        return logs, values
-
     def _step(
         self,
         found: Sequence[Encoded],
@@ -136,7 +130,7 @@ class Learner:
     ) -> None:
         """One optimiser step on the attempts `part`; every loss is a mean over their tokens."""
         s = self.settings
-        count = sum(_own(found[i]) for i in part)
+        count = sum(own(found[i]) for i in part)
         for b, members in batches(found, part, self.pad_id, self.device, s.row_tokens, s.batch_tokens):
             old, reference, values, advantages, returns = (
                 torch.from_numpy(np.concatenate([x[i] for i in members])).to(self.device) for x in data
@@ -173,8 +167,3 @@ class Learner:
             return s.lr * (update + 1) / warm
         done = (update - warm) / max(1, s.updates - warm)
         return s.lr * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def _own(e: Encoded) -> int:
-    """How many tokens of an encoded attempt are the policy's own."""
-    return int(sum(e.weights))

@@ -23,9 +23,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple, fields, is_dataclass, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from stepmark.grading import grade_solution
 from stepmark.prompts import Template
 from stepmark.protocols import Grader, RewardSource
 from stepmark.rl import guards, losses
+from stepmark.rl.distance import divergence_on
 from stepmark.rl.episodes import Episode, episodes
 from stepmark.rl.learner import Learner
 from stepmark.rl.settings import Look, Reinforced, ReinforceSettings
@@ -76,8 +78,8 @@ def reinforce(
             f"{len(both)} problems are both learned from and held out, e.g. {min(both)!r}: the guard would see nothing."
         )
     identity = {
-        "policy": _digest_files(policy),
-        "source": repr(source),
+        "policy": checkpoints.digest(policy),
+        "source": described(source),
         "template": template.hash,
         "steps": steps,
         "settings": asdict(settings),
@@ -102,14 +104,16 @@ def _digest(*parts: Sequence[Problem]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _digest_files(path: Place) -> str:
-    """What a local checkpoint holds; a hub id is its own name."""
-    weights = sorted(Path(path).glob("*.safetensors"))
-    h = hashlib.sha256(str(path).encode() if not weights else b"")
-    for file in weights:
-        with file.open("rb") as f:
-            h.update(hashlib.file_digest(f, "sha256").digest())
-    return h.hexdigest()[:16]
+def described(thing: Any) -> Any:
+    """What a reward source is, in plain values: a directory is what it holds, wherever it lies."""
+    if is_dataclass(thing):
+        own = {f.name: described(getattr(thing, f.name)) for f in fields(thing) if f.name != "device"}
+        return {"kind": type(thing).__name__, **own}
+    if isinstance(thing, (list, tuple)):
+        return [described(x) for x in thing]
+    if isinstance(thing, (str, Path)) and Path(thing).is_dir():
+        return checkpoints.digest(thing)
+    return thing if isinstance(thing, (str, int, float, bool, type(None))) else repr(thing)
 
 
 class _Loop:
@@ -353,7 +357,8 @@ class _Loop:
         if self.looks and (self.settings.best or self.stopped):
             best = guards.best_of(self.looks).update
             self._to_best()
-        self.engine.use(self.engine.plain_attention)
+        problems = self.held_out or self.problems[: self.settings.prompts]
+        kl = divergence_on(problems, self.learner, self.engine, self.tokenizer, self.template, self.steps)
         checkpoints.save(self.out, self.policy.model, self.tokenizer)
         result = Reinforced(
             path=str(self.out),
@@ -363,6 +368,7 @@ class _Loop:
             looks=tuple(self.told),
             rewards=tuple(self.rewards),
             tokens=self.tokens,
+            kl=kl,
             seconds=round(self.seconds, 2),
         )
         checkpoints.write_json(self.out / "reinforced.json", asdict(result))

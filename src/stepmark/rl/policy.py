@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from stepmark import packing
+from stepmark import packing, trainlog
 from stepmark.encoding import Encoded
+from stepmark.rl.advantages import Floats
 from stepmark.rl.episodes import Episode
+from stepmark.rl.settings import ReinforceSettings
 
 TOLERANCE = 1e-3  # of the logits' spread
 
@@ -98,3 +101,25 @@ def batches(
             part.append(rows.pop(0))
             width = wider
         yield packing.batch([[found[i] for i in row] for row in part], pad_id, device), [i for row in part for i in row]
+
+
+def read(
+    model: Policy, found: Sequence[Encoded], pad_id: int, device: str, settings: ReinforceSettings
+) -> tuple[list[Floats], list[Floats]]:
+    """Log-probabilities and values of each attempt's own tokens, [T] each. Nothing is learned from it."""
+    logs: list[Floats] = [np.zeros(0, np.float32)] * len(found)
+    values = list(logs)
+    order = sorted(range(len(found)), key=lambda i: -len(found[i]))
+    with torch.no_grad(), trainlog.autocast(settings.precision, device):
+        for b, members in batches(found, order, pad_id, device, settings.row_tokens, settings.batch_tokens):
+            seen = model(b)
+            cuts = np.cumsum([own(found[i]) for i in members])[:-1]
+            parts = (np.split(x.float().cpu().numpy(), cuts) for x in (seen.logprobs, seen.values))
+            for i, log, value in zip(members, *parts, strict=True):
+                logs[i], values[i] = log, value
+    return logs, values
+
+
+def own(e: Encoded) -> int:
+    """How many tokens of an encoded attempt are the policy's own."""
+    return int(sum(e.weights))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stepmark import trainlog
+from stepmark import checkpoints, trainlog
 from stepmark.backends.local import LocalBackend
 from stepmark.errors import DataError
 from stepmark.executors.serial import SerialExecutor
@@ -49,7 +49,7 @@ def rft(
     params = params or SamplingParams(max_tokens=256)
     drawn = out / "drawn"
     asked = {
-        "policy": str(policy),
+        "policy": checkpoints.digest(policy),
         "template": template.hash,
         "steps": steps,
         "samples": samples,

@@ -116,4 +116,7 @@ class Reinforced:
     looks: tuple[Look, ...]  # in order
     rewards: tuple[float, ...]  # mean reward of each update's attempts, by update
     tokens: int  # generated for learning, looks not counted
+    # Of the policy that was handed on from the reference, nats a token, over attempts at held-out problems, or, without
+    # any, at those that it learned from
+    kl: float
     seconds: float  # all sittings together
