@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stepmark import after, pipeline, recipe, seeds
+from stepmark import after, checkpoints, pipeline, recipe, seeds
 from stepmark.errors import ConfigError
 from stepmark.store import Records, RunDir
 from stepmark.types import Finish, GradedSolution, LabelledSolution, Solution, Verification
@@ -91,9 +91,9 @@ def test_every_policy_is_trained_and_says_what_it_came_to(done):
             assert (x.result.updates, len(x.result.rewards), len(x.result.looks)) == (2, 2, 3)
     # A policy goes on from the one of the round before, and with the verifier that was refreshed on it.
     own = json.loads((path / "policies/step_ppo_2/training.json").read_text())
-    assert "prm_refreshed" in own["source"]
     first = json.loads((path / "policies/step_ppo/training.json").read_text())
-    assert "prm_refreshed" not in first["source"] and "prm" in first["source"]
+    for training, verifier in ((first, "prm"), (own, "prm_refreshed")):
+        assert training["source"]["verifier"]["path"] == checkpoints.digest(path / "verifiers" / verifier)
     assert own["policy"] != first["policy"]
     assert (first["settings"]["kl"], own["settings"]["kl"]) == (0.02, 0.02)
     assert first["settings"]["max_tokens"] == 24  # as the recipe's other samples
