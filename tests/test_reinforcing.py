@@ -93,7 +93,8 @@ def test_every_policy_is_trained_and_says_what_it_came_to(done):
     own = json.loads((path / "policies/step_ppo_2/training.json").read_text())
     first = json.loads((path / "policies/step_ppo/training.json").read_text())
     for training, verifier in ((first, "prm"), (own, "prm_refreshed")):
-        assert training["source"]["verifier"]["path"] == checkpoints.digest(path / "verifiers" / verifier)
+        [place] = training["source"]["places"][0]["places"]
+        assert place == checkpoints.digest(path / "verifiers" / verifier)
     assert own["policy"] != first["policy"]
     assert (first["settings"]["kl"], own["settings"]["kl"]) == (0.02, 0.02)
     assert first["settings"]["max_tokens"] == 24  # as the recipe's other samples
@@ -163,7 +164,7 @@ def test_curves_and_courses_are_those_of_the_logs(done):
     assert set(m["policies"]) == set(POLICIES[1:])
     course = m["policies"]["step_ppo"]
     assert (course["method"], course["updates"], course["stopped"]) == ("ppo", 2, "")
-    assert course["kl"] >= 0 and m["policies"]["rft"]["kl"] > 0
+    assert 0 <= course["kl"] < 0.1 and m["policies"]["rft"]["kl"] > 0
     assert {"reinforce", "refresh", "try policies"} <= set(m["seconds"])
     assert set(m["best_of_n"]) >= {"prm", "orm"}  # the verifiers are judged as in every run
 
@@ -240,16 +241,6 @@ def test_several_seeds_are_put_together(tmp_path):
 def test_problems_that_are_no_task_s_are_refused_before_anything():
     with pytest.raises(ConfigError, match="needs a task and a generator"):
         made("task=null", "generator=null", "label=null")
-
-
-def test_seeds_with_a_rollback_count_what_came_after_it():
-    runs = {
-        1: {name: {} for name in after.CURVES} | {"accuracy_curve": {"p": [[0, 0.2], [5, 0.1], [5, 0.4], [9, 0.5]]}},
-        2: {name: {} for name in after.CURVES} | {"accuracy_curve": {"p": [[0, 0.4], [5, 0.6]]}},
-    }
-    found = after.pooled(runs)
-    assert found["accuracy_curve"]["p"] == [[0, pytest.approx(0.3)], [5, pytest.approx(0.5)]]
-    assert "policies" not in found
 
 
 def test_killed_it_goes_on_to_the_same_end(done, tmp_path):

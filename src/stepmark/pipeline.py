@@ -131,6 +131,8 @@ class Run:
         parts = self.recipe.sample.parts
         for part in parts:
             self.problems(part)
+        if self.reinforcing is not None:
+            self.reinforcing.problems()
         if self._samples:
             self.generator()
         for part in parts:

@@ -45,7 +45,7 @@ class Policy(Settings):
 
     method: Literal["ppo", "grpo", "rft"] = "ppo"
     reward: Name | dict[Name, float] | None = None  # a verifier or `gold`, or several with their weights; rft has none
-    credit: Credit | None = None  # what a verifier's scores become; null: sum
+    credit: Credit | None = None  # what a verifier's scores become; null: sum for one of steps, else outcome
     settings: Reinforcing = ReinforceSettings()  # rft takes only `temperature`, `max_tokens`, `stop` and `seed` of them
     samples: int = Field(default=8, ge=1)  # attempts of rft at each problem
     train: Train | None = None  # how rft learns from those it keeps
@@ -152,7 +152,7 @@ class Reinforce(Settings):
             yield "reinforce: policies start from the generator's model; that needs a task and a generator with a model"
         yield from self._overlaps(generator, sample)
         for name, policy in self.policies.items():
-            yield from self._unrewarded(name, policy, verifiers)
+            yield from self._unrewarded(name, policy, verifiers, generator)
         known = [*verifiers, *(self.refresh.made if self.refresh else ())]
         for name in verifiers:
             if name == GOLD or (self.refresh is not None and name in self.refresh.made):
@@ -175,13 +175,17 @@ class Reinforce(Settings):
             if split == self.test.split:
                 yield f"reinforce.test.split is {split!r}, and so is {what}: what is learned from can't be a test"
 
-    def _unrewarded(self, name: str, policy: Policy, verifiers: Mapping[str, Verifier]) -> Iterator[str]:
+    def _unrewarded(
+        self, name: str, policy: Policy, verifiers: Mapping[str, Verifier], generator: Generator | None
+    ) -> Iterator[str]:
         if name == SFT:
             yield f"reinforce.policies.{SFT}: that is the generator's own name; rename it"
         for reward in policy.rewards:
             if reward not in (*verifiers, GOLD):
                 yield f"reinforce.policies.{name}.reward is {reward!r}; it can be {', '.join((*verifiers, GOLD))}"
         if policy.method == "rft":
+            if generator is not None and generator.backend.options.get("chat_template"):
+                yield f"reinforce.policies.{name}: rft learns plain prompts, not chat_template; use ppo"
             other = [k for k in self.settings.__slots__ if k not in ("method", "seed", *DRAWN)]
             if changed := [k for k in other if getattr(policy.settings, k) != getattr(self.settings, k)]:
                 yield (

@@ -119,8 +119,9 @@ class Labeler(Protocol):
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Scores solutions without seeing the reference answer. It may also have `verify_many`, which takes (question,
-    solutions) pairs and gives all their verifications in order, where several questions at once are faster."""
+    """Scores solutions without seeing the reference answer. An attribute `per_step` is True where each step gets a
+    score of its own. It may also have `verify_many`, which takes (question, solutions) pairs and gives all their
+    verifications in order, where several questions at once are faster."""
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order."""

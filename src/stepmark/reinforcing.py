@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -102,8 +103,7 @@ class Reinforcing:
         self.limits = replace(recipe.limits, truncated=1.0, ungradable=1.0)
 
     def finish(self) -> None:
-        """All stages but `evaluate`."""
-        self.problems()
+        """All stages but `problems`, which comes before anything is trained, and `evaluate`."""
         self.learn(self.how.policies)
         refresh = self.how.refresh
         for round in range(1, len(refresh.made) + 1) if refresh is not None else ():
@@ -130,6 +130,13 @@ class Reinforcing:
                 records = self.on.problems(part)
                 there = records.keys()
                 records.append(p for p in loaded if p.key not in there)
+            asked = {part: {p.question for p in self.on.problems(part)} for part in ("reinforce", "held_out", "after")}
+            for a, b in combinations(asked, 2):
+                if both := asked[a] & asked[b]:
+                    raise DataError(
+                        f"reinforce: {len(both)} questions are in two of its parts ({a}, {b}), e.g. {min(both)!r}. "
+                        "What is learned from can't be looked at or tested on; choose splits that share none."
+                    )
 
     def learn(self, policies: Mapping[str, Policy], round: int = 1) -> None:
         """Trains policies, as many at a time as there are workers. Those of later rounds go on from the one before,
@@ -147,6 +154,8 @@ class Reinforcing:
                 grader=self.on.grader,
                 template=Template(self.recipe.prompt),
                 steps=self.on.steps,
+                chat=bool(self._options.get("chat_template")),
+                trusted=bool(self._options.get("trust_remote_code")),
             )
             with self.journal.watch([job.place for job in jobs]):
                 for learned in self.on.executor.map(work, jobs):
@@ -223,13 +232,13 @@ class Reinforcing:
             policy.method,
             self._model(start),
             self._place(name),
-            None if policy.method == "rft" else self._source(rewards, policy.credit or "sum"),
+            None if policy.method == "rft" else self._source(rewards, policy.credit),
             replace(policy.settings, seed=policy.settings.seed + self.recipe.seed),
             policy.samples,
             self.on.settings(policy.training),
         )
 
-    def _source(self, rewards: Mapping[str, float], credit: Credit) -> RewardSource:
+    def _source(self, rewards: Mapping[str, float], credit: Credit | None) -> RewardSource:
         """What a policy earns by: verifiers, gold answers, or several with weights."""
         return reward_source(
             {name: None if name == GOLD else self._verifier(name) for name in rewards}, rewards, credit, self.on.grader
@@ -336,6 +345,12 @@ class Reinforcing:
         assert self.recipe.generator is not None
         return cast(Backend, self.recipe.generator.backend.load(path=self._model(policy)))
 
+    @property
+    def _options(self) -> Mapping[str, Any]:
+        """Of the generator's backend."""
+        assert self.recipe.generator is not None
+        return self.recipe.generator.backend.options
+
     def _tried(self, policy: str, what: str, kind: Any) -> Any:
         return self.directory.records(f"after/{policy}/{what}", kind)
 
@@ -345,14 +360,19 @@ class Reinforcing:
 
 
 def reward_source(
-    verifiers: Mapping[str, Verifier | None], weights: Mapping[str, float], credit: Credit, grader: Grader
+    verifiers: Mapping[str, Verifier | None], weights: Mapping[str, float], credit: Credit | None, grader: Grader
 ) -> RewardSource:
     """A source of rewards from verifiers by name, None standing for gold answers. Several are added up by weight; a
-    single one counts as it is."""
+    single one counts as it is. Without a credit the scores of a verifier of steps are summed, and that of another one
+    is an outcome, as it is among several whatever the credit."""
     from stepmark.rl.rewards import Gold, Mixture, Verified
 
+    def rewarding(found: Verifier) -> RewardSource:
+        of_steps = getattr(found, "per_step", False)
+        return Verified(found, credit=(credit or "sum") if of_steps or (credit and len(verifiers) == 1) else "outcome")
+
     sources: dict[str, RewardSource] = {
-        name: Gold(grader) if found is None else Verified(found, credit=credit) for name, found in verifiers.items()
+        name: Gold(grader) if found is None else rewarding(found) for name, found in verifiers.items()
     }
     if len(sources) == 1 and next(iter(weights.values())) == 1:
         return next(iter(sources.values()))
@@ -411,6 +431,8 @@ def _learn(
     grader: Grader,
     template: Template,
     steps: str,
+    chat: bool,
+    trusted: bool,
 ) -> Learned:
     """Trains one policy, in whatever process this is."""
     from stepmark.rl.settings import Reinforced
@@ -428,6 +450,8 @@ def _learn(
             job.settings,
             template=template,
             steps=steps,
+            chat_template=chat,
+            trust_remote_code=trusted,
         )
         return Learned(job.name, job.method, found)
     from stepmark.rl.distance import divergence
@@ -448,5 +472,5 @@ def _learn(
     )
     drawn = sum(s.tokens for s in Records(job.place / "drawn" / "solutions.jsonl", Solution))
     kl = divergence(trained.path, job.start, held_out, how, template=template, steps=steps)
-    done = Reinforced(trained.path, trained.updates, trained.updates, "", (), (), drawn, kl, trained.seconds)
+    done = Reinforced(trained.path, trained.updates, trained.updates, "", (), (), (), drawn, kl, trained.seconds)
     return Learned(job.name, job.method, done)

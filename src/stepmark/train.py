@@ -316,13 +316,8 @@ class _Loop(Generic[Example]):
         return total
 
     def _rate(self, update: int) -> float:
-        """Linear warm-up, then a cosine down to `final_lr` of the peak."""
         s = self.settings
-        warm = max(1, round(s.warmup * self.updates))
-        if update < warm:
-            return s.lr * (update + 1) / warm
-        done = (update - warm) / max(1, self.updates - warm)
-        return s.lr * (s.final_lr + (1 - s.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+        return trainlog.rate(update, self.updates, s.lr, s.warmup, s.final_lr)
 
     # ---- what survives a kill ----
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def autocast(precision: str, device: str) -> contextlib.AbstractContextManager[o
 
     use = precision == "bfloat16" or (precision == "auto" and device.startswith("cuda"))
     return torch.autocast(device.split(":")[0], dtype=torch.bfloat16) if use else contextlib.nullcontext()
+
+
+def rate(update: int, updates: int, peak: float, warmup: float, final: float) -> float:
+    """The learning rate of an update: it rises linearly over the share `warmup` of all updates, then falls along a
+    cosine to the share `final` of the peak."""
+    warm = max(1, round(warmup * updates))
+    if update < warm:
+        return peak * (update + 1) / warm
+    done = (update - warm) / max(1, updates - warm)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 Write = Callable[[int, Mapping[str, Any], Mapping[str, Any]], None]

@@ -72,7 +72,7 @@ def made():
                 "stopped": "the reward rose and the accuracy fell at two looks in a row" if n == "step_ppo" else "",
                 "tokens": 812_345,
                 "seconds": 301.5,
-                "kl": None if n == "rft" else 0.041,
+                "kl": 0.041,
             }
             for n in names
         },
@@ -136,12 +136,6 @@ def test_the_findings_are_no_rosier_than_the_numbers(raw):
     assert of_policies(Metrics.parse({})) == []
 
 
-def test_what_a_rollback_gave_up_is_drawn_apart(page, raw):
-    assert "</svg>given up by a rollback</li>" in page(raw)
-    raw["accuracy_curve"]["step_ppo"] = raw["accuracy_curve"]["gold_ppo"]
-    assert "given up by a rollback" not in page(raw)
-
-
 def test_before_and_after_has_every_way_for_every_policy(page, raw):
     said = text(page(raw))
     assert "best by prm_refreshed" in said.lower() and "its greedy answer" in said
@@ -155,7 +149,6 @@ def test_before_and_after_has_every_way_for_every_policy(page, raw):
 def test_several_seeds_are_drawn_beside_their_mean(page, raw):
     html = page(several(raw))
     assert html.count("</svg>each seed</li>") == 8  # rewards and accuracies of four policies
-    assert "given up by a rollback" not in html
 
 
 def test_the_terminal_has_the_policies_too(raw):

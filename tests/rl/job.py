@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,16 @@ from stepmark import checkpoints
 from stepmark.rl.loop import reinforce
 from stepmark.rl.settings import ReinforceSettings
 from stepmark.types import Problem
+
+
+@dataclass(frozen=True)
+class Turns(Arms):
+    """Pays for the right arm until a policy mostly takes it, and for the other one then: the best policy changes, and
+    there is something to go back from."""
+
+    def reward(self, attempts):
+        right = sum(r.end for r in super().reward(attempts))
+        return [replace(r, end=1 - r.end) if right > 0.8 * len(attempts) else r for r in super().reward(attempts)]
 
 
 def job(policy, out):
@@ -43,8 +53,7 @@ def job(policy, out):
         checkpoint_seconds=0.0,
         tensorboard=False,
     )
-    # Pays for the wrong arm of one state: there is something to go back from.
-    reinforce(policy, states, held, Arms((("Left?", "2"), ("Right?", "2"))), Key(), out, settings)
+    reinforce(policy, states, held, Turns(), Key(), out, settings)
 
 
 def main(policy, out, *moments):

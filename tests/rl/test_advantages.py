@@ -76,7 +76,7 @@ class TestGae:
 class TestGroups:
     def test_outcomes_by_hand(self):
         rewards = [Reward(f"p#{i}", (0.0, 0.0), x) for i, x in enumerate((1.0, 0.0, 0.0, 1.0))]
-        found = group_relative(rewards, [[0, 1]] * 4, [2, 3, 2, 2], process=False)
+        found = group_relative(rewards, [[0, 1]] * 4, [2, 3, 2, 2], by_step=False)
         assert [a.tolist() for a in found] == [
             pytest.approx([x] * n, abs=1e-4) for x, n in ((1, 2), (-1, 3), (-1, 2), (1, 2))
         ]
@@ -85,34 +85,50 @@ class TestGroups:
         """Rewards 1, 0 and 0, 0 and 1, 1: mean 1/2, standard deviation 1/2. A token has what its step and all later
         ones came to."""
         rewards = [Reward("p#0", (1.0, 0.0)), Reward("p#1", (0.0, 0.0)), Reward("p#2", (1.0, 1.0))]
-        found = group_relative(rewards, [[1, 3], [0, 1], [0, 2]], [5, 3, 3], process=True)
+        found = group_relative(rewards, [[1, 3], [0, 1], [0, 2]], [5, 3, 3], by_step=True)
         assert found[0] == pytest.approx([0, 0, -1, -1, 0], abs=1e-4)
         assert found[1] == pytest.approx([-2, -1, 0], abs=1e-4)
         assert found[2] == pytest.approx([2, 1, 1], abs=1e-4)
 
     def test_attempts_that_earn_the_same_teach_nothing(self):
         rewards = [Reward("p#0", (0.7,), 0.0), Reward("p#1", (0.7,), 0.0)]
-        for process in (True, False):
-            assert all(not a.any() for a in group_relative(rewards, [[0], [1]], [1, 2], process))
+        for by_step in (True, False):
+            assert all(not a.any() for a in group_relative(rewards, [[0], [1]], [1, 2], by_step))
 
-    def test_an_attempt_without_steps_is_compared_too(self):
-        rewards = [Reward("p#0", (1.0,)), Reward("p#1", ())]
-        found = group_relative(rewards, [[0], []], [2, 1], process=True)
-        assert found[0] == pytest.approx([1, 0], abs=1e-4)
+    def test_an_outcome_beside_steps_is_compared_with_outcomes(self):
+        """All steps alike, two of four attempts right: what tells them apart is the outcome alone."""
+        rewards = [Reward(f"p#{i}", (0.9, 0.9), right) for i, right in enumerate((0.5, 0.0, 0.5, 0.0))]
+        found = group_relative(rewards, [[0, 2]] * 4, [4] * 4, by_step=True)
+        assert [a.tolist() for a in found] == [pytest.approx([x] * 4, abs=1e-4) for x in (1, -1, 1, -1)]
+
+    def test_a_minimum_of_many_steps_is_worth_one_of_few(self):
+        """Shares of a minimum are normalised by attempt: what counts is the minimum, not over how many steps."""
+        rewards = [Reward("p#0", (0.0, 0.5)), Reward("p#1", (0.0, 0.0, 0.0, 0.5)), Reward("p#2", (0.3, 0.0))]
+        found = group_relative(rewards, [[0, 1], [0, 1, 2, 3], [0, 1]], [2, 4, 2], by_step=False)
+        assert found[0][0] == pytest.approx(found[1][0])
+        assert found[0][0] > 0 > found[2][0]
+
+    def test_an_attempt_without_steps_has_its_end(self):
+        rewards = [Reward("p#0", (1.0,), 1.0), Reward("p#1", (), 0.0)]
+        found = group_relative(rewards, [[0], []], [2, 1], by_step=True)
+        assert found[0] == pytest.approx([1, 1], abs=1e-4)  # the one step there is is like all steps
         assert found[1] == pytest.approx([-1], abs=1e-4)
 
     @given(st.lists(attempts(), min_size=2, max_size=6))
     def test_against_another_way_to_add_up(self, group):
         rewards, ends, lengths = zip(*group, strict=True)
-        rewards = [Reward(r.solution_id, r.steps) if r.steps else Reward(r.solution_id, (), r.end) for r in rewards]
-        every = np.array([x for r in rewards for x in (r.steps or (r.end,))], dtype=np.float64)
-        found = group_relative(rewards, ends, lengths, process=True)
+
+        def normal(x, pool):
+            pool = np.array(pool, dtype=np.float64)
+            return (x - pool.mean()) / (pool.std() + 1e-6) if pool.std() > 1e-6 else 0.0
+
+        steps, lasts = [x for r in rewards for x in r.steps], [r.end for r in rewards]
+        found = group_relative(rewards, ends, lengths, by_step=True)
         for a, r, at, length in zip(found, rewards, ends, lengths, strict=True):
-            own = [
-                (x - every.mean()) / (every.std() + 1e-6) if every.std() > 1e-6 else 0.0 for x in (r.steps or (r.end,))
+            expected = [
+                sum(normal(x, steps) for x, t in zip(r.steps, at, strict=True) if t >= token) + normal(r.end, lasts)
+                for token in range(length)
             ]
-            places = list(at) or [length - 1]
-            expected = [sum(x for x, t in zip(own, places, strict=True) if t >= token) for token in range(length)]
             assert a == pytest.approx(expected, abs=1e-3)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from stepmark import checkpoints
 from stepmark.backends.local import LocalBackend
-from stepmark.errors import ConfigChanged, ConfigError, DataError
+from stepmark.errors import CheckpointError, ConfigChanged, ConfigError, DataError, StageError
 from stepmark.rl.loop import reinforce
 from stepmark.rl.settings import ReinforceSettings
 from stepmark.types import Prompt, Reward
@@ -122,6 +122,7 @@ class TestGuards:
         )  # fmt: skip
         lines = [json.loads(line) for line in (tmp_path / "reinforce.jsonl").read_text().splitlines()]
         back = next(i for i, line in enumerate(lines) if line["rollbacks"] == 1)
+        assert found.rollbacks == (lines[back]["update"],)
         assert (lines[back - 1]["kl_weight"], lines[back + 1]["kl_weight"]) == (0.01, 0.02)
         assert lines[back + 1]["reward"] < lines[back]["reward"]
         assert found.stopped
@@ -140,6 +141,20 @@ class TestGuards:
         with pytest.raises(ConfigError, match="held-out"):
             run(bandit, states, tmp_path, guard="stop")
 
+    def test_accuracy_is_logged_from_before_the_first_update(self, tmp_path, bandit, states):
+        learned, held = self.one_state(states)
+        run(bandit, learned, tmp_path, None, held, guard="stop", updates=2, evaluate_every=1)
+        lines = [json.loads(line) for line in (tmp_path / "reinforce.jsonl").read_text().splitlines()]
+        assert [line["update"] for line in lines] == [0, 1, 2]
+        assert all(0 <= line["held_out_accuracy"] <= 1 and "held_out_reward" in line for line in lines)
+
+    def test_an_alarm_after_the_last_update_stops_nothing(self, tmp_path, right_policy, states):
+        learned, held = self.one_state(states)
+        changes = {"guard": "stop", "patience": 1, "updates": 6, "evaluate_every": 6}
+        found = run(right_policy, learned, tmp_path, self.wrong, held, **changes)
+        assert found.looks[-1].accuracy < found.looks[0].accuracy
+        assert (found.stopped, found.updates, found.best) == ("", 6, 0)
+
 
 class TestAttempts:
     def test_those_out_of_tokens_earn_the_penalty_and_never_reach_the_verifier(self, tmp_path, bandit, states):
@@ -154,6 +169,7 @@ class TestAttempts:
     def test_masked_ones_are_left_out(self, tmp_path, bandit, states):
         with pytest.raises(DataError, match="ran out of tokens"):
             run(bandit, states, tmp_path, max_tokens=1, truncated="mask", updates=1)
+        assert not (tmp_path / "training.json").exists()
 
     def test_lost_rewards_are_left_out(self, tmp_path, bandit, states):
         class Half:
@@ -164,7 +180,23 @@ class TestAttempts:
                 ]
 
         run(bandit, states, tmp_path, Half(), updates=1)
-        assert json.loads((tmp_path / "reinforce.jsonl").read_text())["left_out"] == 0.5
+        assert json.loads((tmp_path / "reinforce.jsonl").read_text())["left_out"] == 0.125
+
+    def test_too_many_lost_rewards_stop_it_and_say_why(self, tmp_path, bandit, states):
+        class Broken:
+            def reward(self, attempts):
+                return [Reward(s.id, (0.0,) * len(s.spans), 0.0, "no server") for _, s in attempts[:-1]] + [
+                    Reward(s.id, (0.0,) * len(s.spans), 1.0) for _, s in attempts[-1:]
+                ]
+
+        with pytest.raises(StageError, match=r"of the latest \d+ attempts have no reward.*no server"):
+            run(bandit, states, tmp_path, Broken(), updates=30)
+        assert json.loads((tmp_path / "reinforce.jsonl").read_text().splitlines()[0])["left_out"] > 0.9
+
+    def test_a_problem_that_comes_twice_in_an_update_is_drawn_twice(self, tmp_path, bandit, states):
+        found = run(bandit, states[:1], tmp_path, updates=1, prompts=3, samples=8)
+        assert found.tokens >= 24
+        assert json.loads((tmp_path / "reinforce.jsonl").read_text())["left_out"] == 0
 
 
 class TestGoingOn:
@@ -184,7 +216,7 @@ class TestGoingOn:
         assert any(json.loads(line)["rollbacks"] for line in (out / "reinforce.jsonl").read_text().splitlines())
         assert same[0]["looks"] == same[1]["looks"] and same[0]["rewards"] == same[1]["rewards"]
         updates = [json.loads(line)["update"] for line in (out / "reinforce.jsonl").read_text().splitlines()]
-        assert updates == list(range(1, same[0]["updates"] + 1))
+        assert updates == list(range(same[0]["updates"] + 1))
         assert not list(out.glob(".training*")) and not (out / ".best").exists()
 
     def test_a_finished_one_is_read_and_another_call_is_refused(self, tmp_path, bandit, states):
@@ -194,6 +226,33 @@ class TestGoingOn:
         assert os.stat(tmp_path / "model.safetensors").st_mtime_ns == before
         with pytest.raises(ConfigChanged, match="lr"):
             run(bandit, states, tmp_path, updates=2, lr=1e-5)
+
+    def test_a_mistake_found_before_anything_was_computed_can_be_mended(self, tmp_path, bandit, states):
+        with pytest.raises(CheckpointError):
+            run(tmp_path / "nowhere", states, tmp_path / "out", updates=1)
+
+        class Refuses:
+            def reward(self, attempts):
+                raise ConfigError("take credit=outcome")
+
+        with pytest.raises(ConfigError, match="outcome"):
+            run(bandit, states, tmp_path / "out", Refuses(), updates=1)
+        assert run(bandit, states, tmp_path / "out", updates=1).updates == 1
+
+    def test_problems_need_ids_of_their_own(self, tmp_path, bandit, states):
+        with pytest.raises(ConfigError, match="same id"):
+            run(bandit, [states[0], states[0]], tmp_path)
+
+    def test_a_source_of_any_kind_is_known_again(self, tmp_path, bandit, states):
+        """No dataclass, with a text longer than a path may be."""
+
+        class Plain(Arms):
+            def __init__(self):
+                object.__setattr__(self, "prompt", "x" * 5000)
+                object.__setattr__(self, "pays", tuple(RIGHT.items()))
+
+        found = run(bandit, states, tmp_path, Plain(), updates=1)
+        assert run(bandit, states, tmp_path, Plain(), updates=1) == found
 
     def test_another_policy_in_the_same_place_is_refused(self, tmp_path, bandit, states):
         shutil.copytree(bandit, tmp_path / "policy")

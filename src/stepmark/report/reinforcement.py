@@ -89,22 +89,9 @@ def _pairs(found: Policies) -> Html:
 
 def _overlay(found: Policies) -> Html:
     """True accuracy of all policies on held-out problems, on one axis."""
-    lines = [
-        Line(
-            name if dash == "solid" else f"{name}, given up",
-            _estimates(part),
-            _colour(found, name),
-            dash,
-            markers=dash == "solid",
-        )
-        for name, points in found.accuracies.items()
-        for part, dash in reversed(_branches(points))
-        if dash == "solid" or not found.accuracies_by_seed
-    ]
+    lines = [Line(name, _estimates(points), _colour(found, name)) for name, points in found.accuracies.items()]
     drawn = charts.chart(lines, title="True accuracy on held-out problems", x_label="updates", log2_x=False, share=True)
     note = "Greedy accuracy on held-out problems, which the guards look at."
-    if any(line.dash == "dotted" for line in lines):
-        note += " Dotted: what a rollback gave up."
     return h("figure", drawn, h("figcaption", note)) if drawn else Html("")
 
 
@@ -142,13 +129,7 @@ def _small(
         return Html("")
     seeds = by_seed.get(name, {})
     lines = [Line("each seed", _thin(points), GREY, markers=False) for points in seeds.values()]
-    if not seeds:
-        lines += [
-            Line("given up by a rollback", _estimates(part), colour, dash, markers=False)
-            for part, dash in _branches(curves[name])
-            if dash != "solid"
-        ]
-    kept = _branches(curves[name])[-1][0]
+    kept = curves[name]
     label = "mean" if seeds else what
     lines.append(Line(label, _thin(kept), colour, markers=len(kept) <= 24))
     if course is not None and not seeds:
@@ -162,20 +143,6 @@ def _ended(course: Course) -> str:
         return f"Stopped early after {many}, handed on update {course.best:.4g}: {course.stopped}"
     best = "the last" if course.best == course.updates else f"update {course.best:.4g}, the best on held-out problems"
     return f"{many} as planned; handed on: {best}."
-
-
-def _branches(points: Curve) -> list[tuple[Curve, str]]:
-    """The course that was kept, last and solid, after what rollbacks gave up, each dotted: where the count of updates
-    falls back, what lies beyond was left."""
-    given_up: list[tuple[Curve, str]] = []
-    kept: list[tuple[float, float]] = []
-    for x, y in points:
-        left = [p for p in kept if p[0] >= x]
-        if left:
-            kept = [p for p in kept if p[0] < x]
-            given_up.append(((*kept[-1:], *left), "dotted"))
-        kept.append((x, y))
-    return [*given_up, (tuple(kept), "solid")]
 
 
 # ---- what votes and verifiers add ----

@@ -4,8 +4,10 @@
   delta_t = r_t + gamma V(t+1) - V(t), A_t = delta_t + gamma lambda A_(t+1), with V = 0 after the last token.
 - `group_relative`: GRPO with process rewards (DeepSeekMath, arXiv 2402.03300, section 4.1.3): all step rewards of the
   attempts at one problem are normalised together by their mean and standard deviation, and a token's advantage is the
-  sum of the normalised rewards of the steps that end at it or later. An outcome is a reward at the last token, and is
-  normalised among the group's outcomes.
+  sum of the normalised rewards of the steps that end at it or later. Rewards at the end, which the paper does not mix
+  with these, are normalised among themselves. Only rewards that are a score for each step are taken so: the shares of a
+  minimum, or differences, are mostly zeros, which to centre would punish having more of them; there the attempts'
+  totals are normalised, as outcomes are.
 
 T tokens, S steps of an attempt.
 """
@@ -61,33 +63,25 @@ def gae(rewards: Floats, values: Floats, gamma: float, lam: float) -> tuple[Floa
 
 
 def group_relative(
-    rewards: Sequence[Reward], ends: Sequence[Sequence[int]], lengths: Sequence[int], process: bool
+    rewards: Sequence[Reward], ends: Sequence[Sequence[int]], lengths: Sequence[int], by_step: bool
 ) -> list[Floats]:
-    """Advantages [T] of each attempt of one group. `process`: the step rewards are normalised among the steps of the
-    group; otherwise each attempt's total is, among the totals. A group whose rewards are all alike teaches nothing."""
-    if not rewards:
-        return []
-    if process:
-        normal = _normal([x for r in rewards for x in (*r.steps, *_end(r))])
-        parts = np.split(normal, np.cumsum([len(r.steps) + len(_end(r)) for r in rewards])[:-1])
-    else:
-        parts = [np.array([x]) for x in _normal([r.total for r in rewards])]
+    """Advantages [T] of each attempt of one group. `by_step`: rewards at steps are normalised among the group's steps,
+    and those at the end among its ends, of which every attempt has one; otherwise each attempt's total is, among the
+    totals, and all its tokens have it. A group whose rewards are all alike teaches nothing."""
+    lasts = _normal([r.end if by_step else r.total for r in rewards])
+    steps = _normal([x for r in rewards for x in r.steps]) if by_step else np.zeros(sum(len(r.steps) for r in rewards))
+    parts = np.split(steps, np.cumsum([len(r.steps) for r in rewards])[:-1])
     out = []
-    for r, own, found, length in zip(rewards, parts, ends, lengths, strict=True):
-        steps = tuple(own[: len(r.steps)]) if process else (0.0,) * len(r.steps)
-        last = float(own[-1]) if not process or _end(r) else 0.0
-        at = token_rewards(Reward(r.solution_id, steps, last), found, length)
+    for r, own, last, found, length in zip(rewards, parts, lasts, ends, lengths, strict=True):
+        at = token_rewards(Reward(r.solution_id, tuple(own), float(last)), found, length)
         out.append(np.cumsum(at[::-1].astype(np.float64))[::-1].astype(np.float32))
     return out
 
 
-def _end(r: Reward) -> tuple[float, ...]:
-    """The reward at the end as one more of the process, where there is any; an attempt without a step has it always."""
-    return (r.end,) if r.end or not r.steps else ()
-
-
 def _normal(values: Sequence[float]) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
+    if not len(x):
+        return x
     centred: NDArray[np.float64] = (x - x.mean()) / (x.std() + EPSILON) if x.std() > EPSILON else np.zeros_like(x)
     return centred
 

@@ -32,12 +32,15 @@ def divergence(
     *,
     template: Template | None = None,
     steps: str = "line",
+    chat: bool = False,
 ) -> float:
     """KL(policy || reference) of two checkpoints in nats a token, at the settings' temperature."""
     device = checkpoints.resolve_device(settings.device)
     learner = Learner(policy, settings, device, reference=reference)
     engine = Engine(learner.policy.model)
-    return divergence_on(problems, learner, engine, checkpoints.load_tokenizer(policy), template or Template(), steps)
+    return divergence_on(
+        problems, learner, engine, checkpoints.load_tokenizer(policy), template or Template(), steps, chat
+    )
 
 
 def divergence_on(
@@ -47,12 +50,15 @@ def divergence_on(
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
     steps: str,
+    chat: bool = False,
 ) -> float:
     """The same of models that are loaded."""
     s = learner.settings
     params = SamplingParams(max_tokens=s.max_tokens, temperature=s.temperature, stop=s.stop, seed=s.seed)
     with trainlog.autocast(s.precision, learner.device):
-        drawn = episodes(engine, tokenizer, problems, samples=SAMPLES, params=params, template=template, steps=steps)
+        drawn = episodes(
+            engine, tokenizer, problems, samples=SAMPLES, params=params, template=template, steps=steps, chat=chat
+        )
     engine.use(engine.plain_attention)
     found = [encoded(e) for e in drawn]
     if not found:

@@ -51,14 +51,16 @@ def episodes(
     params: SamplingParams,
     template: Template,
     steps: str,
+    chat: bool = False,
     name: str = "",
 ) -> list[Episode]:
     """`samples` attempts at each problem, problem by problem in order. They are a function of the weights, `params`
-    and `name`, whatever else is drawn. A problem whose prompt leaves no room for a token has none."""
-    prompts = [Prompt(f"{name}{p.id}", template(p), n=samples) for p in problems]
+    and `name`, whatever else is drawn; a problem that is there twice gets others. One whose prompt leaves no room for a
+    token has none. With `chat` the rendered question is the user's turn."""
+    prompts = [Prompt(f"{name}{i}/{p.id}", template(p), n=samples) for i, p in enumerate(problems)]
     place = {prompt.id: i for i, prompt in enumerate(prompts)}
     found: list[list[Episode | None]] = [[None] * samples for _ in problems]
-    for rolled in roll(engine, tokenizer, prompts, params):
+    for rolled in roll(engine, tokenizer, prompts, params, chat=chat):
         if not rolled.ids:
             continue
         at, index = place[rolled.rollout.prompt_id], rolled.rollout.index

@@ -7,8 +7,8 @@ problems greedily and grades the answers; this look is compared with the best on
     over-optimised   the reward did not fall, accuracy did, beyond noise
     collapsed        both fell, accuracy beyond noise
 
-Beyond noise is a paired one-sided test at 5%. Looks are many and the best one was lucky, so `patience` looks in a row
-have to find it.
+Beyond noise is a paired one-sided test at 5% over all looks together (each look is tested at 5% by their number): looks
+are many, and the best one was lucky. `patience` looks in a row have to find it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import NormalDist, mean, stdev
 
-ONE_SIDED = 1.645  # normal quantile at 95%
+LEVEL = 0.05  # chance to stop a policy that is as good as its best, all looks together
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class Held:
         return float(mean(known)) if known else 0.0
 
 
-def fall(best: Held, now: Held) -> str:
-    """In what way `now` is worse than `best`, "" where it isn't beyond noise."""
+def fall(best: Held, now: Held, looks: int = 1) -> str:
+    """In what way `now` is worse than `best`, "" where it isn't beyond noise. `looks`: how many there will be."""
     lost = [float(a) - float(b) for a, b in zip(best.right, now.right, strict=True)]
-    if not lost or not _above_zero(lost):
+    if not lost or not _above_zero(lost, LEVEL / max(1, looks)):
         return ""
     figures = (
         f"accuracy on {len(lost)} held-out problems fell from {100 * best.accuracy:.1f}% (update {best.update}) to "
@@ -52,11 +52,11 @@ def fall(best: Held, now: Held) -> str:
     return f"{'over-optimised' if now.reward >= best.reward else 'collapsed'}: {figures}; {paid}"
 
 
-def _above_zero(differences: Sequence[float]) -> bool:
+def _above_zero(differences: Sequence[float], level: float) -> bool:
     """Whether their mean is above zero beyond noise."""
     middle = mean(differences)
     spread = stdev(differences) if len(differences) > 1 else 0.0
-    return middle > 0 and middle - ONE_SIDED * spread / math.sqrt(len(differences)) > 0
+    return middle > 0 and middle - NormalDist().inv_cdf(1 - level) * spread / math.sqrt(len(differences)) > 0
 
 
 def best_of(looks: Sequence[Held]) -> Held:

@@ -42,11 +42,12 @@ class Learner:
     ) -> None:
         self.settings, self.device = settings, device
 
-        def load(place: Place) -> Any:
-            return checkpoints.load_model(place, dtype="float32", device=device, trust_remote_code=trust_remote_code)
+        def load(place: Place, dtype: str) -> Any:
+            return checkpoints.load_model(place, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
-        self.policy = Policy(load(path), settings.temperature, settings.method == "ppo")
-        self.reference = Policy(load(reference or path), settings.temperature, values=False)
+        half = "bfloat16" if device.startswith("cuda") and settings.precision != "float32" else "float32"
+        self.policy = Policy(load(path, "float32"), settings.temperature, settings.method == "ppo")
+        self.reference = Policy(load(reference or path, half), settings.temperature, values=False)
         self.reference.requires_grad_(False)
         self.pad_id = checkpoints.pad_id(checkpoints.load_tokenizer(path, trust_remote_code))
         self.forget()
@@ -60,9 +61,11 @@ class Learner:
         """Log-probabilities and values of each attempt's own tokens, [T] each."""
         return read(model, found, self.pad_id, self.device, self.settings)
 
-    def learn(self, drawn: Sequence[Episode], paid: Sequence[Reward], update: int, weight: float) -> dict[str, float]:
+    def learn(
+        self, drawn: Sequence[Episode], paid: Sequence[Reward], update: int, weight: float, by_step: bool
+    ) -> dict[str, float]:
         """Learns from attempts whose rewards are known; gives figures for the log, `kl` among them: the divergence
-        from the reference before it, in nats a token. `weight` is the divergence's."""
+        from the reference before it, in nats a token. `weight` is the divergence's; `by_step` as for group_relative."""
         s = self.settings
         found = [encoded(e) for e in drawn]
         with torch.no_grad():
@@ -74,7 +77,7 @@ class Learner:
             pairs = [gae(r, v, s.gamma, s.lam) for r, v in zip(given, values, strict=True)]
             advantages, returns = whitened([a for a, _ in pairs]), [r for _, r in pairs]
         else:
-            advantages, returns = self._grouped(drawn, paid), values
+            advantages, returns = self._grouped(drawn, paid, by_step), values
         data = [old, reference, values, advantages, returns]
         rate = self._rate(update)
         for group in self.optimizer.param_groups:
@@ -102,20 +105,19 @@ class Learner:
         }
 
     @staticmethod
-    def _grouped(drawn: Sequence[Episode], paid: Sequence[Reward]) -> list[Floats]:
-        process = any(x for r in paid for x in r.steps)
+    def _grouped(drawn: Sequence[Episode], paid: Sequence[Reward], by_step: bool) -> list[Floats]:
         groups: dict[str, list[int]] = {}
         for i, e in enumerate(drawn):
             groups.setdefault(e.problem.id, []).append(i)
         advantages: list[Floats] = [np.zeros(0, np.float32)] * len(drawn)
         for members in groups.values():
-            own = group_relative(
+            group = group_relative(
                 [paid[i] for i in members],
                 [drawn[i].ends for i in members],
                 [len(drawn[i].ids) for i in members],
-                process,
+                by_step,
             )
-            for i, a in zip(members, own, strict=True):
+            for i, a in zip(members, group, strict=True):
                 advantages[i] = a
         return advantages
 
@@ -160,10 +162,4 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _rate(self, update: int) -> float:
-        """Rises linearly, then falls along a cosine."""
-        s = self.settings
-        warm = max(1, round(WARMUP * s.updates))
-        if update < warm:
-            return s.lr * (update + 1) / warm
-        done = (update - warm) / max(1, s.updates - warm)
-        return s.lr * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * done)))
+        return trainlog.rate(update, self.settings.updates, self.settings.lr, WARMUP, FINAL)

@@ -17,13 +17,14 @@ update draws is a function of the seed, its number and the weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, fields, is_dataclass, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -33,18 +34,21 @@ import torch
 
 from stepmark import checkpoints, store, trainlog
 from stepmark.backends.local.engine import Engine
-from stepmark.errors import ConfigError, DataError
+from stepmark.errors import ConfigError, DataError, StageError
 from stepmark.grading import grade_solution
 from stepmark.prompts import Template
 from stepmark.protocols import Grader, RewardSource
 from stepmark.rl import guards, losses
 from stepmark.rl.distance import divergence_on
 from stepmark.rl.episodes import Episode, episodes
+from stepmark.rl.identity import described, digest
 from stepmark.rl.learner import Learner
 from stepmark.rl.settings import Look, Reinforced, ReinforceSettings
 from stepmark.types import Place, Problem, Progress, Reward, SamplingParams
 
 KEPT, BEST = ".training", ".best"
+LATEST, FEWEST = 1000, 200  # attempts that lost rewards are counted among; as soon as there are so many
+SPACING = 20  # a checkpoint is written after so many times what the last one took, at the least
 
 
 def reinforce(
@@ -58,19 +62,25 @@ def reinforce(
     *,
     template: Template | None = None,
     steps: str = "line",
+    chat_template: bool = False,
     trust_remote_code: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Reinforced:
     """Reinforces the checkpoint `policy`, which is the reference too, on attempts at `problems`; or goes on with it,
     or returns at once when `out` holds the finished result of the same call.
 
-    `template` is "{question}\\n" unless given. Raises ConfigChanged when `out` holds another call's, ConfigError
-    for problems that are both held out and learned from."""
+    `template` is "{question}\\n" unless given; with `chat_template` what it gives is the user's turn. Raises
+    CheckpointError, ConfigChanged when `out` holds another call's, ConfigError for problems that are both held out and
+    learned from or share an id, StageError when too many attempts have no reward."""
     settings = settings or ReinforceSettings()
     template = template or Template("{question}\n")
     out = Path(out)
+    checkpoints.check(policy)
     if not problems:
         raise DataError("there are no problems to learn from.")
+    for part in (problems, held_out):
+        if len({p.id for p in part}) < len(part):
+            raise ConfigError("several problems have the same id; each needs one of its own.")
     if settings.guard != "off" and not held_out:
         raise ConfigError("the guard needs held-out problems; give some, or guard=off.")
     if both := {p.question for p in problems} & {p.question for p in held_out}:
@@ -82,38 +92,34 @@ def reinforce(
         "source": described(source),
         "template": template.hash,
         "steps": steps,
+        "chat_template": chat_template,
+        "grader": described(grader),
         "settings": asdict(settings),
-        "data": _digest(problems, held_out),
+        "data": digest(problems, held_out),
     }
     trainlog.claim(out, identity)
     if (out / "reinforced.json").exists():
+        _clear(out)
         return _read(out)
-    return _Loop(
-        policy, problems, held_out, source, grader, out, settings, template, steps, trust_remote_code, progress
-    ).run()
+    try:
+        drawing = {"template": template, "steps": steps, "chat": chat_template}
+        loop = _Loop(policy, problems, held_out, source, grader, out, settings, drawing, trust_remote_code, progress)
+        return loop.run()
+    except BaseException:
+        if not (out / KEPT).exists():  # nothing was computed that another call could spoil
+            (out / "training.json").unlink(missing_ok=True)
+        raise
+
+
+def _clear(out: Path) -> None:
+    for kept in [*out.glob(KEPT + "*"), out / BEST]:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 def _read(out: Path) -> Reinforced:
     found = json.loads((out / "reinforced.json").read_text())
     found["looks"] = tuple(Look(**look) for look in found["looks"])
-    return Reinforced(**found | {"rewards": tuple(found["rewards"])})
-
-
-def _digest(*parts: Sequence[Problem]) -> str:
-    facts = [[(p.id, p.question, p.reference) for p in part] for part in parts]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def described(thing: Any) -> Any:
-    """What a reward source is, in plain values: a directory is what it holds, wherever it lies."""
-    if is_dataclass(thing):
-        own = {f.name: described(getattr(thing, f.name)) for f in fields(thing) if f.name != "device"}
-        return {"kind": type(thing).__name__, **own}
-    if isinstance(thing, (list, tuple)):
-        return [described(x) for x in thing]
-    if isinstance(thing, (str, Path)) and Path(thing).is_dir():
-        return checkpoints.digest(thing)
-    return thing if isinstance(thing, (str, int, float, bool, type(None))) else repr(thing)
+    return Reinforced(**found | {name: tuple(found[name]) for name in ("rewards", "rollbacks")})
 
 
 class _Loop:
@@ -128,13 +134,12 @@ class _Loop:
         grader: Grader,
         out: Path,
         settings: ReinforceSettings,
-        template: Template,
-        steps: str,
+        drawing: Mapping[str, Any],  # how attempts are drawn, for `episodes`
         trust_remote_code: bool,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.problems, self.held_out, self.source, self.grader = problems, held_out, source, grader
-        self.out, self.settings, self.template, self.steps, self.progress = out, settings, template, steps, progress
+        self.out, self.settings, self.drawing, self.progress = out, settings, drawing, progress
         self.device = checkpoints.resolve_device(settings.device)
         torch.manual_seed(settings.seed)
         torch.set_num_threads(settings.threads)
@@ -145,13 +150,16 @@ class _Loop:
         self.params = SamplingParams(
             max_tokens=settings.max_tokens, temperature=settings.temperature, stop=settings.stop
         )
-        self.update, self.tokens, self.seconds, self.rollbacks = 0, 0, 0.0, 0
+        self.update, self.tokens, self.seconds = 0, 0, 0.0
+        self.rollbacks: list[int] = []
         self.weight = settings.kl
         self.kl = 0.0
         self.rewards: list[float] = []
         self.looks: list[guards.Held] = []
         self.told: list[Look] = []
         self.worse, self.stopped = 0, ""
+        self.recent: deque[str] = deque(maxlen=LATEST)  # of the latest attempts, why a reward is lost
+        self.written = 0.0  # seconds that the last checkpoint took
         self.clock: dict[str, float] = {}
 
     # ---- the whole ----
@@ -162,6 +170,7 @@ class _Loop:
         with trainlog.writer(self.out, "reinforce.jsonl", self.update, self.settings.tensorboard) as write:
             if not self.looks and self.held_out:
                 self._look()
+                self._tell(write, {})
                 self._checkpoint()
             while self.update < self.settings.updates and not self.stopped:
                 figures = self._update()
@@ -171,7 +180,8 @@ class _Loop:
                     self._guard()
                 self.seconds = time.monotonic() - began
                 self._tell(write, figures)
-                if time.monotonic() - saved > self.settings.checkpoint_seconds:
+                spacing = SPACING * self.written if self.settings.checkpoint_seconds else 0.0
+                if time.monotonic() - saved > max(spacing, self.settings.checkpoint_seconds):
                     self._checkpoint()
                     saved = time.monotonic()
         return self._finish()
@@ -192,6 +202,7 @@ class _Loop:
             drawn = self._draw()
         with self._timed("rewards"):
             paid = self._paid(drawn)
+        self._count(drawn, paid)
         kept = [(e, r) for e, r in zip(drawn, paid, strict=True) if not r.lost]
         if not kept:
             why = next((r.lost for r in paid if r.lost), "no attempt fits into the model's positions")
@@ -200,17 +211,19 @@ class _Loop:
         self.rewards.append(mean(r.total for _, r in kept))
         self.engine.use(self.engine.plain_attention)
         with self._timed("passes"):
-            figures = self.learner.learn([e for e, _ in kept], [r for _, r in kept], self.update, self.weight)
+            figures = self.learner.learn(
+                [e for e, _ in kept], [r for _, r in kept], self.update, self.weight, self._by_step(paid)
+            )
         self.kl = figures["kl"]
         if self.settings.kl_target is not None:
             self.weight = losses.adapted(self.weight, self.kl, self.settings.kl_target)
-        count = len(drawn) or 1
+        count = len(drawn)
         return {
             "reward": self.rewards[-1],
             "tokens_per_attempt": sum(len(e.ids) for e in drawn) / count,
             "steps_per_attempt": sum(len(e.ends) for e in drawn) / count,
             "truncated": sum(e.truncated for e in drawn) / count,
-            "left_out": 1 - len(kept) / count,
+            "left_out": 1 - len(kept) / (self.settings.prompts * self.settings.samples),
             **figures,
         }
 
@@ -227,12 +240,25 @@ class _Loop:
             return episodes(
                 self.engine,
                 self.tokenizer,
-                list({p.id: p for p in chosen}.values()),
+                chosen,
                 samples=s.samples,
                 params=replace(self.params, seed=s.seed),
-                template=self.template,
-                steps=self.steps,
                 name=f"{self.update}/",
+                **self.drawing,
+            )
+
+    def _by_step(self, paid: Sequence[Reward]) -> bool:
+        return bool(getattr(self.source, "by_step", any(x for r in paid for x in r.steps)))
+
+    def _count(self, drawn: Sequence[Episode], paid: Sequence[Reward]) -> None:
+        """Raises StageError when too many of the latest attempts that ended have no reward."""
+        self.recent.extend(r.lost for e, r in zip(drawn, paid, strict=True) if not e.truncated)
+        lost = [why for why in self.recent if why]
+        if len(self.recent) >= FEWEST and len(lost) > self.settings.most_lost * len(self.recent):
+            why, times = Counter(lost).most_common(1)[0]
+            raise StageError(
+                f"update {self.update}: {len(lost)} of the latest {len(self.recent)} attempts have no reward, "
+                f"most often ({times}): {why}. Mend the source, or allow more with most_lost; the same call goes on."
             )
 
     def _paid(self, drawn: Sequence[Episode]) -> list[Reward]:
@@ -251,16 +277,10 @@ class _Loop:
         """Answers the held-out problems greedily."""
         if not self.held_out:
             return
-        with self._timed("looks"), trainlog.autocast(self.settings.precision, self.device):
-            answers = episodes(
-                self.engine,
-                self.tokenizer,
-                self.held_out,
-                samples=1,
-                params=replace(self.params, temperature=0.0),
-                template=self.template,
-                steps=self.steps,
-            )
+        with self._timed("looks"):
+            with trainlog.autocast(self.settings.precision, self.device):
+                greedy = replace(self.params, temperature=0.0)
+                answers = episodes(self.engine, self.tokenizer, self.held_out, samples=1, params=greedy, **self.drawing)
             paid = {e.problem.id: r for e, r in zip(answers, self._paid(answers), strict=True)}
             right = {e.problem.id for e in answers if grade_solution(e.solution, e.problem, self.grader).correct}
         known = {name: None if r.lost else r.total for name, r in paid.items()}
@@ -280,15 +300,16 @@ class _Loop:
     def _guard(self) -> None:
         if self.settings.guard == "off" or not self.looks:
             return
-        found = guards.fall(guards.best_of(self.looks), self.looks[-1])
+        looks = math.ceil(self.settings.updates / self.settings.evaluate_every)
+        found = guards.fall(guards.best_of(self.looks), self.looks[-1], looks)
         self.worse = self.worse + 1 if found else 0
-        if self.worse < self.settings.patience:
+        if self.worse < self.settings.patience or self.update == self.settings.updates:
             return
         self.worse = 0
-        if self.settings.guard == "stop" or self.rollbacks == self.settings.rollbacks:
+        if self.settings.guard == "stop" or len(self.rollbacks) == self.settings.rollbacks:
             self.stopped = found
             return
-        self.rollbacks += 1
+        self.rollbacks.append(self.update)
         self.weight = 2 * self.weight or 0.01  # no weight at all would do the same again
         self._to_best()
         self.learner.forget()
@@ -310,13 +331,13 @@ class _Loop:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
             "split": {k: round(v, 4) for k, v in self.clock.items()},
-            "rollbacks": self.rollbacks,
+            "rollbacks": len(self.rollbacks),
         }
         write(self.update, figures, more)
         if self.progress is not None:
-            note = f"reward {figures['reward']:.3f}, kl {figures['kl']:.3f}"
+            note = f"reward {figures['reward']:.3f}, kl {figures['kl']:.3f}, " if "reward" in figures else ""
             if self.told:
-                note += f", held-out accuracy {100 * self.told[-1].accuracy:.1f}%"
+                note += f"held-out accuracy {100 * self.told[-1].accuracy:.1f}%"
             self.progress(
                 Progress(f"reinforce {self.out.name}", self.update, self.settings.updates, self.seconds, note)
             )
@@ -325,6 +346,7 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         """There is always a whole one, the old or the new."""
+        began = time.monotonic()
         place = {k: getattr(self, k) for k in _STATE} | {
             "looks": [astuple(look) for look in self.looks],
             "told": [asdict(look) for look in self.told],
@@ -338,6 +360,7 @@ class _Loop:
             for old in best.parent.iterdir():
                 if old != best:
                     shutil.rmtree(old, ignore_errors=True)
+        self.written = time.monotonic() - began
 
     def _resume(self) -> None:
         kept = store.settled(self.out / KEPT)
@@ -358,7 +381,7 @@ class _Loop:
             best = guards.best_of(self.looks).update
             self._to_best()
         problems = self.held_out or self.problems[: self.settings.prompts]
-        kl = divergence_on(problems, self.learner, self.engine, self.tokenizer, self.template, self.steps)
+        kl = divergence_on(problems, self.learner, self.engine, self.tokenizer, **self.drawing)
         checkpoints.save(self.out, self.policy.model, self.tokenizer)
         result = Reinforced(
             path=str(self.out),
@@ -366,14 +389,14 @@ class _Loop:
             best=best,
             stopped=self.stopped,
             looks=tuple(self.told),
+            rollbacks=tuple(self.rollbacks),
             rewards=tuple(self.rewards),
             tokens=self.tokens,
             kl=kl,
             seconds=round(self.seconds, 2),
         )
         checkpoints.write_json(self.out / "reinforced.json", asdict(result))
-        for kept in [*self.out.glob(KEPT + "*"), self.out / BEST]:
-            shutil.rmtree(kept, ignore_errors=True)
+        _clear(self.out)
         return result
 
 

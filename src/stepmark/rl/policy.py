@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from stepmark import packing, trainlog
 from stepmark.encoding import Encoded
@@ -23,6 +24,7 @@ from stepmark.rl.episodes import Episode
 from stepmark.rl.settings import ReinforceSettings
 
 TOLERANCE = 1e-3  # of the logits' spread
+LOGITS = 1 << 27  # so many are computed at once: half a gigabyte in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +68,42 @@ class Policy(torch.nn.Module):
             "position_ids": b.positions,
             "use_cache": False,
         }
+        tokens = b.ids[:, 1:][keep]
         if self.plain:
             hidden = self.model.base_model(**given).last_hidden_state[:, :-1][keep]
-            logits = self.model.get_output_embeddings()(hidden)
+            logprobs, entropies = self._read_all(hidden, tokens)
         else:
             out = self.model(**given, output_hidden_states=True)
-            hidden, logits = out.hidden_states[-1][:, :-1][keep], out.logits[:, :-1][keep]
+            hidden = out.hidden_states[-1][:, :-1][keep]
+            logprobs, entropies = self._read(out.logits[:, :-1][keep], tokens)
+        if self.value is None:
+            return Pass(logprobs, torch.zeros_like(logprobs), entropies)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return Pass(logprobs, self.value(hidden.float())[:, 0], entropies)
+
+    def _read_all(self, hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the output layer says of hidden states [K, D]. Many tokens of a large vocabulary are read in parts, and
+        each part anew for its gradient: all of their logits at once may be larger than the model."""
+        head = self.model.get_output_embeddings()
+
+        def read(some: torch.Tensor, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._read(head(some), drawn)
+
+        at_once = max(1, LOGITS // int(head.weight.shape[0]))
+        if len(tokens) <= at_once:
+            return read(hidden, tokens)
+        parts = [
+            checkpoint(read, some, drawn, use_reentrant=False)
+            for some, drawn in zip(torch.split(hidden, at_once), torch.split(tokens, at_once), strict=True)
+        ]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _read(self, logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logs = (logits.float() / self.temperature).log_softmax(-1)
-        logprobs = logs.gather(-1, b.ids[:, 1:][keep][:, None])[:, 0]
+        logprobs = logs.gather(-1, tokens[:, None])[:, 0]
         with torch.no_grad():
-            entropies = -(logs.exp() * logs).sum(-1)
-        values = torch.zeros_like(logprobs) if self.value is None else self.value(hidden.float())[:, 0]
-        return Pass(logprobs, values, entropies)
+            return logprobs, -(logs.exp() * logs).sum(-1)
 
 
 def encoded(e: Episode) -> Encoded:

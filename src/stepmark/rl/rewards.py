@@ -82,6 +82,11 @@ class Verified:
         if faults:
             raise ConfigError(faults)
 
+    @property
+    def by_step(self) -> bool:
+        """Whether it gives a score for each step, and not shares or differences of some."""
+        return self.credit == "sum"
+
     def reward(self, attempts: Sequence[Attempt]) -> list[Reward]:
         """Raises ConfigError for a verifier that can't give what the credit needs, DataError for one that miscounts."""
         found = [_nothing(solution) for _, solution in attempts]
@@ -134,6 +139,12 @@ class Mixture:
             raise ConfigError("mixture: there is nothing to mix; give at least one (weight, source).")
         if bad := [weight for weight, _ in self.parts if not (math.isfinite(weight) and weight)]:
             raise ConfigError(f"mixture: weights are numbers other than 0, got {bad}.")
+
+    @property
+    def by_step(self) -> bool:
+        """Whether each part that rewards steps at all gives a score for each."""
+        found = [getattr(source, "credit", "outcome") for _, source in self.parts]
+        return "sum" in found and not {"min", "difference"} & set(found)
 
     def reward(self, attempts: Sequence[Attempt]) -> list[Reward]:
         each = [source.reward(attempts) for _, source in self.parts]

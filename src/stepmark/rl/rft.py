@@ -4,7 +4,7 @@
 What is kept is told by gold answers. Distinct are texts; the paper tells solutions apart by their equations.
 
     OUT/                    a Hugging Face checkpoint when it is over (train.py)
-    OUT/solutions.jsonl     what was sampled, and its grades beside it
+    OUT/drawn/              what was sampled, solutions and their grades
 
     found = rft("generator/", problems, grader, "policy/", samples=8, params=params, train=TrainSettings(lr=1e-4))
 """
@@ -22,6 +22,7 @@ from stepmark.executors.serial import SerialExecutor
 from stepmark.grade import grade
 from stepmark.prompts import Template
 from stepmark.protocols import Grader
+from stepmark.rl.identity import described, digest
 from stepmark.sample import sample
 from stepmark.store import Records
 from stepmark.train import Generator, Trained, TrainSettings
@@ -55,7 +56,7 @@ def rft(
         "samples": samples,
         "params": repr(params),
     }
-    trainlog.claim(drawn, asked | {"problems": [p.id for p in problems]})
+    trainlog.claim(drawn, asked | {"problems": digest(problems), "grader": described(grader)})
     with (
         Records[Solution](drawn / "solutions.jsonl", Solution) as solutions,
         Records[GradedSolution](drawn / "grades.jsonl", GradedSolution) as grades,

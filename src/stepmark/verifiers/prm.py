@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stepmark import checkpoints, packing, scoring
 from stepmark.encoding import Encoded, boundaries, token_ids
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ProcessVerifier:
     """Trains from, or scores with, the checkpoint at `path`."""
+
+    per_step: ClassVar[bool] = True  # a score for each step
 
     path: str  # a causal language model to start from, or a trained verifier
     head: Literal["tag", "token"] = "tag"

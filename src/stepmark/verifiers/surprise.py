@@ -23,7 +23,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,8 @@ RIDGE = 1e-3  # keeps the fit finite when labels can be told apart perfectly
 @dataclass(frozen=True, slots=True)
 class SurpriseVerifier:
     """Fits on, or scores with, two models that it leaves as they are."""
+
+    per_step: ClassVar[bool] = True  # a score for each step
 
     path: str  # the generator whose surprise counts; or a fitted verifier, which knows its generator
     verifier: str = ""  # directory of the verifier to correct; "" uses likelihood alone

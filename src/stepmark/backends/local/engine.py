@@ -320,7 +320,8 @@ def chances(logits: torch.Tensor, closing: np.ndarray, choices: np.ndarray | Non
 def _free_memory(device: torch.device) -> int:
     """Bytes that this process may count on: of the GPU's, or its share, by cores, of the machine's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and in nobody's use
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
