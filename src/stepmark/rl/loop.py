@@ -167,7 +167,8 @@ class _Loop:
     def run(self) -> Reinforced:
         self._resume()
         began, saved = time.monotonic() - self.seconds, time.monotonic()
-        with trainlog.writer(self.out, "reinforce.jsonl", self.update, self.settings.tensorboard) as write:
+        before = self.update if self.looks or self.update else -1  # the line of update 0 comes with the first look
+        with trainlog.writer(self.out, "reinforce.jsonl", before, self.settings.tensorboard) as write:
             if not self.looks and self.held_out:
                 self._look()
                 self._tell(write, {})
