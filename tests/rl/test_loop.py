@@ -111,7 +111,8 @@ class TestGuards:
         assert found.updates < 60
         assert found.looks[0].update == 0
         first, last = found.looks[found.best // 2], found.looks[-1]
-        assert last.accuracy < first.accuracy and last.reward > first.reward
+        assert last.accuracy < first.accuracy and last.reward >= first.reward
+        assert found.rewards[-1] > found.rewards[0]
         handed_on = LocalBackend(str(tmp_path)).choice_probs([f"{held[0].question}\n"], ["1", "2"])[0][0]
         assert handed_on > 0.5
 
