@@ -158,8 +158,9 @@ def test_curves_and_courses_are_those_of_the_logs(done):
     m = found.metrics
     assert set(m["reward_curve"]) == set(POLICIES) - {"sft", "rft"}
     lines = [json.loads(x) for x in (path / "policies/step_ppo/reinforce.jsonl").read_text().splitlines()]
+    assert [x["update"] for x in lines] == [0, 1, 2] and "reward" not in lines[0]
     assert [u for u, _ in m["reward_curve"]["step_ppo"]] == [1, 2]
-    assert [y for _, y in m["reward_curve"]["step_ppo"]] == pytest.approx([x["reward"] for x in lines])
+    assert [y for _, y in m["reward_curve"]["step_ppo"]] == pytest.approx([x["reward"] for x in lines[1:]])
     assert [u for u, _ in m["accuracy_curve"]["step_ppo"]] == [0, 1, 2]
     assert set(m["policies"]) == set(POLICIES[1:])
     course = m["policies"]["step_ppo"]
