@@ -46,7 +46,7 @@ SHAPE = checkpoints.Shape(hidden=128, layers=3, heads=4, kv_heads=2, vocab=1024,
 
 def prepared(place: Path, task: Any) -> str:
     """A generator that ends its solutions."""
-    problems = task.load("train", 6000).problems
+    problems = task.load("train", 2500).problems
     base = checkpoints.create(place / "base", [f"{p.question}\n{p.demonstration}" for p in problems], SHAPE)
     settings = TrainSettings(lr=3e-3, batch_tokens=2048, tensorboard=False)
     print("training a generator ...", flush=True)
