@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from stepmark.compute import ONE_SAMPLE, WEIGHTED
-from stepmark.evaluate import ORACLE, accuracies
+from stepmark.evaluate import ORACLE, accuracies, plain
 from stepmark.pools import Pool
 from stepmark.rank import SELF_CONSISTENCY, Method, candidates
 from stepmark.rl.settings import Reinforced
@@ -90,8 +90,8 @@ class Reinforcement:
 
     def to_json(self) -> dict[str, Any]:
         """As metrics.json has it: plain values, text as keys."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        found: dict[str, Any] = plain(self)
+        return found
 
 
 def measure(
@@ -188,16 +188,6 @@ def _outcome(learned: Learned) -> Outcome:
     return Outcome(learned.method, found.updates, found.best, found.stopped, found.tokens, found.seconds, found.kl)
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
 # ---- several seeds as one ----
 
 
@@ -207,20 +197,20 @@ def pooled(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     A curve is the mean over seeds of the updates that all of them have; CURVE_per_seed has each one's. Updates, best
     and kl are means, tokens and seconds sums; why policies stopped is said seed by seed."""
     found = list(runs.values())
-    plain: dict[str, Any] = {}
+    out: dict[str, Any] = {}
     for name in CURVES:
         if all(name in x for x in found):
             shared = [policy for policy in found[0][name] if all(policy in x[name] for x in found)]
-            plain[name] = {policy: _mean_curve([x[name][policy] for x in found]) for policy in shared}
-            plain[name + PER_SEED] = {
+            out[name] = {policy: _mean_curve([x[name][policy] for x in found]) for policy in shared}
+            out[name + PER_SEED] = {
                 policy: {str(seed): x[name][policy] for seed, x in runs.items()} for policy in shared
             }
     if all("policies" in x for x in found):
         shared = [policy for policy in found[0]["policies"] if all(policy in x["policies"] for x in found)]
-        plain["policies"] = {
+        out["policies"] = {
             policy: _together({seed: x["policies"][policy] for seed, x in runs.items()}) for policy in shared
         }
-    return plain
+    return out
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:

@@ -93,9 +93,9 @@ class Metrics:
 
     def to_json(self) -> dict[str, Any]:
         """As metrics.json has it: plain values, text as keys."""
-        plain: dict[str, Any] = _plain(dataclasses.replace(self, ways=()))
-        del plain["ways"]
-        return plain
+        found: dict[str, Any] = plain(dataclasses.replace(self, ways=()))
+        del found["ways"]
+        return found
 
 
 def evaluate(
@@ -422,11 +422,12 @@ def _check(ns: Sequence[int], aggregates: Sequence[str], votes: Sequence[int], d
         raise ConfigError(faults)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings and tuples as metrics.json has them: plain values, text as keys."""
     if dataclasses.is_dataclass(value):
-        return {f.name.rstrip("_"): _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name.rstrip("_"): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value

@@ -27,13 +27,13 @@ import pydantic
 from pydantic import ConfigDict, Field, WrapValidator, model_validator
 
 from stepmark import plugins
+from stepmark.rl.rewards import Credit
 from stepmark.rl.settings import ReinforceSettings
 from stepmark.sections import Generator, Name, Sample, Settings, Train, Verifier, translated
 from stepmark.train import TrainSettings
 
 GOLD = "gold"  # the reward that rests on reference answers
 SFT = "sft"  # the generator, before any reinforcement
-Credit = Literal["sum", "min", "difference", "outcome"]
 DRAWN = ("temperature", "max_tokens", "stop")  # what attempts share with the recipe's other samples, unless they say so
 
 ReinforceSettings.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]

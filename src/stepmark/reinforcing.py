@@ -32,7 +32,7 @@ from stepmark.ledger import Budget
 from stepmark.lessons import Example, Lessons
 from stepmark.loading import load_executor, load_verifier
 from stepmark.outcomes import Limits
-from stepmark.policies import GOLD, SFT, Credit, Policy, Reinforce
+from stepmark.policies import GOLD, SFT, Policy, Reinforce
 from stepmark.prompts import Template
 from stepmark.protocols import Backend, Grader, RewardSource, Verifier
 from stepmark.recipe import Recipe
@@ -53,6 +53,7 @@ from stepmark.units import Failed, pair
 from stepmark.wiring import Wiring
 
 if TYPE_CHECKING:
+    from stepmark.rl.rewards import Credit
     from stepmark.rl.settings import ReinforceSettings
     from stepmark.train import TrainSettings
 

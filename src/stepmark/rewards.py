@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from stepmark import steps as splitting
+from stepmark.encoding import boundaries
 from stepmark.errors import ConfigError, StageError, UnknownName
 from stepmark.grading import grade_solution
 from stepmark.loading import load_grader, load_verifier
@@ -83,10 +84,10 @@ class Earned:
         characters, such as EOS, earns nothing of a step."""
         found = [0.0] * len(offsets)
         visible = [i for i, (start, end) in enumerate(offsets) if end > start]
-        for end, amount in zip(self.ends, self.reward.steps, strict=True):
-            before = [i for i in visible if offsets[i][0] < end]
-            if before:
-                found[before[-1]] += amount
+        counts = boundaries([offsets[i] for i in visible], self.ends)
+        for count, amount in zip(counts, self.reward.steps, strict=True):
+            if count:
+                found[visible[count - 1]] += amount
         if found:
             found[-1] += self.reward.end
         return found

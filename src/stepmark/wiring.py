@@ -138,7 +138,7 @@ class Wiring:
 
     def rationales(self, writer: str = "") -> Records[LabelledSolution]:
         """What was written by one of the recipe's writers."""
-        return self.directory.records(f"rationales/{writer}/train".replace("//", "/"), LabelledSolution)
+        return self.directory.records(f"rationales/{writer}/train" if writer else "rationales/train", LabelledSolution)
 
     @property
     def quarantine(self) -> Records[Quarantined]:

@@ -17,11 +17,10 @@ from stepmark.cli.terminal import Show, end
 from stepmark.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stepmark.policies import Credit
+    from stepmark.rl.rewards import Credit
     from stepmark.rl.settings import Reinforced
 
 METHODS = ("ppo", "grpo", "rft")
-CREDITS = ("sum", "min", "difference", "outcome")
 
 
 @app.command()
@@ -142,6 +141,8 @@ def table(done: Reinforced) -> str:
 
 def _checked(method: str, rewards: Sequence[str], credit: str | None) -> dict[str, float]:
     """What it earns by, with weights. Raises ConfigError with all that does not fit."""
+    from stepmark.rl.rewards import CREDITS
+
     faults = []
     if method not in METHODS:
         faults.append(f"--method is {method!r}; it can be {', '.join(METHODS)}.")

@@ -44,13 +44,6 @@ def penalised(rewards: Floats, policy: Floats, reference: Floats, weight: float)
     return (rewards - weight * (policy - reference)).astype(np.float32)
 
 
-def divergence(policy: Sequence[Floats], reference: Sequence[Floats]) -> float:
-    """KL(policy || reference) in nats a token, from log-probabilities of what the policy drew: the mean of
-    exp(d) - d - 1 with d = reference - policy, which is never negative (as losses.divergence)."""
-    d = np.concatenate(reference).astype(np.float64) - np.concatenate(policy)
-    return float(np.mean(np.exp(d) - d - 1))
-
-
 def gae(rewards: Floats, values: Floats, gamma: float, lam: float) -> tuple[Floats, Floats]:
     """Advantages [T], and returns [T], which are what the values should have been: advantages + values."""
     advantages = np.zeros(len(rewards), dtype=np.float64)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stepmark import checkpoints, trainlog
 from stepmark.backends.local.engine import Engine
 from stepmark.prompts import Template
-from stepmark.rl import advantages
+from stepmark.rl import losses
 from stepmark.rl.episodes import episodes
 from stepmark.rl.learner import Learner
 from stepmark.rl.policy import encoded
@@ -64,4 +64,4 @@ def divergence_on(
     if not found:
         return 0.0
     logs, others = (learner.read(model, found)[0] for model in (learner.policy, learner.reference))
-    return advantages.divergence(logs, others)
+    return losses.nats_a_token(logs, others)

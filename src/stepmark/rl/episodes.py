@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 from stepmark.backends.local.rolling import roll
-from stepmark.backends.local.text import TAIL
+from stepmark.backends.local.text import Reader, decoded
+from stepmark.encoding import boundaries
 from stepmark.prompts import Template
 from stepmark.sample import solution as sampled
 from stepmark.types import Finish, Problem, Prompt, SamplingParams, Solution
@@ -84,27 +85,16 @@ def last_tokens(
         return ()
     pieces = [_piece(tokenizer, i) for i in ids]
     if "".join(pieces).startswith(text):  # each token is some characters: nearly always
-        reach = list(accumulate(len(p) for p in pieces))
-        found, t = [], 0
-        for cut in cuts:
-            while reach[t] < cut:
-                t += 1
-            found.append(t)
-        return tuple(found)
-    tail = list(prompt[-TAIL:])
-    before = _decode(tokenizer, tail)
-
-    def says(count: int) -> str:
-        """What the first `count` ids say: a character of several tokens is there with the last of them."""
-        whole = _decode(tokenizer, [*tail, *ids[:count]])
-        return whole[len(before) :] if whole.startswith(before) else _decode(tokenizer, ids[:count])
-
+        reach = list(accumulate(map(len, pieces), initial=0))
+        return tuple(count - 1 for count in boundaries(list(pairwise(reach)), cuts))
+    reader = Reader(tokenizer, ())
     found, low = [], 1
     for cut in cuts:
         high = len(ids)
         while low < high:
             middle = (low + high) // 2
-            if says(middle).startswith(text[:cut]):
+            # A character of several tokens is there with the last of them.
+            if reader.text(prompt, ids[:middle])[0].startswith(text[:cut]):
                 high = middle
             else:
                 low = middle + 1
@@ -112,12 +102,7 @@ def last_tokens(
     return tuple(found)
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    text: Any = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text)
-
-
 @lru_cache(maxsize=1 << 18)
 def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """What one token says, where it says whole characters."""
-    return _decode(tokenizer, [token])
+    return decoded(tokenizer, [token])

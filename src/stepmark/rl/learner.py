@@ -19,7 +19,7 @@ from stepmark import checkpoints, trainlog
 from stepmark.encoding import Encoded
 from stepmark.errors import DataError
 from stepmark.rl import losses
-from stepmark.rl.advantages import Floats, divergence, gae, group_relative, penalised, token_rewards, whitened
+from stepmark.rl.advantages import Floats, gae, group_relative, penalised, token_rewards, whitened
 from stepmark.rl.episodes import Episode
 from stepmark.rl.policy import Policy, batches, encoded, own, read
 from stepmark.rl.settings import ReinforceSettings
@@ -68,9 +68,8 @@ class Learner:
         from the reference before it, in nats a token. `weight` is the divergence's; `by_step` as for group_relative."""
         s = self.settings
         found = [encoded(e) for e in drawn]
-        with torch.no_grad():
-            old, values = self.read(self.policy, found)
-            reference, _ = self.read(self.reference, found)
+        old, values = self.read(self.policy, found)
+        reference, _ = self.read(self.reference, found)
         given = [token_rewards(r, e.ends, len(e.ids)) for e, r in zip(drawn, paid, strict=True)]
         if s.method == "ppo":
             given = [penalised(r, o, f, weight) for r, o, f in zip(given, old, reference, strict=True)]
@@ -88,12 +87,11 @@ class Learner:
             order = rng.permutation(len(found))
             for part in np.array_split(order, min(s.minibatches, len(order))):
                 self._step(found, part.tolist(), data, totals, update, weight)
-        kl = divergence(old, reference)
         steps = s.epochs * min(s.minibatches, len(found))
         missed = np.concatenate(returns) - np.concatenate(values)
         spread = float(np.var(np.concatenate(returns)))
         return {
-            "kl": kl,
+            "kl": losses.nats_a_token(old, reference),
             "kl_weight": weight,
             "lr": rate,
             "clipped": totals["clipped"] / totals["tokens"],

@@ -5,7 +5,11 @@ K tokens; log-probabilities in nats, at the attempts' temperature.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def policy_loss(
@@ -31,6 +35,12 @@ def divergence(new: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     exp(d) - d - 1 with d = reference - new. Never negative, and unbiased for tokens drawn from the policy."""
     d = reference - new
     return (d.exp() - d - 1).sum()
+
+
+def nats_a_token(policy: Sequence[NDArray[np.float32]], reference: Sequence[NDArray[np.float32]]) -> float:
+    """The mean of the same over all tokens of several attempts, from their log-probabilities [T]."""
+    new, old = (torch.from_numpy(np.concatenate(logs)).double() for logs in (policy, reference))
+    return float(divergence(new, old)) / len(new)
 
 
 def adapted(weight: float, measured: float, target: float) -> float:

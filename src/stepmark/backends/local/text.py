@@ -45,15 +45,15 @@ class Reader:
         tail = tuple(prompt[-TAIL:])
         before = self._before.get(tail)
         if before is None:
-            before = self._before[tail] = self._decode(tail)
-        whole = self._decode([*tail, *ids])
-        text = whole[len(before) :] if whole.startswith(before) else self._decode(ids)
+            before = self._before[tail] = decoded(self.tokenizer, tail)
+        whole = decoded(self.tokenizer, [*tail, *ids])
+        text = whole[len(before) :] if whole.startswith(before) else decoded(self.tokenizer, ids)
         cuts = [at for at in (text.find(s) for s in self.stop) if at >= 0]
         return (text[: min(cuts)], True) if cuts else (text, False)
 
     def ends_in_stop(self, ids: Sequence[int]) -> bool:
         """Whether the last of `ids` ends a stop string, and brings nothing more than that."""
-        return self._decode(ids).endswith(self.stop)
+        return decoded(self.tokenizer, ids).endswith(self.stop)
 
     def watched(self, vocab: int) -> np.ndarray:
         """[vocab] bool: the tokens that may complete a stop string, so that others need no look at the text.
@@ -61,9 +61,11 @@ class Reader:
         A token can only complete one if it brings its last character, or a part of that character's bytes."""
         return _watched(self.tokenizer, frozenset(s[-1] for s in self.stop), vocab)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: Any = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """What `ids` say, special tokens left out."""
+    text: Any = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
 
 
 @lru_cache(maxsize=8)
