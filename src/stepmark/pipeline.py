@@ -466,8 +466,9 @@ class Run:
 
 def rationale_ledgers(directory: Path, tools: Tools, writer: str = "") -> dict[str, Ledger]:
     """As label.ledgers, for those who write verifications: they may ask the same models for other things."""
+    asker = f"rationales-{writer}-" if writer else "rationales-"
     return {
-        role: Ledger.of(directory / f"rationales-{f'{writer}-' * bool(writer)}{role}.jsonl", backend)
+        role: Ledger.of(directory / f"{asker}{role}.jsonl", backend)
         for role in ROLES
         if (backend := getattr(tools, role)) is not None
     }

@@ -22,24 +22,20 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from stepmark import steps as splitting
 from stepmark.encoding import boundaries
-from stepmark.errors import ConfigError, StageError, UnknownName
+from stepmark.errors import ConfigError, UnknownName
 from stepmark.grading import grade_solution
 from stepmark.loading import load_grader, load_verifier
 from stepmark.prompts import Template
 from stepmark.protocols import Grader, RewardSource, Verifier
-from stepmark.rl.rewards import Credit, Verified
+from stepmark.rl.rewards import Credit, Lately, Verified
 from stepmark.together import Together
 from stepmark.types import Finish, Grade, Place, Problem, Reward, Solution, Verdict
-
-LATELY = 1000  # attempts that the mean reward, and the share of lost ones, are of
-ENOUGH = 100  # attempts before that share counts
 
 Score = dict[str, float | str]
 
@@ -109,12 +105,9 @@ class Rewarder:
     ) -> None:
         if steps not in splitting.SPLITTERS:
             raise UnknownName("way to split steps", steps, splitting.SPLITTERS)
-        if not 0 <= most_lost <= 1:
-            raise ConfigError(f"rewards: most_lost is a share from 0 to 1, got {most_lost}.")
-        self.source, self.steps, self.truncated, self.most_lost = _source(source, credit), steps, truncated, most_lost
+        self.source, self.steps, self.truncated = _source(source, credit), steps, truncated
         self.grader = load_grader(grader) if isinstance(grader, str) else grader
-        self._lately: deque[float | None] = deque(maxlen=LATELY)
-        self._reasons: deque[str] = deque(maxlen=ENOUGH)
+        self._lately = Lately(most_lost)
         self._together = Together(self._earn)
 
     def __call__(self, attempts: Sequence[Written]) -> list[Earned]:
@@ -124,8 +117,7 @@ class Rewarder:
     @property
     def mean(self) -> float:
         """Of the known rewards among the latest; 0 before there is any."""
-        known = [x for x in list(self._lately) if x is not None]
-        return math.fsum(known) / len(known) if known else 0.0
+        return self._lately.mean
 
     def _earn(self, attempts: Sequence[Written]) -> list[Earned]:
         ids: dict[tuple[str, str], str] = {}
@@ -144,7 +136,7 @@ class Rewarder:
             ends = tuple(a + len(x.text[a:b].rstrip()) for a, b in solution.spans)
             grade = None if self.grader is None or x.lost else grade_solution(solution, problem, self.grader)
             found.append(Earned(reward, ends, grade))
-        self._watch([e.reward for e, x in zip(found, attempts, strict=True) if x.ended])
+        self._lately.add([e.reward for e, x in zip(found, attempts, strict=True) if x.ended])
         return found
 
     def _unseen(self, solution: Solution, lost: str) -> Reward:
@@ -152,17 +144,6 @@ class Rewarder:
         if lost or self.truncated is None:
             return Reward(solution.id, none, lost=lost or "the attempt ran out of tokens")
         return Reward(solution.id, none, self.truncated)
-
-    def _watch(self, rewards: Sequence[Reward]) -> None:
-        self._lately += [None if r.lost else r.total for r in rewards]
-        self._reasons += [r.lost for r in rewards if r.lost]
-        lost = sum(x is None for x in self._lately)
-        if len(self._lately) >= ENOUGH and lost > self.most_lost * len(self._lately):
-            reasons = "; ".join(f"{why} ({n})" for why, n in Counter(self._reasons).most_common(3))
-            raise StageError(
-                f"{lost} of the latest {len(self._lately)} rewards are lost, more than the share of {self.most_lost} "
-                f"allowed (most_lost): {reasons}. What is left would teach something else; see to the reasons first."
-            )
 
 
 def trl(

@@ -10,17 +10,13 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from itertools import zip_longest
 from typing import Any
 
 from stepmark.errors import ConfigError
 from stepmark.rows import share
 
-AGAIN = "Again:"  # the line between two workings of one problem
 LENGTHS = ("train_lengths", "test_lengths", "longer_lengths", "pretrain_lengths")  # settings of every word task
 CHANCES = ("noise", "slips", "threads", "drills")
-DRILLED = 0.4  # share of the parts that differ in a drill
-UNDRILLED = 0.3  # share of the drills in which none does
 
 # split -> the part of [0, 1) that a list's share has to fall in
 SHARES = {
@@ -63,35 +59,6 @@ def draw(
             )
         seen.add(drawn)
         yield drawn
-
-
-def compared(true: Sequence[str], said: Sequence[str]) -> str:
-    """Two answers side by side, part by part, and what that comes to. To compare two lists as wholes a small model
-    would have to learn from one word of its text, the verdict; two parts side by side are soon compared. The last word
-    makes the verdict a matter of one word, whatever the length of the lists."""
-    pairs = list(zip_longest(true, said, fillvalue="nothing"))
-    parts = ", ".join(f"{a} {b} {_same(a == b)}" for a, b in pairs)
-    return f"Compare {parts}: {_same(all(a == b for a, b in pairs))}."
-
-
-def _same(same: bool) -> str:
-    return "same" if same else "different"
-
-
-def drill(parts: Sequence[str], others: Sequence[str], rng: random.Random) -> list[str]:
-    """`parts`, mostly with some of them replaced by one of `others`: something to compare with."""
-    if rng.random() < UNDRILLED:
-        return list(parts)
-    return [rng.choice(others) if rng.random() < DRILLED else part for part in parts]
-
-
-def thread(answers: Sequence[Sequence[str]], said: Callable[[Sequence[str]], Sequence[str]]) -> str:
-    """The lines of a worked answer; after `AGAIN`, those of a second one, where there is one, which ends in a
-    comparison with the first instead of an answer."""
-    first, *others = ("\n".join(lines) for lines in answers)
-    if not others:
-        return first
-    return "\n".join([first, AGAIN, *answers[1][:-1], compared(said(answers[1]), said(answers[0]))])
 
 
 def settle(task: Any) -> list[str]:

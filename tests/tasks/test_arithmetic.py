@@ -373,13 +373,17 @@ def test_too_few_problems_and_no_harder_ones_are_config_errors() -> None:
 @pytest.mark.parametrize(
     ("text", "end"),
     [
-        ("Ben has 5 + 4 = 9.\nThe answer is 20.", "20 20 same"),
-        ("Ben has 5 + 4 = 9.\nThe answer is 21.", "20 21 different"),
-        ("#### 20", "20 20 same"),
-        ("The answer is 20", "20 20 same"),
-        ("The answer is 27 - 7 = 20.0 apples.", "20 20 same"),
-        ("Dan has 27 - 7 = 20.", "20 nothing different"),
-        ("", "20 nothing different"),
+        ("Ben has 5 + 4 = 9.\nThe answer is 20.", "9 9 same, 20 20 same: same"),
+        ("Ben has 5 + 4 = 9.\nThe answer is 21.", "9 9 same, 20 21 different: different"),
+        ("Ben has 5 + 4 = 8.\nThe answer is 20.", "9 8 different, 20 20 same: same"),  # the answer is what counts
+        ("Eve has 5 + 4 = 8.\nCat: many.\nThe answer is 20.", "20 20 same: same"),
+        ("Ben has 5 + 4 = 8.\nSo Ben has 9 apples.\nThe answer is 20.", "9 9 same, 20 20 same: same"),
+        ("#### 20", "20 20 same: same"),
+        ("The answer is 20", "20 20 same: same"),
+        ("The answer is many", "20 many different: different"),
+        ("The answer is 27 - 7 = 20.0 apples.", "20 20 same: same"),
+        ("Dan has 27 - 7 = 20.", "20 20 same, 20 nothing different: different"),
+        ("", "20 nothing different: different"),
     ],
 )
 def test_a_rationale_works_anew_and_compares(text: str, end: str) -> None:
@@ -390,10 +394,23 @@ def test_a_rationale_works_anew_and_compares(text: str, end: str) -> None:
         Arithmetic().rationale(Problem("p", "How?", "1", "arithmetic"), solution(text))
 
 
+def test_threads_work_anew_and_compare() -> None:
+    task, plain = (Arithmetic(noise=0.65, threads=threads) for threads in (0.5, 0.0))
+    problems = task.load("train", 200).problems
+    threads = [p for p in problems if "\nAgain:\n" in p.demonstration]
+    assert 60 < len(threads) < 140
+    for p, q in zip(problems, plain.load("train", 200).problems, strict=True):
+        first, _, second = p.demonstration.partition("\nAgain:\n")
+        assert (first, p.question, p.reference) == (q.demonstration, q.question, q.reference)
+        assert not second or f"{second}\n" == task.rationale(p, solution(first))
+    for split in SPLITS[1:]:
+        assert all("Again" not in p.demonstration for p in task.load(split, 50).problems)
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_rationale_of_a_demonstration_says_what_its_grade_does(split: str) -> None:
     task = Arithmetic(noise=0.65)
     for p in task.load(split, 40).problems:
         right = p.demonstration.splitlines()[-1] == f"The answer is {p.answer}."
-        assert task.rationale(p, solution(p.demonstration)).endswith(" same.\n" if right else " different.\n")
+        assert task.rationale(p, solution(p.demonstration)).endswith(": same.\n" if right else ": different.\n")
         assert task.rationale(p, solution(p.reference)).splitlines()[:-1] == p.reference.splitlines()[:-1]

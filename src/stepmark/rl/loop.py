@@ -21,7 +21,6 @@ import json
 import math
 import shutil
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, replace
@@ -34,7 +33,7 @@ import torch
 
 from stepmark import checkpoints, store, trainlog
 from stepmark.backends.local.engine import Engine
-from stepmark.errors import ConfigError, DataError, StageError
+from stepmark.errors import ConfigError, DataError
 from stepmark.grading import grade_solution
 from stepmark.prompts import Template
 from stepmark.protocols import Grader, RewardSource
@@ -43,11 +42,11 @@ from stepmark.rl.distance import divergence_on
 from stepmark.rl.episodes import Episode, episodes
 from stepmark.rl.identity import described, digest
 from stepmark.rl.learner import Learner
+from stepmark.rl.rewards import Lately
 from stepmark.rl.settings import Look, Reinforced, ReinforceSettings
 from stepmark.types import Place, Problem, Progress, Reward, SamplingParams
 
 KEPT, BEST = ".training", ".best"
-LATEST, FEWEST = 1000, 200  # attempts that lost rewards are counted among; as soon as there are so many
 SPACING = 20  # a checkpoint is written after so many times what the last one took, at the least
 
 
@@ -158,7 +157,7 @@ class _Loop:
         self.looks: list[guards.Held] = []
         self.told: list[Look] = []
         self.worse, self.stopped = 0, ""
-        self.recent: deque[str] = deque(maxlen=LATEST)  # of the latest attempts, why a reward is lost
+        self.lately = Lately(settings.most_lost)
         self.written = 0.0  # seconds that the last checkpoint took
         self.clock: dict[str, float] = {}
 
@@ -203,7 +202,7 @@ class _Loop:
             drawn = self._draw()
         with self._timed("rewards"):
             paid = self._paid(drawn)
-        self._count(drawn, paid)
+        self.lately.add(r for e, r in zip(drawn, paid, strict=True) if not e.truncated)
         kept = [(e, r) for e, r in zip(drawn, paid, strict=True) if not r.lost]
         if not kept:
             why = next((r.lost for r in paid if r.lost), "no attempt fits into the model's positions")
@@ -250,17 +249,6 @@ class _Loop:
 
     def _by_step(self, paid: Sequence[Reward]) -> bool:
         return bool(getattr(self.source, "by_step", any(x for r in paid for x in r.steps)))
-
-    def _count(self, drawn: Sequence[Episode], paid: Sequence[Reward]) -> None:
-        """Raises StageError when too many of the latest attempts that ended have no reward."""
-        self.recent.extend(r.lost for e, r in zip(drawn, paid, strict=True) if not e.truncated)
-        lost = [why for why in self.recent if why]
-        if len(self.recent) >= FEWEST and len(lost) > self.settings.most_lost * len(self.recent):
-            why, times = Counter(lost).most_common(1)[0]
-            raise StageError(
-                f"update {self.update}: {len(lost)} of the latest {len(self.recent)} attempts have no reward, "
-                f"most often ({times}): {why}. Mend the source, or allow more with most_lost; the same call goes on."
-            )
 
     def _paid(self, drawn: Sequence[Episode]) -> list[Reward]:
         """What each attempt earns. One that ran out of tokens is not shown to the reward source."""

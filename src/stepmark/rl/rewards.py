@@ -13,13 +13,14 @@ write more of them. `min` gives the attempt what its worst step is worth, by PUR
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from stepmark.aggregate import AGGREGATES, Aggregate, aggregate
-from stepmark.errors import ConfigError, DataError, UnknownName
+from stepmark.errors import ConfigError, DataError, StageError, UnknownName
 from stepmark.grading import grade_solution
 from stepmark.protocols import Grader, RewardSource, Verifier
 from stepmark.score import ask
@@ -28,6 +29,7 @@ from stepmark.types import Finish, Outcome, Problem, Reward, Solution, Verdict, 
 Attempt = tuple[Problem, Solution]
 Credit = Literal["sum", "min", "difference", "outcome"]
 CREDITS = ("sum", "min", "difference", "outcome")
+LATEST, ENOUGH = 1000, 200  # rewards that lost ones are counted among; as soon as there are so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,33 @@ class Mixture:
         each = [source.reward(attempts) for _, source in self.parts]
         weights = [weight for weight, _ in self.parts]
         return [_sum(weights, rewards) for rewards in zip(*each, strict=True)]
+
+
+class Lately:
+    """The latest rewards, and whether too many of them are lost: what is left would teach something else."""
+
+    def __init__(self, most_lost: float) -> None:
+        if not 0 <= most_lost <= 1:
+            raise ConfigError(f"rewards: most_lost is a share from 0 to 1, got {most_lost}.")
+        self.most_lost = most_lost
+        self.rewards: deque[Reward] = deque(maxlen=LATEST)
+
+    def add(self, rewards: Iterable[Reward]) -> None:
+        """Raises StageError with the commonest reasons when the share of lost ones is above `most_lost`."""
+        self.rewards.extend(rewards)
+        lost = Counter(r.lost for r in self.rewards if r.lost)
+        if len(self.rewards) >= ENOUGH and lost.total() > self.most_lost * len(self.rewards):
+            reasons = "; ".join(f"{why} ({n})" for why, n in lost.most_common(3))
+            raise StageError(
+                f"{lost.total()} of the latest {len(self.rewards)} attempts have no reward, more than the share of "
+                f"{self.most_lost} allowed (most_lost): {reasons}. See to the reasons, or allow more."
+            )
+
+    @property
+    def mean(self) -> float:
+        """Of the known ones; 0 before there is any."""
+        known = [r.total for r in list(self.rewards) if not r.lost]
+        return math.fsum(known) / len(known) if known else 0.0
 
 
 def softmin(scores: Sequence[float], temperature: float) -> tuple[float, ...]:

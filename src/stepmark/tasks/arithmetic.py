@@ -32,6 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
+from stepmark.comparing import AGAIN, compared
 from stepmark.errors import ConfigError, DataError
 from stepmark.types import Problem, ProblemSet, Solution
 
@@ -105,6 +106,9 @@ class Arithmetic:
     wrong_operands: float = (
         0.04  # chance, where noise > 0, that one neither misread nor slipped takes another person's number
     )
+    # Share of train's demonstrations in which, after "Again:", somebody who makes no mistakes works anew and compares
+    # what comes out with what stands above; nobody says whether that is right. From these a small model learns to.
+    threads: float = 0.0
     seed: int = 0  # another seed, other problems of the same kind; splits stay disjoint across seeds
     max_value: int = 60  # every number is in 0..max_value, in demonstrations too
     start_max: int = 20  # the first person has 2..start_max
@@ -136,6 +140,7 @@ class Arithmetic:
                     ("noise", self.noise),
                     ("slips", self.slips),
                     ("wrong_operands", self.wrong_operands),
+                    ("threads", self.threads),
                 )
             ),
             (
@@ -215,26 +220,9 @@ class Arithmetic:
         return next((kind for step in solution.steps if (kind := _judge(step, facts)) != RIGHT), None)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """Each step worked out anew, then the answer beside the solution's. Raises DataError if the question isn't of
-        this task."""
-        facts = _read(problem.question)
-        chain = [facts.asked]
-        while (rule := facts.rules.get(chain[-1])) is not None:
-            chain.append(rule.person)
-        lines = []
-        for person in reversed(chain[:-1]):
-            rule = facts.rules[person]
-            lines.append(
-                f"{person} has {facts.values[rule.person]} {SIGNS[rule.op]} {rule.k} = {facts.values[person]}."
-            )
-        true = facts.values[facts.asked]
-        m = _ANSWER.fullmatch(solution.steps[-1]) if solution.spans else None
-        sides = _sides(m["said"], facts.items) if m else []
-        said = "nothing" if m is None else " ".join(m["said"].removesuffix(".").split())
-        if sides and (number := _number(sides[-1])) is not None:
-            said = f"{number:g}"
-        lines.append(f"Compare {true} {said} {'same' if said == str(true) else 'different'}.")
-        return "".join(f"{line}\n" for line in lines)
+        """Each step worked out anew, then what the solution says of each person beside it, and the answer at the end.
+        Raises DataError if the question isn't of this task."""
+        return "".join(f"{line}\n" for line in _anew(_read(problem.question), solution.steps))
 
     def _problems(self, split: str, count: int) -> Iterator[Problem]:
         seen: set[str] = set()
@@ -287,9 +275,10 @@ class Arithmetic:
             wordings = WORDINGS[kind]
             return (rng.choice(wordings[1:]) if split == "unseen" else wordings[0]).format(items=items, **slots)
 
-        question = [say("start", b=people[0], k=start)]
-        question += [say(op, a=people[i], b=people[i + 1], k=k) for i, (op, k) in enumerate(moves)]
-        question.append(say("ask", b=people[len(moves)]))
+        sentences = [say("start", b=people[0], k=start)]
+        sentences += [say(op, a=people[i], b=people[i + 1], k=k) for i, (op, k) in enumerate(moves)]
+        sentences.append(say("ask", b=people[len(moves)]))
+        question = " ".join(sentences)
 
         value = start
         lines = []
@@ -303,7 +292,9 @@ class Arithmetic:
             noise_rng = random.Random(f"{self.seed}/{split}/{id}/noise")
             tries = (self._misled(start, moves, people, noise_rng) for _ in range(100))
             demonstration = next((text for text in tries if text is not None), reference)
-        return Problem(id, " ".join(question), str(value), "arithmetic", reference, demonstration)
+        if split == "train" and random.Random(f"{self.seed}/{split}/{id}/threads").random() < self.threads:
+            demonstration = "\n".join([demonstration, AGAIN, *_anew(_read(question), demonstration.split("\n"))])
+        return Problem(id, question, str(value), "arithmetic", reference, demonstration)
 
     def _misled(
         self, start: int, moves: Sequence[tuple[str, int]], people: Sequence[str], rng: random.Random
@@ -368,6 +359,38 @@ def _read(question: str) -> _Facts:
     if not asked:
         raise DataError(f"not a question of task arithmetic: it asks for nobody's number: {question!r}.")
     return _Facts(rules, values, asked, items)
+
+
+# --- working anew
+
+
+def _anew(facts: _Facts, steps: Sequence[str]) -> list[str]:
+    """The chain worked out without mistakes, and a comparison with what `steps` say. The last word is the answer's: a
+    solution may be wrong on the way and right at the end."""
+    chain = [facts.asked]
+    while (rule := facts.rules.get(chain[-1])) is not None:
+        chain.append(rule.person)
+    people = chain[-2::-1]
+    lines = []
+    for person in people:
+        rule = facts.rules[person]
+        lines.append(f"{person} has {facts.values[rule.person]} {SIGNS[rule.op]} {rule.k} = {facts.values[person]}.")
+    said = dict[str, str]()
+    for step in steps:
+        if (m := _STATES.fullmatch(step)) and (found := _stated(m["said"], facts)):
+            said[m["who"]] = found
+    m = _ANSWER.fullmatch(steps[-1]) if steps else None
+    answer = "nothing" if m is None else _stated(m["said"], facts) or " ".join(m["said"].removesuffix(".").split())
+    true = str(facts.values[facts.asked])
+    told = [(str(facts.values[p]), said[p]) for p in people if p in said]
+    return [*lines, compared(*zip(*told, (true, answer), strict=True), same=answer == true)]
+
+
+def _stated(said: str, facts: _Facts) -> str:
+    """The number that an equation comes to; "" where there is none."""
+    sides = _sides(said, facts.items)
+    number = _number(sides[-1]) if sides else None
+    return "" if number is None else f"{number:g}"
 
 
 # --- judging one line, given that all before it were right

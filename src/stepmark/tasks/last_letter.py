@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from string import ascii_lowercase
 
-from stepmark import wordlists
+from stepmark import comparing, wordlists
 from stepmark.errors import ConfigError, DataError
 from stepmark.types import Problem, ProblemSet, Solution
 
@@ -105,7 +105,7 @@ class LastLetter:
         """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
         this task."""
         words = _asked(problem)
-        lines = [*_lines(words)[:-1], wordlists.compared([w[-1] for w in words], _said(solution.steps))]
+        lines = [*_lines(words)[:-1], comparing.compared([w[-1] for w in words], _said(solution.steps))]
         return "".join(f"{line}\n" for line in lines)
 
     def _fits(self, words: Sequence[str]) -> bool:
@@ -116,8 +116,8 @@ class LastLetter:
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
         if split == "pretrain" and rng.random() < self.drills:
             letters = [w[-1] for w in words]
-            said = wordlists.drill(letters, ascii_lowercase, rng)
-            text = wordlists.compared(letters, said)
+            said = comparing.drill(letters, ascii_lowercase, rng)
+            text = comparing.compared(letters, said)
             asked = f"Compare {' '.join(letters)} with {''.join(said)}."
             return Problem(f"{split}-{i}", asked, "", "last_letter", text, text)
         thread = split == "pretrain" and rng.random() < self.threads
@@ -130,7 +130,7 @@ class LastLetter:
             "".join(w[-1] for w in words),
             "last_letter",
             reference,
-            wordlists.thread(demonstrations, _said),
+            comparing.thread(demonstrations, _said),
         )
 
     def _read(self, word: str, rng: random.Random) -> str:

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from stepmark import wordlists
+from stepmark import comparing, wordlists
 from stepmark.errors import ConfigError, DataError
 from stepmark.types import Problem, ProblemSet, Solution
 
@@ -85,7 +85,7 @@ class WordSort:
         """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
         this task."""
         words = _asked(problem)
-        lines = [*self._lines(words)[:-1], wordlists.compared(sorted(words), _said(solution.steps))]
+        lines = [*self._lines(words)[:-1], comparing.compared(sorted(words), _said(solution.steps))]
         return "".join(f"{line}\n" for line in lines)
 
     def _lines(self, words: Sequence[str]) -> list[str]:
@@ -112,8 +112,8 @@ class WordSort:
         reference = "\n".join(self._lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
         if split == "pretrain" and rng.random() < self.drills:
-            said = wordlists.drill(words, words, rng)
-            text = wordlists.compared(words, said)
+            said = comparing.drill(words, words, rng)
+            text = comparing.compared(words, said)
             asked = f"Compare {' '.join(words)} with {' '.join(said)}."
             return Problem(f"{split}-{i}", asked, "", "word_sort", text, text)
         thread = split == "pretrain" and rng.random() < self.threads
@@ -126,7 +126,7 @@ class WordSort:
             " ".join(sorted(words)),
             "word_sort",
             reference,
-            wordlists.thread(demonstrations, _said),
+            comparing.thread(demonstrations, _said),
         )
 
     @property
