@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stepmark.backends.local import LocalBackend
-from stepmark.backends.local.cohort import Row, Trunk
+from stepmark.backends.local.cohort import Stream, Trunk
 from stepmark.backends.local.draw import draw, key, uniforms
 from stepmark.backends.local.engine import Draws, Engine
 from stepmark.backends.local.text import group
@@ -86,6 +86,42 @@ def test_sharing_changes_nothing(model_of, name):
     assert {r.finish for r in shared.values()} == {Finish.STOP, Finish.LENGTH}
 
 
+def counted(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each pass that decodes, from now on."""
+    backend._load()  # which decodes too
+    computed: list[int] = []
+    whole = Engine.decode
+    monkeypatch.setattr(Engine, "decode", lambda *given: computed.append(len(logits := whole(*given))) or logits)
+    return computed
+
+
+@pytest.mark.parametrize("batch", [0, 50])
+@pytest.mark.parametrize(("temperature", "choices"), [(0.1, ()), (0.1, ("3", "7"))])
+def test_rollouts_that_begin_alike_are_computed_once_and_part(model_of, monkeypatch, batch, temperature, choices):
+    path, prompts = model_of("llama_grouped"), step_prefixes(n=30)
+    params = {"temperature": temperature, "max_tokens": 40, "seed": 2, "stop": (" =",) if choices else ()}
+    backend = LocalBackend(path, device="cpu", batch=batch)
+    computed = counted(backend, monkeypatch)
+    shared = rolled(backend, prompts, choices=choices, **params)
+    drawn = sum(r.tokens for r in shared.values())
+    assert 0 < sum(computed) < 0.7 * drawn
+    assert len({r.text for r in shared.values()}) > 2 * len(prompts)  # yet they part
+    plain = rolled(dataclasses.replace(backend, sharing=False), prompts, choices=choices, **params)
+    same(*({k: dataclasses.replace(r, choices=()) for k, r in found.items()} for found in (shared, plain)))
+    assert any(r.choices for r in shared.values()) is bool(choices)
+    for k, r in shared.items():
+        if r.text == plain[k].text:
+            assert r.choices == pytest.approx(plain[k].choices, abs=1e-3)
+
+
+def test_rollouts_without_chance_cost_one(model_of, monkeypatch):
+    backend = LocalBackend(model_of("llama"), device="cpu")
+    computed = counted(backend, monkeypatch)
+    got = rolled(backend, [Prompt("p", CONTEXTS[0], n=50)], temperature=0, max_tokens=20)
+    assert len({(r.text, r.logprob) for r in got.values()}) == 1
+    assert computed == [1] * (got["p#0"].tokens - 1)
+
+
 def test_batch_order_and_company_change_nothing(model_of):
     path = model_of("llama_grouped")
     prompts = step_prefixes(n=4)
@@ -120,7 +156,7 @@ def test_logprob_is_the_models_own(model_of, name, temperature, top_p, batch):
     rows, trunks = [], []
     for longest, members in group([tuple(ids) for ids in prompts]):
         part = [(i, index) for i in members for index in range(4)]
-        made = [Row(len(rows) + r, len(prompts[i]), key(0, str(i), index), 36) for r, (i, index) in enumerate(part)]
+        made = [Stream(len(rows) + r, len(prompts[i]), key(0, str(i), index), 36) for r, (i, index) in enumerate(part)]
         trunks.append(Trunk(tuple(prompts[longest]), tuple(made)))
         rows += part
     assert len(trunks) == len(CONTEXTS)
@@ -161,7 +197,8 @@ def test_draws_follow_the_distribution(temperature, top_p):
     logits = torch.randn(40, generator=torch.Generator().manual_seed(1)) * 1.2
     keys = np.array([key(0, "p", i) for i in range(n)], dtype=np.uint64)
     u = torch.from_numpy(uniforms(keys, np.zeros(n, dtype=np.int64)))
-    ids, logprobs = draw(logits.expand(n, -1).clone(), u, temperature, top_p)
+    rows = logits.expand(100, -1).clone()  # with 200 draws from each
+    ids, logprobs = (x.ravel() for x in draw(rows, u.reshape(100, -1), temperature, top_p))
     p = (logits.double() / temperature).softmax(0)
     # By hand: tokens from the most probable on, until their mass reaches top_p.
     kept, mass = [], 0.0

@@ -382,8 +382,9 @@ def _anew(facts: _Facts, steps: Sequence[str]) -> list[str]:
     m = _ANSWER.fullmatch(steps[-1]) if steps else None
     answer = "nothing" if m is None else _stated(m["said"], facts) or " ".join(m["said"].removesuffix(".").split())
     true = str(facts.values[facts.asked])
-    told = [(str(facts.values[p]), said[p]) for p in people if p in said]
-    return [*lines, compared(*zip(*told, (true, answer), strict=True), same=answer == true)]
+    told = [p for p in people if p in said]
+    trues, saids = [str(facts.values[p]) for p in told], [said[p] for p in told]
+    return [*lines, compared([*trues, true], [*saids, answer], same=answer == true)]
 
 
 def _stated(said: str, facts: _Facts) -> str:

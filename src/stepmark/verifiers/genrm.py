@@ -26,6 +26,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -262,18 +263,17 @@ class GenerativeVerifier:
 
     def _chances(self, texts: Sequence[str]) -> list[float]:
         """p(Yes) after each text."""
-        choices = [c for forms in self._forms for c in forms]
-        return [self._yes(found) for found in self._backend.choice_probs(texts, choices)] if texts else []
+        choices, asked = [c for forms in self._forms for c in forms], list(dict.fromkeys(texts))
+        told = self._backend.choice_probs(asked, choices) if asked else ()
+        chances = {text: self._yes(found) for text, found in zip(asked, told, strict=True)}
+        return [chances[text] for text in texts]
 
     def _yes(self, chances: Sequence[float]) -> float:
         return sum(chances[: len(self._forms[0])])
 
     @property
     def _forms(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The forms of Yes and of No that are one token; where an answer has none, the first form of each."""
-        tokenizer = self._tokenizer()
-        found = tuple(tuple(f for f in forms if len(following_ids(tokenizer, VERDICT, f)) == 1) for forms in FORMS)
-        return (found[0], found[1]) if all(found) else ((YES,), (NO,))
+        return _forms(self._tokenizer())
 
     @property
     def _limit(self) -> float:
@@ -292,6 +292,13 @@ class GenerativeVerifier:
 
     def _tokenizer(self) -> Any:
         return checkpoints.load_tokenizer(self.path, self.trust_remote_code)
+
+
+@lru_cache(maxsize=8)
+def _forms(tokenizer: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The forms of Yes and of No that are one token; where an answer has none, the first form of each."""
+    found = tuple(tuple(f for f in forms if len(following_ids(tokenizer, VERDICT, f)) == 1) for forms in FORMS)
+    return (found[0], found[1]) if all(found) else ((YES,), (NO,))
 
 
 @dataclass(frozen=True, slots=True)

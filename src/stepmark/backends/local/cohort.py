@@ -11,11 +11,15 @@ The queries of all rows of a trunk meet its keys in one matrix product, which is
 (the idea of Hydragen, Juravsky et al. 2024, arXiv 2402.05099, and of cascade inference; there the two parts are
 softmaxed apart and merged, here their scores are laid side by side, which is simpler and exact).
 
+Each rollout has a stream of random numbers of its own. Streams of one prefix that have drawn the same tokens so far
+are one row, computed once; a row parts where its streams draw different tokens. That costs nothing where they part
+soon, and a model that is nearly sure of its words writes K verifications for little more than the price of one.
+
 Rows of a cohort are at the same number of own tokens at any time, so own keys need no mask. A finished row's
 place is taken by the last row, so no computation is spent on it.
 
-Axis names: R rows, G trunks, W rows per trunk at most, T trunk positions, N own positions, H heads, K key-value
-heads, E query heads per key-value head, D head width.
+Axis names: B streams, R rows, G trunks, W rows per trunk at most, T trunk positions, N own positions, H heads, K
+key-value heads, E query heads per key-value head, D head width.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ FIRST_CAPACITY = 16  # own positions stored at first; doubled when they run out
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Stream:
     """One rollout to be made."""
 
     name: int  # the caller's handle
@@ -45,7 +49,7 @@ class Trunk:
     """A token sequence and the rollouts that continue slices of it."""
 
     ids: tuple[int, ...]
-    rows: tuple[Row, ...]
+    streams: tuple[Stream, ...]
 
 
 class Encoding:
@@ -81,23 +85,27 @@ class Decoding:
 
 
 class Cohort:
-    """Trunks and rows that are admitted together. Row arrays hold the live rows in their first `live` places."""
+    """Trunks and streams that are admitted together. Streams stand in the order of their rows; row arrays hold the
+    live rows in their first `live` places."""
 
     def __init__(self, trunks: Sequence[Trunk], device: torch.device) -> None:
-        rows = [(g, row) for g, trunk in enumerate(trunks) for row in trunk.rows]
+        streams = [(g, stream) for g, trunk in enumerate(trunks) for stream in trunk.streams]
+        prefixes = {prefix: r for r, prefix in enumerate(dict.fromkeys((g, stream.at) for g, stream in streams))}
         self.device = device
         self.trunks = trunks
         self.width = max(len(t.ids) for t in trunks)
-        self.live = len(rows)
         self.step = 0  # own tokens per row whose keys and values are stored
-        self.names = np.array([row.name for _, row in rows])
-        self.keys = np.array([row.key for _, row in rows], dtype=np.uint64)
-        self.budgets = np.array([row.budget for _, row in rows])
-        self.trunk_of = np.array([g for g, _ in rows])
-        self.at = np.array([row.at for _, row in rows])
-        self.tokens = np.zeros((len(rows), FIRST_CAPACITY), dtype=np.int64)
-        self.logprobs = np.zeros(len(rows))
-        self.closing = np.zeros(len(rows), dtype=bool)  # rows whose text has ended, and that wait for one more pass
+        self.names = np.array([stream.name for _, stream in streams])
+        self.keys = np.array([stream.key for _, stream in streams], dtype=np.uint64)
+        self.budgets = np.array([stream.budget for _, stream in streams])
+        self.logprobs = np.zeros(len(streams))
+        self.row_of = np.array([prefixes[g, stream.at] for g, stream in streams])
+        self.live = len(prefixes)
+        self.trunk_of = np.array([g for g, _ in prefixes])
+        self.at = np.array([at for _, at in prefixes])
+        self.tokens = np.zeros((self.live, FIRST_CAPACITY), dtype=np.int64)
+        self.closing = np.zeros(self.live, dtype=bool)  # rows whose text has ended, and that wait for one more pass
+        self.admitted, self.most = len(streams), self.live  # streams at first, rows at any time
         self._trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [G, K, T, D]
         self._own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [R, K, capacity, D]
         self._changed = True  # rows moved since the maps below were made
@@ -105,8 +113,9 @@ class Cohort:
         self._places: torch.Tensor | None = None  # [R] place in the grid of each row
         self._mask: torch.Tensor | None = None  # [R, 1, 1, T], -inf beyond a row's prefix; None when none is needed
         self._grid = (0, 0)  # G, W
+        self._sort()
 
-    # -- rows ------------------------------------------------------------------------------------------------
+    # -- streams and rows --------------------------------------------------------------------------------------
 
     @property
     def last(self) -> np.ndarray:
@@ -118,20 +127,58 @@ class Cohort:
         """[R] where that token stands in its sequence."""
         return self.at[: self.live] + self.step
 
-    def put(self, ids_R: np.ndarray, logprobs_R: np.ndarray, at: int) -> None:
-        """The `at`-th own token of every row."""
+    def put(self, ids_B: np.ndarray, logprobs_B: np.ndarray, at: int) -> None:
+        """The `at`-th own token of every stream. Rows whose streams drew different tokens part."""
         if at == self.tokens.shape[1]:
             self.tokens = np.concatenate([self.tokens, np.zeros_like(self.tokens)], axis=1)
-        self.tokens[: self.live, at] = ids_R
-        self.logprobs[: self.live] += logprobs_R
+        self.logprobs += logprobs_B
+        if len(ids_B) == self.live:
+            self.tokens[: self.live, at] = ids_B
+            return
+        drawn = self.row_of * (int(ids_B.max()) + 1) + ids_B
+        _, first, group = np.unique(drawn, return_index=True, return_inverse=True)
+        source = self.row_of[first]
+        new = np.append(False, source[1:] == source[:-1])  # of each row's groups the first stays in its place
+        place = source.copy()
+        place[new] = self.live + np.arange(new.sum())
+        self.row_of = place[group]
+        if new.any():
+            self._part(source[new])
+        self.tokens[self.row_of, at] = ids_B
+        self._sort()
 
-    def drop(self, gone: np.ndarray) -> None:
-        """Frees the places of the rows at indices `gone`; rows from the end move into them."""
+    def _part(self, source_F: np.ndarray) -> None:
+        """Adds a copy of each of the rows `source_F` behind the live ones."""
+        live = self.live + len(source_F)
+        for name in ("at", "trunk_of", "tokens", "closing"):
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array[: self.live], array[source_F]]))
+        source, target = (torch.from_numpy(x).to(self.device) for x in (source_F, np.arange(self.live, live)))
+        for layer, pair in enumerate(self._own):
+            if live > pair[0].shape[0]:
+                room = max(live, 2 * pair[0].shape[0])
+                grown = [x.new_empty(room, *x.shape[1:]) for x in pair]
+                for new, old in zip(grown, pair, strict=True):
+                    new[: self.live, :, : self.step] = old[: self.live, :, : self.step]
+                pair = self._own[layer] = grown[0], grown[1]
+            for cache in pair:
+                filled = cache[:, :, : self.step]
+                filled.index_copy_(0, target, filled.index_select(0, source))
+        self.live = live
+        self.most = max(self.most, live)
+        self._changed = True
+
+    def drop(self, gone_B: np.ndarray) -> None:
+        """Ends the streams `gone_B`, [B] bool, and frees the places of rows that have none left; rows from the end
+        move into them."""
+        self._streams(~gone_B)
+        gone = np.flatnonzero(np.bincount(self.row_of, minlength=self.live) == 0)
+        if not len(gone):
+            return
         left = self.live - len(gone)
         movers = np.setdiff1d(np.arange(left, self.live), gone, assume_unique=True)
         holes = gone[gone < left]
-        own = (self.names, self.keys, self.budgets, self.at, self.tokens, self.logprobs, self.closing)
-        for array in (*own, self.trunk_of):
+        for array in (self.at, self.trunk_of, self.tokens, self.closing):
             array[holes] = array[movers]
         if len(holes) and self._own:
             source, target = (torch.from_numpy(x).to(self.device) for x in (movers, holes))
@@ -139,10 +186,22 @@ class Cohort:
                 for cache in pair:
                     filled = cache[:, :, : self.step]
                     filled.index_copy_(0, target, filled.index_select(0, source))
+        to = np.arange(self.live)
+        to[movers] = holes
+        self.row_of = to[self.row_of]
         self.live = left
         self._changed = True
+        self._sort()
         if left and self._own and left <= self._own[0][0].shape[0] // 2:
             self._repack()
+
+    def _sort(self) -> None:
+        if (self.row_of[1:] < self.row_of[:-1]).any():
+            self._streams(np.argsort(self.row_of, kind="stable"))
+
+    def _streams(self, kept: np.ndarray) -> None:
+        for name in ("names", "keys", "budgets", "logprobs", "row_of"):
+            setattr(self, name, getattr(self, name)[kept])
 
     def _repack(self) -> None:
         """Gives back the memory of finished rows and of trunks that nobody continues any more."""

@@ -38,36 +38,36 @@ def uniforms(keys_B: np.ndarray, t_B: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    logits_BV: torch.Tensor, u_B: torch.Tensor | None, temperature: float, top_p: float
+    logits_RV: torch.Tensor, u_RW: torch.Tensor | None, temperature: float, top_p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token id per row, [B] int64, and its log-probability at temperature 1, [B] float32, in nats.
+    """Token ids, [R, W] int64, and their log-probabilities at temperature 1, [R, W] float32, in nats.
 
-    `u_B` holds a uniform number per row; None, or a temperature of 0, takes the most probable token."""
-    logits_BV = logits_BV.float()
-    if u_B is None or temperature == 0:
-        top_B, ids_B = logits_BV.max(-1)
-        return ids_B, top_B - logits_BV.logsumexp(-1)
-    top_B1 = logits_BV.amax(-1, keepdim=True)
-    mass_BV = torch.sub(logits_BV, top_B1)
+    `u_RW` holds a uniform number for each token that is drawn from a row's logits; None, or a temperature of 0, takes
+    the most probable token, once."""
+    logits_RV = logits_RV.float()
+    if u_RW is None or temperature == 0:
+        top_R1, ids_R1 = logits_RV.max(-1, keepdim=True)
+        return ids_R1, top_R1 - logits_RV.logsumexp(-1, keepdim=True)
+    top_R1 = logits_RV.amax(-1, keepdim=True)
+    mass_RV = torch.sub(logits_RV, top_R1)
     if temperature == 1:
-        mass_BV.exp_()
-        total_B1 = None
+        mass_RV.exp_()
+        total_R1 = None
     else:
-        total_B1 = mass_BV.exp().sum(-1, keepdim=True)
-        mass_BV.div_(temperature).exp_()
+        total_R1 = mass_RV.exp().sum(-1, keepdim=True)
+        mass_RV.div_(temperature).exp_()
     if top_p < 1:
-        if total_B1 is None:
-            total_B1 = mass_BV.sum(-1, keepdim=True)
-        sorted_BV, order_BV = mass_BV.sort(stable=True, dim=-1, descending=True)
-        before_BV = sorted_BV.cumsum(-1) - sorted_BV
-        sorted_BV.masked_fill_(before_BV >= top_p * mass_BV.sum(-1, keepdim=True), 0.0)
-        mass_BV = torch.zeros_like(mass_BV).scatter_(-1, order_BV, sorted_BV)
-    cumulative_BV = mass_BV.cumsum(-1)
-    if total_B1 is None:
-        total_B1 = cumulative_BV[:, -1:]
-    end_B1 = cumulative_BV[:, -1:]
+        if total_R1 is None:
+            total_R1 = mass_RV.sum(-1, keepdim=True)
+        sorted_RV, order_RV = mass_RV.sort(stable=True, dim=-1, descending=True)
+        before_RV = sorted_RV.cumsum(-1) - sorted_RV
+        sorted_RV.masked_fill_(before_RV >= top_p * mass_RV.sum(-1, keepdim=True), 0.0)
+        mass_RV = torch.zeros_like(mass_RV).scatter_(-1, order_RV, sorted_RV)
+    cumulative_RV = mass_RV.cumsum(-1)
+    if total_R1 is None:
+        total_R1 = cumulative_RV[:, -1:]
+    end_R1 = cumulative_RV[:, -1:]
     # Strictly below the end, or rounding could pick a token that has no mass.
-    at_B1 = torch.minimum((u_B[:, None] * end_B1).float(), torch.nextafter(end_B1, torch.zeros_like(end_B1)))
-    ids_B1 = torch.searchsorted(cumulative_BV, at_B1, right=True)
-    logprob_B1 = logits_BV.gather(-1, ids_B1) - top_B1 - total_B1.log()
-    return ids_B1[:, 0], logprob_B1[:, 0]
+    at_RW = torch.minimum((u_RW * end_R1).float(), torch.nextafter(end_R1, torch.zeros_like(end_R1)))
+    ids_RW = torch.searchsorted(cumulative_RV, at_RW, right=True)
+    return ids_RW, logits_RV.gather(-1, ids_RW) - top_R1 - total_R1.log()

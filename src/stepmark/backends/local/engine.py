@@ -5,7 +5,8 @@ transformers' AttentionInterface, by one that knows which rows share which trunk
 flat sequence of tokens, each with its own position, so nothing is padded in the matrix products.
 
 Rows of different cohorts decode together. As rows finish, their places are freed; when enough are free, the next
-trunks are encoded and join. Models whose attention can't be replaced, or can't be replaced exactly (checked by
+trunks are encoded and join: as many as may be expected to keep `batch` rows busy, since rollouts that draw the same
+tokens share a row. Models whose attention can't be replaced, or can't be replaced exactly (checked by
 comparing logits when the engine starts), are decoded by plain.py instead: slower, same results.
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Row, Trunk
+from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Stream, Trunk
 from stepmark.backends.local.draw import draw, uniforms
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 ATTENTION = "stepmark_shared"
 ENCODE_TOKENS = {"cpu": 2048, "cuda": 16384}  # flat positions per encoding pass: bounds its activations
-MEMORY = 0.6  # share of the free memory that the rows of a run may fill, all of them at their longest
+MEMORY = 0.6  # share of the free memory that rollouts may fill, all of them at their longest and none alike
 REFILL = 0.5  # share of places that must be free before new trunks are encoded
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}  # of the logits' spread, see `check`
 
@@ -50,13 +51,13 @@ class Draws:
     top_p: float
     ends: np.ndarray  # [V] bool: tokens that end a text
     watched: np.ndarray  # [V] bool: tokens that may complete a stop string
-    stopped: Callable[[int, np.ndarray], bool]  # a row's name and own tokens -> whether their text holds a stop string
+    stopped: Callable[[int, np.ndarray], bool]  # a stream's name, own tokens -> whether their text holds a stop string
     choices: np.ndarray | None = None  # [C] tokens: after a stop string, how likely is each of them?
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished row."""
+    """A finished rollout."""
 
     name: int
     ids: tuple[int, ...]  # own tokens, end token included
@@ -99,7 +100,8 @@ class Engine:
         # On a CPU a batch should outweigh the cost of calling each operation and still lie in the caches: that was
         # measured at about 512 rows of a 256-wide model and 2048 rows of a 64-wide one.
         usual = 1024 if self.device.type == "cuda" else min(2048, max(128, 131072 // model.config.hidden_size))
-        self.batch = batch or usual
+        self.batch = batch or usual  # rows
+        self.bound = batch or 1 << 30  # rollouts under way: who sets a batch wants no more
         self.limit = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         self.plain_attention: str = model.config._attn_implementation
         self.sharing = self._check()
@@ -142,7 +144,7 @@ class Engine:
         cuts = sorted({max(1, len(ids) // 2), len(ids) - 1})
         plain = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
         try:
-            trunk = Trunk(tuple(ids), tuple(Row(i, cut, 0, 2) for i, cut in enumerate(cuts)))
+            trunk = Trunk(tuple(ids), tuple(Stream(i, cut, 0, 2) for i, cut in enumerate(cuts)))
             cohort, first = self.encode([trunk])
             cohort.put(np.array([ids[cut] for cut in cuts]), np.zeros(len(cuts)), 0)
             second = self.decode([cohort])
@@ -195,7 +197,8 @@ class Engine:
             for g, trunk in enumerate(part):
                 ids[g, : len(trunk.ids)] = trunk.ids
             positions = np.broadcast_to(np.arange(width), ids.shape)
-            wanted = np.array([g * width + row.at - 1 for g, trunk in enumerate(part) for row in trunk.rows])
+            mine = (cohort.trunk_of >= start) & (cohort.trunk_of < end)
+            wanted = (cohort.trunk_of[mine] - start) * width + cohort.at[mine] - 1
             keep, back = np.unique(wanted, return_inverse=True)
             found = self._pass(ids.ravel(), positions.ravel(), Encoding(cohort, start, len(part), width), keep)
             logits.append(found.index_select(0, torch.from_numpy(back).to(self.device)))
@@ -211,41 +214,45 @@ class Engine:
             cohort.step += 1
         return logits
 
-    def rows(self, reach: int) -> int:
-        """How many rows of `reach` positions may be under way: `batch`, or as many as memory is sure to hold."""
+    def rollouts(self, reach: int) -> int:
+        """How many rollouts of `reach` positions memory is sure to hold at once."""
         config = self.model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         position = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
         drawing = 4 * 4 * self.vocab  # float32 logits and what is made of them
-        return max(1, min(self.batch, int(MEMORY * _free_memory(self.device) / (reach * position + drawing))))
+        return max(1, min(self.bound, int(MEMORY * _free_memory(self.device) / (reach * position + drawing))))
 
     # -- the loop --------------------------------------------------------------------------------------------
 
     def run(self, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
-        """Rolls every row out."""
+        """Rolls every stream out."""
         trunks = list(trunks)
-        batch = self.rows(max((len(t.ids) + max(row.budget for row in t.rows) for t in trunks), default=1))
-        waiting = deque(Trunk(t.ids, t.rows[a : a + batch]) for t in trunks for a in range(0, len(t.rows), batch))
+        most = self.rollouts(max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=1))
+        batch = min(self.batch, most)
+        waiting = deque(Trunk(t.ids, t.streams[a : a + batch]) for t in trunks for a in range(0, len(t.streams), batch))
         cohorts: list[Cohort] = []
+        share = 1.0  # rows that a rollout took in the latest cohort that is over
         while waiting or cohorts:
-            free = batch - sum(c.live for c in cohorts)
-            if waiting and (not cohorts or free >= max(len(waiting[0].rows), REFILL * batch)):
-                part = [waiting.popleft()]
-                free -= len(part[0].rows)
-                while waiting and len(waiting[0].rows) <= free:
-                    free -= len(waiting[0].rows)
+            # A cohort starts with a row for each prefix; how many it will have is known by those before it.
+            free = batch - sum(max(c.live, share * len(c.names)) for c in cohorts)
+            left = most - sum(len(c.names) for c in cohorts)
+            part: list[Trunk] = []
+            if not cohorts or free >= REFILL * batch:
+                while waiting and len(waiting[0].streams) <= min(left, free / share):
                     part.append(waiting.popleft())
-                yield from self._advance([], part, draws, cohorts)
-            else:
-                yield from self._advance(cohorts, [], draws, cohorts)
+                    free -= share * len(part[-1].streams)
+                    left -= len(part[-1].streams)
+            yield from self._advance([] if part else cohorts, part, draws, cohorts)
+            for over in (c for c in cohorts if not c.live):
+                share = over.most / over.admitted
             cohorts = [c for c in cohorts if c.live]
 
     @torch.inference_mode()
     def _advance(
         self, going: Sequence[Cohort], coming: Sequence[Trunk], draws: Draws, cohorts: list[Cohort]
     ) -> list[Done]:
-        """One more token for every row of `going`, or the first for the rows of `coming`, which join `cohorts`."""
+        """One more token for every stream of `going`, or the first for those of `coming`, which join `cohorts`."""
         if coming:
             cohort, logits = self.encode(coming)
             going = [cohort]
@@ -254,56 +261,61 @@ class Engine:
         else:
             logits = self.decode(going)
             at = [c.step for c in going]
-        u = None
+        starts = np.cumsum([0, *(c.live for c in going)])
+        row_of = np.concatenate([c.row_of + start for c, start in zip(going, starts[:-1], strict=True)])
+        place, u = np.zeros_like(row_of), None  # of each stream among those of its row
         if draws.temperature > 0:
-            keys = np.concatenate([c.keys[: c.live] for c in going])
-            t = np.concatenate([np.full(c.live, a) for c, a in zip(going, at, strict=True)])
-            u = torch.from_numpy(uniforms(keys, t)).to(self.device)
-        ids, logprobs = (x.cpu().numpy() for x in draw(logits, u, draws.temperature, draws.top_p))
+            counts = np.bincount(row_of)
+            place = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
+            keys = np.concatenate([c.keys for c in going])
+            t = np.concatenate([np.full(len(c.keys), a) for c, a in zip(going, at, strict=True)])
+            grid = np.zeros((len(counts), counts.max()))
+            grid[row_of, place] = uniforms(keys, t)
+            u = torch.from_numpy(grid).to(self.device)
+        drawn = draw(logits, u, draws.temperature, draws.top_p)
+        ids, logprobs = (x.cpu().numpy()[row_of, place] for x in drawn)
         done: list[Done] = []
-        start = 0
-        for cohort, t0 in zip(going, at, strict=True):
-            part = slice(start, start + cohort.live)
-            start += cohort.live
-            chosen = chances(logits[part], cohort.closing[: cohort.live], draws.choices)
-            cohort.put(ids[part], logprobs[part], t0)
-            done += self._finish(cohort, ids[part], logprobs[part], t0 + 1, draws, chosen)
+        first = 0
+        for cohort, t0, start in zip(going, at, starts[:-1], strict=True):
+            part = slice(first, first + len(cohort.names))
+            first = part.stop
+            closing = cohort.closing[: cohort.live]
+            chosen = chances(logits[start : start + cohort.live], closing, draws.choices)
+            going_on = ~closing[cohort.row_of]  # what follows a text that has ended is not part of it
+            cohort.put(ids[part] * going_on, logprobs[part] * going_on, t0)
+            done += self._finish(cohort, t0 + 1, draws, chosen)
         return done
 
-    def _finish(
-        self,
-        cohort: Cohort,
-        ids: np.ndarray,
-        logprobs: np.ndarray,
-        length: int,
-        draws: Draws,
-        chosen: dict[int, tuple[float, ...]],
-    ) -> list[Done]:
-        """`chosen`: of rows that ended one token ago, and stayed to be asked what would follow."""
-        ended = draws.ends[ids]
+    def _finish(self, cohort: Cohort, length: int, draws: Draws, chosen: dict[int, tuple[float, ...]]) -> list[Done]:
+        """The rollouts that end with their newest token, the `length`-th. `chosen`: of rows that ended one token ago,
+        and stayed to be asked what would follow."""
+        newest = cohort.tokens[: cohort.live, length - 1]
+        ended = draws.ends[newest]
         ended[list(chosen)] = False
         asked = []
-        for r in np.flatnonzero(draws.watched[ids] & ~ended):
-            if r not in chosen and draws.stopped(int(cohort.names[r]), cohort.tokens[r, :length]):
+        for r in np.flatnonzero(draws.watched[newest] & ~ended):
+            name = int(cohort.names[np.searchsorted(cohort.row_of, r)])
+            if r not in chosen and draws.stopped(name, cohort.tokens[r, :length]):
                 ended[r] = draws.choices is None
                 asked += [r] if draws.choices is not None else []
-        gone = ended | (cohort.budgets[: cohort.live] <= length)
-        gone[asked] = False
-        gone[list(chosen)] = True
-        places = np.flatnonzero(gone)
+        staying, closed = np.zeros_like(ended), np.zeros_like(ended)
+        staying[asked], closed[list(chosen)] = True, True
+        row_of = cohort.row_of
+        gone = ended[row_of] | (cohort.budgets <= length)
+        gone = (gone & ~staying[row_of]) | closed[row_of]
         done = [
             Done(
-                name=int(cohort.names[r]),
-                ids=tuple(cohort.tokens[r, : length - (r in chosen)].tolist()),
-                stopped=bool(ended[r]) or r in chosen,
-                logprob=float(cohort.logprobs[r]) - (float(logprobs[r]) if r in chosen else 0.0),
+                name=int(cohort.names[b]),
+                ids=tuple(cohort.tokens[r, : length - closed[r]].tolist()),
+                stopped=bool(ended[r] or closed[r]),
+                logprob=float(cohort.logprobs[b]),
                 choices=chosen.get(int(r), ()),
             )
-            for r in places
+            for b, r in zip(np.flatnonzero(gone), row_of[gone], strict=True)
         ]
         cohort.closing[asked] = True
-        if len(places):
-            cohort.drop(places)
+        if len(done):
+            cohort.drop(gone)
         return done
 
 

@@ -12,7 +12,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from stepmark.backends.local.cohort import Row, Trunk
+from stepmark.backends.local.cohort import Stream, Trunk
 from stepmark.backends.local.draw import draw, uniforms
 from stepmark.backends.local.engine import Done, Draws, Engine, chances
 
@@ -20,14 +20,14 @@ from stepmark.backends.local.engine import Done, Draws, Engine, chances
 def run(engine: Engine, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
     """Rolls every row out, prefix by prefix."""
     for trunk in trunks:
-        batch = engine.rows(len(trunk.ids) + max(row.budget for row in trunk.rows))
-        for at, group in groupby(sorted(trunk.rows, key=lambda row: row.at), key=lambda row: row.at):
+        batch = min(engine.batch, engine.rollouts(len(trunk.ids) + max(x.budget for x in trunk.streams)))
+        for at, group in groupby(sorted(trunk.streams, key=lambda row: row.at), key=lambda row: row.at):
             rows = list(group)
             for start in range(0, len(rows), batch):
                 yield from _prefix(engine, trunk.ids[:at], rows[start : start + batch], draws)
 
 
-def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Row], draws: Draws) -> list[Done]:
+def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Stream], draws: Draws) -> list[Done]:
     done: list[Done] = []
     own = np.zeros((len(rows), max(row.budget for row in rows) + 1), dtype=np.int64)
     logprobs = np.zeros(len(rows))
@@ -44,8 +44,8 @@ def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Row], draws: Dra
         cache.batch_repeat_interleave(len(rows))
         t = 0
         while True:
-            u = torch.from_numpy(uniforms(keys[live], np.full(len(live), t))).to(device)
-            ids, lps = (x.cpu().numpy() for x in draw(logits, u, draws.temperature, draws.top_p))
+            u = torch.from_numpy(uniforms(keys[live], np.full(len(live), t))[:, None]).to(device)
+            ids, lps = (x[:, 0].cpu().numpy() for x in draw(logits, u, draws.temperature, draws.top_p))
             for asker, chosen in chances(logits, closing, draws.choices).items():
                 r = live[asker]
                 done.append(Done(rows[r].name, tuple(own[r, :t].tolist()), True, float(logprobs[r]), chosen))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepmark.backends.local import plain
-from stepmark.backends.local.cohort import Row, Trunk
+from stepmark.backends.local.cohort import Stream, Trunk
 from stepmark.backends.local.draw import key
 from stepmark.backends.local.engine import Draws, Engine
 from stepmark.backends.local.text import Reader, group
@@ -47,7 +47,7 @@ def roll(
     rows: list[tuple[int, int]] = []  # a row's name is its place here: prompt, index of the rollout
     trunks: list[Trunk] = []
     for longest, members in group([x if len(x) < engine.limit else () for x in ids]):
-        todo: list[Row] = []
+        todo: list[Stream] = []
         for i in members:
             prompt, at = prompts[i], len(ids[i])
             for index in range(prompt.first, prompt.first + prompt.n):
@@ -55,7 +55,7 @@ def roll(
                 if room < 1:
                     yield Rolled(Rollout(prompt.id, index, "", Finish.LENGTH, 0), ids[i], ())
                     continue
-                todo.append(Row(len(rows), at, key(params.seed, prompt.id, index), room))
+                todo.append(Stream(len(rows), at, key(params.seed, prompt.id, index), room))
                 rows.append((i, index))
         if todo:
             trunks.append(Trunk(ids[longest], tuple(todo)))
@@ -69,7 +69,7 @@ def roll(
 
     choices = _choices(tokenizer, params)
     draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped, choices)
-    reach = max((len(t.ids) + max(row.budget for row in t.rows) for t in trunks), default=0) + bool(params.choices)
+    reach = max((len(t.ids) + max(row.budget for row in t.streams) for t in trunks), default=0) + bool(params.choices)
     shared = sharing and engine.sharing and reach <= engine.window
     for done in engine.run(trunks, draws) if shared else plain.run(engine, trunks, draws):
         i, index = rows[done.name]
