@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 ATTENTION = "stepmark_shared"
 ENCODE_TOKENS = {"cpu": 2048, "cuda": 16384}  # flat positions per encoding pass: bounds its activations
 MEMORY = 0.6  # share of the free memory that rollouts may fill, all of them at their longest and none alike
+ALIKE = 4  # times as many rollouts as rows may be under way, where they have been alike so far: they may part yet
 REFILL = 0.5  # share of places that must be free before new trunks are encoded
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}  # of the logits' spread, see `check`
 
@@ -236,7 +237,7 @@ class Engine:
         while waiting or cohorts:
             # A cohort starts with a row for each prefix; how many it will have is known by those before it.
             free = batch - sum(max(c.live, share * len(c.names)) for c in cohorts)
-            left = most - sum(len(c.names) for c in cohorts)
+            left = min(most, ALIKE * batch) - sum(len(c.names) for c in cohorts)
             part: list[Trunk] = []
             if not cohorts or free >= REFILL * batch:
                 while waiting and len(waiting[0].streams) <= min(left, free / share):
