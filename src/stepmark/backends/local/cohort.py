@@ -156,7 +156,7 @@ class Cohort:
         source, target = (torch.from_numpy(x).to(self.device) for x in (source_F, np.arange(self.live, live)))
         for layer, pair in enumerate(self._own):
             if live > pair[0].shape[0]:
-                room = max(live, 2 * pair[0].shape[0])
+                room = min(max(live, 2 * pair[0].shape[0]), len(self.names))
                 grown = [x.new_empty(room, *x.shape[1:]) for x in pair]
                 for new, old in zip(grown, pair, strict=True):
                     new[: self.live, :, : self.step] = old[: self.live, :, : self.step]
