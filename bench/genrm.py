@@ -3,7 +3,8 @@
 One verifier, the same 200 solutions, K = 32 rationales for each at temperature 1, then p(Yes) after the verdict's
 question (GenRM, section 3.3). Each contender runs alone in one process of one thread, after a warm-up:
 
-- Stepmark: one call of `verify_many`; the rationales of a solution share its encoded text, and p(Yes) comes in passing;
+- Stepmark: one call of `verify_many`; the rationales of a solution share its encoded text, those that are alike so far
+  are computed once, and p(Yes) comes in passing. How much is alike is the verifier's: tokens computed a vote say it;
 - `generate`, K separate calls for each solution, as the algorithm reads: on a part of the solutions (`--part`), the
   ratio being that of seconds per vote;
 - `generate`, K separate calls, each over a batch of solutions sorted by length and left padded, in the batch size that
@@ -66,16 +67,29 @@ class Done:
 
 def stepmark(work: Work) -> Done:
     """One call, whole."""
+    from stepmark.backends.local.engine import Engine
+
+    computed, decode = 0, Engine.decode
+
+    def counted(engine: Engine, cohorts: Sequence[Any]) -> Any:
+        nonlocal computed
+        computed += sum(c.live for c in cohorts)
+        return decode(engine, cohorts)
+
+    Engine.decode = counted  # type: ignore[method-assign]
     verifier = replace(scoring.load(work.verifier), votes=work.votes, max_tokens=work.max_tokens, seed=work.seed)
     asked = [(question, [s]) for question, s in work.pairs]
     replace(verifier, votes=1).verify_many(asked[:4])
+    computed = 0
     began = time.perf_counter()
     found = verifier.verify_many(asked)
     seconds = time.perf_counter() - began
     read = checkpoints.load_tokenizer(work.verifier)
     prompts = {verifier.ask(q, s.text): v for (q, s), v in zip(work.pairs, found, strict=True)}
     written = sum(v.tokens - len(read(text)["input_ids"]) for text, v in prompts.items())
-    return Done(seconds, written, sum(len(v.votes) for v in prompts.values()), tuple(v.score for v in found))
+    votes = sum(len(v.votes) for v in prompts.values())
+    note = f"{computed / votes:.1f} tokens computed a vote"
+    return Done(seconds, written, votes, tuple(v.score for v in found), note)
 
 
 def generate(work: Work, batch: int, calls: int) -> Done:
@@ -198,6 +212,7 @@ def main() -> None:
         ratio = each[name] / each[OURS]
         print(
             f"{name:28}{d.votes:>8}{d.seconds:>9.1f}{1000 * each[name]:>11.2f}{d.tokens / d.votes:>15.1f}{ratio:>12.1f}"
+            f"  {d.note}"
         )
     theirs, ours, again = (done[name].scores for name in (BATCHED, OURS, AGAIN))
     apart = {
