@@ -25,9 +25,14 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo test check bench venv server clean
 .DELETE_ON_ERROR:
 
+# Both runs at once: each trains its generator in one process, which would leave a core idle.
 demo: $(STAMP)
-	$(BIN)/stepmark demo
-	$(BIN)/stepmark run recipes/genrm_demo.yaml
+	@mkdir -p runs
+	@$(BIN)/stepmark run recipes/genrm_demo.yaml >runs/genrm_demo.log 2>&1 & writer=$$!; \
+	trap 'kill $$writer 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/stepmark demo || exit; \
+	echo; echo 'And a verifier that writes (recipes/genrm_demo.yaml), under way since the start:'; \
+	wait $$writer; status=$$?; tail -n 20 runs/genrm_demo.log; exit $$status
 
 test: $(STAMP) server
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
