@@ -11,7 +11,7 @@ generator may read of them before.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 
 AGAIN = "Again:"  # the line between two workings of one problem
@@ -40,10 +40,6 @@ def drill(parts: Sequence[str], others: Sequence[str], rng: random.Random) -> li
     return [rng.choice(others) if rng.random() < DRILLED else part for part in parts]
 
 
-def thread(answers: Sequence[Sequence[str]], said: Callable[[Sequence[str]], Sequence[str]]) -> str:
-    """The lines of a worked answer; after `AGAIN`, those of a second one, where there is one, which ends in a
-    comparison with the first instead of an answer."""
-    first, *others = ("\n".join(lines) for lines in answers)
-    if not others:
-        return first
-    return "\n".join([first, AGAIN, *answers[1][:-1], compared(said(answers[1]), said(answers[0]))])
+def thread(first: Sequence[str], second: Sequence[str]) -> str:
+    """The lines of a worked answer; after `AGAIN`, those of a second working, which ends in a comparison with it."""
+    return "\n".join([*first, AGAIN, *second])

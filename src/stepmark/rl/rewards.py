@@ -29,7 +29,7 @@ from stepmark.types import Finish, Outcome, Problem, Reward, Solution, Verdict, 
 Attempt = tuple[Problem, Solution]
 Credit = Literal["sum", "min", "difference", "outcome"]
 CREDITS = ("sum", "min", "difference", "outcome")
-LATEST, ENOUGH = 1000, 200  # rewards that lost ones are counted among; as soon as there are so many
+LATEST, ENOUGH = 1000, 100  # rewards that lost ones are counted among; as soon as there are so many
 
 
 @dataclass(frozen=True, slots=True)

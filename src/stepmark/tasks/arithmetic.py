@@ -32,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
-from stepmark.comparing import AGAIN, compared
+from stepmark.comparing import compared, thread
 from stepmark.errors import ConfigError, DataError
 from stepmark.types import Problem, ProblemSet, Solution
 
@@ -293,7 +293,8 @@ class Arithmetic:
             tries = (self._misled(start, moves, people, noise_rng) for _ in range(100))
             demonstration = next((text for text in tries if text is not None), reference)
         if split == "train" and random.Random(f"{self.seed}/{split}/{id}/threads").random() < self.threads:
-            demonstration = "\n".join([demonstration, AGAIN, *_anew(_read(question), demonstration.split("\n"))])
+            first = demonstration.split("\n")
+            demonstration = thread(first, _anew(_read(question), first))
         return Problem(id, question, str(value), "arithmetic", reference, demonstration)
 
     def _misled(

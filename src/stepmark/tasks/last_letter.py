@@ -104,9 +104,7 @@ class LastLetter:
     def rationale(self, problem: Problem, solution: Solution) -> str:
         """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
         this task."""
-        words = _asked(problem)
-        lines = [*_lines(words)[:-1], comparing.compared([w[-1] for w in words], _said(solution.steps))]
-        return "".join(f"{line}\n" for line in lines)
+        return "".join(f"{line}\n" for line in _anew(_asked(problem), solution.steps))
 
     def _fits(self, words: Sequence[str]) -> bool:
         return not self.distinct or len({w[-1] for w in words}) == len(words)
@@ -121,16 +119,14 @@ class LastLetter:
             asked = f"Compare {' '.join(letters)} with {''.join(said)}."
             return Problem(f"{split}-{i}", asked, "", "last_letter", text, text)
         thread = split == "pretrain" and rng.random() < self.threads
-        demonstrations = [_lines(words, [self._read(w, rng) for w in words])]
-        if thread:
-            demonstrations.append(_lines(words))
+        lines = _lines(words, [self._read(w, rng) for w in words])
         return Problem(
             f"{split}-{i}",
             QUESTION.format(words=" ".join(words)),
             "".join(w[-1] for w in words),
             "last_letter",
             reference,
-            comparing.thread(demonstrations, _said),
+            comparing.thread(lines, _anew(words, lines)) if thread else "\n".join(lines),
         )
 
     def _read(self, word: str, rng: random.Random) -> str:
@@ -145,6 +141,11 @@ def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
     letters = letters or [w[-1] for w in words]
     lines = [f"Take {word}: {' '.join(words[:i])}, {' '.join(letters[:i])}." for i, word in enumerate(words, 1)]
     return [*lines, f"The answer is {''.join(letters)}."]
+
+
+def _anew(words: Sequence[str], steps: Sequence[str]) -> list[str]:
+    """The problem worked without mistakes, and a comparison with the answer that `steps` give."""
+    return [*_lines(words)[:-1], comparing.compared([w[-1] for w in words], _said(steps))]
 
 
 def _asked(problem: Problem) -> list[str]:

@@ -84,9 +84,11 @@ class WordSort:
     def rationale(self, problem: Problem, solution: Solution) -> str:
         """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
         this task."""
-        words = _asked(problem)
-        lines = [*self._lines(words)[:-1], comparing.compared(sorted(words), _said(solution.steps))]
-        return "".join(f"{line}\n" for line in lines)
+        return "".join(f"{line}\n" for line in self._anew(_asked(problem), solution.steps))
+
+    def _anew(self, words: Sequence[str], steps: Sequence[str]) -> list[str]:
+        """The problem worked without mistakes, and a comparison with the answer that `steps` give."""
+        return [*self._lines(words)[:-1], comparing.compared(sorted(words), _said(steps))]
 
     def _lines(self, words: Sequence[str]) -> list[str]:
         if self.method == "insertion":
@@ -117,16 +119,14 @@ class WordSort:
             asked = f"Compare {' '.join(words)} with {' '.join(said)}."
             return Problem(f"{split}-{i}", asked, "", "word_sort", text, text)
         thread = split == "pretrain" and rng.random() < self.threads
-        demonstrations = [self._misled(words, rng) if self._errs else self._lines(words)]
-        if thread:
-            demonstrations.append(self._lines(words))
+        lines = self._misled(words, rng) if self._errs else self._lines(words)
         return Problem(
             f"{split}-{i}",
             QUESTION.format(words=" ".join(words)),
             " ".join(sorted(words)),
             "word_sort",
             reference,
-            comparing.thread(demonstrations, _said),
+            comparing.thread(lines, self._anew(words, lines)) if thread else "\n".join(lines),
         )
 
     @property

@@ -234,7 +234,8 @@ class GenerativeVerifier:
 
     def _voted(self, prompts: Sequence[Prompt]) -> dict[str, _Said]:
         """`votes` rationales of each, and p(Yes) after each."""
-        choices = tuple(c for forms in self._forms for c in forms)
+        yes, no = self._forms
+        choices = (*yes, *no)
         params = SamplingParams(self.max_tokens, self.temperature, stop=(VERDICT,), seed=self.seed, choices=choices)
         said: dict[str, list[Rollout]] = {p.id: [] for p in prompts}
         asked = [replace(p, n=self.votes) for p in prompts]
@@ -245,7 +246,7 @@ class GenerativeVerifier:
         # Asked again: where the backend can't say in passing, and where the question came amid a line. A server can't
         # tell that from a text that ended without it, and both have to come to one score.
         again = [r for r in ended if not (r.choices and _own_line(r.text))]
-        chances = {r.key: self._yes(r.choices) for r in ended if r.choices and _own_line(r.text)}
+        chances = {r.key: sum(r.choices[: len(yes)]) for r in ended if r.choices and _own_line(r.text)}
         more = self._chances([contexts[r.prompt_id] + _closed(r.text) for r in again])
         chances.update(zip((r.key for r in again), more, strict=True))
         found = {}
@@ -263,13 +264,10 @@ class GenerativeVerifier:
 
     def _chances(self, texts: Sequence[str]) -> list[float]:
         """p(Yes) after each text."""
-        choices, asked = [c for forms in self._forms for c in forms], list(dict.fromkeys(texts))
-        told = self._backend.choice_probs(asked, choices) if asked else ()
-        chances = {text: self._yes(found) for text, found in zip(asked, told, strict=True)}
+        (yes, no), asked = self._forms, list(dict.fromkeys(texts))
+        told = self._backend.choice_probs(asked, [*yes, *no]) if asked else ()
+        chances = {text: sum(found[: len(yes)]) for text, found in zip(asked, told, strict=True)}
         return [chances[text] for text in texts]
-
-    def _yes(self, chances: Sequence[float]) -> float:
-        return sum(chances[: len(self._forms[0])])
 
     @property
     def _forms(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -32,6 +32,8 @@ import torch
 from torch.nn import functional as F
 
 FIRST_CAPACITY = 16  # own positions stored at first; doubled when they run out
+STREAMS = ("names", "keys", "budgets", "logprobs", "row_of")  # arrays of a cohort, one place for each stream
+ROWS = ("at", "trunk_of", "tokens", "closing")  # and for each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class Cohort:
         if at == self.tokens.shape[1]:
             self.tokens = np.concatenate([self.tokens, np.zeros_like(self.tokens)], axis=1)
         self.logprobs += logprobs_B
-        if len(ids_B) == self.live:
+        if len(ids_B) == self.live:  # each has a row of its own
             self.tokens[: self.live, at] = ids_B
             return
         drawn = self.row_of * (int(ids_B.max()) + 1) + ids_B
@@ -150,20 +152,16 @@ class Cohort:
     def _part(self, source_F: np.ndarray) -> None:
         """Adds a copy of each of the rows `source_F` behind the live ones."""
         live = self.live + len(source_F)
-        for name in ("at", "trunk_of", "tokens", "closing"):
+        for name in ROWS:
             array = getattr(self, name)
             setattr(self, name, np.concatenate([array[: self.live], array[source_F]]))
-        source, target = (torch.from_numpy(x).to(self.device) for x in (source_F, np.arange(self.live, live)))
-        for layer, pair in enumerate(self._own):
-            if live > pair[0].shape[0]:
-                room = min(max(live, 2 * pair[0].shape[0]), len(self.names))
-                grown = [x.new_empty(room, *x.shape[1:]) for x in pair]
-                for new, old in zip(grown, pair, strict=True):
-                    new[: self.live, :, : self.step] = old[: self.live, :, : self.step]
-                pair = self._own[layer] = grown[0], grown[1]
-            for cache in pair:
-                filled = cache[:, :, : self.step]
-                filled.index_copy_(0, target, filled.index_select(0, source))
+        if self._own and live > (places := self._own[0][0].shape[0]):
+            more = min(max(live, 2 * places), len(self.names)) - places
+            self._own = [
+                (torch.cat([k, k.new_empty(more, *k.shape[1:])]), torch.cat([v, v.new_empty(more, *v.shape[1:])]))
+                for k, v in self._own
+            ]
+        self._copy(source_F, np.arange(self.live, live))
         self.live = live
         self.most = max(self.most, live)
         self._changed = True
@@ -178,14 +176,9 @@ class Cohort:
         left = self.live - len(gone)
         movers = np.setdiff1d(np.arange(left, self.live), gone, assume_unique=True)
         holes = gone[gone < left]
-        for array in (self.at, self.trunk_of, self.tokens, self.closing):
-            array[holes] = array[movers]
-        if len(holes) and self._own:
-            source, target = (torch.from_numpy(x).to(self.device) for x in (movers, holes))
-            for pair in self._own:
-                for cache in pair:
-                    filled = cache[:, :, : self.step]
-                    filled.index_copy_(0, target, filled.index_select(0, source))
+        for name in ROWS:
+            getattr(self, name)[holes] = getattr(self, name)[movers]
+        self._copy(movers, holes)
         to = np.arange(self.live)
         to[movers] = holes
         self.row_of = to[self.row_of]
@@ -195,12 +188,22 @@ class Cohort:
         if left and self._own and left <= self._own[0][0].shape[0] // 2:
             self._repack()
 
+    def _copy(self, source: np.ndarray, target: np.ndarray) -> None:
+        """Own keys and values of the rows `source` to the places `target`, which none of them has."""
+        if not (len(target) and self._own):
+            return
+        at, to = (torch.from_numpy(x).to(self.device) for x in (source, target))
+        for pair in self._own:
+            for cache in pair:
+                filled = cache[:, :, : self.step]
+                filled.index_copy_(0, to, filled.index_select(0, at))
+
     def _sort(self) -> None:
         if (self.row_of[1:] < self.row_of[:-1]).any():
             self._streams(np.argsort(self.row_of, kind="stable"))
 
     def _streams(self, kept: np.ndarray) -> None:
-        for name in ("names", "keys", "budgets", "logprobs", "row_of"):
+        for name in STREAMS:
             setattr(self, name, getattr(self, name)[kept])
 
     def _repack(self) -> None:

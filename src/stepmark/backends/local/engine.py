@@ -288,22 +288,17 @@ class Engine:
         return done
 
     def _finish(self, cohort: Cohort, length: int, draws: Draws, chosen: dict[int, tuple[float, ...]]) -> list[Done]:
-        """The rollouts that end with their newest token, the `length`-th. `chosen`: of rows that ended one token ago,
-        and stayed to be asked what would follow."""
+        """The rollouts that end with their newest token, the `length`-th. `chosen`: of the closing rows, which
+        ended one token ago, and stayed to be asked what would follow."""
         newest = cohort.tokens[: cohort.live, length - 1]
-        ended = draws.ends[newest]
-        ended[list(chosen)] = False
-        asked = []
-        for r in np.flatnonzero(draws.watched[newest] & ~ended):
+        closed = cohort.closing[: cohort.live].copy()
+        ended, staying = draws.ends[newest] & ~closed, np.zeros_like(closed)
+        for r in np.flatnonzero(draws.watched[newest] & ~ended & ~closed):
             name = int(cohort.names[np.searchsorted(cohort.row_of, r)])
-            if r not in chosen and draws.stopped(name, cohort.tokens[r, :length]):
-                ended[r] = draws.choices is None
-                asked += [r] if draws.choices is not None else []
-        staying, closed = np.zeros_like(ended), np.zeros_like(ended)
-        staying[asked], closed[list(chosen)] = True, True
+            if draws.stopped(name, cohort.tokens[r, :length]):
+                (ended if draws.choices is None else staying)[r] = True
         row_of = cohort.row_of
-        gone = ended[row_of] | (cohort.budgets <= length)
-        gone = (gone & ~staying[row_of]) | closed[row_of]
+        gone = (ended | closed)[row_of] | ((cohort.budgets <= length) & ~staying[row_of])
         done = [
             Done(
                 name=int(cohort.names[b]),
@@ -314,8 +309,8 @@ class Engine:
             )
             for b, r in zip(np.flatnonzero(gone), row_of[gone], strict=True)
         ]
-        cohort.closing[asked] = True
-        if len(done):
+        cohort.closing[: cohort.live] |= staying
+        if done:
             cohort.drop(gone)
         return done
 

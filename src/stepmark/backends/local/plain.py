@@ -21,46 +21,46 @@ def run(engine: Engine, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]
     """Rolls every row out, prefix by prefix."""
     for trunk in trunks:
         batch = min(engine.batch, engine.rollouts(len(trunk.ids) + max(x.budget for x in trunk.streams)))
-        for at, group in groupby(sorted(trunk.streams, key=lambda row: row.at), key=lambda row: row.at):
-            rows = list(group)
-            for start in range(0, len(rows), batch):
-                yield from _prefix(engine, trunk.ids[:at], rows[start : start + batch], draws)
+        for at, group in groupby(sorted(trunk.streams, key=lambda x: x.at), key=lambda x: x.at):
+            streams = list(group)
+            for start in range(0, len(streams), batch):
+                yield from _prefix(engine, trunk.ids[:at], streams[start : start + batch], draws)
 
 
-def _prefix(engine: Engine, prefix: tuple[int, ...], rows: list[Stream], draws: Draws) -> list[Done]:
+def _prefix(engine: Engine, prefix: tuple[int, ...], streams: list[Stream], draws: Draws) -> list[Done]:
     done: list[Done] = []
-    own = np.zeros((len(rows), max(row.budget for row in rows) + 1), dtype=np.int64)
-    logprobs = np.zeros(len(rows))
-    live = np.arange(len(rows))
-    keys = np.array([row.key for row in rows], dtype=np.uint64)
-    budgets = np.array([row.budget for row in rows])
-    closing = np.zeros(len(rows), dtype=bool)  # of the live rows: the text has ended, one more pass says what follows
+    own = np.zeros((len(streams), max(x.budget for x in streams) + 1), dtype=np.int64)
+    logprobs = np.zeros(len(streams))
+    live = np.arange(len(streams))
+    keys = np.array([x.key for x in streams], dtype=np.uint64)
+    budgets = np.array([x.budget for x in streams])
+    closing = np.zeros(len(streams), dtype=bool)  # of the live: the text has ended, one more pass says what follows
     model, device = engine.model, engine.device
     engine.use(engine.plain_attention)  # for the whole prefix: nothing is handed out before it is done
     with torch.inference_mode():
         out = model(input_ids=torch.tensor([prefix], device=device), use_cache=True)
         cache = out.past_key_values
-        logits = out.logits[:, -1].expand(len(rows), -1)
-        cache.batch_repeat_interleave(len(rows))
+        logits = out.logits[:, -1].expand(len(streams), -1)
+        cache.batch_repeat_interleave(len(streams))
         t = 0
         while True:
             u = torch.from_numpy(uniforms(keys[live], np.full(len(live), t))[:, None]).to(device)
             ids, lps = (x[:, 0].cpu().numpy() for x in draw(logits, u, draws.temperature, draws.top_p))
             for asker, chosen in chances(logits, closing, draws.choices).items():
                 r = live[asker]
-                done.append(Done(rows[r].name, tuple(own[r, :t].tolist()), True, float(logprobs[r]), chosen))
+                done.append(Done(streams[r].name, tuple(own[r, :t].tolist()), True, float(logprobs[r]), chosen))
             own[live, t] = ids
             logprobs[live] += lps
             t += 1
             ended = draws.ends[ids] & ~closing
             asked = np.zeros_like(closing)
             for i in np.flatnonzero(draws.watched[ids] & ~ended & ~closing):
-                found = draws.stopped(rows[live[i]].name, own[live[i], :t])
+                found = draws.stopped(streams[live[i]].name, own[live[i], :t])
                 ended[i], asked[i] = found and draws.choices is None, found and draws.choices is not None
             gone = (ended | (budgets[live] <= t)) & ~asked
             for i in np.flatnonzero(gone & ~closing):
                 r = live[i]
-                done.append(Done(rows[r].name, tuple(own[r, :t].tolist()), bool(ended[i]), float(logprobs[r])))
+                done.append(Done(streams[r].name, tuple(own[r, :t].tolist()), bool(ended[i]), float(logprobs[r])))
             gone |= closing
             if gone.all():
                 return done

@@ -44,7 +44,7 @@ def roll(
 ) -> Iterator[Rolled]:
     """Rollouts as they finish. `sharing=False` encodes every prefix alone. Raises ConfigError, BackendError."""
     ids = [_ids(tokenizer, prompt.id, prompt.context, prompt.prefix, chat) for prompt in prompts]
-    rows: list[tuple[int, int]] = []  # a row's name is its place here: prompt, index of the rollout
+    made: list[tuple[int, int]] = []  # a stream's name is its place here: prompt, index of the rollout
     trunks: list[Trunk] = []
     for longest, members in group([x if len(x) < engine.limit else () for x in ids]):
         todo: list[Stream] = []
@@ -55,8 +55,8 @@ def roll(
                 if room < 1:
                     yield Rolled(Rollout(prompt.id, index, "", Finish.LENGTH, 0), ids[i], ())
                     continue
-                todo.append(Stream(len(rows), at, key(params.seed, prompt.id, index), room))
-                rows.append((i, index))
+                todo.append(Stream(len(made), at, key(params.seed, prompt.id, index), room))
+                made.append((i, index))
         if todo:
             trunks.append(Trunk(ids[longest], tuple(todo)))
     vocab = engine.vocab
@@ -65,14 +65,14 @@ def roll(
     ends[[e for e in engine.end_ids(tokenizer.eos_token_id) if e < vocab]] = True
 
     def stopped(name: int, own: np.ndarray) -> bool:
-        return reader.text(ids[rows[name][0]], own.tolist())[1]
+        return reader.text(ids[made[name][0]], own.tolist())[1]
 
     choices = _choices(tokenizer, params)
     draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped, choices)
-    reach = max((len(t.ids) + max(row.budget for row in t.streams) for t in trunks), default=0) + bool(params.choices)
+    reach = max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=0) + bool(params.choices)
     shared = sharing and engine.sharing and reach <= engine.window
     for done in engine.run(trunks, draws) if shared else plain.run(engine, trunks, draws):
-        i, index = rows[done.name]
+        i, index = made[done.name]
         text, _ = reader.text(ids[i], done.ids)
         finish = Finish.STOP if done.stopped else Finish.LENGTH
         chosen = done.choices if done.choices and reader.ends_in_stop(done.ids) else ()
