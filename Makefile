@@ -32,11 +32,13 @@ export TOKENIZERS_PARALLELISM ?= false
 # Both runs at once: each trains its generator in one process, which would leave a core idle.
 demo: $(RUNS_STAMP)
 	@mkdir -p runs
-	@$(BIN)/stepmark run recipes/genrm_demo.yaml >runs/genrm_demo.log 2>&1 & writer=$$!; \
-	trap 'kill $$writer 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
-	$(BIN)/stepmark demo || exit; \
-	echo; echo 'And a verifier that writes (recipes/genrm_demo.yaml), under way since the start:'; \
-	wait $$writer; status=$$?; tail -n 20 runs/genrm_demo.log; exit $$status
+	@echo 'A verifier that writes learns beside this one (recipes/genrm_demo.yaml): runs/genrm_demo.log'; \
+	demo= writer=; trap 'kill $$demo $$writer 2>/dev/null' EXIT; trap 'exit 130' INT QUIT TERM; \
+	$(BIN)/stepmark run recipes/genrm_demo.yaml >runs/genrm_demo.log 2>&1 & writer=$$!; \
+	$(BIN)/stepmark demo & demo=$$!; \
+	wait $$demo || exit; demo=; \
+	echo; echo 'And the verifier that writes:'; \
+	wait $$writer; status=$$?; writer=; tail -n 20 runs/genrm_demo.log; exit $$status
 
 test: $(STAMP) server
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

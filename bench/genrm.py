@@ -4,7 +4,7 @@ One verifier, the same 200 solutions, K = 32 rationales for each at temperature 
 question (GenRM, section 3.3). Each contender runs alone in one process of one thread, after a warm-up:
 
 - Stepmark: one call of `verify_many`; the rationales of a solution share its encoded text, those that are alike so far
-  are computed once, and p(Yes) comes in passing. How much is alike is the verifier's: tokens computed a vote say it;
+  are computed once, and p(Yes) comes in passing. How much is alike is the verifier's: rows decoded a vote say it;
 - `generate`, K separate calls for each solution, as the algorithm reads: on a part of the solutions (`--part`), the
   ratio being that of seconds per vote;
 - `generate`, K separate calls, each over a batch of solutions sorted by length and left padded, in the batch size that
@@ -88,7 +88,7 @@ def stepmark(work: Work) -> Done:
     prompts = {verifier.ask(q, s.text): v for (q, s), v in zip(work.pairs, found, strict=True)}
     written = sum(v.tokens - len(read(text)["input_ids"]) for text, v in prompts.items())
     votes = sum(len(v.votes) for v in prompts.values())
-    note = f"{computed / votes:.1f} tokens computed a vote"
+    note = f"{computed / votes:.1f} rows decoded a vote"
     return Done(seconds, written, votes, tuple(v.score for v in found), note)
 
 

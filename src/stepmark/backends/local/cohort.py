@@ -12,7 +12,7 @@ The queries of all rows of a trunk meet its keys in one matrix product, which is
 softmaxed apart and merged, here their scores are laid side by side, which is simpler and exact).
 
 Each rollout has a stream of random numbers of its own. Streams of one prefix that have drawn the same tokens so far
-are one row, computed once; a row parts where its streams draw different tokens. That costs nothing where they part
+are one row, computed once; a row parts where its streams draw different tokens. That costs little where they part
 soon, and a model that is nearly sure of its words writes K verifications for little more than the price of one.
 
 Rows of a cohort are at the same number of own tokens at any time, so own keys need no mask. A finished row's
@@ -107,9 +107,9 @@ class Cohort:
         self.at = np.array([at for _, at in prefixes])
         self.tokens = np.zeros((self.live, FIRST_CAPACITY), dtype=np.int64)
         self.closing = np.zeros(self.live, dtype=bool)  # rows whose text has ended, and that wait for one more pass
-        self.admitted, self.most = len(streams), self.live  # streams at first, rows at any time
+        self.admitted, self.peak = len(streams), self.live  # streams at first, most rows at any time
         self._trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [G, K, T, D]
-        self._own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [R, K, capacity, D]
+        self._own: list[tuple[torch.Tensor, ...]] = []  # per layer: keys, values [R, K, capacity, D]
         self._changed = True  # rows moved since the maps below were made
         self._slots: torch.Tensor | None = None  # [G * W] row of each place in the grid; None when they coincide
         self._places: torch.Tensor | None = None  # [R] place in the grid of each row
@@ -129,13 +129,13 @@ class Cohort:
         """[R] where that token stands in its sequence."""
         return self.at[: self.live] + self.step
 
-    def put(self, ids_B: np.ndarray, logprobs_B: np.ndarray, at: int) -> None:
-        """The `at`-th own token of every stream. Rows whose streams drew different tokens part."""
-        if at == self.tokens.shape[1]:
+    def put(self, ids_B: np.ndarray, logprobs_B: np.ndarray) -> None:
+        """The next own token of every stream. Rows whose streams drew different tokens part."""
+        if self.step == self.tokens.shape[1]:
             self.tokens = np.concatenate([self.tokens, np.zeros_like(self.tokens)], axis=1)
         self.logprobs += logprobs_B
         if len(ids_B) == self.live:  # each has a row of its own
-            self.tokens[: self.live, at] = ids_B
+            self.tokens[: self.live, self.step] = ids_B
             return
         drawn = self.row_of * (int(ids_B.max()) + 1) + ids_B
         _, first, group = np.unique(drawn, return_index=True, return_inverse=True)
@@ -146,7 +146,7 @@ class Cohort:
         self.row_of = place[group]
         if new.any():
             self._part(source[new])
-        self.tokens[self.row_of, at] = ids_B
+        self.tokens[self.row_of, self.step] = ids_B
         self._sort()
 
     def _part(self, source_F: np.ndarray) -> None:
@@ -157,13 +157,11 @@ class Cohort:
             setattr(self, name, np.concatenate([array[: self.live], array[source_F]]))
         if self._own and live > (places := self._own[0][0].shape[0]):
             more = min(max(live, 2 * places), len(self.names)) - places
-            self._own = [
-                (torch.cat([k, k.new_empty(more, *k.shape[1:])]), torch.cat([v, v.new_empty(more, *v.shape[1:])]))
-                for k, v in self._own
-            ]
+            for layer in range(len(self._own)):  # one by one: the caches of all layers never exist twice
+                self._own[layer] = tuple(torch.cat([x, x.new_empty(more, *x.shape[1:])]) for x in self._own[layer])
         self._copy(source_F, np.arange(self.live, live))
         self.live = live
-        self.most = max(self.most, live)
+        self.peak = max(self.peak, live)
         self._changed = True
 
     def drop(self, gone_B: np.ndarray) -> None:

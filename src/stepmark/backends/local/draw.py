@@ -27,7 +27,7 @@ def key(seed: int, prompt_id: str, index: int) -> int:
 
 
 def uniforms(keys_B: np.ndarray, t_B: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) per row, [B] float64: the `t_B`-th of each row's stream (t_B counts from 0)."""
+    """One number in [0, 1) for each rollout, [B] float64: the `t_B`-th of its key (t_B counts from 0)."""
     with np.errstate(over="ignore"):
         x = keys_B + (t_B.astype(np.uint64) + np.uint64(1)) * _GOLDEN
         x = (x ^ (x >> np.uint64(30))) * _MIX1

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 ATTENTION = "stepmark_shared"
 ENCODE_TOKENS = {"cpu": 2048, "cuda": 16384}  # flat positions per encoding pass: bounds its activations
 MEMORY = 0.6  # share of the free memory that rollouts may fill, all of them at their longest and none alike
-ALIKE = 4  # times as many rollouts as rows may be under way, where they have been alike so far: they may part yet
+ALIKE = 4  # times as many rollouts as rows may be under way, where those before were alike: these may part
 REFILL = 0.5  # share of places that must be free before new trunks are encoded
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}  # of the logits' spread, see `check`
 
@@ -46,7 +46,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How tokens are drawn and when a row ends."""
+    """How tokens are drawn and when a rollout ends."""
 
     temperature: float
     top_p: float
@@ -147,7 +147,7 @@ class Engine:
         try:
             trunk = Trunk(tuple(ids), tuple(Stream(i, cut, 0, 2) for i, cut in enumerate(cuts)))
             cohort, first = self.encode([trunk])
-            cohort.put(np.array([ids[cut] for cut in cuts]), np.zeros(len(cuts)), 0)
+            cohort.put(np.array([ids[cut] for cut in cuts]), np.zeros(len(cuts)))
             second = self.decode([cohort])
         except Exception as e:  # a trial: whatever a model's own code makes of it, plain decoding is there
             self.use(self.plain_attention)
@@ -200,9 +200,7 @@ class Engine:
             positions = np.broadcast_to(np.arange(width), ids.shape)
             mine = (cohort.trunk_of >= start) & (cohort.trunk_of < end)
             wanted = (cohort.trunk_of[mine] - start) * width + cohort.at[mine] - 1
-            keep, back = np.unique(wanted, return_inverse=True)
-            found = self._pass(ids.ravel(), positions.ravel(), Encoding(cohort, start, len(part), width), keep)
-            logits.append(found.index_select(0, torch.from_numpy(back).to(self.device)))
+            logits.append(self._pass(ids.ravel(), positions.ravel(), Encoding(cohort, start, len(part), width), wanted))
             start = end
         return cohort, torch.cat(logits)
 
@@ -215,8 +213,9 @@ class Engine:
             cohort.step += 1
         return logits
 
-    def rollouts(self, reach: int) -> int:
-        """How many rollouts of `reach` positions memory is sure to hold at once."""
+    def room(self, reach: int) -> int:
+        """How many rollouts of `reach` positions may be under way: what memory holds, and no more than the caller
+        wants."""
         config = self.model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -229,7 +228,7 @@ class Engine:
     def run(self, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
         """Rolls every stream out."""
         trunks = list(trunks)
-        most = self.rollouts(max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=1))
+        most = self.room(max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=1))
         batch = min(self.batch, most)
         waiting = deque(Trunk(t.ids, t.streams[a : a + batch]) for t in trunks for a in range(0, len(t.streams), batch))
         cohorts: list[Cohort] = []
@@ -240,13 +239,13 @@ class Engine:
             left = min(most, ALIKE * batch) - sum(len(c.names) for c in cohorts)
             part: list[Trunk] = []
             if not cohorts or free >= REFILL * batch:
-                while waiting and len(waiting[0].streams) <= min(left, free / share):
+                while waiting and len(waiting[0].streams) <= left and (rows := _rows(waiting[0], share)) <= free:
                     part.append(waiting.popleft())
-                    free -= share * len(part[-1].streams)
+                    free -= rows
                     left -= len(part[-1].streams)
             yield from self._advance([] if part else cohorts, part, draws, cohorts)
             for over in (c for c in cohorts if not c.live):
-                share = over.most / over.admitted
+                share = over.peak / over.admitted
             cohorts = [c for c in cohorts if c.live]
 
     @torch.inference_mode()
@@ -258,10 +257,8 @@ class Engine:
             cohort, logits = self.encode(coming)
             going = [cohort]
             cohorts.append(cohort)
-            at = [0]
         else:
             logits = self.decode(going)
-            at = [c.step for c in going]
         starts = np.cumsum([0, *(c.live for c in going)])
         row_of = np.concatenate([c.row_of + start for c, start in zip(going, starts[:-1], strict=True)])
         place, u = np.zeros_like(row_of), None  # of each stream among those of its row
@@ -269,7 +266,7 @@ class Engine:
             counts = np.bincount(row_of)
             place = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
             keys = np.concatenate([c.keys for c in going])
-            t = np.concatenate([np.full(len(c.keys), a) for c, a in zip(going, at, strict=True)])
+            t = np.repeat([c.step for c in going], [len(c.keys) for c in going])
             grid = np.zeros((len(counts), counts.max()))
             grid[row_of, place] = uniforms(keys, t)
             u = torch.from_numpy(grid).to(self.device)
@@ -277,20 +274,20 @@ class Engine:
         ids, logprobs = (x.cpu().numpy()[row_of, place] for x in drawn)
         done: list[Done] = []
         first = 0
-        for cohort, t0, start in zip(going, at, starts[:-1], strict=True):
+        for cohort, start in zip(going, starts[:-1], strict=True):
             part = slice(first, first + len(cohort.names))
             first = part.stop
             closing = cohort.closing[: cohort.live]
             chosen = chances(logits[start : start + cohort.live], closing, draws.choices)
             going_on = ~closing[cohort.row_of]  # what follows a text that has ended is not part of it
-            cohort.put(ids[part] * going_on, logprobs[part] * going_on, t0)
-            done += self._finish(cohort, t0 + 1, draws, chosen)
+            cohort.put(ids[part] * going_on, logprobs[part] * going_on)
+            done += self._finish(cohort, draws, chosen)
         return done
 
-    def _finish(self, cohort: Cohort, length: int, draws: Draws, chosen: dict[int, tuple[float, ...]]) -> list[Done]:
-        """The rollouts that end with their newest token, the `length`-th. `chosen`: of the closing rows, which
-        ended one token ago, and stayed to be asked what would follow."""
-        newest = cohort.tokens[: cohort.live, length - 1]
+    def _finish(self, cohort: Cohort, draws: Draws, chosen: dict[int, tuple[float, ...]]) -> list[Done]:
+        """The rollouts that end with their newest token. `chosen`: of the closing rows, which ended one token ago, and
+        stayed to be asked what would follow."""
+        newest, length = cohort.last, cohort.step + 1
         closed = cohort.closing[: cohort.live].copy()
         ended, staying = draws.ends[newest] & ~closed, np.zeros_like(closed)
         for r in np.flatnonzero(draws.watched[newest] & ~ended & ~closed):
@@ -313,6 +310,11 @@ class Engine:
         if done:
             cohort.drop(gone)
         return done
+
+
+def _rows(trunk: Trunk, share: float) -> float:
+    """How many rows a trunk is expected to take: at least one for each of its prefixes."""
+    return max(share * len(trunk.streams), len({x.at for x in trunk.streams}))
 
 
 def chances(logits: torch.Tensor, closing: np.ndarray, choices: np.ndarray | None) -> dict[int, tuple[float, ...]]:

@@ -18,9 +18,9 @@ from stepmark.backends.local.engine import Done, Draws, Engine, chances
 
 
 def run(engine: Engine, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
-    """Rolls every row out, prefix by prefix."""
+    """Rolls every stream out, prefix by prefix."""
     for trunk in trunks:
-        batch = min(engine.batch, engine.rollouts(len(trunk.ids) + max(x.budget for x in trunk.streams)))
+        batch = min(engine.batch, engine.room(len(trunk.ids) + max(x.budget for x in trunk.streams)))
         for at, group in groupby(sorted(trunk.streams, key=lambda x: x.at), key=lambda x: x.at):
             streams = list(group)
             for start in range(0, len(streams), batch):
