@@ -88,7 +88,7 @@ def main() -> None:
             checkpoint_seconds=1e9,
             tensorboard=False,
         )
-        source = Verified(ProcessVerifier(model))
+        source = Verified(ProcessVerifier(model), "sum")
         reinforce(
             model,
             problems,

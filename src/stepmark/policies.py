@@ -45,7 +45,7 @@ class Policy(Settings):
 
     method: Literal["ppo", "grpo", "rft"] = "ppo"
     reward: Name | dict[Name, float] | None = None  # a verifier or `gold`, or several with their weights; rft has none
-    credit: Credit | None = None  # what a verifier's scores become; null: sum for one of steps, else outcome
+    credit: Credit | None = None  # what scores become; null: min (grpo: sum) for a verifier of steps, else outcome
     settings: Reinforcing = ReinforceSettings()  # rft takes only `temperature`, `max_tokens`, `stop` and `seed` of them
     samples: int = Field(default=8, ge=1)  # attempts of rft at each problem
     train: Train | None = None  # how rft learns from those it keeps

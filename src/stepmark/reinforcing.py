@@ -233,17 +233,16 @@ class Reinforcing:
             policy.method,
             self._model(start),
             self._place(name),
-            None if policy.method == "rft" else self._source(rewards, policy.credit),
+            None if policy.method == "rft" else self._source(rewards, policy.credit, policy.method),
             replace(policy.settings, seed=policy.settings.seed + self.recipe.seed),
             policy.samples,
             self.on.settings(policy.training),
         )
 
-    def _source(self, rewards: Mapping[str, float], credit: Credit | None) -> RewardSource:
+    def _source(self, rewards: Mapping[str, float], credit: Credit | None, method: str) -> RewardSource:
         """What a policy earns by: verifiers, gold answers, or several with weights."""
-        return reward_source(
-            {name: None if name == GOLD else self._verifier(name) for name in rewards}, rewards, credit, self.on.grader
-        )
+        verifiers = {name: None if name == GOLD else self._verifier(name) for name in rewards}
+        return reward_source(verifiers, rewards, credit, self.on.grader, method)
 
     def _sample(self, policy: str, problems: Sequence[Problem], out: Any, n: int, params: SamplingParams) -> None:
         done = sample(
@@ -361,16 +360,24 @@ class Reinforcing:
 
 
 def reward_source(
-    verifiers: Mapping[str, Verifier | None], weights: Mapping[str, float], credit: Credit | None, grader: Grader
+    verifiers: Mapping[str, Verifier | None],
+    weights: Mapping[str, float],
+    credit: Credit | None,
+    grader: Grader,
+    method: str,
 ) -> RewardSource:
     """A source of rewards from verifiers by name, None standing for gold answers. Several are added up by weight; a
-    single one counts as it is. Without a credit the scores of a verifier of steps are summed, and that of another one
-    is an outcome, as it is among several whatever the credit."""
+    single one counts as it is. Without a credit an attempt earns its worst step's score; by GRPO, which normalises
+    scores within the group, each step's own. By PPO that would pay for every further step, and did: attempts grew to
+    three times their steps (docs/results/reinforcement.md). A verifier without scores for steps gives an outcome, among
+    several whatever the credit."""
     from stepmark.rl.rewards import Gold, Mixture, Verified
+
+    usual: Credit = "sum" if method == "grpo" else "min"
 
     def rewarding(found: Verifier) -> RewardSource:
         of_steps = getattr(found, "per_step", False)
-        return Verified(found, credit=(credit or "sum") if of_steps or (credit and len(verifiers) == 1) else "outcome")
+        return Verified(found, credit=(credit or usual) if of_steps or (credit and len(verifiers) == 1) else "outcome")
 
     sources: dict[str, RewardSource] = {
         name: Gold(grader) if found is None else rewarding(found) for name, found in verifiers.items()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stepmark import plugins
 from stepmark.errors import ConfigError, DataError
 from stepmark.protocols import RewardSource
+from stepmark.reinforcing import reward_source
 from stepmark.rl.rewards import CREDITS, Gold, Mixture, Verified, softmin
 from stepmark.types import Finish, Grade, Outcome, Problem, Reward, Verdict, Verification
 
@@ -25,6 +26,7 @@ class Says:
 
     whole: bool = False
     outcome: Outcome = Outcome.SCORED
+    per_step: bool = False  # as verifiers of steps say of themselves
 
     def verify(self, question, solutions):
         return [self._verify(s) for s in solutions]
@@ -132,6 +134,13 @@ def test_sum_pays_for_every_further_step_and_min_and_outcome_never_do(solve, sco
     assert gain("outcome") <= 0
 
 
+@pytest.mark.parametrize(("method", "step"), [("ppo", 0.0), ("grpo", 0.5)])
+def test_unless_told_otherwise_a_further_step_is_paid_only_where_groups_are_centred(solve, method, step):
+    source = reward_source({"prm": Says(per_step=True)}, {"prm": 1.0}, None, Unsure(), method)
+    assert one(source, solve("0.5\n0.5\n0.5")).total - one(source, solve("0.5\n0.5")).total == step
+    assert one(reward_source({"orm": Says()}, {"orm": 1.0}, None, Unsure(), method), solve("1\n0.5")).end == 0.5
+
+
 @pytest.mark.parametrize("verifier", [Says(), Many()])
 @pytest.mark.parametrize("credit", CREDITS)
 def test_rewards_come_in_the_order_of_the_attempts(solve, verifier, credit):
@@ -178,7 +187,7 @@ def test_a_mixture_is_the_weighted_sum_and_lost_where_a_part_is(solve):
     assert (reward.steps, reward.end) == ((6.0,), 1.0 + 1.5)
     reward = one(mixed, solve("0.25\n0.5"))
     assert (reward.lost, reward.total) == ("no number", 0.0)
-    assert one(Mixture(((-1.0, Verified(Says())),)), solve("0.25\n0.5")).steps == (-0.25, -0.5)
+    assert one(Mixture(((-1.0, Verified(Says(), "sum")),)), solve("0.25\n0.5")).steps == (-0.25, -0.5)
 
 
 @pytest.mark.parametrize("credit", ["sum", "min", "difference"])

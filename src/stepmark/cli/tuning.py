@@ -36,7 +36,9 @@ def reinforce(
     ] = None,
     credit: Annotated[
         str | None,
-        typer.Option(help="What scores become: sum (of one of steps by default), min, difference, outcome."),
+        typer.Option(
+            help="What scores become: min (of one of steps by default; sum for grpo), sum, difference, outcome."
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="ppo, grpo, or rft: sample, keep what is right, learn that.")] = "ppo",
     task: p.TaskName = "arithmetic",
@@ -109,7 +111,7 @@ def reinforce(
     watched, more, _ = p.load(task, task_option, held_out, held_out_problems)
     verifiers = {name: None if name == "gold" else load_verifier(name) for name in weights}
     with Show(json) as show:
-        source = reward_source(verifiers, weights, cast("Credit | None", credit), judge)
+        source = reward_source(verifiers, weights, cast("Credit | None", credit), judge, method)
         done = loop(
             policy,
             found,

@@ -12,7 +12,7 @@ update draws is a function of the seed, its number and the weights.
     OUT/.training/          the newest checkpoint, while it lasts
     OUT/.best/              the best policy so far, while it lasts
 
-    stepmark reinforce --task arithmetic --policy generator/ --reward prm/ --credit sum --out policy/
+    stepmark reinforce --task arithmetic --policy generator/ --reward prm/ --out policy/
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Verified:
     """Rewards what a verifier makes of an attempt. Raises ConfigError for settings that don't go together."""
 
     verifier: Verifier  # of any kind for `outcome`; one with a score for each step for the other credits
-    credit: Credit = "sum"
+    credit: Credit = "min"
     aggregate: Aggregate | None = None  # outcome: how scores become the solution's; None: as the verifier does it
     temperature: float = 0.0  # min: of the softmin over steps; 0 gives all to the first of the worst
     before: float = 0.0  # difference: the score that an attempt begins with, to which its first step's is compared
