@@ -118,6 +118,11 @@ def test_every_policy_has_its_accuracy_its_gain_and_how_it_ended(page, raw):
     assert "812,345" in said and "0.041" in said
 
 
+def test_updates_of_several_seeds_are_means_and_say_so(page, raw):
+    raw["policies"]["orm_ppo"] |= {"updates": 92 / 3, "best": 16}
+    assert "30.7 updates as planned; handed on: update 16 (means over seeds), the best" in text(page(raw))
+
+
 def test_the_findings_are_no_rosier_than_the_numbers(raw):
     found = of_policies(Metrics.parse(raw))
     assert found[0] == (

@@ -61,8 +61,8 @@ def _name(name: str, course: Course | None) -> Html:
 
 
 def _updates(course: Course) -> Html:
-    handed = "" if course.best == course.updates else f"handed on: {course.best:.4g}"
-    return join([f"{course.updates:.4g}", h("small", handed) if handed else None], " ")
+    handed = "" if course.best == course.updates else f"handed on: {_number(course.best)}"
+    return join([_number(course.updates), h("small", handed) if handed else None], " ")
 
 
 def _kl(course: Course) -> str:
@@ -138,11 +138,18 @@ def _small(
 
 
 def _ended(course: Course) -> str:
-    many = f"{course.updates:.4g} update{'s' * (course.updates != 1)}"
+    many = f"{_number(course.updates)} update{'s' * (course.updates != 1)}"
+    whole = course.best.is_integer() and course.updates.is_integer()
+    best = f"update {_number(course.best)}{'' if whole else ' (means over seeds)'}"
     if course.stopped:
-        return f"Stopped early after {many}, handed on update {course.best:.4g}: {course.stopped}"
-    best = "the last" if course.best == course.updates else f"update {course.best:.4g}, the best on held-out problems"
+        return f"Stopped early after {many}, handed on {best}: {course.stopped}"
+    best = "the last" if course.best == course.updates else f"{best}, the best on held-out problems"
     return f"{many} as planned; handed on: {best}."
+
+
+def _number(updates: float) -> str:
+    """Of one run a whole number, of several seeds a mean."""
+    return f"{updates:.0f}" if updates.is_integer() else f"{updates:.1f}"
 
 
 # ---- what votes and verifiers add ----
