@@ -233,16 +233,16 @@ class Reinforcing:
             policy.method,
             self._model(start),
             self._place(name),
-            None if policy.method == "rft" else self._source(rewards, policy.credit, policy.method),
+            None if policy.method == "rft" else self._source(rewards, policy),
             replace(policy.settings, seed=policy.settings.seed + self.recipe.seed),
             policy.samples,
             self.on.settings(policy.training),
         )
 
-    def _source(self, rewards: Mapping[str, float], credit: Credit | None, method: str) -> RewardSource:
+    def _source(self, rewards: Mapping[str, float], policy: Policy) -> RewardSource:
         """What a policy earns by: verifiers, gold answers, or several with weights."""
         verifiers = {name: None if name == GOLD else self._verifier(name) for name in rewards}
-        return reward_source(verifiers, rewards, credit, self.on.grader, method)
+        return reward_source(verifiers, rewards, policy.credit, self.on.grader, policy.method)
 
     def _sample(self, policy: str, problems: Sequence[Problem], out: Any, n: int, params: SamplingParams) -> None:
         done = sample(

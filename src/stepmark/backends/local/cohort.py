@@ -206,7 +206,8 @@ class Cohort:
 
     def _repack(self) -> None:
         """Gives back the memory of finished rows and of trunks that nobody continues any more."""
-        self._own = [(k[: self.live].clone(), v[: self.live].clone()) for k, v in self._own]
+        for layer in range(len(self._own)):
+            self._own[layer] = tuple(x[: self.live].clone() for x in self._own[layer])
         kept, self.trunk_of = np.unique(self.trunk_of[: self.live], return_inverse=True)
         if len(kept) < self._trunk[0][0].shape[0]:
             index = torch.from_numpy(kept).to(self.device)

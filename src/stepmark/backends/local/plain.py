@@ -55,8 +55,8 @@ def _prefix(engine: Engine, prefix: tuple[int, ...], streams: list[Stream], draw
             ended = draws.ends[ids] & ~closing
             asked = np.zeros_like(closing)
             for i in np.flatnonzero(draws.watched[ids] & ~ended & ~closing):
-                found = draws.stopped(streams[live[i]].name, own[live[i], :t])
-                ended[i], asked[i] = found and draws.choices is None, found and draws.choices is not None
+                if draws.stopped(streams[live[i]].name, own[live[i], :t]):
+                    (ended if draws.choices is None else asked)[i] = True
             gone = (ended | (budgets[live] <= t)) & ~asked
             for i in np.flatnonzero(gone & ~closing):
                 r = live[i]
