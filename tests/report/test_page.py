@@ -351,3 +351,33 @@ def test_not_a_number_is_a_dash():
     html = report.render(ReportData(name="r", metrics=m))
     assert "nan" not in html
     assert "–" in html
+
+
+def test_many_verifiers_fold_what_few_readers_ask_for():
+    def page(names: list[str], notes: list[str]) -> str:
+        ways = ["self_consistency", *names]
+        raw = {
+            "best_of_n": {name: {"1": estimate(0.4), "4": estimate(0.5 + i / 100)} for i, name in enumerate(ways)},
+            "differences": {
+                f"{a} - {b}": {"1": {"mean": 0, "low": -1e-17, "high": 0}, "4": {"mean": 0.1, "low": 0, "high": 0.2}}
+                for i, a in enumerate(ways)
+                for b in ways[:i]
+            },
+            "notes": notes,
+        }
+        return report.render(ReportData(name="r", metrics=Metrics.parse(raw)))
+
+    def estimate(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+
+    few = page(["orm", "prm"], ["seen"])
+    assert "<details" not in few
+    assert 'class="band' in few
+    assert "Difference at N =</th><th scope=\"col\">4</th>" in few  # at N = 1 nothing can differ but by rounding
+    many = page([f"v{i}" for i in range(13)], [f"note {i}" for i in range(9)])
+    shown, _, folded = many.partition("78 more: verifiers with one another")
+    assert "best by v1 − plain voting" in shown
+    assert "best by v2 − best by v1" in folded
+    assert "best by v2 − best by v1" not in shown
+    assert "9 notes on how these figures came about" in shown
+    assert 'class="band' not in many

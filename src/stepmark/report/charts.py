@@ -16,6 +16,7 @@ from stepmark.report.reading import Estimate
 
 WIDE, NARROW, SMALL = 760, 360, 250  # widths in pixels of the drawings
 CHAR = 6.3  # mean width of a character at the charts' font size, in pixels
+BANDED = 12  # lines above which bands would only cover one another
 GREY, INK = "grey", "ink"  # colours beside the palette's "0".."6"
 
 
@@ -138,7 +139,7 @@ def _svg(
     for line in lines:
         path = " ".join(f"{px(x):.1f},{py(e.mean):.1f}" for x, e in line.points)
         banded = [(x, *e.interval) for x, e in line.points if e.interval]
-        if len(banded) > 1:
+        if len(banded) > 1 and len(lines) <= BANDED:
             upper = [f"{px(x):.1f},{py(high):.1f}" for x, _, high in banded]
             lower = [f"{px(x):.1f},{py(low):.1f}" for x, low, _ in reversed(banded)]
             bands.append(h("polygon", points=" ".join(upper + lower), class_=f"band c{line.colour}"))

@@ -19,6 +19,7 @@ from stepmark.report.markup import Html, document, h, join, style_sheet
 from stepmark.report.results import clock
 from stepmark.types import Place
 
+NOTES = 8  # more of them than this are folded away
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -67,11 +68,10 @@ def _section(m: Metrics | None) -> Html:
     """What a second test part came to: the same measures on problems unlike those learned from."""
     if m is None or not m.best_of_n:
         return Html("")
-    said = [headline(m), *findings(m), *m.notes]
     return join(
         [
             h("p", f"{m.problems:,} problems unlike those of the training set, {m.candidates:,} candidates."),
-            h("ul", *(h("li", line) for line in said), class_="notes"),
+            _said([headline(m), *findings(m)], m.notes),
             results.accuracy_curves(m),
             results.accuracy_table(m),
             budgets.votes(m),
@@ -103,7 +103,6 @@ def _header(data: ReportData, contents: Html) -> Html:
         "Machine": data.machine,
     }
     shown = (h("div", h("dt", name), h("dd", value)) for name, value in facts.items() if value)
-    notes = [*findings(m), *m.notes]
     return h(
         "header",
         h("p", "Stepmark report", class_="brand"),
@@ -111,10 +110,21 @@ def _header(data: ReportData, contents: Html) -> Html:
         h("dl", *shown, class_="facts"),
         h("p", headline(m), class_="headline", id="headline"),
         _tiles(data),
-        h("ul", *(h("li", note) for note in notes), class_="notes") if notes else None,
+        _said(findings(m), m.notes),
         contents,
         class_="top",
     )
+
+
+def _said(findings: Sequence[str], notes: Sequence[str]) -> Html:
+    """What the figures say, then how they came about: folded away where that takes many sentences."""
+    if len(notes) <= NOTES:
+        findings, notes = [*findings, *notes], ()
+    shown = h("ul", *(h("li", line) for line in findings), class_="notes") if findings else None
+    if not notes:
+        return join([shown])
+    listed = h("ul", *(h("li", line) for line in notes), class_="notes")
+    return join([shown, h("details", h("summary", f"{len(notes)} notes on how these figures came about"), listed)])
 
 
 def _tiles(data: ReportData) -> Html | None:

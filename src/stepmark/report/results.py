@@ -23,6 +23,8 @@ from stepmark.report.findings import percent, winning
 from stepmark.report.markup import Child, Html, h, join
 from stepmark.report.reading import Estimate
 
+FOLDED = 12  # rows between verifiers above which a table of differences folds them away
+
 
 def grid(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str = "") -> Html:
     """A table whose first column names its rows, below its caption."""
@@ -72,7 +74,8 @@ def accuracy_curves(m: Metrics) -> Html:
             colour, dash = (INK, "solid") if method == PLAIN_VOTE else (GREY, "dotted" if method == ORACLE else "solid")
         lines.append(Line(phrase(method), tuple(sorted(m.best_of_n[method].items())), colour, dash))
     chart = charts.chart(lines, title="Accuracy by number of candidates", x_label="N candidates")
-    note = "One colour per verifier: dashed where it chooses alone, solid where it weights votes. Bands: 95% intervals."
+    note = "One colour per verifier: dashed where it chooses alone, solid where it weights votes. "
+    note += "Bands: 95% intervals." if len(lines) <= charts.BANDED else "The table has the 95% intervals."
     return h("figure", chart, h("figcaption", note))
 
 
@@ -80,7 +83,7 @@ def differences_table(m: Metrics) -> Html:
     if not m.differences:
         return Html("")
     # Where there is one candidate, every way of choosing is the same.
-    ns = sorted({d.n for d in m.differences if abs(d.estimate.mean) > 1e-9 or any(d.estimate.interval or ())})
+    ns = sorted({d.n for d in m.differences if max(map(abs, (d.estimate.mean, *(d.estimate.interval or ())))) > 1e-9})
     pairs: dict[tuple[str, str], dict[int, Difference]] = {}
     for d in m.differences:
         pairs.setdefault((d.left, d.right), {})[d.n] = d
@@ -90,9 +93,16 @@ def differences_table(m: Metrics) -> Html:
             return h("td", "–")
         return h("td", signed_points(d.estimate), class_="best" if d.clear else None)
 
-    rows = [[f"{phrase(a)} − {phrase(b)}", *(cell(found.get(n)) for n in ns)] for (a, b), found in pairs.items()]
+    def table(of: Iterable[tuple[str, str]], caption: str = "") -> Html:
+        rows = [[f"{phrase(a)} − {phrase(b)}", *(cell(pairs[a, b].get(n)) for n in ns)] for a, b in of]
+        return grid(["Difference at N =", *map(str, ns)], rows, caption)
+
     caption = "Percentage points on the same problems, with 95% paired intervals. Marked: the interval leaves out zero."
-    return grid(["Difference at N =", *map(str, ns)], rows, caption)
+    rivals = [pair for pair in pairs if PLAIN_VOTE not in pair]
+    if len(rivals) <= FOLDED or len(rivals) == len(pairs):
+        return table(pairs, caption)
+    summary = h("summary", f"{len(rivals)} more: verifiers with one another")
+    return join([table((p for p in pairs if PLAIN_VOTE in p), caption), h("details", summary, table(rivals))])
 
 
 def aggregation_table(m: Metrics, default: str = "") -> Html:
