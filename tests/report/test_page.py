@@ -373,7 +373,7 @@ def test_many_verifiers_fold_what_few_readers_ask_for():
     few = page(["orm", "prm"], ["seen"])
     assert "<details" not in few
     assert 'class="band' in few
-    assert "Difference at N =</th><th scope=\"col\">4</th>" in few  # at N = 1 nothing can differ but by rounding
+    assert 'Difference at N =</th><th scope="col">4</th>' in few  # at N = 1 nothing can differ but by rounding
     many = page([f"v{i}" for i in range(13)], [f"note {i}" for i in range(9)])
     shown, _, folded = many.partition("78 more: verifiers with one another")
     assert "best by v1 − plain voting" in shown
