@@ -1,0 +1,103 @@
+"""Does what a verifier's rationales work out come out? Right sums and comparisons, of those it learns from and its own.
+
+Sums are every `a + b = c` of plain numbers (also -, *, x and /) that is not the tail of a longer expression.
+Comparisons are what the tasks' rationales end with: after "Compare" words or numbers in pairs, each with "same" or
+"different". Counted are the rationales of a run's training part and those of the votes on its test problems, as far as
+the run keeps them.
+
+    python bench/workings.py runs/genrm_gsm8k runs/genrm_arithmetic
+
+The last line printed is one line of JSON; it is also written to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from operator import add, mul, sub, truediv
+from pathlib import Path
+
+from measure import keep
+from stepmark.store import Records
+from stepmark.types import LabelledSolution, Verification
+
+OUT = Path(__file__).parent / "results" / "workings.json"
+NUMBER = r"\$?(\d+(?:\.\d+)?)"
+SUM = re.compile(rf"(?<![\d.,+*/×x-])(?<![+*/×x-] ){NUMBER} ?([-+*/×x]) ?{NUMBER} ?= ?{NUMBER}(?![\d.]*\d)")
+DOES = {"+": add, "-": sub, "*": mul, "x": mul, "×": mul, "/": truediv}
+KINDS = ("sums", "alike", "not alike")
+COMPARED = re.compile(r"(\w+) (\w+) (same|different)\b")
+
+
+def sums(text: str) -> Iterator[bool]:
+    """Whether each sum is right, to a hundredth."""
+    for a, sign, b, c in SUM.findall(text):
+        if sign != "/" or float(b):
+            yield abs(DOES[sign](float(a), float(b)) - float(c)) < 0.01
+
+
+def comparisons(text: str) -> Iterator[tuple[bool, bool]]:
+    """Whether the two are the same, and whether that is what is said."""
+    for a, b, said in COMPARED.findall(text.partition("Compare ")[2]):
+        yield a == b, (a == b) == (said == "same")
+
+
+@dataclass
+class Tally:
+    """How many there are of something, and how many of these are right."""
+
+    total: int = 0
+    right: int = 0
+
+    def add(self, right: bool) -> None:
+        self.total += 1
+        self.right += right
+
+    def __str__(self) -> str:
+        return f"{self.total:9,}" + (f" {100 * self.right / self.total:5.1f}%" if self.total else "")
+
+
+def counted(texts: Iterable[str]) -> dict[str, Tally]:
+    """What there is in texts, by kind: sums, pairs that are alike, pairs that are not."""
+    found = {kind: Tally() for kind in KINDS}
+    for text in texts:
+        for right in sums(text):
+            found["sums"].add(right)
+        for same, right in comparisons(text):
+            found["alike" if same else "not alike"].add(right)
+    return found
+
+
+def runs(paths: Iterable[Path]) -> Iterator[Path]:
+    """The runs of one seed each. Stops with a message where there is none with rationales."""
+    for path in paths:
+        for run in sorted(path.glob("seed-*")) or [path]:
+            if not (run / "rationales" / "train.jsonl").is_file():
+                raise SystemExit(f"no rationales in {run}: give a run with a verifier that learned to write them.")
+            yield run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="finished runs, with seeds or without")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    found = {}
+    for run in runs(args.runs):
+        name = str(Path(*run.parts[-2:])) if run.name.startswith("seed-") else run.name
+        learned = Records(run / "rationales" / "train.jsonl", LabelledSolution)
+        each = {"to learn from": counted(r.text for s in learned for r in s.rationales)}
+        for place in sorted((run / "scores").glob("*.jsonl")):
+            votes = counted(text for s in Records(place, Verification) for text in s.rationales)
+            each |= {place.stem: votes} if any(tally.total for tally in votes.values()) else {}
+        found[name] = {what: {kind: asdict(tally) for kind, tally in row.items()} for what, row in each.items()}
+        print(name)
+        for what, row in each.items():
+            print(f"  {what:36} " + "   ".join(f"{tally} {kind}" for kind, tally in row.items()))
+    keep("workings.py", {"runs": found}, args.out)
+
+
+if __name__ == "__main__":
+    main()
