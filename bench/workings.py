@@ -2,6 +2,7 @@
 
 Sums are every `a + b = c` of plain numbers (also -, *, x and /) that is not the tail of a longer expression.
 Comparisons are what the tasks' rationales end with: after "Compare" words or numbers in pairs, each with "same" or
+"different", and a last one of these for the whole: `verdicts` are the rationales that say Yes after "same" and No after
 "different". Counted are the rationales of a run's training part and those of the votes on its test problems, as far as
 the run keeps them.
 
@@ -22,13 +23,15 @@ from pathlib import Path
 from measure import keep
 from stepmark.store import Records
 from stepmark.types import LabelledSolution, Verification
+from stepmark.verdicts import Said
 
 OUT = Path(__file__).parent / "results" / "workings.json"
 NUMBER = r"\$?(\d+(?:\.\d+)?)"
 SUM = re.compile(rf"(?<![\d.,+*/×x-])(?<![+*/×x-] ){NUMBER} ?([-+*/×x]) ?{NUMBER} ?= ?{NUMBER}(?![\d.]*\d)")
 DOES = {"+": add, "-": sub, "*": mul, "x": mul, "×": mul, "/": truediv}
-KINDS = ("sums", "alike", "not alike")
+KINDS = ("sums", "alike", "not alike", "verdicts")
 COMPARED = re.compile(r"(\w+) (\w+) (same|different)\b")
+WHOLE = re.compile(r": (same|different)\.")
 
 
 def sums(text: str) -> Iterator[bool]:
@@ -59,14 +62,16 @@ class Tally:
         return f"{self.total:9,}" + (f" {100 * self.right / self.total:5.1f}%" if self.total else "")
 
 
-def counted(texts: Iterable[str]) -> dict[str, Tally]:
-    """What there is in texts, by kind: sums, pairs that are alike, pairs that are not."""
+def counted(texts: Iterable[tuple[str, bool]]) -> dict[str, Tally]:
+    """What there is, by kind, in rationales and whether each says Yes."""
     found = {kind: Tally() for kind in KINDS}
-    for text in texts:
+    for text, yes in texts:
         for right in sums(text):
             found["sums"].add(right)
         for same, right in comparisons(text):
             found["alike" if same else "not alike"].add(right)
+        if whole := WHOLE.search(text.partition("Compare ")[2]):
+            found["verdicts"].add(yes == (whole[1] == "same"))
     return found
 
 
@@ -88,10 +93,12 @@ def main() -> None:
     for run in runs(args.runs):
         name = str(Path(*run.parts[-2:])) if run.name.startswith("seed-") else run.name
         learned = Records(run / "rationales" / "train.jsonl", LabelledSolution)
-        each = {"to learn from": counted(r.text for s in learned for r in s.rationales)}
-        for place in sorted((run / "scores").glob("*.jsonl")):
-            votes = counted(text for s in Records(place, Verification) for text in s.rationales)
-            each |= {place.stem: votes} if any(tally.total for tally in votes.values()) else {}
+        each = {"to learn from": counted((r.text, r.said == Said.YES) for s in learned for r in s.rationales)}
+        for place in sorted((run / "scores").rglob("*.jsonl")):
+            scored = Records(place, Verification)
+            votes = counted((text, p > 0.5) for s in scored for text, p in zip(s.rationales, s.votes, strict=False))
+            label = str(place.relative_to(run / "scores").with_suffix(""))
+            each |= {label: votes} if any(tally.total for tally in votes.values()) else {}
         found[name] = {what: {kind: asdict(tally) for kind, tally in row.items()} for what, row in each.items()}
         print(name)
         for what, row in each.items():
