@@ -28,7 +28,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from measure import keep
+from measure import keep, runs
 from stepmark import load_backend
 from stepmark.executors.serial import SerialExecutor
 from stepmark.grading import grade_solution
@@ -56,14 +56,6 @@ class Asked:
     n: int  # sampled solutions of each problem
     parts: tuple[str, ...]
     names: tuple[str, ...]  # of verifiers; none takes all that can generate
-
-
-def runs(paths: Sequence[Path]) -> list[Path]:
-    """The runs of one seed each. Stops with a message where there is no finished run."""
-    found = [run for path in paths for run in (sorted(path.glob("seed-*")) or [path])]
-    if bad := [str(run) for run in found if not (run / "config.json").is_file()]:
-        raise SystemExit(f"no run in {', '.join(bad)}: give directories that `stepmark run` made.")
-    return found
 
 
 def models(recipe: Recipe, path: Path, names: Sequence[str]) -> dict[str, Path]:

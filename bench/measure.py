@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,16 @@ def alone(function: Callable[..., Any], *args: Any) -> Any:
 
 def _tell(there: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     there.send(function(*args))
+
+
+def runs(
+    paths: Sequence[Path], holds: str = "config.json", why: str = "give directories that `stepmark run` made"
+) -> list[Path]:
+    """The runs of one seed each. Stops with a message where one lacks the file that `holds` names."""
+    found = [run for path in paths for run in (sorted(path.glob("seed-*")) or [path])]
+    if bad := [str(run) for run in found if not (run / holds).is_file()]:
+        raise SystemExit(f"no {holds} in {', '.join(bad)}: {why}.")
+    return found
 
 
 def keep(script: str, figures: Mapping[str, Any], out: str | Path) -> None:

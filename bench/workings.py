@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass
 from operator import add, mul, sub, truediv
 from pathlib import Path
 
-from measure import keep
+from measure import keep, runs
 from stepmark.store import Records
 from stepmark.types import LabelledSolution, Verification
 from stepmark.verdicts import Said
 
+LEARNED = "rationales/train.jsonl"  # in a run
 OUT = Path(__file__).parent / "results" / "workings.json"
 NUMBER = r"\$?(\d+(?:\.\d+)?)"
 SUM = re.compile(rf"(?<![\d.,+*/×x-])(?<![+*/×x-] ){NUMBER} ?([-+*/×x]) ?{NUMBER} ?= ?{NUMBER}(?![\d.]*\d)")
@@ -41,9 +42,9 @@ def sums(text: str) -> Iterator[bool]:
             yield abs(DOES[sign](float(a), float(b)) - float(c)) < 0.01
 
 
-def comparisons(text: str) -> Iterator[tuple[bool, bool]]:
-    """Whether the two are the same, and whether that is what is said."""
-    for a, b, said in COMPARED.findall(text.partition("Compare ")[2]):
+def comparisons(compared: str) -> Iterator[tuple[bool, bool]]:
+    """Of each pair whether the two are the same, and whether that is what is said."""
+    for a, b, said in COMPARED.findall(compared):
         yield a == b, (a == b) == (said == "same")
 
 
@@ -68,20 +69,12 @@ def counted(texts: Iterable[tuple[str, bool]]) -> dict[str, Tally]:
     for text, yes in texts:
         for right in sums(text):
             found["sums"].add(right)
-        for same, right in comparisons(text):
+        compared = text.partition("Compare ")[2]
+        for same, right in comparisons(compared):
             found["alike" if same else "not alike"].add(right)
-        if whole := WHOLE.search(text.partition("Compare ")[2]):
+        if whole := WHOLE.search(compared):
             found["verdicts"].add(yes == (whole[1] == "same"))
     return found
-
-
-def runs(paths: Iterable[Path]) -> Iterator[Path]:
-    """The runs of one seed each. Stops with a message where there is none with rationales."""
-    for path in paths:
-        for run in sorted(path.glob("seed-*")) or [path]:
-            if not (run / "rationales" / "train.jsonl").is_file():
-                raise SystemExit(f"no rationales in {run}: give a run with a verifier that learned to write them.")
-            yield run
 
 
 def main() -> None:
@@ -90,9 +83,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     found = {}
-    for run in runs(args.runs):
+    for run in runs(args.runs, LEARNED, "give runs with a verifier that learned to write rationales"):
         name = str(Path(*run.parts[-2:])) if run.name.startswith("seed-") else run.name
-        learned = Records(run / "rationales" / "train.jsonl", LabelledSolution)
+        learned = Records(run / LEARNED, LabelledSolution)
         each = {"to learn from": counted((r.text, r.said == Said.YES) for s in learned for r in s.rationales)}
         for place in sorted((run / "scores").rglob("*.jsonl")):
             scored = Records(place, Verification)

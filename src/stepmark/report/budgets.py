@@ -15,7 +15,7 @@ from stepmark.report.charts import GREY, INK, Line
 from stepmark.report.data import ONE_SAMPLE, PLAIN_VOTE, VOTE_BY, Metrics, phrase
 from stepmark.report.markup import Child, Html, h, join
 from stepmark.report.reading import Estimate
-from stepmark.report.results import grid, share_of, signed_points, verifiers_of
+from stepmark.report.results import grid, sentences, share_of, signed_points, verifiers_of
 from stepmark.stats import Interval
 
 KNOWN = (
@@ -76,8 +76,7 @@ def tokens(m: Metrics) -> Html:
     if known and (votes := [p for p in plain if p.method == PLAIN_VOTE]) and votes[-1].tokens < found.points[-1].tokens:
         end = votes[-1]
         said.append(f"Plain voting was measured up to N = {end.n}, {end.tokens:,.0f} tokens: more might still help it.")
-    notes = h("ul", *(h("li", line) for line in said), class_="notes") if said else None
-    return join([h("figure", chart, h("figcaption", note)), notes, _equal(m, known)])
+    return join([h("figure", chart, h("figcaption", note)), sentences(said), _equal(m, known)])
 
 
 def _since(name: str, splits: Sequence[Split]) -> str:

@@ -119,12 +119,9 @@ def _header(data: ReportData, contents: Html) -> Html:
 def _said(findings: Sequence[str], notes: Sequence[str]) -> Html:
     """What the figures say, then how they came about: folded away where that takes many sentences."""
     if len(notes) <= NOTES:
-        findings, notes = [*findings, *notes], ()
-    shown = h("ul", *(h("li", line) for line in findings), class_="notes") if findings else None
-    if not notes:
-        return join([shown])
-    listed = h("ul", *(h("li", line) for line in notes), class_="notes")
-    return join([shown, h("details", h("summary", f"{len(notes)} notes on how these figures came about"), listed)])
+        return join([results.sentences([*findings, *notes])])
+    summary = h("summary", f"{len(notes)} notes on how these figures came about")
+    return join([results.sentences(findings), h("details", summary, results.sentences(notes))])
 
 
 def _tiles(data: ReportData) -> Html | None:

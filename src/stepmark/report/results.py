@@ -43,6 +43,12 @@ def scroller(table: Html, label: str) -> Html:
     return h("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
+def sentences(lines: Iterable[str]) -> Html | None:
+    """A list of sentences; None without any."""
+    items = [h("li", line) for line in lines]
+    return h("ul", *items, class_="notes") if items else None
+
+
 def accuracy_table(m: Metrics) -> Html:
     ns = m.ns
     if not ns:
