@@ -30,17 +30,17 @@ from typing import Any
 
 from measure import keep, runs
 from stepmark import load_backend
+from stepmark.data.outcome_counts import Limits
+from stepmark.data.store import Records, RunDir
+from stepmark.evaluation.stats import Bootstrap
 from stepmark.executors.serial import SerialExecutor
-from stepmark.grading import grade_solution
-from stepmark.outcomes import Limits
-from stepmark.prompts import Template
-from stepmark.recipe import Recipe, parse
-from stepmark.sample import sample
-from stepmark.seeds import pooled
-from stepmark.stats import Bootstrap
-from stepmark.store import Records, RunDir
+from stepmark.run.context import Wiring
+from stepmark.run.recipe import Recipe, parse
+from stepmark.run.seeds import pooled
+from stepmark.stages.sample import sample
+from stepmark.text.grading import grade_solution
+from stepmark.text.prompts import Template
 from stepmark.types import Problem, Solution
-from stepmark.wiring import Wiring
 
 OUT = Path(__file__).parent / "results" / "generation.json"
 BASE = "generator"

@@ -31,9 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from measure import alone, keep
-from stepmark import checkpoints, plugins, scoring, steps
-from stepmark.prompts import NO, VERDICT, YES
-from stepmark.train import Generator, TrainSettings, train
+from stepmark.models import checkpoints
+from stepmark.plugins import registry
+from stepmark.plugins.loading import load_verifier
+from stepmark.stages.train import Generator, TrainSettings, train
+from stepmark.text import steps
+from stepmark.text.prompts import NO, VERDICT, YES
 from stepmark.types import Grade, LabelledSolution, Problem, Rationale, Solution, StepLabel, Verdict
 from stepmark.verifiers.genrm import GenerativeVerifier
 
@@ -77,7 +80,7 @@ def stepmark(work: Work) -> Done:
         return decode(engine, cohorts)
 
     Engine.decode = counted  # type: ignore[method-assign]
-    verifier = replace(scoring.load(work.verifier), votes=work.votes, max_tokens=work.max_tokens, seed=work.seed)
+    verifier = replace(load_verifier(work.verifier), votes=work.votes, max_tokens=work.max_tokens, seed=work.seed)
     asked = [(question, [s]) for question, s in work.pairs]
     replace(verifier, votes=1).verify_many(asked[:4])
     computed = 0
@@ -96,7 +99,7 @@ def generate(work: Work, batch: int, calls: int) -> Done:
     """`calls` times a pass over all solutions, `batch` of them in each call of `generate`, one vote each."""
     import torch
 
-    verifier = scoring.load(work.verifier)
+    verifier = load_verifier(work.verifier)
     tokenizer = checkpoints.load_tokenizer(work.verifier)
     tokenizer.padding_side = "left"
     model: Any = checkpoints.load_model(work.verifier, dtype="float32", device="cpu")
@@ -153,7 +156,7 @@ def generate(work: Work, batch: int, calls: int) -> Done:
 
 def teach(place: Path, seed: int) -> str:
     """A verifier of last-letter lists, good enough to write whole rationales."""
-    task = plugins.load("task", "last_letter", seed=seed, **TASK)
+    task = registry.load("task", "last_letter", seed=seed, **TASK)
     problems = task.load("train").problems
     verifier = GenerativeVerifier("nowhere", mode="cot", generation=0.3, max_tokens=200)
     examples = [_example(task, p, p.demonstration) for p in problems]
@@ -170,7 +173,7 @@ def teach(place: Path, seed: int) -> str:
 
 def solutions(count: int, seed: int) -> tuple[tuple[str, Solution], ...]:
     """Distinct solutions of test problems: demonstrations, some with errors."""
-    task = plugins.load("task", "last_letter", seed=seed, **TASK)
+    task = registry.load("task", "last_letter", seed=seed, **TASK)
     return tuple((p.question, _solution(p, p.demonstration)) for p in task.load("test", count).problems)
 
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepmark import answers
 from stepmark.graders.numeric import READINGS, Numeric
 from stepmark.graders.symbolic import Symbolic
+from stepmark.text import answers
 from stepmark.types import Grade, Problem
 
 CUE = re.compile(r"answer is:?\s*", re.IGNORECASE)

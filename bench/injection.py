@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from stepmark.neutral import neutral_text
+from stepmark.text.sanitize import neutral_text
 
 OUT = Path(__file__).parent / "results" / "injection.json"
 AROUND = 40  # characters shown before what was taken out

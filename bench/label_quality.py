@@ -6,7 +6,7 @@ its label is the grade and costs nothing. The claims are those of Math-Shepherd 
 OmegaPRM (arXiv 2406.06592); each gets one verdict from the 95% bootstrap intervals (by solution, paired) of all runs.
 
 - Completers: weak, the run's generator; strong, the same size and training on demonstrations without planted errors,
-  the run's own problems left out. N is taken from 32 stored rollouts by the exact estimator of stats.py.
+  the run's own problems left out. N is taken from 32 stored rollouts by the exact estimator of evaluation/stats.py.
 - No entailment model and no judge that knows this task exists at this size, so both are trained here, on other problems
   than those labelled. The entailment model learns from pairs made of reference steps; the judge, a fine-tuned
   generator, from the *oracle's* marks on the generator's solutions. A model off the shelf has neither advantage.
@@ -33,8 +33,8 @@ import torch
 
 from label_study import ASK, Labels, N, Study
 from measure import keep
-from stepmark import evidence, stats
-from stepmark.stats import Bootstrap, Interval
+from stepmark.evaluation import evidence, stats
+from stepmark.evaluation.stats import Bootstrap, Interval
 
 NS = (1, 2, 4, 8, 16, 32)
 WHO = ("weak", "strong")

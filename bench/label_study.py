@@ -20,18 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepmark import checkpoints, evidence, packing, plugins, scoring
-from stepmark.encoding import Encoded
-from stepmark.evaluate import evaluate
+from stepmark.data.store import Records, RunDir, replacing
+from stepmark.data.work_units import pair
+from stepmark.evaluation import evidence
+from stepmark.evaluation.evaluate import evaluate
 from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
-from stepmark.label import distinct, label, ledgers, references_among
-from stepmark.loading import load_backend, load_task, load_verifier
-from stepmark.prompts import Template
+from stepmark.models import checkpoints, packing, scoring
+from stepmark.models.encoding import Encoded
+from stepmark.plugins import registry
+from stepmark.plugins.loading import load_backend, load_task, load_verifier
 from stepmark.protocols import Tools
-from stepmark.score import score
-from stepmark.store import Records, RunDir, replacing
-from stepmark.train import Generator, TrainSettings, train
+from stepmark.stages.label import distinct, label, ledgers, references_among
+from stepmark.stages.score import score
+from stepmark.stages.train import Generator, TrainSettings, train
+from stepmark.text.prompts import Template
 from stepmark.types import (
     Finish,
     GradedSolution,
@@ -44,7 +47,6 @@ from stepmark.types import (
     Unlabelled,
     Verification,
 )
-from stepmark.units import pair
 
 Pair = tuple[Problem, Solution]
 N = 8  # rollouts where there is one setting only: the paper's
@@ -156,7 +158,7 @@ class Study:
     def judge(self) -> str:
         ear = Overheard()
         tools = Tools(Numeric(), self.prompt, self.params, judge=ear)
-        list(plugins.load("labeler", "judge", prompt=ASK).label([Unlabelled(p, s) for p, s in self.others], tools))
+        list(registry.load("labeler", "judge", prompt=ASK).label([Unlabelled(p, s) for p, s in self.others], tools))
         examples = [
             Problem(s.id, ear.asked[s.id], "", "judge", demonstration=marks(self.task.judge_steps(p, s)))
             for p, s in self.others
@@ -203,7 +205,7 @@ class Study:
         books = ledgers(self.place.path / "rollouts" / name, tools)
         began = time.process_time()
         with self.place.records(f"labels/{name}", LabelledSolution) as out:
-            made = plugins.load("labeler", labeler, **options)
+            made = registry.load("labeler", labeler, **options)
             label(self.pairs, made, tools, out, references=self.references, ledgers=books, executor=SerialExecutor())
             found = {x.key: x for x in out}
         self.spend(f"label {name}", self.seconds.get(f"label {name}", 0.0) + time.process_time() - began)
@@ -243,7 +245,7 @@ class Study:
         grades = [g for g in Records(self.run / "grades/test.jsonl", GradedSolution) if g.solution_id in kept]
         scored: dict[str, list[Verification]] = {}
         for kind in ("hard", "soft"):
-            trainee = plugins.load("verifier", "prm", path=self.weak, labels=kind, template=self.config["prompt"])
+            trainee = registry.load("verifier", "prm", path=self.weak, labels=kind, template=self.config["prompt"])
             place = self.learn(f"prm_{kind}", trainee, examples, epochs=self.options["prm_epochs"])
             with self.place.records(f"scores/prm_{kind}", Verification) as out:
                 score(load_verifier(place), problems, solutions, out, executor=SerialExecutor())

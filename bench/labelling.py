@@ -36,16 +36,17 @@ from pathlib import Path
 from typing import Any
 
 from measure import alone, keep
-from stepmark import evidence, plugins
+from stepmark.data.ledger import Ledger
+from stepmark.data.store import Records, RunDir
+from stepmark.evaluation import evidence
 from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
-from stepmark.label import label, ledgers
-from stepmark.ledger import Ledger
-from stepmark.prompts import Template
+from stepmark.plugins import registry
 from stepmark.protocols import Tools
-from stepmark.recipe import load
-from stepmark.sample import solution
-from stepmark.store import Records, RunDir
+from stepmark.run.recipe import load
+from stepmark.stages.label import label, ledgers
+from stepmark.stages.sample import solution
+from stepmark.text.prompts import Template
 from stepmark.types import Finish, LabelledSolution, Problem, Prompt, Rollout, SamplingParams, Solution, StepLabel
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
@@ -79,7 +80,7 @@ class Work:
         return sum(len(s.spans) for _, s in self.pairs)
 
     def tools(self) -> Tools:
-        completer = plugins.load("backend", "local", path=self.model, device="cpu")
+        completer = registry.load("backend", "local", path=self.model, device="cpu")
         return Tools(Numeric(), Template(), self.params, completer)
 
     def prefixes(self) -> list[evidence.Prefix]:
@@ -116,7 +117,7 @@ def ours(
         with out:
             label(
                 work.pairs,
-                plugins.load("labeler", labeler, **options),
+                registry.load("labeler", labeler, **options),
                 tools,
                 out,
                 ledgers=books,
@@ -198,7 +199,7 @@ class _Generate:
     def __init__(self, work: Work, threads: int) -> None:
         import torch
 
-        from stepmark.checkpoints import load_model, load_tokenizer
+        from stepmark.models.checkpoints import load_model, load_tokenizer
 
         torch.set_num_threads(threads)
         self.work = work
@@ -302,7 +303,7 @@ def accuracy(pairs: Sequence[Pair], labels: dict[str, StepLabel], oracle: Callab
 
 def prepare(place: Path, model: str | None, count: int, max_tokens: int, seed: int) -> tuple[str, tuple[Pair, ...]]:
     """A generator, by default the demo's, and a solution of its own to each of `count` problems."""
-    from stepmark.pipeline import Run
+    from stepmark.run.pipeline import Run
 
     recipe = load(RECIPE, [f"seed={seed}", "workers=1"])
     with RunDir(place / "run").open(recipe.resolved()) as directory:
@@ -313,7 +314,7 @@ def prepare(place: Path, model: str | None, count: int, max_tokens: int, seed: i
         task = run.on.task
     assert task is not None
     problems = task.load("test", count).problems
-    completer = plugins.load("backend", "local", path=model, device="cpu")
+    completer = registry.load("backend", "local", path=model, device="cpu")
     prompts = [Prompt(p.id, Template()(p)) for p in problems]
     by_id = {p.id: p for p in problems}
     made = [solution(r, "line") for r in completer.sample(prompts, SamplingParams(max_tokens=max_tokens, seed=seed))]

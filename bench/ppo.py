@@ -29,15 +29,16 @@ from typing import Any
 import torch
 
 import measure  # first: one thread
-from stepmark import checkpoints, packing, plugins
 from stepmark.backends.local.engine import Engine
-from stepmark.prompts import Template
+from stepmark.models import checkpoints, packing
+from stepmark.plugins import registry
 from stepmark.rl.episodes import episodes
 from stepmark.rl.loop import reinforce
 from stepmark.rl.policy import encoded
 from stepmark.rl.rewards import Verified
 from stepmark.rl.settings import ReinforceSettings
-from stepmark.train import Generator, TrainSettings, train
+from stepmark.stages.train import Generator, TrainSettings, train
+from stepmark.text.prompts import Template
 from stepmark.types import SamplingParams
 from stepmark.verifiers.prm import ProcessVerifier
 
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", default="bench/results/ppo.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    task = plugins.load("task", "arithmetic")
+    task = registry.load("task", "arithmetic")
     problems = task.load("train", args.prompts * (args.updates + 1)).problems
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
@@ -94,7 +95,7 @@ def main() -> None:
             problems,
             [],
             source,
-            plugins.load("grader", task.grader),
+            registry.load("grader", task.grader),
             place / "policy",
             settings,
             steps=task.steps,

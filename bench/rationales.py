@@ -8,7 +8,8 @@ Then what the format `genrm_rationales` makes of them: how many are lost for whi
 reference and could be rewritten, and what a balanced set holds with either way to treat those. `copied`: how many hold
 a sentence of their reference, of six words or more, that is neither in the question nor in the solution.
 
-Then the readings by hand in tests/data, on whole texts found by their ids: how often the readers and the leak detector
+Then the readings by hand in tests/readings, on whole texts found by their ids: how often the readers and the leak
+detector
 say less (missed) or something else (wrong).
 
 `--list KIND` (a word of `verdicts.Why`, such as contradictory) prints the ends of up to 20 rationales of that kind;
@@ -31,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from stepmark.formats.genrm_rationales import GenRMRationales
+from stepmark.text.verdicts import Reader, Said, Why, leaks
 from stepmark.types import Imported, Rationale
-from stepmark.verdicts import Reader, Said, Why, leaks
 
 READERS = {
     "prefixed": Reader(
@@ -43,7 +44,7 @@ READERS = {
 }
 COPY = 6  # words
 OUT = Path(__file__).parent / "results" / "rationales.json"
-HAND = Path(__file__).parents[1] / "tests" / "data"
+HAND = Path(__file__).parents[1] / "tests" / "readings"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from typing import Any
 
 from measure import alone, keep
 from stepmark.backends.local import LocalBackend
-from stepmark.steps import split
+from stepmark.text.steps import split
 from stepmark.types import Prompt, SamplingParams
 
 
@@ -116,7 +116,7 @@ def generate(work: Work) -> Timing:
     """transformers' `generate`, one process."""
     import torch
 
-    from stepmark.checkpoints import load_model, load_tokenizer
+    from stepmark.models.checkpoints import load_model, load_tokenizer
 
     model = load_model(work.model, dtype=work.dtype, device=work.device, attention=None)
     tokenizer = load_tokenizer(work.model)
@@ -200,7 +200,7 @@ def peak(dtype: str, device: str) -> float:
 
 def flops_per_token(model: str, mean_length: float) -> float:
     """Arithmetic that a generated token can't do without: two per weight it meets, and attention over its past."""
-    from stepmark.checkpoints import load_model
+    from stepmark.models.checkpoints import load_model
 
     net = load_model(model, dtype="float32", device="cpu")
     met = sum(p.numel() for p in net.parameters()) - net.get_input_embeddings().weight.numel()
@@ -217,10 +217,10 @@ def prepare(
 ) -> tuple[str, list[tuple[str, str]]]:
     """A model that ends its solutions, and solutions that it wrote: a Llama of about 3.5M parameters trained on the
     arithmetic task, long enough to know how solutions look and when they end."""
-    from stepmark.checkpoints import Shape, create
-    from stepmark.prompts import Template
+    from stepmark.models.checkpoints import Shape, create
+    from stepmark.stages.train import Generator, TrainSettings, train
     from stepmark.tasks.arithmetic import Arithmetic
-    from stepmark.train import Generator, TrainSettings, train
+    from stepmark.text.prompts import Template
 
     context = Template("{question}\n")
     task = Arithmetic(steps_min=3, steps_max=8, noise=0.5, seed=seed)
@@ -293,7 +293,7 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
     top = max(top, alone(peak, a.dtype, a.device))
 
     one = found["stepmark"]
-    from stepmark.checkpoints import load_tokenizer
+    from stepmark.models.checkpoints import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     before = sum(len(tokenizer(p.text)["input_ids"]) for p in whole.prompts) / len(whole.prompts)

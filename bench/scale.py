@@ -23,16 +23,16 @@ from pathlib import Path
 
 from measure import alone, keep
 from stepmark.backends.scripted import ScriptedBackend
+from stepmark.data.store import Records
 from stepmark.executors.serial import SerialExecutor
-from stepmark.export import export
 from stepmark.graders.numeric import Numeric
-from stepmark.label import label, ledgers
 from stepmark.labelers.monte_carlo import MonteCarlo
-from stepmark.prompts import Template
 from stepmark.protocols import Tools
-from stepmark.steps import split
-from stepmark.store import Records
+from stepmark.stages.export import export
+from stepmark.stages.label import label, ledgers
 from stepmark.tasks.arithmetic import Arithmetic
+from stepmark.text.prompts import Template
+from stepmark.text.steps import split
 from stepmark.types import LabelledSolution, Problem, SamplingParams, Solution
 
 ROLLOUT = "So there are 17 of them.\nTogether with the others that makes 25.\nThe answer is {}.\n"

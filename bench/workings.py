@@ -21,9 +21,9 @@ from operator import add, mul, sub, truediv
 from pathlib import Path
 
 from measure import keep, runs
-from stepmark.store import Records
+from stepmark.data.store import Records
+from stepmark.text.verdicts import Said
 from stepmark.types import LabelledSolution, Verification
-from stepmark.verdicts import Said
 
 LEARNED = "rationales/train.jsonl"  # in a run
 OUT = Path(__file__).parent / "results" / "workings.json"

@@ -14,7 +14,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from stepmark import checkpoints, plugins, steps
+from stepmark.models import checkpoints
+from stepmark.plugins import registry
+from stepmark.text import steps
 from stepmark.types import Grade, LabelledSolution, Solution, StepLabel, Verdict
 
 # Machines differ, and the first example of a test may load a model: no deadlines.
@@ -29,7 +31,7 @@ TEXTS = 150
 @pytest.fixture(scope="session")
 def problems():
     """Arithmetic problems with right demonstrations."""
-    return plugins.load("task", "arithmetic").load("train", TEXTS).problems
+    return registry.load("task", "arithmetic").load("train", TEXTS).problems
 
 
 @pytest.fixture(scope="session")

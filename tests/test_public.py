@@ -32,7 +32,7 @@ def test_names_are_sorted_and_all_there():
 
 
 def test_rank_stays_a_function_whatever_is_imported():
-    code = "import stepmark.pipeline, stepmark.rank, stepmark; assert callable(stepmark.rank), stepmark.rank"
+    code = "import stepmark.run.pipeline, stepmark.evaluation.rank, stepmark; assert callable(stepmark.rank)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark import steps, types
+from stepmark import types
+from stepmark.text import steps
 from stepmark.types import Grade, LabelledSolution, Prompt, Rollout, Solution, StepLabel, Verdict
 
 

@@ -7,8 +7,7 @@
     verifications = verifier.verify(problem.question, solutions)
 
 Importing this loads no torch, no numpy and no transformers; names are looked up when they are first used. The stages
-are functions named after their modules: `from stepmark.sample import sample`, and so grade, label, train, score and
-evaluate.
+are plain functions, one a file: `from stepmark.stages.sample import sample`, and so grade, label, train, score.
 """
 
 from __future__ import annotations
@@ -16,14 +15,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Not looked up later like the rest: the module has the same name, and would be found in the function's place.
-from stepmark.rank import rank
-
 if TYPE_CHECKING:
+    from stepmark.data.store import Records, RunDir
     from stepmark.errors import StepmarkError
-    from stepmark.loading import load_backend, load_executor, load_grader, load_task, load_verifier
-    from stepmark.prompts import Template
-    from stepmark.store import Records, RunDir
+    from stepmark.evaluation.rank import rank
+    from stepmark.plugins.loading import load_backend, load_executor, load_grader, load_task, load_verifier
+    from stepmark.text.prompts import Template
     from stepmark.types import (
         Candidate,
         Grade,
@@ -40,9 +37,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "errors": ("StepmarkError",),
-    "loading": ("load_backend", "load_executor", "load_grader", "load_task", "load_verifier"),
-    "prompts": ("Template",),
-    "store": ("Records", "RunDir"),
+    "evaluation.rank": ("rank",),
+    "plugins.loading": ("load_backend", "load_executor", "load_grader", "load_task", "load_verifier"),
+    "text.prompts": ("Template",),
+    "data.store": ("Records", "RunDir"),
     "types": (
         "Candidate",
         "Grade",

@@ -36,7 +36,7 @@ class Task(Protocol):
     """Problems with checkable answers."""
 
     grader: str  # name of the grader that reads its answers
-    steps: str  # name of the way its solutions split into steps (see steps.py)
+    steps: str  # name of the way its solutions split into steps (see text/steps.py)
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
         """The first `limit` problems of `split`, the same at every call. Bad rows are quarantined.
@@ -102,7 +102,7 @@ class Tools:
     params: SamplingParams  # how rollouts are drawn
     completer: Backend | None = None  # continues step prefixes
     judge: Backend | None = None  # marks steps when asked to in words
-    steps: str = "line"  # how the solutions were split into steps (steps.py), and how others are to be
+    steps: str = "line"  # how the solutions were split into steps (text/steps.py), and how others are to be
     oracle: Callable[[Problem, Solution], str] | None = None  # writes verifications: the task's `rationale`
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from stepmark import checkpoints
 from stepmark.backends.local import LocalBackend
+from stepmark.models import checkpoints
 from stepmark.types import Prompt, SamplingParams
 
 torch.set_num_threads(1)

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import httpx  # noqa: F401
 
-from stepmark import plugins, steps
 from stepmark.backends.openai import OpenAIBackend, client, fetch, stream  # noqa: F401
+from stepmark.data.ledger import Ledger
+from stepmark.data.outcome_counts import Limits
+from stepmark.data.store import Records
 from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
-from stepmark.label import label
 from stepmark.labelers.monte_carlo import MonteCarlo
-from stepmark.ledger import Ledger
-from stepmark.outcomes import Limits
-from stepmark.prompts import Template
+from stepmark.plugins import registry
 from stepmark.protocols import Tools
-from stepmark.store import Records
+from stepmark.stages.label import label
+from stepmark.text import steps
+from stepmark.text.prompts import Template
 from stepmark.types import LabelledSolution, SamplingParams, Solution
 
 PROBLEMS, ROLLOUTS, CONCURRENCY, PER_REQUEST = 80, 6, 4, 3  # two labelled steps for each problem
@@ -30,7 +31,7 @@ TASK = Path(__file__).parent.parent / "strangers" / "task.py"
 
 
 def run(url, place):
-    problems = plugins.load("task", str(TASK), size=PROBLEMS).load("train").problems
+    problems = registry.load("task", str(TASK), size=PROBLEMS).load("train").problems
     pairs = [(p, Solution(f"{p.id}#0", p.id, 0, p.reference, steps.split(p.reference))) for p in problems]
     options = {"backoff": 0.001, "retries": 8, "timeout": 0.4, "concurrency": CONCURRENCY, "n_per_request": PER_REQUEST}
     completer = OpenAIBackend("tiny", url, **options)

@@ -6,13 +6,13 @@ import pickle
 
 import pytest
 
-from stepmark import plugins
+from stepmark.plugins import registry
 from stepmark.protocols import Backend
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=6, seed=1)
 # vLLM has an environment of its own, where test_vllm.py runs this file.
-NAMES = [name for name in plugins.names("backend") if name != "vllm" or importlib.util.find_spec("vllm")]
+NAMES = [name for name in registry.names("backend") if name != "vllm" or importlib.util.find_spec("vllm")]
 
 
 @pytest.fixture(params=NAMES)
@@ -24,7 +24,7 @@ def backend(request, model_of) -> Backend:
         "local": lambda: {"path": model_of("llama"), "device": "cpu"},
         "scripted": lambda: {"default": ("one two\n", ("three", Finish.LENGTH), "four")},
     }
-    return plugins.load("backend", request.param, **settings[request.param]())
+    return registry.load("backend", request.param, **settings[request.param]())
 
 
 def test_it_is_a_backend_made_without_loading_anything(backend):

@@ -18,9 +18,9 @@ from stepmark.backends.local.cohort import Stream, Trunk
 from stepmark.backends.local.draw import draw, key, uniforms
 from stepmark.backends.local.engine import Draws, Engine
 from stepmark.backends.local.text import group
-from stepmark.checkpoints import load_model, load_tokenizer
-from stepmark.encoding import token_ids
 from stepmark.errors import BackendError, CheckpointError, ConfigError
+from stepmark.models.checkpoints import load_model, load_tokenizer
+from stepmark.models.encoding import token_ids
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 CONTEXTS = ("Ann has 4 apples. Ben has 3 more.\n", "Cat has 7 apples.\n", "How many?\n")
@@ -305,7 +305,7 @@ def test_chat_template(model_of, tmp_path):
 
 
 def test_a_chat_template_speaks_and_the_user_cant_speak_for_it(model_of):
-    from stepmark.encoding import prompt_ids
+    from stepmark.models.encoding import prompt_ids
 
     tokenizer = load_tokenizer(model_of("qwen2"))
     tokenizer.chat_template = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "

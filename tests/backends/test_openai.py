@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from stepmark import plugins
 from stepmark.backends.openai import OpenAIBackend, probe, seed_of
 from stepmark.errors import BackendError, ConfigError
+from stepmark.plugins import registry
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=50)
@@ -93,7 +93,7 @@ def test_httpx_is_loaded_when_used_and_named_when_missing(monkeypatch):
 
 
 def test_price_and_remote_are_for_the_ledger():
-    made = plugins.load("backend", "openai", model="m", price_input=0.5, price_output=2)
+    made = registry.load("backend", "openai", model="m", price_input=0.5, price_output=2)
     assert (made.price, made.remote) == ((0.5, 2), True)
     assert pickle.loads(pickle.dumps(made)) == made  # noqa: S301
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from stepmark.backends.openai import OpenAIBackend, probe
-from stepmark.ledger import Ledger, Recorded
-from stepmark.store import Records
+from stepmark.data.ledger import Ledger, Recorded
+from stepmark.data.store import Records
 from stepmark.types import Finish, LabelledSolution, Prompt, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=50)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stepmark import plugins
 from stepmark.errors import CheckpointError, ConfigError
+from stepmark.plugins import registry
 from stepmark.types import Prompt, SamplingParams
 
 HERE = Path(__file__).parent
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 def test_all_faults_of_its_settings_are_named_at_once():
     with pytest.raises(ConfigError) as e:
-        plugins.load("backend", "vllm", path="x", dtype="float8", gpu_memory=1.5, max_length=-1, tensor_parallel=0)
+        registry.load("backend", "vllm", path="x", dtype="float8", gpu_memory=1.5, max_length=-1, tensor_parallel=0)
     assert len(e.value.faults) == 4
 
 
@@ -25,11 +25,11 @@ def test_without_vllm_it_says_what_to_install(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(vllm, "_loaded", vllm._loaded.__wrapped__)
     with pytest.raises(ConfigError, match="pip install"):
-        list(plugins.load("backend", "vllm", path=tiny).sample([Prompt("p", "Ann")], SamplingParams()))
+        list(registry.load("backend", "vllm", path=tiny).sample([Prompt("p", "Ann")], SamplingParams()))
 
 
 def test_a_checkpoint_that_is_not_there_is_found_before_vllm_is(tmp_path):
-    backend = plugins.load("backend", "vllm", path=str(tmp_path / "none"))
+    backend = registry.load("backend", "vllm", path=str(tmp_path / "none"))
     with pytest.raises(CheckpointError, match="none"):
         list(backend.sample([Prompt("p", "Ann")], SamplingParams()))
 

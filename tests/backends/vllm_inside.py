@@ -8,10 +8,10 @@ import pytest
 import torch
 from vllm.exceptions import VLLMValidationError
 
-from stepmark import plugins
-from stepmark.checkpoints import load_model, load_tokenizer
-from stepmark.encoding import token_ids
 from stepmark.errors import BackendError, ConfigError
+from stepmark.models.checkpoints import load_model, load_tokenizer
+from stepmark.models.encoding import token_ids
+from stepmark.plugins import registry
 from stepmark.types import Finish, Prompt, SamplingParams
 
 CONTEXTS = ("Ann has 4 apples. Ben has 3 more.\n", "Cat has 7 apples.\n", "How many?\n", "say <eos> \u20ac", "")
@@ -26,12 +26,12 @@ def path(model_of):
 
 @pytest.fixture(scope="module")
 def backend(path):
-    return plugins.load("backend", "vllm", path=path, dtype="float32", eager=True)
+    return registry.load("backend", "vllm", path=path, dtype="float32", eager=True)
 
 
 @pytest.fixture(scope="module")
 def local(path):
-    return plugins.load("backend", "local", path=path, device="cpu")
+    return registry.load("backend", "local", path=path, device="cpu")
 
 
 def rollouts(backend, prompts, params):
@@ -108,7 +108,7 @@ def test_seeds_make_rollouts_repeatable_whatever_else_is_under_way(backend, path
     among = rollouts(backend, [*crowd, Prompt("p", "Ann", n=20)], params)
     assert alone == [among[f"p#{i}"].text for i in range(20)]
     assert len(set(alone)) > 15
-    free = plugins.load("backend", "vllm", path=path, dtype="float32", eager=True, seeds=False)
+    free = registry.load("backend", "vllm", path=path, dtype="float32", eager=True, seeds=False)
     assert {r.text for r in free.sample([Prompt("p", "Ann", n=20)], params)} != set(alone)
 
 
@@ -159,7 +159,9 @@ def test_what_vllm_refuses_is_said_in_our_words(backend, path, tmp_path):
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(BackendError, match="can't load"):
         list(
-            plugins.load("backend", "vllm", path=str(tmp_path / "model")).sample([Prompt("p", "Ann")], SamplingParams())
+            registry.load("backend", "vllm", path=str(tmp_path / "model")).sample(
+                [Prompt("p", "Ann")], SamplingParams()
+            )
         )
 
 

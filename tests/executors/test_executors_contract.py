@@ -7,16 +7,16 @@ import pickle
 
 import pytest
 
-from stepmark import plugins
 from stepmark.errors import ConfigError, UnknownName
+from stepmark.plugins import registry
 from stepmark.protocols import Executor
 
 
-@pytest.fixture(params=plugins.names("executor"))
+@pytest.fixture(params=registry.names("executor"))
 def executor(request) -> Executor:
     """An executor with two workers where it has any."""
-    options = plugins.options("executor", request.param)
-    return plugins.load("executor", request.param, **({"workers": 2} if "workers" in options else {}))
+    options = registry.options("executor", request.param)
+    return registry.load("executor", request.param, **({"workers": 2} if "workers" in options else {}))
 
 
 def add(unit: int, *, more: int) -> int:
@@ -86,6 +86,6 @@ def test_work_may_come_from_a_users_own_file(executor, tmp_path):
         "    def grade(self, text, problem):\n"
         "        return Grade(Verdict.CORRECT if text == self.word else Verdict.INCORRECT, 'compared')\n"
     )
-    grader = plugins.load("grader", str(place), word="no")
+    grader = registry.load("grader", str(place), word="no")
     got = list(executor.map(functools.partial(grader.grade, problem=None), ["no", "yes"]))
     assert sorted(g.correct for g in got) == [False, True]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from stepmark.errors import ConfigError, DataError
 from stepmark.formats.genrm_rationales import GenRMRationales
-from stepmark.plugins import load
-from stepmark.prompts import NO, VERDICT, YES
+from stepmark.plugins.registry import load
 from stepmark.protocols import Format
+from stepmark.text.prompts import NO, VERDICT, YES
 from stepmark.types import Imported, Quarantined, StepLabel
 
 GOOD = f"Step 1: 1 + 1 = 2 is correct.\n\n**Final Grade:** Verification: {VERDICT} Yes"

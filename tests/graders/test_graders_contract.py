@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stepmark import plugins
+from stepmark.plugins import registry
 from stepmark.protocols import Grader
 from stepmark.types import Grade, Problem, Verdict
 
@@ -17,9 +17,9 @@ NASTY = ["", " \n", "\x00", "\ud800", "5\x00", "\\boxed{", "\\" * 500, "{" * 500
 NASTY += ["The answer is " + "9" * 1_000_000, "(" * 1_000_000, "\\boxed{" + "x" * 1_000_000 + "}", "1," * 500_000]
 
 
-@pytest.fixture(params=plugins.names("grader"))
+@pytest.fixture(params=registry.names("grader"))
 def grader(request: pytest.FixtureRequest) -> Any:
-    return plugins.load("grader", request.param)
+    return registry.load("grader", request.param)
 
 
 def test_it_is_a_frozen_grader_that_travels(grader: Any) -> None:

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark import recipe
 from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import ConfigError
 from stepmark.graders.numeric import Numeric
 from stepmark.labelers.consensus import Consensus
-from stepmark.prompts import Template
 from stepmark.protocols import Tools
-from stepmark.steps import split
+from stepmark.run import recipe
+from stepmark.text.prompts import Template
+from stepmark.text.steps import split
 from stepmark.types import Finish, Problem, Rollout, SamplingParams, Solution, StepLabel, Unlabelled
 
 PROBLEM = Problem("p", "How many?", "6", "t")

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import ConfigError
-from stepmark.evidence import first_error
+from stepmark.evaluation.evidence import first_error
 from stepmark.graders.numeric import Numeric
 from stepmark.labelers.first_error import FirstError
 from stepmark.labelers.monte_carlo import MonteCarlo
-from stepmark.prompts import Template
 from stepmark.protocols import Tools
-from stepmark.steps import split
+from stepmark.text.prompts import Template
+from stepmark.text.steps import split
 from stepmark.types import Finish, Grade, Problem, Rollout, SamplingParams, Solution, StepLabel, Unlabelled, Verdict
 
 PROBLEM = Problem("p", "How many?", "6", "t")

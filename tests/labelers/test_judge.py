@@ -9,9 +9,9 @@ from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import ConfigError
 from stepmark.graders.numeric import Numeric
 from stepmark.labelers.judge import Judge, read
-from stepmark.prompts import Template
 from stepmark.protocols import Tools
-from stepmark.steps import split
+from stepmark.text.prompts import Template
+from stepmark.text.steps import split
 from stepmark.types import Finish, Problem, Rollout, SamplingParams, Solution, StepLabel, Unlabelled
 
 PROBLEM = Problem("p", "2 + 2 + 2?", "6", "t")

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from stepmark import plugins
 from stepmark.backends.scripted import ScriptedBackend
+from stepmark.data.store import Records
 from stepmark.errors import ConfigError
 from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
-from stepmark.grading import grade_solution
-from stepmark.label import label as stage
-from stepmark.prompts import NO, VERDICT, YES, Template
+from stepmark.plugins import registry
 from stepmark.protocols import Labeler, Tools
-from stepmark.recipe import parse
-from stepmark.steps import split
-from stepmark.store import Records
+from stepmark.run.recipe import parse
+from stepmark.stages.label import label as stage
+from stepmark.text.grading import grade_solution
+from stepmark.text.prompts import NO, VERDICT, YES, Template
+from stepmark.text.steps import split
 from stepmark.types import (
     Finish,
     Grade,
@@ -42,7 +42,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
     "consensus": [{}, {"keep": "step"}, {"labelers": ["rule", "first_error"]}],
     "rationale": [{}, {"source": "oracle"}, {"source": "unguided", "n": 3}],
 }
-CASES = [(name, options) for name in plugins.names("labeler") for options in WAYS.get(name, [{}])]
+CASES = [(name, options) for name in registry.names("labeler") for options in WAYS.get(name, [{}])]
 
 
 def answers(text: str) -> list[str | tuple[str, Finish]]:
@@ -118,7 +118,7 @@ def tools() -> Tools:
 def labeler(request: pytest.FixtureRequest) -> Any:
     name, options = request.param
     path = {"path": request.getfixturevalue("entailer")} if name == "nli" else {}
-    return plugins.load("labeler", name, **path, **options)
+    return registry.load("labeler", name, **path, **options)
 
 
 def labels(labeler: Any, units: Any, tools: Tools) -> dict[str, LabelledSolution]:
@@ -128,7 +128,7 @@ def labels(labeler: Any, units: Any, tools: Tools) -> dict[str, LabelledSolution
 
 
 def test_every_labeler_is_tried() -> None:
-    assert set(WAYS) == set(plugins.names("labeler"))
+    assert set(WAYS) == set(registry.names("labeler"))
 
 
 def test_it_is_a_frozen_labeler_that_travels(labeler: Any, tools: Tools) -> None:

@@ -10,9 +10,9 @@ from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import ConfigError
 from stepmark.graders.numeric import Numeric
 from stepmark.labelers.monte_carlo import MonteCarlo
-from stepmark.prompts import Template
 from stepmark.protocols import Tools
-from stepmark.steps import split
+from stepmark.text.prompts import Template
+from stepmark.text.steps import split
 from stepmark.types import Finish, Grade, Problem, SamplingParams, Solution, StepLabel, Unlabelled, Verdict
 
 PROBLEM = Problem("p", "2 + 2 + 2?", "6", "t")

@@ -4,13 +4,13 @@ from itertools import pairwise
 
 import pytest
 
-from stepmark.entailment import probabilities
 from stepmark.errors import ConfigError
 from stepmark.graders.numeric import Numeric
 from stepmark.labelers.nli import Nli
-from stepmark.prompts import Template
+from stepmark.models.entailment import probabilities
 from stepmark.protocols import Tools
-from stepmark.steps import split
+from stepmark.text.prompts import Template
+from stepmark.text.steps import split
 from stepmark.types import Finish, SamplingParams, Solution, StepLabel, Unlabelled
 
 TOOLS = Tools(Numeric(), Template(), SamplingParams())

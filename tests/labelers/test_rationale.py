@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepmark.backends.scripted import ScriptedBackend
+from stepmark.data.store import Records
 from stepmark.errors import ConfigError, StageError
 from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
-from stepmark.label import label as stage
 from stepmark.labelers.rationale import Rationales
-from stepmark.prompts import NO, VERDICT, YES, Template
 from stepmark.protocols import Tools
-from stepmark.steps import split
-from stepmark.store import Records
+from stepmark.stages.label import label as stage
+from stepmark.text.prompts import NO, VERDICT, YES, Template
+from stepmark.text.steps import split
+from stepmark.text.verdicts import leaks
 from stepmark.types import (
     Finish,
     LabelledSolution,
@@ -29,7 +30,6 @@ from stepmark.types import (
     StepLabel,
     Unlabelled,
 )
-from stepmark.verdicts import leaks
 
 PROBLEM = Problem("p", "What is 2 + 2 + 2?", "6", "t")
 RIGHT, WRONG = "2 + 2 = 4\n4 + 2 = 6\nThe answer is 6.", "2 + 2 = 4\n4 + 2 = 7\nThe answer is 7."

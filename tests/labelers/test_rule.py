@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark import plugins
 from stepmark.errors import UnknownName
 from stepmark.graders.numeric import Numeric
 from stepmark.labelers.rule import Rule
-from stepmark.prompts import Template
+from stepmark.plugins import registry
 from stepmark.protocols import Tools
-from stepmark.steps import split
+from stepmark.text.prompts import Template
+from stepmark.text.steps import split
 from stepmark.types import Finish, Problem, SamplingParams, Solution, StepLabel, Unlabelled
 
 PROBLEM = Problem("p", "2 + 2 + 2?", "6", "t")
@@ -87,7 +87,7 @@ def test_any_text_is_labelled_and_a_solution_agrees_with_itself(text, references
 
 def test_on_arithmetic_it_agrees_with_the_oracle_but_where_a_wrong_step_meets_a_right_number():
     """Demonstrations with planted errors: there is one way to each result, so a right step always matches."""
-    task = plugins.load("task", "arithmetic", noise=0.5)
+    task = registry.load("task", "arithmetic", noise=0.5)
     right = wrong = met = 0
     for p in task.load("train", 150).problems:
         solution = Solution("p#0", p.id, 0, p.demonstration, split(p.demonstration))

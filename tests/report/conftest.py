@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stepmark import steps
 from stepmark.report import Metrics, ReportData, TrainPoint
+from stepmark.text import steps
 from stepmark.types import (
     Finish,
     Grade,

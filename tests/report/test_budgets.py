@@ -10,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from stepmark import report
-from stepmark.evaluate import evaluate
+from stepmark.evaluation.evaluate import evaluate
 from stepmark.report import Metrics
 from stepmark.types import (
     Grade,

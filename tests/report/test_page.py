@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from stepmark import report, steps
+from stepmark import report
 from stepmark.errors import DataError
-from stepmark.evaluate import evaluate
+from stepmark.evaluation.evaluate import evaluate
 from stepmark.report import Metrics, ReportData
+from stepmark.text import steps
 from stepmark.types import (
     Finish,
     Grade,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from stepmark import checkpoints
-from stepmark.train import Generator, TrainSettings, train
+from stepmark.models import checkpoints
+from stepmark.stages.train import Generator, TrainSettings, train
 from stepmark.types import Grade, Problem, Reward, Verdict
 
 RIGHT = {"Left?": "1", "Right?": "2"}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tests.rl.conftest import RIGHT, Arms, Key
 
-from stepmark import checkpoints
+from stepmark.models import checkpoints
 from stepmark.rl.loop import reinforce
 from stepmark.rl.settings import ReinforceSettings
 from stepmark.types import Problem

@@ -8,11 +8,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stepmark import checkpoints, steps
 from stepmark.backends.local.engine import Engine
-from stepmark.prompts import Template
+from stepmark.models import checkpoints
 from stepmark.rl.episodes import episodes, last_tokens
 from stepmark.rl.policy import Policy, batches, encoded
+from stepmark.text import steps
+from stepmark.text.prompts import Template
 from stepmark.types import SamplingParams
 
 

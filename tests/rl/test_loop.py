@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stepmark import checkpoints
 from stepmark.backends.local import LocalBackend
 from stepmark.errors import CheckpointError, ConfigChanged, ConfigError, DataError, StageError
+from stepmark.models import checkpoints
 from stepmark.rl.loop import reinforce
 from stepmark.rl.settings import ReinforceSettings
 from stepmark.types import Prompt, Reward

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark import plugins
 from stepmark.errors import ConfigError, DataError
+from stepmark.plugins import registry
 from stepmark.protocols import RewardSource
-from stepmark.reinforcing import reward_source
 from stepmark.rl.rewards import CREDITS, Gold, Mixture, Verified, softmin
+from stepmark.run.reinforcement import reward_source
 from stepmark.types import Finish, Grade, Outcome, Problem, Reward, Verdict, Verification
 
 PROBLEM = Problem("p", "1 + 2?", "3", "t")
@@ -235,7 +235,7 @@ def test_settings_that_cannot_be_are_refused(make, message):
 def test_a_real_process_verifier_rewards_every_step_and_an_outcome_verifier_the_end(tiny, problems, solve):
     problem = problems[0]
     solution = solve(problem.reference, problem.id)
-    prm, orm = (plugins.load("verifier", kind, path=tiny, head="tag", device="cpu") for kind in ("prm", "orm"))
+    prm, orm = (registry.load("verifier", kind, path=tiny, head="tag", device="cpu") for kind in ("prm", "orm"))
     [verified] = prm.verify(problem.question, [solution])
     assert one(Verified(prm, "sum"), solution, problem).steps == verified.scores
     assert one(Verified(prm, "min"), solution, problem).total == verified.score

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from stepmark.data.store import Records
 from stepmark.errors import ConfigChanged, DataError
 from stepmark.rl.rft import rft
-from stepmark.store import Records
-from stepmark.train import TrainSettings
+from stepmark.stages.train import TrainSettings
 from stepmark.types import GradedSolution, SamplingParams, Solution
 
 from .conftest import Key

@@ -18,10 +18,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stepmark import checkpoints, plugins
-from stepmark.prompts import NO, VERDICT, YES
-from stepmark.steps import split
-from stepmark.train import Generator, TrainSettings, train
+from stepmark.models import checkpoints
+from stepmark.plugins import registry
+from stepmark.stages.train import Generator, TrainSettings, train
+from stepmark.text.prompts import NO, VERDICT, YES
+from stepmark.text.steps import split
 from stepmark.types import Grade, LabelledSolution, Problem, Rationale, Solution, StepLabel, Verdict
 
 UP_WITHIN = 300  # seconds: about 20 of imports in each of three processes, on a core that others use too
@@ -107,7 +108,7 @@ def _model(path: Path) -> str:
     """A generator of one problem's solutions, right and wrong, that also verifies solutions of others, and has a
     verifier's card. Heads are 32 wide: vLLM on a CPU knows none narrower."""
     shape = checkpoints.Shape(hidden=64, heads=2, kv_heads=1, layers=2, vocab=400, max_length=128)
-    direct, reasoning = (plugins.load("verifier", "genrm", path="", mode=mode) for mode in ("direct", "cot"))
+    direct, reasoning = (registry.load("verifier", "genrm", path="", mode=mode) for mode in ("direct", "cot"))
     solved = [(f"{PROBLEM.question}\n", text) for text, times in SAID.items() for _ in range(times)]
     verified = []
     for p, x in verifications():
@@ -123,7 +124,7 @@ def _model(path: Path) -> str:
         out = path.with_name(name)
         train(Generator(at, template="{question}"), told, out, replace(settings, epochs=epochs, lr=lr))
         at = str(out)
-    verifier = plugins.load("verifier", "genrm", path=at, mode="cot", device="cpu")
+    verifier = registry.load("verifier", "genrm", path=at, mode="cot", device="cpu")
     train(verifier, verifications(), path, replace(settings, epochs=1, lr=1e-4))
     return str(path)
 

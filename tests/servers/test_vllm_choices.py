@@ -11,10 +11,10 @@ import pytest
 from scipy import stats
 
 import stepmark
-from stepmark import plugins
 from stepmark.backends.openai import choices, probe
 from stepmark.errors import BackendError
-from stepmark.steps import split
+from stepmark.plugins import registry
+from stepmark.text.steps import split
 from stepmark.types import Outcome, Solution
 
 NEAR = 5e-5
@@ -61,12 +61,12 @@ def anew():
 
 @pytest.fixture(scope="module")
 def remote(server):
-    return plugins.load("backend", "openai", model=server.model, url=server.url)
+    return registry.load("backend", "openai", model=server.model, url=server.url)
 
 
 @pytest.fixture(scope="module")
 def local(server):
-    return plugins.load("backend", "local", path=server.path, device="cpu")
+    return registry.load("backend", "local", path=server.path, device="cpu")
 
 
 @pytest.mark.parametrize("ways", WAYS.values(), ids=WAYS)

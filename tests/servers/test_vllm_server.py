@@ -13,18 +13,19 @@ import pytest
 import torch
 from scipy import stats
 
-from stepmark import checkpoints, plugins
-from stepmark.encoding import token_ids
+from stepmark.data.ledger import Budget, Ledger, Recorded
+from stepmark.data.store import Records
 from stepmark.errors import BackendError, BudgetReached
 from stepmark.executors.serial import SerialExecutor
 from stepmark.graders.numeric import Numeric
-from stepmark.label import label
 from stepmark.labelers.monte_carlo import MonteCarlo
-from stepmark.ledger import Budget, Ledger, Recorded
-from stepmark.prompts import Template
+from stepmark.models import checkpoints
+from stepmark.models.encoding import token_ids
+from stepmark.plugins import registry
 from stepmark.protocols import Tools
-from stepmark.steps import split
-from stepmark.store import Records
+from stepmark.stages.label import label
+from stepmark.text.prompts import Template
+from stepmark.text.steps import split
 from stepmark.types import Finish, LabelledSolution, Problem, Prompt, SamplingParams, Solution
 
 PROBLEM = Problem("p", "Ann has 2. Ben has 3 more. How many in all?", "7", "made")
@@ -37,12 +38,12 @@ CHANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def remote(server):
-    return plugins.load("backend", "openai", model=server.model, url=server.url)
+    return registry.load("backend", "openai", model=server.model, url=server.url)
 
 
 @pytest.fixture(scope="module")
 def local(server):
-    return plugins.load("backend", "local", path=server.path, device="cpu")
+    return registry.load("backend", "local", path=server.path, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_log_probabilities_are_the_model_s_own_and_tokens_those_of_our_tokenizer
 
 
 def test_prompt_tokens_are_charged_once_for_each_request(server, model):
-    backend = plugins.load("backend", "openai", model=server.model, url=server.url, n_per_request=4)
+    backend = registry.load("backend", "openai", model=server.model, url=server.url, n_per_request=4)
     charged = [r.prompt_tokens for r in backend.sample([Prompt("p", CONTEXT, n=12)], PARAMS)]
     length = len(token_ids(model[1], CONTEXT)[0])
     assert sorted(charged) == [0] * 9 + [length] * 3
@@ -122,7 +123,7 @@ def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(server, model
     expected = Counter()
     for i in kept:
         expected[tokenizer.decode([i], skip_special_tokens=True)] += p[i] / p[kept].sum()
-    remote = plugins.load("backend", "openai", model=server.model, url=server.url, n_per_request=100)
+    remote = registry.load("backend", "openai", model=server.model, url=server.url, n_per_request=100)
     params = SamplingParams(max_tokens=1, temperature=temperature, top_p=top_p)
     drawn = Counter(r.text for r in remote.sample([Prompt("p", CONTEXT, prefix, n)], params))
     assert top_p == 1 or set(drawn) <= set(expected)
@@ -175,7 +176,7 @@ def test_a_prompt_that_fills_the_context_leaves_no_room_and_one_that_nearly_does
 
 
 def test_a_model_that_the_server_does_not_have_is_an_error_that_names_what_it_has(server):
-    backend = plugins.load("backend", "openai", model="another", url=server.url)
+    backend = registry.load("backend", "openai", model="another", url=server.url)
     with pytest.raises(BackendError, match=server.model):
         list(backend.sample([Prompt("p", CONTEXT)], PARAMS))
 
@@ -232,13 +233,13 @@ def test_hard_labels_come_as_often_as_from_the_local_engine_and_are_paid_once(se
     assert ledger.spent.prompt_tokens > 0
     # The labels lost, the rollouts kept: the same labels without a request, so without a server.
     (tmp_path / "remote" / "labels.jsonl").unlink()
-    nowhere = plugins.load("backend", "openai", model=server.model, url="http://127.0.0.1:9/v1", retries=0)
+    nowhere = registry.load("backend", "openai", model=server.model, url="http://127.0.0.1:9/v1", retries=0)
     again = labelled(nowhere, tmp_path / "remote")
     assert {k: x.labels for k, x in again.items()} == {k: x.labels for k, x in there.items()}
 
 
 def test_a_budget_stops_the_spending_and_more_of_it_goes_on(server, tmp_path):
-    priced = plugins.load(
+    priced = registry.load(
         "backend", "openai", model=server.model, url=server.url, price_input=1.0, price_output=2.0, n_per_request=2
     )
     ledger = Ledger.of(tmp_path / "rollouts" / "train.jsonl", priced)

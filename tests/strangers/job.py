@@ -3,26 +3,27 @@
 import sys
 from pathlib import Path
 
-from stepmark import plugins, units
+from stepmark.data import work_units
+from stepmark.data.store import Records
 from stepmark.graders.numeric import Numeric
-from stepmark.label import label
 from stepmark.labelers.monte_carlo import MonteCarlo
-from stepmark.loading import load_executor
-from stepmark.prompts import Template
+from stepmark.plugins import registry
+from stepmark.plugins.loading import load_executor
 from stepmark.protocols import Tools
-from stepmark.sample import sample
-from stepmark.store import Records
+from stepmark.stages.label import label
+from stepmark.stages.sample import sample
+from stepmark.text.prompts import Template
 from stepmark.types import LabelledSolution, SamplingParams, Solution
 
 
 def main(place, workers, delay):
     here = Path(__file__).parent
-    problems = plugins.load("task", str(here / "task.py"), size=20).load("train").problems
-    backend = plugins.load("backend", str(here / "backend.py"), truncated=0.1, delay=float(delay))
+    problems = registry.load("task", str(here / "task.py"), size=20).load("train").problems
+    backend = registry.load("backend", str(here / "backend.py"), truncated=0.1, delay=float(delay))
     how = {"context": Template(), "params": SamplingParams(seed=5), "executor": load_executor(int(workers))}
     solutions = Records(f"{place}/solutions.jsonl", Solution)
     sample(problems, backend, solutions, n=6, steps="line", rows=6, **how)
-    pairs = units.pair(problems, solutions)
+    pairs = work_units.pair(problems, solutions)
     labels = Records(f"{place}/labels.jsonl", LabelledSolution)
     tools = Tools(Numeric(), how["context"], how["params"], backend)
     label(pairs, MonteCarlo(rollouts=3), tools, labels, steps=9, executor=how["executor"])

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepmark import steps
 from stepmark.errors import ConfigError, DataError
 from stepmark.tasks.arithmetic import ITEMS, Arithmetic
+from stepmark.text import steps
 from stepmark.types import Problem, Solution
 
 SPLITS = ("train", "dev", "test", "hard", "unseen")

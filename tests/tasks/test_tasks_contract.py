@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from stepmark import plugins, steps
 from stepmark.errors import ConfigError
+from stepmark.plugins import registry
 from stepmark.protocols import StepOracle, Task
+from stepmark.text import steps
 from stepmark.types import ProblemSet, Solution
 
 GSM8K = [
@@ -39,7 +40,7 @@ SAMPLES: dict[str, tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(params=plugins.names("task"))
+@pytest.fixture(params=registry.names("task"))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -51,7 +52,7 @@ def task(name: str, tmp_path: Path) -> Any:
         (tmp_path / f"{file}.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     if files:
         options = {"path": str(tmp_path / "mine.jsonl.gz" if "mine" in files else tmp_path), **options}
-    return plugins.load("task", name, **options)
+    return registry.load("task", name, **options)
 
 
 def splits(task: Any) -> list[str]:
@@ -68,12 +69,12 @@ def answered(text: str) -> Solution:
 def test_it_is_a_task_with_a_grader_and_a_way_to_split_that_exist(name: str, task: Any) -> None:
     assert isinstance(task, Task)
     assert task.steps in steps.SPLITTERS
-    assert task.grader in plugins.names("grader")
+    assert task.grader in registry.names("grader")
 
 
 def test_making_one_reads_nothing(name: str) -> None:
-    options = plugins.options("task", name)
-    made = plugins.load("task", name, **({"path": "/no/such/place"} if "path" in options else {}))
+    options = registry.options("task", name)
+    made = registry.load("task", name, **({"path": "/no/such/place"} if "path" in options else {}))
     assert repr(made)
 
 
@@ -107,7 +108,7 @@ def test_splits_share_no_question(task: Any) -> None:
 
 
 def test_references_are_right_for_the_tasks_own_grader(task: Any) -> None:
-    grader = plugins.load("grader", task.grader)
+    grader = registry.load("grader", task.grader)
     for split in splits(task):
         for p in task.load(split, limit=5).problems:
             for text in filter(None, (p.reference, f"The answer is {p.answer}.")):

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepmark import plugins, steps, wordlists
 from stepmark.errors import ConfigError, DataError
+from stepmark.plugins import registry
 from stepmark.tasks.last_letter import LastLetter
 from stepmark.tasks.word_sort import WordSort
+from stepmark.text import steps
+from stepmark.text.words import wordlist
 from stepmark.types import Problem, Solution
 
 LETTERS = Problem("p", "Concatenate the last letters of these words: apple tree cat.", "eet", "last_letter")
@@ -131,7 +133,7 @@ def test_a_generator_can_read_longer_lists_before_but_none_of_a_test(name: str) 
     lengths = {"train_lengths": [2], "test_lengths": [2], "longer_lengths": [2], "train_size": 4000, "test_size": 2000}
 
     def held(split: str, seed: int, **options: Any) -> list[tuple[str, ...]]:
-        found = plugins.load("task", name, seed=seed, **(lengths | options)).load(split).problems
+        found = registry.load("task", name, seed=seed, **(lengths | options)).load(split).problems
         return [tuple(p.question.rstrip(".").split(": ")[1].split()) for p in found]
 
     read = {frozenset(words) for words in held("pretrain", 1)}
@@ -166,7 +168,7 @@ def test_word_sort_refuses_an_unknown_method() -> None:
 
 
 def test_the_words_are_plain_and_distinct() -> None:
-    words = wordlists.words()
+    words = wordlist.words()
     assert len(set(words)) == len(words) > 500
     assert all(w.isascii() and w.islower() and w.isalpha() for w in words)
 
@@ -179,12 +181,12 @@ def _parts(text: str) -> list[str]:
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
 def test_errors_are_planted_in_demonstrations_alone(name: str) -> None:
     clean, noisy = (
-        plugins.load("task", name, **o).load("train", 300).problems for o in ({}, {"noise": 0.7, "slips": 0.05})
+        registry.load("task", name, **o).load("train", 300).problems for o in ({}, {"noise": 0.7, "slips": 0.05})
     )
     assert [(p.question, p.answer, p.reference) for p in clean] == [(p.question, p.answer, p.reference) for p in noisy]
     assert all(p.demonstration == p.reference for p in clean)
-    task = plugins.load("task", name)
-    grader = plugins.load("grader", task.grader)
+    task = registry.load("task", name)
+    grader = registry.load("grader", task.grader)
     wrong = [p for p in noisy if not grader.grade(p.demonstration, p).correct]
     assert 0.1 < len(wrong) / len(noisy) < 0.6
     for p in wrong:
@@ -200,7 +202,7 @@ def test_errors_are_planted_in_demonstrations_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
 def test_a_rationale_works_from_the_question_alone(name: str) -> None:
-    task = plugins.load("task", name)
+    task = registry.load("task", name)
     p = task.load("test", 1).problems[0]
     blind = replace(p, answer="?", reference="?", demonstration="?")
     text = p.reference.splitlines()[0]
@@ -214,20 +216,20 @@ def test_a_rationale_works_from_the_question_alone(name: str) -> None:
 
 
 def test_lists_can_be_of_few_words_with_distinct_last_letters() -> None:
-    problems = plugins.load("task", "last_letter", words=64, distinct=True).load("longer", 200).problems
+    problems = registry.load("task", "last_letter", words=64, distinct=True).load("longer", 200).problems
     lists = [p.question.removesuffix(".").split(": ")[1].split() for p in problems]
     assert len({w for words in lists for w in words}) <= 64
     assert all(len({w[-1] for w in words}) == len(words) for words in lists)
     with pytest.raises(ConfigError, match="words=0"):
-        plugins.load("task", "last_letter", words=0)
+        registry.load("task", "last_letter", words=0)
     with pytest.raises(ConfigError, match=r"noise=2"):
-        plugins.load("task", "word_sort", noise=2)
+        registry.load("task", "word_sort", noise=2)
 
 
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
 def test_threads_work_anew_and_compare(name: str) -> None:
     settings = {"noise": 0.65, "slips": 0.05, "pretrain_lengths": [4], "train_size": 200}
-    task = plugins.load("task", name, threads=0.5, **settings)
+    task = registry.load("task", name, threads=0.5, **settings)
     problems = task.load("pretrain").problems
     threads = [p.demonstration.split("\nAgain:\n") for p in problems if "Again" in p.demonstration]
     assert 60 < len(threads) < 140
@@ -245,7 +247,7 @@ def test_threads_work_anew_and_compare(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
 def test_drills_ask_for_a_comparison(name: str) -> None:
-    task = plugins.load("task", name, drills=0.3, threads=0.5, train_size=300)
+    task = registry.load("task", name, drills=0.3, threads=0.5, train_size=300)
     problems = task.load("pretrain").problems
     drills = [p for p in problems if p.question.startswith("Compare")]
     assert 60 < len(drills) < 120

@@ -7,8 +7,8 @@ they are taken."""
 import pytest
 
 import stepmark
-from stepmark import plugins
-from stepmark.train import TrainSettings, train
+from stepmark.plugins import registry
+from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Verdict
 
 UNTRAINED = {
@@ -26,9 +26,9 @@ def make(tiny):
     """kind -> it with its own defaults, on the tiny model where it takes a path."""
 
     def made(kind, **more):
-        taken = plugins.options("verifier", kind)
+        taken = registry.options("verifier", kind)
         given = {"path": tiny, "device": "cpu", **UNTRAINED.get(kind, {}), **more}
-        return plugins.load("verifier", kind, **{k: v for k, v in given.items() if k in taken})
+        return registry.load("verifier", kind, **{k: v for k, v in given.items() if k in taken})
 
     return made
 
@@ -52,7 +52,7 @@ def graded(examples, labelled):
     ]
 
 
-@pytest.fixture(scope="session", params=plugins.names("verifier"))
+@pytest.fixture(scope="session", params=registry.names("verifier"))
 def kind(request):
     return request.param
 
@@ -65,7 +65,7 @@ def trains(kind):
 @pytest.fixture(scope="session")
 def below(kind, make, teach, graded, tmp_path_factory):
     """Verifiers for a kind that blends several."""
-    if "verifiers" not in plugins.options("verifier", kind):
+    if "verifiers" not in registry.options("verifier", kind):
         return {}
     places = [tmp_path_factory.mktemp("below") / name for name in ("linear", "orm")]
     for at in places:

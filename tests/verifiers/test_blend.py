@@ -5,9 +5,9 @@ import math
 import pytest
 
 import stepmark
-from stepmark import recipe
 from stepmark.errors import CheckpointError, ConfigError
-from stepmark.train import TrainSettings, train
+from stepmark.run import recipe
+from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Finish, Outcome, Verdict
 from stepmark.verifiers.blend import BlendVerifier
 from stepmark.verifiers.linear import LinearVerifier

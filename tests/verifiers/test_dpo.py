@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import stepmark
-from stepmark import checkpoints, packing
-from stepmark.encoding import token_ids
 from stepmark.errors import CheckpointError, ConfigChanged, ConfigError, DataError
-from stepmark.neutral import neutral_text
-from stepmark.train import TrainSettings, train
+from stepmark.models import checkpoints, packing
+from stepmark.models.encoding import token_ids
+from stepmark.stages.train import TrainSettings, train
+from stepmark.text.sanitize import neutral_text
 from stepmark.types import Finish, Outcome, Solution, Verdict
 from stepmark.verifiers.dpo import ImplicitVerifier, Pair
 

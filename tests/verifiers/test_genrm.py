@@ -10,11 +10,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import stepmark
-from stepmark import checkpoints, packing, plugins, prompts
 from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import CheckpointError, ConfigError
-from stepmark.prompts import NO, VERDICT, YES
-from stepmark.train import TrainSettings, train
+from stepmark.models import checkpoints, packing
+from stepmark.plugins import registry
+from stepmark.stages.train import TrainSettings, train
+from stepmark.text import prompts
+from stepmark.text.prompts import NO, VERDICT, YES
 from stepmark.types import Outcome, Rationale, StepLabel, Verdict
 from stepmark.verifiers.genrm import FORMS, GenerativeVerifier
 
@@ -302,10 +304,10 @@ def test_a_backend_without_probabilities_is_refused(taught, problems, solve):
         def sample(self, prompts, params):
             return iter(())
 
-    found = plugins.load
+    found = registry.load
     verifier = stepmark.load_verifier(taught)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plugins, "load", lambda role, *a, **k: Silent() if role == "backend" else found(role, *a, **k))
+        patch.setattr(registry, "load", lambda role, *a, **k: Silent() if role == "backend" else found(role, *a, **k))
         with pytest.raises(ConfigError, match="choice_probs"):
             verifier.verify(problems[0].question, [solve("The answer is 9.")])
 

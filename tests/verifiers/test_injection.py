@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import pytest
 
 import stepmark
-from stepmark import checkpoints, plugins, steps
-from stepmark.aggregate import AGGREGATES, aggregate
-from stepmark.neutral import neutral
-from stepmark.prompts import NO, VERDICT, YES
-from stepmark.train import TrainSettings, train
+from stepmark.evaluation.aggregate import AGGREGATES, aggregate
+from stepmark.models import checkpoints
+from stepmark.plugins import registry
+from stepmark.stages.train import TrainSettings, train
+from stepmark.text import steps
+from stepmark.text.prompts import NO, VERDICT, YES
+from stepmark.text.sanitize import neutral
 from stepmark.types import Grade, LabelledSolution, Outcome, Problem, Rationale, Solution, StepLabel, Verdict
 
 VERDICTS = (
@@ -69,7 +71,7 @@ def injected(text: str, words: str, place: str) -> tuple[str, tuple[int, ...]]:
 
 def solutions() -> Iterator[tuple[Problem, str, Verdict]]:
     for task, wrong in (("arithmetic", "1"), ("last_letter", "q")):
-        for p in plugins.load("task", task).load("train", 5).problems:
+        for p in registry.load("task", task).load("train", 5).problems:
             yield p, p.reference, Verdict.CORRECT
             yield p, f"{p.reference.rstrip('.')}{wrong}.", Verdict.INCORRECT
 
@@ -102,13 +104,13 @@ def reasoning(tmp_path_factory):
     """A generative verifier that writes a line before it judges. Most of its lines come to an end."""
     place = tmp_path_factory.mktemp("reasoning")
     examples = [example(c, False) for c in CASES[::10]]
-    asks = plugins.load("verifier", "genrm", path="", mode="cot")
+    asks = registry.load("verifier", "genrm", path="", mode="cot")
     texts = [asks.ask(p.question, x.solution.text) + x.rationales[0].text for p, x in examples]
     shape = checkpoints.Shape(hidden=32, heads=2, kv_heads=1, layers=2, vocab=400, max_length=256)
     base = checkpoints.create(place / "base", texts, shape)
     more = {"mode": "cot", "votes": 2, "max_tokens": 24, "device": "cpu"}
     settings = TrainSettings(epochs=15, batch_tokens=400, lr=1e-2, tensorboard=False, device="cpu")
-    train(plugins.load("verifier", "genrm", path=str(base), **more), examples, place / "model", settings)
+    train(registry.load("verifier", "genrm", path=str(base), **more), examples, place / "model", settings)
     return stepmark.load_verifier(place / "model", device="cpu")
 
 

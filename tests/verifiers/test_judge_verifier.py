@@ -6,20 +6,21 @@ import re
 import pytest
 
 import stepmark
-from stepmark import plugins, recipe
 from stepmark.backends.openai import choices, probe
 from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import ConfigError
-from stepmark.prompts import VERDICT
+from stepmark.plugins import registry
+from stepmark.run import recipe
+from stepmark.run.context import Wiring
+from stepmark.text.prompts import VERDICT
 from stepmark.types import Finish, Outcome, Rollout
-from stepmark.wiring import Wiring
 
 YES, NO = f"3 + 4 = 7, as it says.\n{VERDICT} Yes", f"3 + 4 is 7, not 8.\n{VERDICT} **No**"
 
 
 def judge(*said, **settings):
     options = {"default": said} if said else {}
-    return plugins.load("verifier", "judge", **{"backend": "scripted", "votes": 4, "options": options} | settings)
+    return registry.load("verifier", "judge", **{"backend": "scripted", "votes": 4, "options": options} | settings)
 
 
 def by_answer(text):
@@ -107,7 +108,7 @@ def test_votes_depend_on_question_solution_and_seed_alone(tiny, solve):
         "device": "cpu",
         "prompt": "{question} {solution}",
     }
-    made = plugins.load("verifier", "judge", **make)
+    made = registry.load("verifier", "judge", **make)
     tokens = [v.tokens for v in made.verify("3 + 4?", given)]
     assert [v.tokens for v in made.verify("3 + 4?", given[::-1])] == tokens[::-1]
     assert [made.verify("3 + 4?", [s])[0].tokens for s in given] == tokens
@@ -117,10 +118,10 @@ def test_votes_depend_on_question_solution_and_seed_alone(tiny, solve):
 
 
 def test_its_tokens_are_those_read_once_and_those_written(tiny, solve):
-    from stepmark.checkpoints import load_tokenizer
-    from stepmark.encoding import token_ids
+    from stepmark.models.checkpoints import load_tokenizer
+    from stepmark.models.encoding import token_ids
 
-    made = plugins.load(
+    made = registry.load(
         "verifier", "judge", path=tiny, votes=3, max_tokens=1, device="cpu", prompt="{question}|{solution}"
     )
     [found] = made.verify("3 + 4?", [solve("7")])
@@ -164,7 +165,7 @@ def test_all_faults_of_its_settings_are_named_at_once():
 def test_a_server_judges(fault_server_of, solve):
     with fault_server_of(by_answer) as server:
         options = {"model": "tiny", "url": server.url, "backoff": 0.001}
-        made = plugins.load("verifier", "judge", backend="openai", options=options, votes=3)
+        made = registry.load("verifier", "judge", backend="openai", options=options, votes=3)
         good, bad = made.verify("3 + 4?", [solve("3 + 4 = 7"), solve("3 + 4 = 8")])
     assert (good.votes, bad.votes) == ((1.0,) * 3, (0.0,) * 3)
     assert good.tokens > len(YES.split())
@@ -200,7 +201,7 @@ def wired(tmp_path, **changes):
     }
     raw["verifiers"]["judge"] |= changes.pop("judge", {})
     made = recipe.parse(raw | changes, "test")
-    from stepmark.store import RunDir
+    from stepmark.data.store import RunDir
 
     return Wiring(made, RunDir(tmp_path / "run"))
 

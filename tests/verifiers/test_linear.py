@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import stepmark
-from stepmark import pipeline, recipe, train
 from stepmark.errors import CheckpointError, ConfigError, DataError
-from stepmark.stats import auc
-from stepmark.steps import split
+from stepmark.evaluation.stats import auc
+from stepmark.run import pipeline, recipe
+from stepmark.stages import train
+from stepmark.text.steps import split
 from stepmark.types import (
     Finish,
     Grade,

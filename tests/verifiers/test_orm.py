@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stepmark
-from stepmark import checkpoints, packing, scoring
-from stepmark.encoding import token_ids
 from stepmark.errors import CheckpointError, ConfigError, DataError
-from stepmark.neutral import neutral_text
-from stepmark.train import TrainSettings, train
+from stepmark.models import checkpoints, packing, scoring
+from stepmark.models.encoding import token_ids
+from stepmark.stages.train import TrainSettings, train
+from stepmark.text.sanitize import neutral_text
 from stepmark.types import Finish, Outcome, Solution, Verdict
 from stepmark.verifiers.orm import OutcomeVerifier
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark import checkpoints, packing, scoring
 from stepmark.errors import ConfigError
+from stepmark.models import checkpoints, packing, scoring
 from stepmark.types import Verdict
 from stepmark.verifiers.orm import OutcomeVerifier
 

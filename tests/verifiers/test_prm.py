@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stepmark
-from stepmark import checkpoints, packing, plugins, scoring, steps
-from stepmark.encoding import token_ids
 from stepmark.errors import CheckpointError, ConfigError, EncodingError
-from stepmark.neutral import neutral
-from stepmark.train import TrainSettings, train
+from stepmark.models import checkpoints, packing, scoring
+from stepmark.models.encoding import token_ids
+from stepmark.plugins import registry
+from stepmark.stages.train import TrainSettings, train
+from stepmark.text import steps
+from stepmark.text.sanitize import neutral
 from stepmark.types import Grade, LabelledSolution, Outcome, Solution, StepLabel, Verdict
 from stepmark.verifiers.prm import ProcessVerifier
 
@@ -267,7 +269,7 @@ def test_outputs_that_are_no_numbers_are_no_scores(tiny, solve, monkeypatch):
 def test_it_tells_wrong_steps_from_right_ones_that_it_has_not_seen(tmp_path):
     from sklearn.metrics import roc_auc_score
 
-    task = plugins.load(
+    task = registry.load(
         "task", "arithmetic", noise=0.7, slips=0.1, steps_min=2, steps_max=2, max_value=30, start_max=12, amount_max=6,
         weight_times=0.0,
     )  # fmt: skip

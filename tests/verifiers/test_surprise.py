@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import stepmark
-from stepmark import checkpoints
 from stepmark.errors import CheckpointError, ConfigChanged, DataError
-from stepmark.train import TrainSettings, train
+from stepmark.models import checkpoints
+from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Finish, Outcome, Verdict, Verification
 from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier

@@ -34,9 +34,10 @@ from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from stepmark import checkpoints, sampling
-from stepmark.encoding import choice_ids, prompt_ids
 from stepmark.errors import BackendError, ConfigError
+from stepmark.models import checkpoints
+from stepmark.models.encoding import choice_ids, prompt_ids
+from stepmark.text import sampling
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ def load(
 ) -> tuple[Sequence[Problem], Sequence[Quarantined], Task]:
     """The problems of a split, the rows that were set aside, and the task. Raises DataError without a problem."""
     from stepmark.errors import DataError
-    from stepmark.loading import load_task
+    from stepmark.plugins.loading import load_task
 
     taken = load_task(task, **options(changes))
     found = taken.load(split, limit)
@@ -65,26 +65,26 @@ def options(changes: Sequence[str] | None) -> dict[str, Any]:
     """`key=value` settings as a plug-in's options."""
     if not changes:
         return {}
-    from stepmark.recipe import changed
+    from stepmark.run.recipe import changed
 
     return changed({}, changes)
 
 
 def backend(name: str, changes: Sequence[str] | None, model: str | None) -> Any:
     """The backend, with the model where it takes one."""
-    from stepmark import plugins
+    from stepmark.plugins import registry
 
     given = options(changes)
-    if "path" in plugins.options("backend", name) and "path" not in given:
+    if "path" in registry.options("backend", name) and "path" not in given:
         if model is None:
             raise ConfigError(f"the backend {name} needs --model, a checkpoint directory or a hub id.")
         given["path"] = model
-    return plugins.load("backend", name, **given)
+    return registry.load("backend", name, **given)
 
 
 def grader(name: str | None, task: Task) -> Grader:
     """The grader asked for, or the task's own."""
-    from stepmark.loading import load_grader
+    from stepmark.plugins.loading import load_grader
 
     return load_grader(name or task.grader)
 
@@ -97,7 +97,7 @@ def rollouts(out: Path) -> Path:
 def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> AbstractContextManager[object]:
     """The directory of the rollouts behind `out`, for this process alone. Raises ConfigChanged where those in it come
     of another model, prompt or sampling: they would be taken for new ones. StageError while another process has it."""
-    from stepmark.store import RunDir
+    from stepmark.data.store import RunDir
 
     names = {
         role: {"backend": type(model).__name__, "model": getattr(model, "path", getattr(model, "model", ""))}
@@ -114,8 +114,8 @@ def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> Abstr
 
 def there(path: Path, kind: type[Any]) -> list[Any]:
     """The records of a file that has to be there."""
+    from stepmark.data.store import Records
     from stepmark.errors import DataError
-    from stepmark.store import Records
 
     if not path.is_file():
         raise DataError(f"no file {path} (working directory: {Path.cwd()}).")

@@ -81,22 +81,24 @@ def plan(
     if tokens:
         raise ConfigError("--tokens goes with --optimal and a run directory: stepmark plan --optimal RUN --tokens 500")
 
-    from stepmark import planning
-    from stepmark.ledger import parse_budget
-    from stepmark.pipeline import Run
-    from stepmark.recipe import load
-    from stepmark.seeds import first
-    from stepmark.store import RunDir
+    from stepmark.data.ledger import parse_budget
+    from stepmark.data.store import RunDir
+    from stepmark.run import cost_estimate
+    from stepmark.run.pipeline import Run
+    from stepmark.run.recipe import load
+    from stepmark.run.seeds import first
 
     limits = parse_budget(budget or [])
     whole = load(recipe, changes or [])
     asked, place = first(whole, out or Path("runs") / whole.name)
     with RunDir(place).open(asked.resolved()) as directory, Show(json) as show:
-        found = planning.plan(Run(asked, directory, show, budget=limits), problems or 24, solutions or 4, price_hour)
+        found = cost_estimate.plan(
+            Run(asked, directory, show, budget=limits), problems or 24, solutions or 4, price_hour
+        )
     if json:
         print_json(found)
     else:
-        print(planning.table(found))
+        print(cost_estimate.table(found))
         if whole.reinforce is not None:
             print("What its policies draw and learn is not in it.")
         if whole.seeds:
@@ -131,9 +133,9 @@ def evaluate(run: p.RunPath, json: p.AsJson = False) -> None:
       stepmark evaluate runs/demo
     """
     from stepmark import report as pages
-    from stepmark import seeds
-    from stepmark.recipe import parse
-    from stepmark.store import RunDir
+    from stepmark.data.store import RunDir
+    from stepmark.run import seeds
+    from stepmark.run.recipe import parse
 
     stored = RunDir(run).read_json("config.json")
     recipe = parse(stored, f"{run}/config.json")
@@ -153,8 +155,8 @@ def report(run: p.RunPath, json: p.AsJson = False) -> None:
     Example:
       stepmark report runs/demo
     """
-    from stepmark.seeds import write_report
-    from stepmark.store import RunDir
+    from stepmark.data.store import RunDir
+    from stepmark.run.seeds import write_report
 
     path = write_report(RunDir(run))
     if json:
@@ -176,10 +178,10 @@ def rank(
     Example:
       stepmark rank runs/demo --method self_consistency+prm --n 16
     """
-    from stepmark.rank import rank as choose
-    from stepmark.recipe import parse
-    from stepmark.reporting import pools
-    from stepmark.store import RunDir
+    from stepmark.data.store import RunDir
+    from stepmark.evaluation.rank import rank as choose
+    from stepmark.run.recipe import parse
+    from stepmark.run.report_data import pools
 
     directory = RunDir(run)
     recipe = parse(directory.read_json("config.json"), f"{run}/config.json")
@@ -201,7 +203,7 @@ def doctor(json: p.AsJson = False) -> None:
     Example:
       stepmark doctor
     """
-    from stepmark.doctor import checks
+    from stepmark.cli.doctor import checks
 
     found = list(checks())
     if json:
@@ -215,23 +217,25 @@ def doctor(json: p.AsJson = False) -> None:
 
 
 def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
-    from stepmark import optimal
-    from stepmark.store import RunDir
+    from stepmark.data.store import RunDir
+    from stepmark.evaluation import budget_advice
+    from stepmark.report import Metrics
 
     if not run.is_dir():
         raise ConfigError(f"plan --optimal takes the directory of a finished run, e.g. runs/demo; {run} is none.")
-    found = optimal.advise(RunDir(run), tokens)
+    metrics = Metrics.parse(RunDir(run).read_json("metrics.json"))
+    found = budget_advice.advise(metrics, tokens, run)
     if json:
         print_json({part.name: part for part in found})
     else:
-        print(optimal.table(found))
+        print(budget_advice.table(found))
 
 
 def _run(path: Path, changes: Sequence[str], out: Path | None, json: bool, budget: Sequence[str] = ()) -> None:
     from stepmark import report as pages
-    from stepmark.ledger import parse_budget
-    from stepmark.recipe import load
-    from stepmark.seeds import run as whole
+    from stepmark.data.ledger import parse_budget
+    from stepmark.run.recipe import load
+    from stepmark.run.seeds import run as whole
 
     limits = parse_budget(budget)
     recipe = load(path, changes)

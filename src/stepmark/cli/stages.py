@@ -35,9 +35,9 @@ def init(
     Example:
       stepmark init --task arithmetic --shape hidden=64 --shape layers=2 --out base/
     """
-    from stepmark import checkpoints
-    from stepmark.prompts import Template
-    from stepmark.recipe import settings
+    from stepmark.models import checkpoints
+    from stepmark.run.recipe import settings
+    from stepmark.text.prompts import Template
 
     size = settings(checkpoints.Shape, shape or [], "--shape")
     found, bad, _ = p.load(task, task_option, split, problems)
@@ -74,12 +74,12 @@ def sample(
     Example:
       stepmark sample --task arithmetic --split test --model runs/demo/generator --n 16 --out solutions.jsonl
     """
-    from stepmark.ledger import Ledger, need_price, parse_budget
-    from stepmark.loading import load_executor
-    from stepmark.outcomes import parse_limits
-    from stepmark.prompts import Template
-    from stepmark.sample import sample as stage
-    from stepmark.store import Records
+    from stepmark.data.ledger import Ledger, need_price, parse_budget
+    from stepmark.data.outcome_counts import parse_limits
+    from stepmark.data.store import Records
+    from stepmark.plugins.loading import load_executor
+    from stepmark.stages.sample import sample as stage
+    from stepmark.text.prompts import Template
     from stepmark.types import SamplingParams, Solution
 
     most, limits = parse_budget(budget or []), parse_limits(limit or [])
@@ -127,10 +127,10 @@ def grade(
     Example:
       stepmark grade --task arithmetic --split test --solutions solutions.jsonl --out grades.jsonl
     """
-    from stepmark.grade import grade as stage
-    from stepmark.loading import load_executor
-    from stepmark.outcomes import parse_limits
-    from stepmark.store import Records
+    from stepmark.data.outcome_counts import parse_limits
+    from stepmark.data.store import Records
+    from stepmark.plugins.loading import load_executor
+    from stepmark.stages.grade import grade as stage
     from stepmark.types import GradedSolution, Solution
 
     found, bad, taken = p.load(task, task_option, split)
@@ -183,22 +183,23 @@ def label(
       stepmark label --task arithmetic --split train --solutions solutions.jsonl --model runs/demo/generator \\
         --labeler-option rollouts=8 --out labels.jsonl
     """
-    from stepmark import plugins, units
-    from stepmark.label import distinct as first_of_each
-    from stepmark.label import label as stage
-    from stepmark.label import ledgers
-    from stepmark.ledger import need_price, parse_budget
-    from stepmark.loading import load_executor
-    from stepmark.outcomes import parse_limits
-    from stepmark.prompts import Template
+    from stepmark.data import work_units
+    from stepmark.data.ledger import need_price, parse_budget
+    from stepmark.data.outcome_counts import parse_limits
+    from stepmark.data.store import Records
+    from stepmark.plugins import registry
+    from stepmark.plugins.loading import load_executor
     from stepmark.protocols import Tools
-    from stepmark.store import Records
+    from stepmark.stages.label import distinct as first_of_each
+    from stepmark.stages.label import label as stage
+    from stepmark.stages.label import ledgers
+    from stepmark.text.prompts import Template
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
     most, limits = parse_budget(budget or []), parse_limits(limit or [])
-    method = plugins.load("labeler", labeler, **p.options(labeler_option))
+    method = registry.load("labeler", labeler, **p.options(labeler_option))
     found, bad, taken = p.load(task, task_option, split)
-    pairs = units.pair(found, p.there(solutions, Solution))
+    pairs = work_units.pair(found, p.there(solutions, Solution))
     completes = model is not None or backend != "local" or bool(backend_option)
     judges = judge is not None or judge_backend is not None or bool(judge_option)
     tools = Tools(
@@ -243,8 +244,8 @@ def export(
     Example:
       stepmark export --task arithmetic --split train --labels labels.jsonl --out rows.jsonl
     """
-    from stepmark.export import export as stage
-    from stepmark.store import Records
+    from stepmark.data.store import Records
+    from stepmark.stages.export import export as stage
     from stepmark.types import LabelledSolution
 
     found, bad, _ = p.load(task, task_option, split)
@@ -276,10 +277,10 @@ def train(
       stepmark train generator --task arithmetic --base base/ --set epochs=3 --set lr=3e-3 --out generator/
       stepmark train prm --task arithmetic --labels labels.jsonl --base generator/ --out prm/
     """
-    from stepmark import plugins
-    from stepmark.recipe import settings
-    from stepmark.train import Generator, TrainSettings
-    from stepmark.train import train as loop
+    from stepmark.plugins import registry
+    from stepmark.run.recipe import settings
+    from stepmark.stages.train import Generator, TrainSettings
+    from stepmark.stages.train import train as loop
     from stepmark.types import LabelledSolution
 
     how = settings(TrainSettings, set or [], "--set")
@@ -297,12 +298,12 @@ def train(
             examples = [
                 (by_id[x.solution.problem_id], x) for _, x in sorted(labelled.items()) if x.solution.problem_id in by_id
             ]
-            taken = plugins.options("verifier", kind)
+            taken = registry.options("verifier", kind)
             if base is None and taken.get("path", "") is inspect.Parameter.empty:
                 raise ConfigError(f"training the verifier {kind} needs --base, a checkpoint to start from.")
             given = {"path": base, "template": prompt}
             given = {k: v for k, v in given.items() if k in taken and v is not None}
-            done = loop(plugins.load("verifier", kind, **given, **p.options(option)), examples, out, how, show)
+            done = loop(registry.load("verifier", kind, **given, **p.options(option)), examples, out, how, show)
     end(done, json, bad)
 
 
@@ -325,10 +326,10 @@ def score(
       stepmark score --verifier runs/demo/verifiers/prm --task arithmetic --split test \\
         --solutions solutions.jsonl --out scores.jsonl
     """
-    from stepmark.loading import load_executor, load_verifier
-    from stepmark.outcomes import parse_limits
-    from stepmark.score import score as stage
-    from stepmark.store import Records
+    from stepmark.data.outcome_counts import parse_limits
+    from stepmark.data.store import Records
+    from stepmark.plugins.loading import load_executor, load_verifier
+    from stepmark.stages.score import score as stage
     from stepmark.types import Solution, Verification
 
     found, bad, _ = p.load(task, task_option, split)

@@ -69,10 +69,10 @@ def reinforce(
       stepmark reinforce --policy generator/ --reward prm/ --reward gold=0.5 --credit difference --out policy/
       stepmark reinforce --policy generator/ --method rft --set epochs=2 --out policy/
     """
-    from stepmark.prompts import Template
-    from stepmark.recipe import settings
     from stepmark.rl.settings import ReinforceSettings
-    from stepmark.train import TrainSettings
+    from stepmark.run.recipe import settings
+    from stepmark.stages.train import TrainSettings
+    from stepmark.text.prompts import Template
     from stepmark.types import SamplingParams
 
     weights = _checked(method, reward or [], credit)
@@ -104,9 +104,9 @@ def reinforce(
             )
         end(trained, json, bad)
         return
-    from stepmark.loading import load_verifier
-    from stepmark.reinforcing import reward_source
+    from stepmark.plugins.loading import load_verifier
     from stepmark.rl.loop import reinforce as loop
+    from stepmark.run.reinforcement import reward_source
 
     watched, more, _ = p.load(task, task_option, held_out, held_out_problems)
     verifiers = {name: None if name == "gold" else load_verifier(name) for name in weights}

@@ -23,8 +23,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
-from stepmark import plugins
 from stepmark.errors import ConfigError, StageError, StepmarkError
+from stepmark.plugins import registry
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -115,7 +115,7 @@ def _run(most: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any]:
 def _start(payload: bytes) -> _Worker:
     context = mp.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, payload, plugins.user_files()), name="stepmark-worker")
+    process = context.Process(target=_work, args=(there, payload, registry.user_files()), name="stepmark-worker")
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     try:
@@ -173,7 +173,7 @@ def _work(connection: Connection, payload: bytes, user_files: tuple[str, ...]) -
         answer: tuple[bool, Any]
         try:
             if work is None:
-                plugins.load_user_files(user_files)
+                registry.load_user_files(user_files)
                 work = pickle.loads(payload)  # noqa: S301 - from our own parent
             answer = True, work(unit)
         except Exception as e:

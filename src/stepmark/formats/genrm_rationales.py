@@ -5,7 +5,7 @@ One row per rationale:
     {"question_id": 0, "sample_id": 3, "question": "...", "solution": "...", "correct": true, "target": "88",
      "reference_solution": "...", "rationale": "..."}
 
-The writer saw the reference solution and most rationales name it, so each is judged (rationales.py): kept if its
+The writer saw the reference solution and most rationales name it, so each is judged (text/rationales.py): kept if its
 verdict is the flag `correct`, `leak` says what becomes of one that leans on the reference ("drop", "rewrite", "keep"),
 and those that are lost stay with the reason. A solution may have several rationales. The flag is the grade, `target`
 the problem's answer; of the reference solutions, another one in nearly each row, the first is the problem's.
@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepmark import rows
-from stepmark.grading import flagged
-from stepmark.rationales import judged
-from stepmark.steps import split
+from stepmark.data import rows
+from stepmark.text.grading import flagged
+from stepmark.text.rationales import judged
+from stepmark.text.steps import split
+from stepmark.text.verdicts import Reader
 from stepmark.types import (
     Grade,
     GradedSolution,
@@ -38,7 +39,6 @@ from stepmark.types import (
     Solution,
     StepLabel,
 )
-from stepmark.verdicts import Reader
 
 FIELDS = (
     rows.Field("question_id", rows.ID_LIMIT, number=True),

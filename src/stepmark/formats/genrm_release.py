@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stepmark import rows
-from stepmark.grading import flagged
-from stepmark.steps import split
+from stepmark.data import rows
+from stepmark.text.grading import flagged
+from stepmark.text.steps import split
 from stepmark.types import (
     GradedSolution,
     Imported,

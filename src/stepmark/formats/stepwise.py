@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stepmark.store import replacing_file
+from stepmark.data.store import replacing_file
 from stepmark.types import LabelledSolution, Place, Problem
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stepmark import answers
+from stepmark.text import answers
 from stepmark.types import Grade, Problem, Verdict
 
 

@@ -1,7 +1,7 @@
 r"""Right if the stated answer has the reference's value.
 
 Values are exact fractions: "72", "72.0", "$72" and "144/2" are one answer, 0.33 is not 1/3 unless a tolerance says
-so, and "25/4" is not 25. How the words that state an answer are found and read is in answers.py.
+so, and "25/4" is not 25. How the words that state an answer are found and read is in text/answers.py.
 
 Verdicts: a text that states no answer, or states one that is no number ("unknown"), is INCORRECT: the solution
 lacks what was asked for, and the check worked. UNGRADABLE is for a check that could not be made: the reference is
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from stepmark import answers
 from stepmark.errors import ConfigError
+from stepmark.text import answers
 from stepmark.types import Grade, Problem, Verdict
 
 READINGS = ("stated", "token")

@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection, Pipe
 
-from stepmark import answers
 from stepmark.errors import ConfigError
+from stepmark.text import answers
 from stepmark.types import Grade, Problem, Verdict
 
 MAX_EXPRESSION = 1000  # characters; longer expressions are not parsed

@@ -20,8 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from stepmark import evidence, plugins
 from stepmark.errors import ConfigError
+from stepmark.evaluation import evidence
+from stepmark.plugins import registry
 from stepmark.protocols import Labeler, Tools
 from stepmark.types import LabelledSolution, StepLabel, Unlabelled
 
@@ -84,7 +85,7 @@ def _made(given: str | Mapping[str, Any]) -> tuple[Labeler, str]:
     options, estimate = spec.get("options") or {}, spec.get("estimate", "hard")
     if not isinstance(options, Mapping) or estimate not in ("hard", "soft"):
         raise ConfigError(f"options of a labeller are a mapping, its estimate is hard or soft; got {given!r}.")
-    made: Labeler = plugins.load("labeler", spec["name"], **options)
+    made: Labeler = registry.load("labeler", spec["name"], **options)
     return made, estimate
 
 

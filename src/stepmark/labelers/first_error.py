@@ -27,9 +27,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from stepmark import evidence
 from stepmark.errors import ConfigError
-from stepmark.evidence import Prefix
+from stepmark.evaluation import evidence
+from stepmark.evaluation.evidence import Prefix
 from stepmark.protocols import Tools
 from stepmark.types import Grade, LabelledSolution, StepLabel, Unlabelled
 

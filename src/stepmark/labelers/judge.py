@@ -29,8 +29,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stepmark import evidence
 from stepmark.errors import ConfigError
+from stepmark.evaluation import evidence
 from stepmark.protocols import Tools
 from stepmark.types import Finish, LabelledSolution, Prompt, Rollout, SamplingParams, StepLabel, Unlabelled
 

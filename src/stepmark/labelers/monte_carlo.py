@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from stepmark import evidence
 from stepmark.errors import ConfigError
-from stepmark.evidence import Prefix
+from stepmark.evaluation import evidence
+from stepmark.evaluation.evidence import Prefix
 from stepmark.protocols import Tools
 from stepmark.types import LabelledSolution, Unlabelled
 

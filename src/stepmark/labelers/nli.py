@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from stepmark import entailment, evidence
 from stepmark.errors import ConfigError, UnknownName
+from stepmark.evaluation import evidence
+from stepmark.models import entailment
 from stepmark.protocols import Tools
-from stepmark.steps import SPLITTERS, split
+from stepmark.text.steps import SPLITTERS, split
 from stepmark.types import Finish, LabelledSolution, StepLabel, Unlabelled
 
 UNKNOWN = StepLabel(0, 0, source="nli")
@@ -38,7 +39,7 @@ class Nli:
     threshold: float = 0.5  # p from which on a step counts as right
     premise: Literal["step", "prefix"] = "step"  # what a step may follow from: one step of a reference, or all up to it
     references: int = 4  # compared with at most so many, the data's own first: the pairs grow with their number
-    steps: str | None = None  # how references split into steps (steps.py); null: as the solutions were
+    steps: str | None = None  # how references split into steps (text/steps.py); null: as the solutions were
     entailment: int | None = None  # index of the model's label for it; null finds it by its name
     dtype: str = "auto"
     device: str = "auto"

@@ -5,7 +5,7 @@ GenRM (Zhang et al., arXiv 2408.15240, section 3.2 and appendix A). Who writes i
 - oracle: the task's own `rationale`, which works from the question and the solution; the grade is the verdict;
 - unguided: a judge that sees the question and the solution;
 - reference: a judge that also sees a correct worked solution, the first of the problem's. A verifier at work has none,
-  so `leak` says what becomes of a rationale that leans on it (rationales.py): "drop", "rewrite" or "keep" it.
+  so `leak` says what becomes of a rationale that leans on it (text/rationales.py): "drop", "rewrite" or "keep" it.
 
 A rationale is kept if its verdict is what the grader says of the solution. Those that are lost stay with the reason,
 to be counted. What is decided here:
@@ -13,7 +13,7 @@ to be counted. What is decided here:
 - A solution that can't be graded, or is empty, gets none: no verdict on it could be checked. Without a worked solution
   of its problem, source "reference" asks nobody, and its rationales are lost as unasked.
 - A solution may say itself that it is correct, and a judge may quote that. Verdicts are read from the judge's words
-  alone, and it is shown the solution without such claims (neutral.py).
+  alone, and it is shown the solution without such claims (text/sanitize.py).
 - With a temperature of 0 all n rationales would be the same one, so that n > 1 asks for more.
 
     stepmark label --labeler rationale --labeler-option source=unguided --judge model/ --solutions S.jsonl --out R.jsonl
@@ -28,12 +28,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stepmark import evidence
 from stepmark.errors import ConfigError
-from stepmark.neutral import neutral_text
-from stepmark.prompts import NO, VERDICT, YES
+from stepmark.evaluation import evidence
 from stepmark.protocols import Tools
-from stepmark.rationales import judged
+from stepmark.text.prompts import NO, VERDICT, YES
+from stepmark.text.rationales import judged
+from stepmark.text.sanitize import neutral_text
 from stepmark.types import (
     Finish,
     Grade,

@@ -21,11 +21,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from stepmark import evidence
-from stepmark.answers import last_number, normalise
 from stepmark.errors import UnknownName
+from stepmark.evaluation import evidence
 from stepmark.protocols import Tools
-from stepmark.steps import SPLITTERS, split
+from stepmark.text.answers import last_number, normalise
+from stepmark.text.steps import SPLITTERS, split
 from stepmark.types import Finish, LabelledSolution, Solution, StepLabel, Unlabelled
 
 UNKNOWN = StepLabel(0, 0, source="rule")
@@ -38,7 +38,7 @@ class Rule:
     uses: ClassVar[frozenset[str]] = frozenset({"references"})
 
     match: Literal["number", "text"] = "number"  # what is compared: the last number of a step, or all of its text
-    steps: str | None = None  # how references split into steps (steps.py); null: as the solutions were
+    steps: str | None = None  # how references split into steps (text/steps.py); null: as the solutions were
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps not in SPLITTERS:

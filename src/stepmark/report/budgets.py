@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from stepmark.compute import Point, Split
+from stepmark.evaluation.stats import Interval
+from stepmark.evaluation.token_curves import Point, Split
 from stepmark.report import charts
 from stepmark.report.charts import GREY, INK, Line
 from stepmark.report.data import ONE_SAMPLE, PLAIN_VOTE, VOTE_BY, Metrics, phrase
 from stepmark.report.markup import Child, Html, h, join
 from stepmark.report.reading import Estimate
 from stepmark.report.results import grid, sentences, share_of, signed_points, verifiers_of
-from stepmark.stats import Interval
 
 KNOWN = (
     "asked",

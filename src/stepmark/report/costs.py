@@ -1,4 +1,4 @@
-"""metrics.json's `compute` -> the points and splits that were measured (compute.py), as they were.
+"""metrics.json's `compute` -> the points and splits that were measured (evaluation/token_curves.py), as they were.
 
 stepmark plan --optimal runs/demo
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepmark.compute import Compute, Point, Split
+from stepmark.evaluation.stats import Interval
+from stepmark.evaluation.token_curves import Compute, Point, Split
 from stepmark.report.reading import fault, items, number, whole
-from stepmark.stats import Interval
 
 
 def parse(value: object, where: str) -> Compute | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stepmark.compute import Compute
+from stepmark.evaluation.token_curves import Compute
 from stepmark.report import costs, policies
 from stepmark.report.policies import Policies
 from stepmark.report.reading import Estimate, curve, estimate, fault, items, numbers, whole

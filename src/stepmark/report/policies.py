@@ -1,4 +1,4 @@
-"""metrics.json's parts about policies, typed: what reinforcement came to (after.py), of one run or of several seeds.
+"""metrics.json's parts about policies, typed: what run/policy_evaluation.py measured, of one run or of several seeds.
 
 stepmark report runs/reinforce_arithmetic
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stepmark.aggregate import AGGREGATES
+from stepmark.evaluation.aggregate import AGGREGATES
 from stepmark.report import charts
 from stepmark.report.charts import GREY, INK, Line
 from stepmark.report.console import QUALITY

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stepmark import checkpoints, trainlog
 from stepmark.backends.local.engine import Engine
-from stepmark.prompts import Template
+from stepmark.models import checkpoints, training_log
 from stepmark.rl import losses
 from stepmark.rl.episodes import episodes
 from stepmark.rl.learner import Learner
 from stepmark.rl.policy import encoded
 from stepmark.rl.settings import ReinforceSettings
+from stepmark.text.prompts import Template
 from stepmark.types import Place, Problem, SamplingParams
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def divergence_on(
     """The same of models that are loaded."""
     s = learner.settings
     params = SamplingParams(max_tokens=s.max_tokens, temperature=s.temperature, stop=s.stop, seed=s.seed)
-    with trainlog.autocast(s.precision, learner.device):
+    with training_log.autocast(s.precision, learner.device):
         drawn = episodes(
             engine, tokenizer, problems, samples=SAMPLES, params=params, template=template, steps=steps, chat=chat
         )

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from stepmark.backends.local.rolling import roll
 from stepmark.backends.local.text import Reader, decoded
-from stepmark.encoding import boundaries
-from stepmark.prompts import Template
-from stepmark.sample import solution as sampled
+from stepmark.models.encoding import boundaries
+from stepmark.stages.sample import solution as sampled
+from stepmark.text.prompts import Template
 from stepmark.types import Finish, Problem, Prompt, SamplingParams, Solution
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from stepmark import checkpoints
+from stepmark.models import checkpoints
 from stepmark.types import Problem
 
 PLACES = ("path", "verifier", "verifiers")  # what verifiers call the checkpoints that they stand on

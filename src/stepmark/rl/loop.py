@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepmark import checkpoints, store, trainlog
 from stepmark.backends.local.engine import Engine
+from stepmark.data import store
+from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
-from stepmark.grading import grade_solution
-from stepmark.prompts import Template
+from stepmark.models import checkpoints, training_log
 from stepmark.protocols import Grader, RewardSource
 from stepmark.rl import guards, losses
 from stepmark.rl.distance import divergence_on
@@ -44,6 +44,8 @@ from stepmark.rl.identity import described, digest
 from stepmark.rl.learner import Learner
 from stepmark.rl.rewards import Lately
 from stepmark.rl.settings import Look, Reinforced, ReinforceSettings
+from stepmark.text.grading import grade_solution
+from stepmark.text.prompts import Template
 from stepmark.types import Place, Problem, Progress, Reward, SamplingParams
 
 KEPT, BEST = ".training", ".best"
@@ -96,7 +98,7 @@ def reinforce(
         "settings": asdict(settings),
         "data": digest(problems, held_out),
     }
-    trainlog.claim(out, identity)
+    training_log.claim(out, identity)
     if (out / "reinforced.json").exists():
         _clear(out)
         return _read(out)
@@ -167,7 +169,7 @@ class _Loop:
         self._resume()
         began, saved = time.monotonic() - self.seconds, time.monotonic()
         before = self.update if self.looks or self.update else -1  # the line of update 0 comes with the first look
-        with trainlog.writer(self.out, "reinforce.jsonl", before, self.settings.tensorboard) as write:
+        with training_log.writer(self.out, "reinforce.jsonl", before, self.settings.tensorboard) as write:
             if not self.looks and self.held_out:
                 self._look()
                 self._tell(write, {})
@@ -236,7 +238,7 @@ class _Loop:
             for epoch in {place // size for place in places}
         }
         chosen = [self.problems[int(orders[place // size][place % size])] for place in places]
-        with trainlog.autocast(s.precision, self.device):
+        with training_log.autocast(s.precision, self.device):
             return episodes(
                 self.engine,
                 self.tokenizer,
@@ -267,7 +269,7 @@ class _Loop:
         if not self.held_out:
             return
         with self._timed("looks"):
-            with trainlog.autocast(self.settings.precision, self.device):
+            with training_log.autocast(self.settings.precision, self.device):
                 greedy = replace(self.params, temperature=0.0)
                 answers = episodes(self.engine, self.tokenizer, self.held_out, samples=1, params=greedy, **self.drawing)
             paid = {e.problem.id: r for e, r in zip(answers, self._paid(answers), strict=True)}
@@ -312,7 +314,7 @@ class _Loop:
         place = store.settled(self._best(guards.best_of(self.looks).update)) / "state.pt"
         self.policy.load_state_dict(torch.load(place, map_location=self.device, weights_only=True))
 
-    def _tell(self, write: trainlog.Write, figures: dict[str, float]) -> None:
+    def _tell(self, write: training_log.Write, figures: dict[str, float]) -> None:
         look = self.told[-1] if self.told and self.told[-1].update == self.update else None
         if look is not None:
             figures |= {"held_out_accuracy": look.accuracy, "held_out_reward": look.reward}
@@ -343,7 +345,7 @@ class _Loop:
         state = {"policy": self.policy.state_dict(), "optimizer": self.learner.optimizer.state_dict()}
         with store.replacing(self.out / KEPT) as new:
             torch.save(state, new / "state.pt")
-            checkpoints.write_json(new / "place.json", place)
+            write_json(new / "place.json", place)
         if self.looks:
             best = self._best(guards.best_of(self.looks).update)
             for old in best.parent.iterdir():
@@ -384,7 +386,7 @@ class _Loop:
             kl=kl,
             seconds=round(self.seconds, 2),
         )
-        checkpoints.write_json(self.out / "reinforced.json", asdict(result))
+        write_json(self.out / "reinforced.json", asdict(result))
         _clear(self.out)
         return result
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from stepmark.aggregate import AGGREGATES, Aggregate, aggregate
 from stepmark.errors import ConfigError, DataError, StageError, UnknownName
-from stepmark.grading import grade_solution
+from stepmark.evaluation.aggregate import AGGREGATES, Aggregate, aggregate
 from stepmark.protocols import Grader, RewardSource, Verifier
-from stepmark.score import ask
+from stepmark.stages.score import ask
+from stepmark.text.grading import grade_solution
 from stepmark.types import Finish, Outcome, Problem, Reward, Solution, Verdict, Verification
 
 Attempt = tuple[Problem, Solution]

@@ -3,7 +3,7 @@
 
 What is kept is told by gold answers. Distinct are texts; the paper tells solutions apart by their equations.
 
-    OUT/                    a Hugging Face checkpoint when it is over (train.py)
+    OUT/                    a Hugging Face checkpoint when it is over (stages/train.py)
     OUT/drawn/              what was sampled, solutions and their grades
 
     found = rft("generator/", problems, grader, "policy/", samples=8, params=params, train=TrainSettings(lr=1e-4))
@@ -15,18 +15,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stepmark import checkpoints, trainlog
 from stepmark.backends.local import LocalBackend
+from stepmark.data.store import Records
 from stepmark.errors import DataError
 from stepmark.executors.serial import SerialExecutor
-from stepmark.grade import grade
-from stepmark.prompts import Template
+from stepmark.models import checkpoints, training_log
 from stepmark.protocols import Grader
 from stepmark.rl.identity import described, digest
-from stepmark.sample import sample
-from stepmark.store import Records
-from stepmark.train import Generator, Trained, TrainSettings
-from stepmark.train import train as fine_tune
+from stepmark.stages.grade import grade
+from stepmark.stages.sample import sample
+from stepmark.stages.train import Generator, Trained, TrainSettings
+from stepmark.stages.train import train as fine_tune
+from stepmark.text.prompts import Template
 from stepmark.types import GradedSolution, Place, Problem, Progress, SamplingParams, Solution
 
 
@@ -56,7 +56,7 @@ def rft(
         "samples": samples,
         "params": repr(params),
     }
-    trainlog.claim(drawn, asked | {"problems": digest(problems), "grader": described(grader)})
+    training_log.claim(drawn, asked | {"problems": digest(problems), "grader": described(grader)})
     with (
         Records[Solution](drawn / "solutions.jsonl", Solution) as solutions,
         Records[GradedSolution](drawn / "grades.jsonl", GradedSolution) as grades,

@@ -32,8 +32,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
-from stepmark.comparing import compared, thread
 from stepmark.errors import ConfigError, DataError
+from stepmark.text.words.comparison import compared, thread
 from stepmark.types import Problem, ProblemSet, Solution
 
 NAMES = ("Ann", "Ben", "Cat", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida")

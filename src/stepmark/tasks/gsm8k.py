@@ -13,8 +13,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stepmark.data.rows import Row, problems, read
 from stepmark.errors import ConfigError, DataError
-from stepmark.rows import Row, problems, read, share
+from stepmark.text.hashing import hash_fraction
 from stepmark.types import Problem, ProblemSet, Quarantined
 
 SPLITS = ("train", "dev", "test")
@@ -55,7 +56,7 @@ class GSM8K:
 
         def make(row: Row) -> Problem | Quarantined | None:
             question = row.text["question"].strip()
-            if stored == "train" and (share(question) < self.dev_share) != (split == "dev"):
+            if stored == "train" and (hash_fraction(question) < self.dev_share) != (split == "dev"):
                 return None
             worked, mark, answer = row.text["answer"].rpartition("####")
             answer = answer.strip().replace(",", "")

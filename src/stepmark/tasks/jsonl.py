@@ -15,9 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stepmark.data.rows import ANSWER, QUESTION, Field, Row, problems, read
 from stepmark.errors import ConfigError
-from stepmark.rows import ANSWER, QUESTION, Field, Row, problems, read, share
-from stepmark.steps import SPLITTERS
+from stepmark.text.hashing import hash_fraction
+from stepmark.text.steps import SPLITTERS
 from stepmark.types import Problem, ProblemSet
 
 SPLITS = ("train", "dev", "test")
@@ -74,7 +75,7 @@ class Jsonl:
         def split_of(question: str) -> str:
             if split == "test" and not divided:
                 return "test"
-            x = share(question)
+            x = hash_fraction(question)
             return "test" if x < test_share else "dev" if x < test_share + self.dev_share else "train"
 
         def make(row: Row) -> Problem | None:

@@ -26,8 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from string import ascii_lowercase
 
-from stepmark import comparing, wordlists
 from stepmark.errors import ConfigError, DataError
+from stepmark.text.words import comparison, wordlist
 from stepmark.types import Problem, ProblemSet, Solution
 
 QUESTION = "Concatenate the last letters of these words: {words}."
@@ -70,12 +70,12 @@ class LastLetter:
     steps: str = field(default="line", init=False)
 
     def __post_init__(self) -> None:
-        if found := wordlists.settle(self):
+        if found := wordlist.settle(self):
             raise ConfigError([f"task last_letter: {fault}" for fault in found])
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
         """The first `limit` problems of train, pretrain, dev, test or longer. Raises ConfigError for another split."""
-        lists = wordlists.load(self, "last_letter", split, limit, self._fits)
+        lists = wordlist.load(self, "last_letter", split, limit, self._fits)
         return ProblemSet(tuple(self._problem(split, i, words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
@@ -114,8 +114,8 @@ class LastLetter:
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
         if split == "pretrain" and rng.random() < self.drills:
             letters = [w[-1] for w in words]
-            said = comparing.drill(letters, ascii_lowercase, rng)
-            text = comparing.compared(letters, said)
+            said = comparison.drill(letters, ascii_lowercase, rng)
+            text = comparison.compared(letters, said)
             asked = f"Compare {' '.join(letters)} with {''.join(said)}."
             return Problem(f"{split}-{i}", asked, "", "last_letter", text, text)
         thread = split == "pretrain" and rng.random() < self.threads
@@ -126,7 +126,7 @@ class LastLetter:
             "".join(w[-1] for w in words),
             "last_letter",
             reference,
-            comparing.thread(lines, _anew(words, lines)) if thread else "\n".join(lines),
+            comparison.thread(lines, _anew(words, lines)) if thread else "\n".join(lines),
         )
 
     def _read(self, word: str, rng: random.Random) -> str:
@@ -145,7 +145,7 @@ def _lines(words: Sequence[str], letters: Sequence[str] = ()) -> list[str]:
 
 def _anew(words: Sequence[str], steps: Sequence[str]) -> list[str]:
     """The problem worked without mistakes, and a comparison with the answer that `steps` give."""
-    return [*_lines(words)[:-1], comparing.compared([w[-1] for w in words], _said(steps))]
+    return [*_lines(words)[:-1], comparison.compared([w[-1] for w in words], _said(steps))]
 
 
 def _asked(problem: Problem) -> list[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stepmark.data.rows import ANSWER, Field, Row, problems, read
 from stepmark.errors import ConfigError
-from stepmark.rows import ANSWER, Field, Row, problems, read
 from stepmark.types import Problem, ProblemSet
 
 

@@ -21,8 +21,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from stepmark import comparing, wordlists
 from stepmark.errors import ConfigError, DataError
+from stepmark.text.words import comparison, wordlist
 from stepmark.types import Problem, ProblemSet, Solution
 
 QUESTION = "Sort these words in alphabetical order: {words}."
@@ -59,7 +59,7 @@ class WordSort:
     steps: str = field(default="line", init=False)
 
     def __post_init__(self) -> None:
-        found = wordlists.settle(self)
+        found = wordlist.settle(self)
         if self.method not in METHODS:
             found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
         if self.method != "insertion" and self._errs:
@@ -69,7 +69,7 @@ class WordSort:
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
         """The first `limit` problems of train, pretrain, dev, test or longer. Raises ConfigError for another split."""
-        lists = wordlists.load(self, "word_sort", split, limit)
+        lists = wordlist.load(self, "word_sort", split, limit)
         return ProblemSet(tuple(self._problem(split, i, words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
@@ -88,7 +88,7 @@ class WordSort:
 
     def _anew(self, words: Sequence[str], steps: Sequence[str]) -> list[str]:
         """The problem worked without mistakes, and a comparison with the answer that `steps` give."""
-        return [*self._lines(words)[:-1], comparing.compared(sorted(words), _said(steps))]
+        return [*self._lines(words)[:-1], comparison.compared(sorted(words), _said(steps))]
 
     def _lines(self, words: Sequence[str]) -> list[str]:
         if self.method == "insertion":
@@ -114,8 +114,8 @@ class WordSort:
         reference = "\n".join(self._lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
         if split == "pretrain" and rng.random() < self.drills:
-            said = comparing.drill(words, words, rng)
-            text = comparing.compared(words, said)
+            said = comparison.drill(words, words, rng)
+            text = comparison.compared(words, said)
             asked = f"Compare {' '.join(words)} with {' '.join(said)}."
             return Problem(f"{split}-{i}", asked, "", "word_sort", text, text)
         thread = split == "pretrain" and rng.random() < self.threads
@@ -126,7 +126,7 @@ class WordSort:
             " ".join(sorted(words)),
             "word_sort",
             reference,
-            comparing.thread(lines, self._anew(words, lines)) if thread else "\n".join(lines),
+            comparison.thread(lines, self._anew(words, lines)) if thread else "\n".join(lines),
         )
 
     @property

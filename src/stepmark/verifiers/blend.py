@@ -18,9 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stepmark import checkpoints, scoring
+from stepmark.data.store import write_json
 from stepmark.errors import CheckpointError, ConfigError
-from stepmark.prompts import Template
+from stepmark.models import scoring
+from stepmark.plugins import verifier_card
+from stepmark.plugins.loading import load_member
+from stepmark.text.prompts import Template
 from stepmark.types import LabelledSolution, Outcome, Problem, Solution, Verification
 
 MEMBERS = "blend.json"
@@ -48,10 +51,10 @@ class BlendVerifier:
         if len(self.verifiers) < 2:
             raise ConfigError(f"blend: needs at least two verifiers to blend, got {list(self.verifiers)}.")
         for place in self.verifiers:
-            scoring.read_card(place)
+            verifier_card.read_card(place)
         members = [scoring.relative(place, out) for place in self.verifiers]
-        checkpoints.write_json(out / MEMBERS, {"verifiers": members})
-        scoring.write_card(out, "blend", {"template": self.template}, {}, Template(self.template).hash)
+        write_json(out / MEMBERS, {"verifiers": members})
+        verifier_card.write_card(out, "blend", {"template": self.template}, {}, Template(self.template).hash)
         return 0
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
@@ -76,4 +79,4 @@ class BlendVerifier:
                 f"{self.path or 'this blend'} has no {MEMBERS}: write it first, stepmark train blend."
             )
         names = json.loads(place.read_text(encoding="utf-8"))["verifiers"]
-        return [scoring.load_member(scoring.absolute(name, self.path), self.device) for name in names]
+        return [load_member(scoring.absolute(name, self.path), self.device) for name in names]

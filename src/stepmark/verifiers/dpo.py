@@ -29,11 +29,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepmark import checkpoints, packing, scoring
-from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import CheckpointError, ConfigError, DataError, EncodingError
-from stepmark.neutral import neutral, neutral_text
-from stepmark.prompts import Template
+from stepmark.models import checkpoints, packing, scoring
+from stepmark.models.encoding import Encoded, boundaries, token_ids
+from stepmark.plugins import verifier_card
+from stepmark.text.prompts import Template
+from stepmark.text.sanitize import neutral, neutral_text
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class ImplicitVerifier:
         checkpoints.save(out, model, self._tokenizer())  # type: ignore[arg-type]
         options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")}
         options["reference"] = scoring.relative(self.path, out)
-        scoring.write_card(out, "dpo", options, self._ids(), Template(self.template).hash)
+        verifier_card.write_card(out, "dpo", options, self._ids(), Template(self.template).hash)
 
     @property
     def pad_id(self) -> int:
@@ -163,7 +164,7 @@ class ImplicitVerifier:
 
         Raises CheckpointError when the reference is gone, or reads text in other tokens."""
         reference = self._reference()
-        scoring.check_card(self.path, self._ids(), Template(self.template).hash)
+        verifier_card.check_card(self.path, self._ids(), Template(self.template).hash)
         model, frozen = (self._model(path, self.dtype, self.device) for path in (self.path, reference))
         scale = self.score_beta or self.beta
         found = scoring.verify(

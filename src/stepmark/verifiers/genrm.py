@@ -10,8 +10,8 @@
 
 Choices of ours, which the paper leaves open: p(Yes) is renormalised over the forms of Yes and No that are one token to
 this tokenizer; a rationale that ends without the question is asked it anyway; verification examples are balanced by
-label; the solution is read without what it says about its own correctness (neutral.py). All K rationales of a solution
-share its encoded text, and solutions of the same text share their votes.
+label; the solution is read without what it says about its own correctness (text/sanitize.py). All K rationales of a
+solution share its encoded text, and solutions of the same text share their votes.
 
 A trained verifier is an ordinary causal language model, which an ordinary server serves:
 
@@ -30,12 +30,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from stepmark import checkpoints, packing, plugins, scoring
-from stepmark.encoding import Encoded, following_ids, token_ids
 from stepmark.errors import ConfigError
-from stepmark.neutral import neutral, neutral_text
-from stepmark.prompts import NO, VERDICT, YES, Template
+from stepmark.models import checkpoints, packing, scoring
+from stepmark.models.encoding import Encoded, following_ids, token_ids
+from stepmark.plugins import registry, verifier_card
 from stepmark.protocols import Backend, Chooser
+from stepmark.text.prompts import NO, VERDICT, YES, Template
+from stepmark.text.sanitize import neutral, neutral_text
 from stepmark.types import (
     REFERENCE,
     Finish,
@@ -199,7 +200,7 @@ class GenerativeVerifier:
         checkpoints.save(out, model, self._tokenizer())  # type: ignore[arg-type]
         skipped = ("path", "device", "backend", "backend_options")
         options = {k: v for k, v in asdict(self).items() if k not in skipped}
-        scoring.write_card(out, "genrm", options, {}, Template(self.template).hash)
+        verifier_card.write_card(out, "genrm", options, {}, Template(self.template).hash)
 
     @property
     def pad_id(self) -> int:
@@ -213,7 +214,7 @@ class GenerativeVerifier:
 
     def verify_many(self, asked: Sequence[tuple[str, Sequence[Solution]]]) -> list[Verification]:
         """The same for the solutions of several questions at once, which fills the engine."""
-        scoring.check_card(self.path, {}, Template(self.template).hash)
+        verifier_card.check_card(self.path, {}, Template(self.template).hash)
         flat = [(question, s) for question, solutions in asked for s in solutions]
         bad = [scoring.unfinished(s, "last") for _, s in flat]
         given = ["" if why else self.ask(question, s.text) for (question, s), why in zip(flat, bad, strict=True)]
@@ -280,10 +281,10 @@ class GenerativeVerifier:
 
     @property
     def _backend(self) -> Any:
-        taken = plugins.options("backend", self.backend)
+        taken = registry.options("backend", self.backend)
         own = {k: getattr(self, k) for k in ("path", "dtype", "device", "trust_remote_code")}
         given = {k: v for k, v in own.items() if k in taken} | dict(self.backend_options)
-        made = plugins.load("backend", self.backend, **given)
+        made = registry.load("backend", self.backend, **given)
         if not (isinstance(made, Backend) and isinstance(made, Chooser)):
             raise ConfigError(f"genrm: backend {self.backend!r} can't tell probabilities (it has no choice_probs).")
         return made

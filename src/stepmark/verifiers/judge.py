@@ -1,13 +1,13 @@
 """LLM-as-a-judge: a model that was never trained to verify is asked to, and votes (Zheng et al. 2023, arXiv
 2306.05685), the first baseline of GenRM (Zhang et al. 2024, arXiv 2408.15240, section 4.1).
 
-Each of `votes` answers is a text that ends in a verdict (verdicts.py); the score is the share of Yes among those that
-could be read. An answer without a readable verdict, a truncated one and one that never came are no votes. Where none is
-left the verification is UNPARSED, TRUNCATED or FAILED: "we could not tell" is not "the answer is wrong".
+Each of `votes` answers is a text that ends in a verdict (text/verdicts.py); the score is the share of Yes among those
+that could be read. An answer without a readable verdict, a truncated one and one that never came are no votes. Where
+none is left the verification is UNPARSED, TRUNCATED or FAILED: "we could not tell" is not "the answer is wrong".
 
 Deviations: the prompt is ours, as the papers' are for one model each; give yours with `prompt`. The solution is shown
-without what it says about its own correctness (neutral.py), and only the judge's own words are read. Solutions that are
-shown alike share their votes. With a seed the votes are the same again as far as the backend honours seeds.
+without what it says about its own correctness (text/sanitize.py), and only the judge's own words are read. Solutions
+that are shown alike share their votes. With a seed the votes are the same again as far as the backend honours seeds.
 
     load_verifier("judge", path="Qwen/Qwen3-8B", options={"chat_template": True}, votes=8)
     load_verifier("judge", backend="openai", options={"model": "...", "url": "...", "chat": True})
@@ -24,14 +24,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from stepmark import checkpoints, plugins, sampling, scoring
-from stepmark.encoding import prompt_ids
 from stepmark.errors import ConfigError
-from stepmark.neutral import neutral_text
-from stepmark.prompts import VERDICT, Template
+from stepmark.models import checkpoints, scoring
+from stepmark.models.encoding import prompt_ids
+from stepmark.plugins import registry
 from stepmark.protocols import Backend
+from stepmark.text import sampling
+from stepmark.text.prompts import VERDICT, Template
+from stepmark.text.sanitize import neutral_text
+from stepmark.text.verdicts import Reader, Reading, Said
 from stepmark.types import Finish, Outcome, Prompt, Rollout, SamplingParams, Solution, Verification
-from stepmark.verdicts import Reader, Reading, Said
 
 PROMPT = f"""You are a careful grader. Find out whether a solution of a problem comes to the correct answer.
 
@@ -131,7 +133,7 @@ class JudgeVerifier:
         counts them; 0 where nobody knows."""
         if charged := max((r.prompt_tokens for r in said), default=0):
             return charged
-        if "path" not in plugins.options("backend", self.backend):
+        if "path" not in registry.options("backend", self.backend):
             return 0
         path = self.options.get("path") or self.verifier or self.path
         tokenizer = checkpoints.load_tokenizer(path, bool(self.options.get("trust_remote_code")))
@@ -144,10 +146,10 @@ class JudgeVerifier:
         return SamplingParams(self.max_tokens, self.temperature, seed=self.seed)
 
     def _backend(self) -> Backend:
-        taken = plugins.options("backend", self.backend)
+        taken = registry.options("backend", self.backend)
         own = {"path": self.verifier or self.path, "device": self.device}
         given = {k: v for k, v in own.items() if k in taken and v}
-        return cast(Backend, plugins.load("backend", self.backend, **given | dict(self.options)))
+        return cast(Backend, registry.load("backend", self.backend, **given | dict(self.options)))
 
 
 def _why_not(said: Sequence[Rollout], readings: Sequence[Reading]) -> tuple[Outcome, str]:

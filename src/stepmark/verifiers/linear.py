@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepmark import scoring
 from stepmark.errors import CheckpointError, ConfigError, DataError
-from stepmark.neutral import neutral, neutral_text
+from stepmark.models import scoring
+from stepmark.plugins import verifier_card
+from stepmark.text.sanitize import neutral, neutral_text
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
 
 WEIGHTS = "linear.safetensors"
@@ -93,7 +94,7 @@ class LinearVerifier:
             model = LogisticRegression(C=self.strength, max_iter=ITERATIONS).fit(x, targets, sample_weight=weights)
         found = {"weights": model.coef_[0].astype(np.float32), "constant": model.intercept_.astype(np.float32)}
         save_file(found, out / WEIGHTS)
-        scoring.write_card(out, "linear", {"buckets": self.buckets, "strength": self.strength}, {}, "")
+        verifier_card.write_card(out, "linear", {"buckets": self.buckets, "strength": self.strength}, {}, "")
         return len(rows)
 
     # ---- scoring ----

@@ -23,11 +23,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepmark import checkpoints, packing, scoring
-from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import ConfigError
-from stepmark.neutral import neutral, neutral_text
-from stepmark.prompts import Template
+from stepmark.models import checkpoints, packing, scoring
+from stepmark.models.encoding import Encoded, boundaries, token_ids
+from stepmark.plugins import verifier_card
+from stepmark.text.prompts import Template
+from stepmark.text.sanitize import neutral, neutral_text
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class OutcomeVerifier:
     def save(self, model: torch.nn.Module, out: Path) -> None:
         checkpoints.save(out, model, self._tokenizer())  # type: ignore[arg-type]
         options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")}
-        scoring.write_card(out, "orm", options, self._ids(), Template(self.template).hash)
+        verifier_card.write_card(out, "orm", options, self._ids(), Template(self.template).hash)
 
     @property
     def _close(self) -> int:
@@ -152,7 +153,7 @@ class OutcomeVerifier:
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order, with a single score each."""
         model = scoring.cached_model(self.path, self._auto(), self.dtype, self.device, self.trust_remote_code)
-        scoring.check_card(self.path, self._ids(), Template(self.template).hash)
+        verifier_card.check_card(self.path, self._ids(), Template(self.template).hash)
         return scoring.verify(
             solutions,
             lambda s: self.encode(question, s),

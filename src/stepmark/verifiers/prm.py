@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from stepmark import checkpoints, packing, scoring
-from stepmark.encoding import Encoded, boundaries, token_ids
 from stepmark.errors import ConfigError, EncodingError
-from stepmark.neutral import neutral
-from stepmark.prompts import Template
+from stepmark.models import checkpoints, packing, scoring
+from stepmark.models.encoding import Encoded, boundaries, token_ids
+from stepmark.plugins import verifier_card
+from stepmark.text.prompts import Template
+from stepmark.text.sanitize import neutral
 from stepmark.types import LabelledSolution, Problem, Solution, StepLabel, Verification
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class ProcessVerifier:
     def save(self, model: torch.nn.Module, out: Path) -> None:
         checkpoints.save(out, model, self._tokenizer())  # type: ignore[arg-type]
         options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")}
-        scoring.write_card(out, "prm", options, self._ids(), Template(self.template).hash)
+        verifier_card.write_card(out, "prm", options, self._ids(), Template(self.template).hash)
 
     @property
     def pad_id(self) -> int:
@@ -122,7 +123,7 @@ class ProcessVerifier:
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order, with one score per step."""
         model = scoring.cached_model(self.path, self._auto(), self.dtype, self.device, self.trust_remote_code)
-        scoring.check_card(self.path, self._ids(), Template(self.template).hash)
+        verifier_card.check_card(self.path, self._ids(), Template(self.template).hash)
         bad, good = self._classes()
         return scoring.verify(
             solutions,

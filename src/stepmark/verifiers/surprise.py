@@ -27,12 +27,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from stepmark import aggregate as aggregation
-from stepmark import checkpoints, packing, scoring
-from stepmark.encoding import Encoded, boundaries, token_ids
+from stepmark.data.store import write_json
 from stepmark.errors import CheckpointError, DataError
-from stepmark.neutral import neutral
-from stepmark.prompts import Template
+from stepmark.evaluation import aggregate as aggregation
+from stepmark.models import checkpoints, packing, scoring
+from stepmark.models.encoding import Encoded, boundaries, token_ids
+from stepmark.plugins import verifier_card
+from stepmark.plugins.loading import load_member
+from stepmark.text.prompts import Template
+from stepmark.text.sanitize import neutral
 from stepmark.types import LabelledSolution, Outcome, Problem, Solution, Verdict, Verification
 
 if TYPE_CHECKING:
@@ -81,7 +84,7 @@ class SurpriseVerifier:
                 f"{len(targets)} graded solutions, all right or all wrong: there is nothing to tell apart. Sample more."
             )
         a, b, c = _weakest_step(features, np.array(targets))
-        checkpoints.write_json(
+        write_json(
             out / FITTED,
             {
                 "generator": scoring.relative(self.path, out),
@@ -91,7 +94,7 @@ class SurpriseVerifier:
             },
         )
         options = {k: getattr(self, k) for k in ("aggregate", "template", "dtype", "trust_remote_code")}
-        scoring.write_card(out, "surprise", options, {}, Template(self.template).hash)
+        verifier_card.write_card(out, "surprise", options, {}, Template(self.template).hash)
         return len(targets)
 
     # ---- scoring ----
@@ -108,7 +111,7 @@ class SurpriseVerifier:
 
     def _verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         fitted = self._fitted()
-        scoring.check_card(self.path, {}, Template(self.template).hash)
+        verifier_card.check_card(self.path, {}, Template(self.template).hash)
         a, b, c = (fitted["coefficients"][k] for k in ("logit", "surprise", "constant"))
         generator, verifier = (scoring.absolute(fitted[k], self.path) for k in ("generator", "verifier"))
         inner = self._inner(verifier, question, solutions)
@@ -158,7 +161,7 @@ class SurpriseVerifier:
         if not verifier:  # every step is as good as any other
             even = [Verification(s.id, (0.5,) * len(s.spans), 0.5, self.aggregate) for s in solutions]
             return [scoring.unfinished(s, self.aggregate) or v for s, v in zip(solutions, even, strict=True)]
-        found: list[Verification] = scoring.load_member(verifier, self.device).verify(question, solutions)
+        found: list[Verification] = load_member(verifier, self.device).verify(question, solutions)
         return found
 
     def _least(self, generator: str, question: str, solutions: Sequence[Solution]) -> list[list[float] | Verification]:

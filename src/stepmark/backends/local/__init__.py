@@ -18,9 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stepmark import sampling
-from stepmark.encoding import choice_ids, prompt_ids
 from stepmark.errors import ConfigError
+from stepmark.models.encoding import choice_ids, prompt_ids
+from stepmark.text import sampling
 from stepmark.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _loaded(
     path: str, dtype: str, device: str, batch: int, trust_remote_code: bool, written: int
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
     from stepmark.backends.local.engine import Engine
-    from stepmark.checkpoints import load_model, load_tokenizer
+    from stepmark.models.checkpoints import load_model, load_tokenizer
 
     model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, attention=None)
     return Engine(model, batch), load_tokenizer(path, trust_remote_code)

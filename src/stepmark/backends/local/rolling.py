@@ -17,7 +17,7 @@ from stepmark.backends.local.cohort import Stream, Trunk
 from stepmark.backends.local.draw import key
 from stepmark.backends.local.engine import Draws, Engine
 from stepmark.backends.local.text import Reader, group
-from stepmark.encoding import choice_ids, prompt_ids
+from stepmark.models.encoding import choice_ids, prompt_ids
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:

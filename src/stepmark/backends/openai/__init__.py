@@ -29,8 +29,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stepmark import sampling
 from stepmark.errors import ConfigError
+from stepmark.text import sampling
 from stepmark.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:

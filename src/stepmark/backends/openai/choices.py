@@ -28,13 +28,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from stepmark import sampling
 from stepmark.backends.openai import listing, probe, replies
 from stepmark.backends.openai.client import Client, Refused, Unanswered
 from stepmark.backends.openai.listing import ID, Listing, Token
 from stepmark.backends.openai.probe import Abilities
 from stepmark.backends.openai.stream import Put
 from stepmark.errors import BackendError
+from stepmark.text import sampling
 
 TOPS = (20, 5, 2)  # likeliest tokens asked for: what vLLM and SGLang give, what OpenAI gives, what is better than none
 IDS: dict[str, object] = {"return_token_ids": True, "return_tokens_as_token_ids": True}

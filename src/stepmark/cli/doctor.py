@@ -1,0 +1,70 @@
+"""What this machine has, and what is missing for what: the checks behind `stepmark doctor`.
+
+stepmark doctor
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepmark.run.report_data import version
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding."""
+
+    what: str
+    ok: bool  # False is a warning: something will not work, or not well
+    found: str
+    advice: str = ""  # what to do, where not ok
+
+
+def checks() -> Iterator[Check]:
+    """All findings. Imports torch, where it is installed, to ask it for devices."""
+    yield Check("stepmark", True, version("stepmark") or "not installed, run from its source")
+    yield Check("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or later")
+    cores = len(os.sched_getaffinity(0))
+    yield Check("cores", cores > 1, str(cores), "one worker at a time: give workers=1")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield Check("memory", memory >= 4, f"{memory:.1f} GiB", "4 GiB or more is comfortable for two workers")
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield Check("disk", free >= 2, f"{free:.1f} GiB free in {Path.cwd()}", "make room: runs keep checkpoints")
+    yield from _torch(cores)
+    for package, extra, use in (
+        ("transformers", "train", "models"),
+        ("safetensors", "train", "checkpoints"),
+        ("tensorboard", "train", "training curves outside the report"),
+        ("math-verify", "math", "the grader `symbolic`"),
+    ):
+        found = version(package)
+        yield Check(package, bool(found), found or f"missing, needed for {use}", f"pip install 'stepmark[{extra}]'")
+    extras = ((p, version(p)) for p in ("datasets", "fastapi", "ray"))
+    yield Check("optional", True, ", ".join(f"{p} {v or 'not installed'}" for p, v in extras))
+
+
+def _torch(cores: int) -> Iterator[Check]:
+    if not version("torch"):
+        yield Check("torch", False, "missing, needed for models", "pip install torch, then 'stepmark[train]'")
+        return
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as e:
+        yield Check("torch", False, f"{version('torch')} can't be imported: {e}", "install it again")
+        return
+    yield Check("torch", True, str(torch.__version__))
+    threads = torch.get_num_threads()
+    advice = "with several workers set OMP_NUM_THREADS=1; worker processes do so by themselves"
+    yield Check("threads", threads == 1 or cores == 1, f"{threads} for each matrix product in this process", advice)
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        yield Check("devices", True, f"cpu, {names}")
+    else:
+        yield Check("devices", True, "cpu")

@@ -1,0 +1,239 @@
+"""Rows of a user's data: one JSON object per line, checked one by one, the bad ones set aside with a reason.
+
+A file may be plain or gzip (told by its first bytes, not its name) and of any length: one line is held at a time.
+A bad row never stops the others; a source that can't be read at all raises DataError. A source that is no
+local file or directory may be the id of a data set on the Hugging Face hub, read by the `datasets` library where
+that is installed.
+
+Checked: UTF-8, JSON, an object, fields present and of the right type, not empty, not too long, no NUL characters,
+no lone surrogates (which could not be written out again), ids unique.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, cast
+
+from stepmark.errors import DataError
+from stepmark.types import Place, Problem, ProblemSet, Quarantined
+
+GZIP = b"\x1f\x8b"
+MAX_LINE = 16 * 2**20  # bytes; a longer line is set aside without being held in memory
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # what a split's file in a directory may end in
+ID_LIMIT = 200  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A text that a row must or may have."""
+
+    name: str
+    limit: int = 100_000  # characters
+    required: bool = True  # an optional field may be absent, null or empty
+    number: bool = False  # a number is taken too, and written in plain digits: 5.0 is "5"
+
+
+QUESTION = Field("question")
+ANSWER = Field("answer", limit=10_000, number=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that passed every check."""
+
+    file: str  # the path as it was given, or the data set's id
+    line: int  # 1-based
+    id: str  # the row's own, or its line number where it has none
+    text: Mapping[str, str]  # the fields asked for; an optional one that is absent is ""
+    values: Mapping[str, object]  # the whole row as decoded
+
+
+def read(
+    source: Place,
+    fields: Sequence[Field] = (QUESTION, ANSWER),
+    *,
+    split: str = "train",
+    id_field: str = "id",
+    config: str | None = None,
+    max_line: int = MAX_LINE,
+) -> Iterator[Row | Quarantined]:
+    """The rows of a source, in order. `source` is a file (then `split` is not used), a directory that has a file
+    named after `split`, or a data set's id on the hub, of which `config` names the configuration.
+
+    Rows without `id_field` get their line number as id. Raises DataError, before the first row, when there is
+    no such source."""
+    path = Path(source)
+    if path.is_dir():
+        path = _in_directory(path, split)
+    if path.is_file():
+        decoded = _decode_file(path, max_line)
+        return _check(str(path), decoded, fields, id_field)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(source)) and not str(source).endswith(SUFFIXES):
+        return _check(str(source), _decode_hub(str(source), config, split), fields, id_field)
+    raise DataError(
+        f"no file or directory {str(source)!r} (working directory: {Path.cwd()}). Give the path of a JSONL file."
+    )
+
+
+def problems(
+    rows: Iterable[Row | Quarantined], make: Callable[[Row], Problem | Quarantined | None], limit: int | None = None
+) -> ProblemSet:
+    """What `make` makes of each row: a problem, a reason to leave the row out, or None for a row of another split.
+    Stops reading at `limit` problems."""
+    good: list[Problem] = []
+    bad: list[Quarantined] = []
+    if limit is not None and limit <= 0:
+        return ProblemSet(())
+    for row in rows:
+        made = make(row) if isinstance(row, Row) else row
+        if isinstance(made, Quarantined):
+            bad.append(made)
+        elif made is not None:
+            good.append(made)
+            if len(good) == limit:
+                break
+    return ProblemSet(tuple(good), tuple(bad))
+
+
+def _in_directory(folder: Path, split: str) -> Path:
+    found = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+    raise DataError(
+        f"directory {folder} has {len(found)} files for the split {split!r}; there is: {there}. "
+        f"It needs exactly one of {', '.join(split + suffix for suffix in SUFFIXES)}."
+    )
+
+
+# What decoding makes of one line: its number and the row's value, or why there is none.
+_Decoded = tuple[int, object] | tuple[int, "_Bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bad:
+    reason: str
+
+
+def _decode_file(path: Path, max_line: int) -> Iterator[_Decoded]:
+    number = 0
+    try:
+        with path.open("rb") as probe:
+            zipped = probe.read(2) == GZIP
+        with cast("IO[bytes]", gzip.open(path, "rb") if zipped else path.open("rb")) as lines:
+            while raw := lines.readline(max_line + 1):
+                number += 1
+                if len(raw) > max_line:
+                    while raw and not raw.endswith(b"\n"):
+                        raw = lines.readline(max_line)
+                    yield number, _Bad(f"a line of more than {max_line:,} bytes")
+                elif value := _decode_line(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw):
+                    yield number, value[0]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        yield number + 1, _Bad(f"the gzip file is damaged, nothing can be read from here on: {e}")
+    except OSError as e:
+        raise DataError(f"{path} can't be read, at line {number + 1}: {e}") from e
+
+
+def _decode_line(raw: bytes) -> tuple[object] | None:
+    """The line's value in a tuple, for it may be null; None for a blank line."""
+    if not raw.strip():
+        return None
+    if b"\0" in raw:
+        return (_Bad("NUL bytes"),)
+    try:
+        return (json.loads(raw.decode("utf-8")),)
+    except UnicodeDecodeError as e:
+        return (_Bad(f"not UTF-8: {e.reason} at byte {e.start}"),)
+    except (ValueError, RecursionError) as e:
+        return (_Bad(f"broken JSON: {e}"),)
+
+
+def _decode_hub(name: str, config: str | None, split: str) -> Iterator[_Decoded]:
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as e:
+        raise DataError(
+            f"no file or directory {name!r} (working directory: {Path.cwd()}). "
+            "If it is a data set on the Hugging Face hub, `pip install datasets` to load it; "
+            "or give the path of a JSONL file."
+        ) from e
+    try:
+        data = datasets.load_dataset(name, config, split=split)
+    except Exception as e:  # the library raises its own, the network's and the file system's errors alike
+        raise DataError(
+            f"data set {name!r} (configuration {config!r}, split {split!r}) can't be loaded from the hub: "
+            f"{type(e).__name__}: {e}. Give the path of a local JSONL file instead."
+        ) from e
+    return enumerate(data, start=1)
+
+
+def _check(
+    file: str, decoded: Iterable[_Decoded], fields: Sequence[Field], id_field: str
+) -> Iterator[Row | Quarantined]:
+    seen: dict[str, int] = {}
+    wanted = (*fields, Field(id_field, limit=ID_LIMIT, required=False, number=True))
+    for line, value in decoded:
+        if isinstance(value, _Bad):
+            yield Quarantined(file, line, value.reason)
+            continue
+        if not isinstance(value, Mapping):
+            yield Quarantined(file, line, f"not a JSON object but {_type(value)}")
+            continue
+        text: dict[str, str] = {}
+        faults: list[str] = []
+        for f in wanted:
+            found = _text(value.get(f.name), f)
+            if isinstance(found, _Bad):
+                faults.append(f"field {f.name!r}: {found.reason}" + ("" if f.name in value else _has(value)))
+            else:
+                text[f.name] = found
+        id = text.get(id_field) or str(line)
+        if not id.isprintable():
+            faults.append(f"field {id_field!r}: an id may not hold control characters")
+        if id in seen:
+            faults.append(f"duplicate id {id!r}, first on line {seen[id]}")
+        if faults:
+            yield Quarantined(file, line, "; ".join(faults))
+        else:
+            seen[id] = line
+            yield Row(file, line, id, text, value)
+
+
+def _text(value: object, field: Field) -> str | _Bad:
+    if value is None or (value == "" and not field.required):
+        return _Bad("missing") if field.required else ""
+    if field.number and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            return _Bad(f"not a finite number: {value}")
+        # Through the shortest text that reads back the same: 0.1 stays 0.1, and 1e-7 gets its zeros.
+        value = str(int(value)) if value == int(value) else format(Decimal(repr(value)), "f")
+    if not isinstance(value, str):
+        return _Bad(f"wrong type: {_type(value)}, not text{' or a number' if field.number else ''}")
+    if not value.strip():
+        return _Bad("empty")
+    if len(value) > field.limit:
+        return _Bad(f"{len(value):,} characters; at most {field.limit:,} are allowed")
+    if "\0" in value:
+        return _Bad("NUL characters")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        return _Bad("a lone surrogate, which is no character")
+    return value
+
+
+def _type(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _has(value: Mapping[str, object]) -> str:
+    return f" (the row has: {', '.join(repr(k)[:40] for k in list(value)[:10]) or 'nothing'})"

@@ -1,0 +1,478 @@
+"""What a run keeps on disk: append-only records, the resolved configuration, files that are whole or absent.
+
+A stage's results are lines of JSON, one frozen dataclass each, appended with one write() per batch. A process
+killed at any moment leaves whole lines and at most one torn one at the end, which the next one to append cuts off;
+so a stage resumes with
+
+    done = out.keys()
+    out.append(work(u) for u in batch if u.id not in done)
+
+and nothing is lost or there twice. Each line opens with its record's key, so that keys are read without parsing
+the rest. Text is stored exactly, NUL bytes and lone surrogates included (only a high and a low surrogate that
+stand side by side as two characters come back as the one character they stand for, as JSON has it).
+
+Other files are written beside their place and renamed into it. Locks are the kernel's (flock): they go when the
+process goes, however it goes. Where a file system has no locks, nothing guards against two writers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import fcntl
+import functools
+import io
+import json
+import os
+import re
+import shutil
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from stepmark.errors import ConfigChanged, ConfigError, DataError, StageError
+from stepmark.types import Place
+
+
+class Keyed(Protocol):
+    """A dataclass whose `key` names the record once and for all."""
+
+    @property
+    def key(self) -> str: ...
+
+
+T = TypeVar("T", bound=Keyed)
+K = TypeVar("K", bound=Keyed)
+
+_KEY = re.compile(rb'\{"key":"((?:[^"\\]|\\.)*)"[,}]')
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class Records(Generic[T]):
+    """The records of one kind in one file. Reading needs no lock and sees whole records only; the first append
+    locks the file against other writers until `close` (or the end of the process, or of a `with` block)."""
+
+    def __init__(self, path: Place, kind: type[T]) -> None:
+        self.path = Path(path)
+        self.kind = kind
+        self._file: io.FileIO | None = None
+        self._keys: set[str] = set()  # true only while the file is open
+
+    def append(self, records: Iterable[T]) -> int:
+        """Adds records with one write() and returns how many; all of them are in the file when this returns.
+
+        Raises DataError, having written nothing, for a key that the file or the batch has already; StageError
+        when another process is writing the file or the disk refuses, with the file as it was before."""
+        batch = list(records)
+        if not batch:
+            return 0
+        file = self._open()
+        keys = {r.key for r in batch}
+        if len(keys) < len(batch) or not keys.isdisjoint(self._keys):
+            seen = set(self._keys)
+            twice = next(r.key for r in batch if r.key in seen or seen.add(r.key))  # type: ignore[func-returns-value]
+            raise DataError(f"{self.path}: a record with the key {twice!r} is there already. Skip what keys() has.")
+        data = memoryview(b"".join(map(encode, batch)))
+        before = os.fstat(file.fileno()).st_size
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except BaseException as e:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            if isinstance(e, OSError):
+                raise StageError(
+                    f"{self.path} can't be written: {e.strerror}. The {len(self._keys)} records in it are kept; "
+                    "make room and give the same command again."
+                ) from e
+            raise
+        self._keys |= keys
+        return len(batch)
+
+    def keys(self) -> set[str]:
+        """The keys of all whole records. Raises DataError for a line that is no record, or a key there twice."""
+        if self._file is not None:
+            return set(self._keys)
+        found: set[str] = set()
+        for number, line in self._lines():
+            m = _KEY.match(line)
+            if m is None or not line.endswith(b"}\n"):
+                raise self._corrupt(number, "it does not open with a key or does not end with a brace")
+            raw = m[1]
+            key = json.loads(b'"' + raw + b'"') if b"\\" in raw else raw.decode("utf-8", "replace")
+            if key in found:
+                raise self._corrupt(number, f"the key {key!r} was there before")
+            found.add(key)
+        return found
+
+    def __iter__(self) -> Iterator[T]:
+        """The records in the order in which they were written. Raises DataError for a line that is no record."""
+        decode = decoder(self.kind)
+        named = any(f.name == "key" for f in dataclasses.fields(self.kind))  # type: ignore[arg-type]
+        for number, line in self._lines():
+            try:
+                fields = json.loads(line.decode())  # given bytes, json would guess another encoding at NULs
+                key = fields["key"] if named else fields.pop("key")
+                record: T = decode(fields)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+                raise self._corrupt(number, f"{type(e).__name__}: {e}") from e
+            if record.key != key:
+                raise self._corrupt(number, f"its key is {key!r} but its fields say {record.key!r}")
+            yield record
+
+    def __len__(self) -> int:
+        """How many whole records there are (counts lines, parses none)."""
+        return sum(1 for _ in self._lines())
+
+    def claim(self) -> None:
+        """Locks the file against other writers from now on, as the first append does. Raises StageError where another
+        has it."""
+        self._open()
+
+    def close(self) -> None:
+        """Forces what was appended to the disk and lets other processes write. Reading goes on working."""
+        if self._file is not None:
+            file, self._file, self._keys = self._file, None, set()
+            with file:
+                os.fsync(file.fileno())
+
+    def __enter__(self) -> Records[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self._file.close()  # type: ignore[union-attr]
+
+    def __repr__(self) -> str:
+        return f"Records({str(self.path)!r}, {self.kind.__name__})"
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        try:
+            file = self.path.open("rb", buffering=1 << 20)
+        except FileNotFoundError:
+            return
+        with file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):  # only the last line may lack it: it is torn, or just being written
+                    yield number, line
+
+    def _open(self) -> io.FileIO:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = io.FileIO(self.path, "a+")
+            try:
+                if not _lock(file.fileno()):
+                    raise StageError(
+                        f"{self.path} is being written by another process, or by another Records of this one that "
+                        "was not closed. Wait for it to end, or write somewhere else."
+                    )
+                drop_torn_line(file)
+                self._keys = self.keys()
+            except BaseException:
+                file.close()
+                raise
+            self._file = file
+        return self._file
+
+    def _corrupt(self, line: int, why: str) -> DataError:
+        return DataError(
+            f"{self.path}, line {line}: not a {self.kind.__name__} record: {why}. Only a torn last line is mended by "
+            "itself; delete this line, and the same command will make its record again."
+        )
+
+
+class RunDir:
+    """A directory that holds one run: config.json, records as NAME.jsonl, and files that are whole or absent."""
+
+    def __init__(self, path: Place) -> None:
+        self.path = Path(path)
+        self._lock: io.FileIO | None = None
+        self._records: dict[str, Records[Any]] = {}
+
+    def open(self, config: Mapping[str, Any]) -> RunDir:
+        """Locks the directory, made where missing, and writes `config` to config.json or compares the two.
+
+        Raises ConfigChanged with the diff where they differ, StageError while another process has it open,
+        ConfigError for a value that JSON can't hold. Leave out of `config` what can't change a result (workers)."""
+        try:
+            new = _dumps(config, sort_keys=True)
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"the configuration of {self.path} can't be stored: {e}. Use plain values.") from e
+        if self._lock is None:
+            self._lock = self._take_lock()
+        place = self.path / "config.json"
+        if not place.exists():
+            write_text(place, new)
+            return self
+        try:
+            old = _dumps(self.read_json("config.json"), sort_keys=True)
+            if old != new:
+                lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "stored", "given", lineterm="", n=1)
+                raise ConfigChanged(str(self.path), "\n".join(lines))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def records(self, name: str, kind: type[K]) -> Records[K]:
+        """The records in NAME.jsonl; `name` may have folders in it. The same object at every call."""
+        found = self._records.setdefault(name, Records(self.path / f"{name}.jsonl", kind))
+        if found.kind is not kind:
+            raise DataError(f"{found.path} holds {found.kind.__name__} records, not {kind.__name__}.")
+        return found
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Writes a value of plain types and dataclasses, whole or not at all. Raises ValueError for NaN and infinity,
+        which other programs can't read."""
+        return write_text(self.path / name, _dumps(value))
+
+    def read_json(self, name: str) -> Any:
+        """What write_json wrote. Raises DataError where it is missing or broken."""
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            raise DataError(f"no file {self.path / name}. Is {self.path} a finished run?") from None
+        except ValueError as e:
+            raise DataError(f"{self.path / name} is not JSON: {e}.") from e
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Writes a text file, whole or not at all."""
+        return write_text(self.path / name, text)
+
+    def close(self) -> None:
+        """Closes the records and lets other processes open the directory."""
+        for records in self._records.values():
+            records.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", None) is not None:
+            self._lock.close()  # type: ignore[union-attr]
+
+    def _take_lock(self) -> io.FileIO:
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = io.FileIO(self.path / ".lock", "a+")
+        if not _lock(file.fileno()):
+            file.seek(0)
+            holder = file.read(20).decode("ascii", "replace").strip() or "unknown"
+            file.close()
+            raise StageError(
+                f"{self.path} is in use by another run (process {holder}). Wait for its end, or use another directory."
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        return file
+
+
+def write_json(path: Place, value: object) -> None:
+    """Writes a small JSON file so that it is either there whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Place, text: str) -> Path:
+    """Writes UTF-8, whole or not at all; lone surrogates, which UTF-8 can't hold, as backslash escapes."""
+    with replacing_file(path) as file:
+        file.write(text)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Place) -> Iterator[io.TextIOWrapper]:
+    """A text file beside `path` that is renamed into its place when the block ends well, and gone when it does not:
+    a reader finds the old file or the new, never a part. Lone surrogates are written as backslash escapes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Place) -> Iterator[Path]:
+    """A directory to fill that takes the place of `path` when the block ends well, and is gone when it does not.
+
+    Killed in the middle, the old directory is still there: at `path`, or (between two renames) where
+    `settled(path)` finds it. One writer at a time."""
+    path = settled(path)
+    new, old = (path.with_name(path.name + end) for end in (".new", ".old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for place in new.rglob("*"):
+            if place.is_file():
+                with place.open("rb") as file:
+                    os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    _sync_directory(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settled(path: Place) -> Path:
+    """`path`, after putting right what a kill in the middle of `replacing` left there."""
+    path = Path(path)
+    old = path.with_name(path.name + ".old")
+    if old.exists():
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+    return path
+
+
+def encode(record: Keyed) -> bytes:
+    """A record's line, its end included."""
+    line = _LINE.encode({"key": record.key} | _fields(record)) + "\n"
+    try:
+        return line.encode()
+    except UnicodeEncodeError:  # a lone surrogate: only \u escapes can carry it
+        return _ASCII_LINE.encode({"key": record.key} | _fields(record)).encode() + b"\n"
+
+
+@functools.cache
+def decoder(kind: Any) -> Callable[[Any], Any]:
+    """A function from parsed JSON to a value of type `kind`: a dataclass, an enum, str, int, float, bool, and
+    tuples, mappings from str, and options of these. It raises TypeError or ValueError for anything else."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_decoder(kind)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind
+    if kind is float:
+        return lambda v: float(v) if type(v) in (float, int) else _misfit(kind, v)
+    if kind in (str, int, bool, types.NoneType):
+        return lambda v: v if type(v) is kind else _misfit(kind, v)
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        item = decoder(args[0])
+        return lambda v: tuple([item(x) for x in v]) if type(v) is list else _misfit(kind, v)
+    if origin is tuple:
+        items = [decoder(a) for a in args]
+        return lambda v: tuple([f(x) for f, x in zip(items, v, strict=True)]) if type(v) is list else _misfit(kind, v)
+    if origin in (typing.Union, types.UnionType) and len(args) == 2 and types.NoneType in args:
+        some = decoder(args[0] if args[1] is types.NoneType else args[1])
+        return lambda v: None if v is None else some(v)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and args[0] is str:
+        value = decoder(args[1])
+        return lambda v: {k: value(x) for k, x in v.items()} if type(v) is dict else _misfit(kind, v)
+    raise TypeError(f"records can't hold values of type {kind}")
+
+
+def _dataclass_decoder(kind: Any) -> Callable[[Any], Any]:
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: decoder(hints[f.name]) for f in dataclasses.fields(kind) if f.init}
+
+    def decode(value: Any) -> Any:
+        if type(value) is not dict:
+            _misfit(kind, value)
+        known = {}
+        for name, x in value.items():
+            if name not in fields:
+                raise ValueError(f"{kind.__name__} has no field {name!r}; was it written by another version?")
+            try:
+                known[name] = fields[name](x)
+            except (TypeError, ValueError) as e:
+                raise type(e)(f"{name}: {e}") from None
+        return kind(**known)
+
+    return decode
+
+
+def _misfit(kind: Any, value: Any) -> Any:
+    raise TypeError(f"expected {getattr(kind, '__name__', kind)}, got {value!r:.60}")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """One level of a dataclass: the encoder asks again for what is inside."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"a value of type {type(value).__name__} can't be stored")
+    return {name: getattr(value, name) for name in _names(type(value))}
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))
+
+
+_LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_fields)
+_ASCII_LINE = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), default=_fields)
+
+
+def _dumps(value: Any, sort_keys: bool = False) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_fields, sort_keys=sort_keys) + "\n"
+
+
+@contextlib.contextmanager
+def locked(file: io.FileIO) -> Iterator[None]:
+    """Holds the file's lock for a moment, after whoever has it."""
+    _lock(file.fileno(), wait=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+def _lock(descriptor: int, wait: bool = False) -> bool:
+    """Whether this process now holds the file's lock, or the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as e:
+        if e.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def drop_torn_line(file: io.FileIO) -> None:
+    """Cuts off what a kill left behind the last whole line. The caller holds the file's lock."""
+    end = size = os.fstat(file.fileno()).st_size
+    if not size or os.pread(file.fileno(), 1, size - 1) == b"\n":
+        return
+    while end:
+        start = max(0, end - (1 << 16))
+        file.seek(start)
+        at = file.read(end - start).rfind(b"\n")
+        if at >= 0:
+            end = start + at + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

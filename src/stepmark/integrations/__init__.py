@@ -1,0 +1,1 @@
+"""Stepmark inside other people's trainers: TRL, verl, OpenRLHF."""

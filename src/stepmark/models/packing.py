@@ -1,0 +1,143 @@
+"""Sequences -> rectangular batches: packed end to end for training, padded for scoring.
+
+In a packed row each sequence attends to itself alone (a block-diagonal causal mask) and counts its positions
+from zero, so packing changes no number but the speed; a test holds it to that. The parts of one Encoded are as
+much strangers to each other as two sequences are; all that they share is the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stepmark.models.encoding import Encoded
+
+if TYPE_CHECKING:
+    import torch
+
+OPEN_ROWS = 32  # rows that may still take a sequence while packing: more finds better fits, slower
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors for one forward pass. B rows of L tokens, K places where scores are read."""
+
+    ids: torch.Tensor  # int64 [B, L]
+    positions: torch.Tensor  # int64 [B, L], from zero in each sequence
+    mask: torch.Tensor  # bool [B, 1, L, L]: may the query (third axis) see the key (fourth)?
+    weights: torch.Tensor  # float32 [B, L] weight of ids[b, t] in the next-token loss, predicted at t-1; 0 on padding
+    rows: torch.Tensor  # int64 [K]
+    columns: torch.Tensor  # int64 [K]
+    targets: torch.Tensor  # float32 [K]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What one optimiser update holds in all its batches, so that a mean is over the update and not over
+    whichever batch a sequence fell into."""
+
+    scores: float  # places with a target
+    next_tokens: float  # sum of next-token weights
+    sequences: float = 1.0  # how many sequences
+
+
+def pack(lengths: Sequence[int], order: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Groups sequences into rows of at most `row_tokens` (a longer sequence gets a row of its own), taking
+    them in `order` and putting each where it leaves the least room. Every index comes back exactly once."""
+    closed: list[list[int]] = []
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in order:
+        fits = [r for r, free in enumerate(room) if free >= lengths[i]]
+        if fits:
+            best = min(fits, key=lambda r: room[r])
+            rows[best].append(i)
+            room[best] -= lengths[i]
+        else:
+            rows.append([i])
+            room.append(row_tokens - lengths[i])
+        if len(rows) > OPEN_ROWS:
+            fullest = min(range(len(rows)), key=lambda r: room[r])
+            closed.append(rows.pop(fullest))
+            room.pop(fullest)
+    return closed + rows
+
+
+def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -> Batch:
+    """Lays each row's sequences end to end and pads the rows to one length."""
+    import torch
+
+    height, width = len(rows), max(sum(len(e) for e in row) for row in rows)
+    ids = np.full((height, width), pad_id, dtype=np.int64)
+    positions = np.zeros((height, width), dtype=np.int64)
+    owner = np.zeros((height, width), dtype=np.int64)  # which sequence of its row a token belongs to; 0 is padding
+    weights = np.zeros((height, width), dtype=np.float32)
+    at_rows: list[int] = []
+    at_columns: list[int] = []
+    targets: list[float] = []
+    for b, row in enumerate(rows):
+        start = 0
+        for e in row:
+            end = start + len(e)
+            ids[b, start:end] = e.ids
+            cuts = [start, *(start + t for t in e.parts), end]
+            for first, last in pairwise(cuts):
+                positions[b, first:last] = np.arange(last - first)
+                owner[b, first:last] = first + 1
+            if e.weights:
+                weights[b, start:end] = e.weights
+                weights[b, cuts[:-1]] = 0.0  # nothing before it predicts a sequence's first token
+            at_rows += [b] * len(e.at)
+            at_columns += [start + t for t in e.at]
+            targets += e.targets
+            start = end
+    own = torch.from_numpy(owner)
+    same = own[:, :, None] == own[:, None, :]
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    tensors = (
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        (same & causal)[:, None],
+        torch.from_numpy(weights),
+        torch.tensor(at_rows, dtype=torch.int64),
+        torch.tensor(at_columns, dtype=torch.int64),
+        torch.tensor(targets, dtype=torch.float32),
+    )
+    return Batch(*(t.to(device) for t in tensors))
+
+
+def next_token_loss(logits: torch.Tensor, b: Batch) -> torch.Tensor:
+    """Sum over tokens of weight * -log p(token | what precedes it in its own sequence), in nats.
+
+    `logits` [B, L, V] are the model's, unshifted: the one shift by a position happens here."""
+    return next_token_loss_of(logits, lambda kept: kept, b)
+
+
+def next_token_loss_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
+    """The same from the last hidden states [B, L, D] and the output layer, which is then applied only where a token
+    counts: with small models it is a large part of the work."""
+    import torch
+
+    keep = b.weights[:, 1:] > 0
+    picked = head(hidden[:, :-1][keep]).float()
+    losses = torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none")
+    return (losses * b.weights[:, 1:][keep]).sum()
+
+
+def log_probs_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
+    """[K] for each place where a score is read: the sum of weight * log p over the tokens that it sees, itself
+    included, of its own sequence; in nats. Read at a sequence's end it is the weighted tokens' joint log-probability.
+
+    `hidden` [B, L, D] and the output layer as above; for a loss, so it keeps gradients."""
+    import torch
+
+    keep = b.weights[:, 1:] > 0
+    picked = head(hidden[:, :-1][keep]).float()
+    logs = -torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none") * b.weights[:, 1:][keep]
+    dense = torch.zeros_like(b.weights[:, 1:]).masked_scatter(keep, logs)
+    seen = b.mask[b.rows, 0, b.columns, 1:]
+    return (dense[b.rows] * seen).sum(-1)

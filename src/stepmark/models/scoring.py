@@ -1,0 +1,167 @@
+"""What every verifier kind that runs a model needs: its card on disk, its batches, its results.
+
+A verifier directory is a Hugging Face checkpoint plus `verifier.json`, the card: which kind reads the scores,
+with which settings, and the token ids that the settings stood for when it was trained. Loading compares them
+with today's tokenizer and refuses to score with tags that moved.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepmark.errors import EncodingError
+from stepmark.evaluation import aggregate as aggregation
+from stepmark.models import checkpoints, packing
+from stepmark.models.encoding import Encoded, special_id
+from stepmark.text.sanitize import Neutral, neutral
+from stepmark.types import Finish, Outcome, Solution, Verification
+
+if TYPE_CHECKING:
+    import torch
+
+SURE = 1e-6  # scores are kept this far from 0 and 1, where their log-odds end
+SCORING_TOKENS = 16384  # tokens in a scoring batch, padding included: bounds memory, changes no score
+
+
+def logit(r: float) -> float:
+    """log(r / (1 - r)), finite: scores are kept a little away from 0 and 1."""
+    r = min(max(r, SURE), 1 - SURE)
+    return math.log(r / (1 - r))
+
+
+def relative(path: str, out: Path) -> str:
+    """A path that survives the whole run directory's being moved; a hub id stays what it is."""
+    return os.path.relpath(Path(path).resolve(), out.resolve()) if path and Path(path).exists() else path
+
+
+def absolute(path: str, at: str) -> str:
+    """What `relative` made of a path, from the directory it was made for."""
+    there = Path(at).resolve() / path
+    return os.path.normpath(there) if path and there.exists() else path
+
+
+def tag_ids(path: str, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
+    """(what, text) pairs -> what: its one token id. Raises EncodingError for one of several tokens, or two alike."""
+    return _tag_ids(path, checkpoints.version(path), trust_remote_code, *tags)
+
+
+@lru_cache(maxsize=64)
+def _tag_ids(path: str, _version: int, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
+    tokenizer = checkpoints.load_tokenizer(path, trust_remote_code)
+    ids = {what: special_id(tokenizer, text, what) for what, text in tags}
+    if len(set(ids.values())) < len(ids):
+        raise EncodingError(f"the tags {', '.join(f'{w} {t!r}' for w, t in tags)} must be different tokens.")
+    return ids
+
+
+def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
+    """The model of a verifier directory, loaded once in a process. Its card is checked by the caller."""
+    return _cached_model(path, checkpoints.version(path), head, dtype, device, trust_remote_code)
+
+
+@lru_cache(maxsize=4)
+def _cached_model(path: str, _version: int, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
+    return checkpoints.load_model(path, head, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def outputs(model: Any, batch: packing.Batch) -> torch.Tensor:
+    """The last hidden states [B, L, D] of a transformers model, whatever head it carries."""
+    found: torch.Tensor = model.base_model(
+        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    return found
+
+
+def cross_entropy(log_bad: torch.Tensor, log_good: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-sum_i [y_i log p(good) + (1 - y_i) log p(bad)] over [K], in nats; `targets` in [0, 1]."""
+    return -(targets * log_good + (1 - targets) * log_bad).sum()
+
+
+def verify(
+    solutions: Sequence[Solution],
+    encode: Callable[[Solution], Encoded],
+    read: Callable[[packing.Batch], torch.Tensor],
+    *,
+    aggregate: str,
+    max_length: float,
+    pad_id: int,
+    device: str,
+    per_step: bool = False,
+) -> list[Verification]:
+    """Scores solutions in batches of near-equal length; `read` gives the [K] probabilities of a batch.
+
+    What is encoded is the solution without its claims about itself (text/sanitize.py). With `per_step`, where the
+    encoding has one place for each step that is left, every step of the original gets a score.
+    A solution that did not end, or does not fit into `max_length` tokens, is TRUNCATED, never cut and scored."""
+    import torch
+
+    results: dict[int, Verification] = {}
+    encoded: dict[int, Encoded] = {}
+    read_as: dict[int, Neutral] = {}
+    for i, s in enumerate(solutions):
+        bad = unfinished(s, aggregate)
+        if bad is None:
+            read_as[i] = neutral(s)
+            encoded[i] = encode(read_as[i].solution)
+            bad = too_long(s, aggregate, len(encoded[i]), max_length)
+        if bad is not None:
+            results[i] = bad
+            encoded.pop(i, None)
+    with torch.inference_mode():
+        for group in by_length(encoded):
+            b = packing.batch([[encoded[i]] for i in group], pad_id, device)
+            values = iter(read(b).double().cpu().tolist())
+            for i in group:
+                scores = tuple(next(values) for _ in encoded[i].at)
+                if not all(map(math.isfinite, scores)):
+                    results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
+                    continue
+                if per_step:
+                    scores = read_as[i].spread(scores)
+                total = aggregation.aggregate(scores, aggregate)
+                results[i] = Verification(solutions[i].id, scores, total, aggregate, tokens=len(encoded[i]))
+    return [results[i] for i in range(len(solutions))]
+
+
+def unfinished(s: Solution, aggregate: str) -> Verification | None:
+    """What to say of a solution that can't be scored by any verifier; None for one that can."""
+    if s.finish is Finish.LENGTH:
+        return _unscored(s, aggregate, "the solution ran out of tokens before its end")
+    if not s.spans:
+        return _unscored(s, aggregate, "the solution is empty", Outcome.FAILED)
+    if not neutral(s).kept:
+        return _unscored(s, aggregate, "the solution says nothing but that it is right", Outcome.FAILED)
+    return None
+
+
+def too_long(s: Solution, aggregate: str, tokens: int, allowed: float) -> Verification | None:
+    """What to say of a solution that a model can't read to its end; None for one that it can."""
+    if tokens <= allowed:
+        return None
+    return _unscored(s, aggregate, f"{tokens} tokens; the verifier reads {allowed:.0f}")
+
+
+def max_length(model: Any) -> float:
+    """Tokens that a model reads, question and tags included; infinite where its configuration sets no end."""
+    return float(getattr(model.config, "max_position_embeddings", math.inf))
+
+
+def _unscored(s: Solution, aggregate: str, reason: str, outcome: Outcome = Outcome.TRUNCATED) -> Verification:
+    return Verification(s.id, (), 0.0, aggregate, outcome, reason)
+
+
+def by_length(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
+    """Keys of sequences of near-equal length, in groups that make scoring batches."""
+    group: list[int] = []
+    for i in sorted(encoded, key=lambda i: len(encoded[i])):
+        if group and len(encoded[i]) * (len(group) + 1) > SCORING_TOKENS:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group

@@ -1,0 +1,1 @@
+"""A name, or the path of your own file, becomes an object."""

@@ -1,0 +1,145 @@
+"""What the names in a recipe stand for, on one run directory: plug-ins made, models found, records opened.
+
+stepmark run recipes/demo.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, cast
+
+from stepmark.data.store import Records, RunDir
+from stepmark.errors import DataError
+from stepmark.plugins import registry
+from stepmark.plugins.loading import load_executor, load_verifier
+from stepmark.protocols import Backend, Executor, Grader, RationaleOracle, Task, Tools, Verifier
+from stepmark.run.recipe import Recipe
+from stepmark.run.schema import Generator
+from stepmark.stages.train import TrainSettings
+from stepmark.text.prompts import Template
+from stepmark.types import GradedSolution, LabelledSolution, Problem, Quarantined, Solution, Verification
+
+
+class Wiring:
+    """One recipe on one run directory. Nothing is made before it is asked for."""
+
+    def __init__(self, recipe: Recipe, directory: RunDir) -> None:
+        self.recipe, self.directory = recipe, directory
+
+    @cached_property
+    def task(self) -> Task | None:
+        return None if self.recipe.task is None else cast(Task, self.recipe.task.load(**self.task_seed()))
+
+    def task_seed(self) -> dict[str, int]:
+        """A run of another seed is a run on other problems, unless the recipe pins the task's own seed."""
+        assert self.recipe.task is not None
+        return {} if "seed" in self.recipe.task.options else {"seed": self.recipe.seed}
+
+    @cached_property
+    def grader(self) -> Grader:
+        if self.recipe.grader is not None:
+            return cast(Grader, self.recipe.grader.load())
+        if self.task is None:
+            raise DataError("these solutions come without grades, and the recipe names neither a grader nor a task.")
+        return cast(Grader, registry.load("grader", self.task.grader))
+
+    @cached_property
+    def executor(self) -> Executor:
+        if self.recipe.executor is not None:
+            return cast(Executor, self.recipe.executor.load(workers=self.recipe.workers))
+        return load_executor(self.recipe.workers)
+
+    def role(self, name: str) -> Generator | None:
+        """The settings of the generator, completer or judge; without a completer of its own the generator is one."""
+        settings = cast("Generator | None", getattr(self.recipe, name))
+        return self.recipe.generator if settings is None and name == "completer" else settings
+
+    def model_path(self, name: str) -> str:
+        """Where the checkpoint of a role is; "" for a backend that has none here."""
+        settings = self.role(name)
+        assert settings is not None
+        if settings.train is None:
+            return settings.path or ""
+        return str(self.directory.path / ("generator" if settings is self.recipe.generator else name))
+
+    def backend(self, name: str) -> Backend:
+        settings = self.role(name)
+        assert settings is not None
+        return cast(Backend, settings.backend.load(path=self.model_path(name)))
+
+    @property
+    def steps(self) -> str:
+        """How solutions split into steps."""
+        return self.recipe.steps or (self.task.steps if self.task is not None else "line")
+
+    @property
+    def oracle(self) -> Callable[[Problem, Solution], str] | None:
+        """Writes a correct verification of any solution, where the task can."""
+        return cast(RationaleOracle, self.task).rationale if hasattr(self.task, "rationale") else None
+
+    @property
+    def tools(self) -> Tools:
+        """What labellers work with."""
+        completer, judge = (self.backend(n) if self.role(n) is not None else None for n in ("completer", "judge"))
+        return Tools(
+            self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge, self.steps, self.oracle
+        )
+
+    def verifier(self, name: str) -> Verifier:
+        settings = self.recipe.verifiers[name]
+        if settings.learns:
+            return load_verifier(self.directory.path / "verifiers" / name)
+        path = ""
+        if "path" in registry.options("verifier", settings.kind) and not settings.below:
+            generator = self.recipe.generator
+            own = self.model_path("generator") if generator is not None and generator.has_model else ""
+            path = settings.base.path or own
+        return cast(Verifier, self.trainee(name, path))
+
+    def trainee(self, name: str, path: str) -> Any:
+        """A verifier to train, or to use as it is, from the checkpoint at `path`; "" for one that starts from none."""
+        settings = self.recipe.verifiers[name]
+        given: dict[str, Any] = self.template_option(settings.kind) | ({"path": path} if path else {})
+        below = tuple(str(self.directory.path / "verifiers" / other) for other in settings.below)
+        if below and "verifiers" in registry.options("verifier", settings.kind):
+            given["verifiers"] = below
+        elif below:
+            given["verifier"] = below[0]
+        return registry.load("verifier", settings.kind, **given, **settings.options)
+
+    def template_option(self, kind: str) -> dict[str, str]:
+        return {"template": self.recipe.prompt} if "template" in registry.options("verifier", kind) else {}
+
+    def settings(self, settings: TrainSettings) -> TrainSettings:
+        """Every training of a run follows the run's seed; a recipe's own `seed` shifts it."""
+        return replace(settings, seed=settings.seed + self.recipe.seed)
+
+    # ---- records ----
+
+    def problems(self, part: str) -> Records[Problem]:
+        return self.directory.records(f"problems/{part}", Problem)
+
+    def solutions(self, part: str) -> Records[Solution]:
+        return self.directory.records(f"solutions/{part}", Solution)
+
+    def grades(self, part: str) -> Records[GradedSolution]:
+        return self.directory.records(f"grades/{part}", GradedSolution)
+
+    def scores(self, name: str, part: str = "test") -> Records[Verification]:
+        """What a verifier made of a part; the part that is like train lies where runs with no other have it."""
+        folder = "scores" if part == "test" else f"scores/{part}"
+        return self.directory.records(f"{folder}/{name}", Verification)
+
+    @property
+    def labels(self) -> Records[LabelledSolution]:
+        return self.directory.records("labels/train", LabelledSolution)
+
+    def rationales(self, writer: str = "") -> Records[LabelledSolution]:
+        """What was written by one of the recipe's writers."""
+        return self.directory.records(f"rationales/{writer}/train" if writer else "rationales/train", LabelledSolution)
+
+    @property
+    def quarantine(self) -> Records[Quarantined]:
+        return self.directory.records("quarantine", Quarantined)

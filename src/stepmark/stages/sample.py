@@ -1,0 +1,153 @@
+"""Stage: problems -> solutions, n independent samples each.
+
+Math-Shepherd (section 4.1) draws 15 solutions per training problem to label and 256 per test problem to choose
+among; that is this stage with another n. Asking for more later adds to what is there, it draws nothing twice.
+
+    stepmark sample --task arithmetic --split test --model generator/ --n 16 --out solutions.jsonl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from stepmark.data import outcome_counts, work_units
+from stepmark.data.ledger import Budget, Ledger, Recorded, runs
+from stepmark.data.outcome_counts import Limits, Watch
+from stepmark.data.store import Records
+from stepmark.errors import ConfigError
+from stepmark.protocols import Backend, Executor
+from stepmark.text.steps import split
+from stepmark.types import Finish, Problem, Progress, Prompt, Rollout, SamplingParams, Solution
+
+
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """Samples of a problem that are wanted."""
+
+    problem: Problem
+    indices: tuple[int, ...]  # rising
+    known: dict[str, Rollout] = field(default_factory=dict)  # paid for, by a unit that then failed
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the file holds after sampling."""
+
+    problems: int  # asked for
+    solutions: int
+    truncated: int  # solutions that ran out of tokens
+    tokens: int  # generated for them, all together
+    failed: tuple[work_units.Failed, ...]  # problems that lack samples
+
+
+def sample(
+    problems: Sequence[Problem],
+    generator: Backend,
+    out: Records[Solution],
+    *,
+    n: int,
+    context: Callable[[Problem], str],
+    params: SamplingParams,
+    steps: str,
+    executor: Executor,
+    ledger: Ledger | None = None,
+    budget: Budget | None = None,
+    limits: Limits | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    rows: int = 512,
+) -> Sampled:
+    """Draws samples 0..n-1 of every problem, those that `out` lacks. `steps` names how texts split into steps.
+
+    About `rows` solutions make a unit of work: enough to fill the engine, few enough to lose little to a kill. With
+    a `ledger` each is kept as it comes, and nothing is paid for twice. Raises ConfigError for n below 1 or a budget
+    without a ledger, BudgetReached when the budget is spent, StageError when nearly everything fails or more than
+    `limits` allow can't be used."""
+    if n < 1:
+        raise ConfigError(f"n, the samples of each problem, must be at least 1, got {n}.")
+    if budget is not None and ledger is None:
+        raise ConfigError("a budget needs a ledger of what sampling spends.")
+    if ledger is not None:
+        out.claim()  # before its ledger changes: two at once would both pay
+    there = out.keys()
+    if ledger is not None:
+        ids = {p.id for p in problems}
+        paid = [r for rollouts in ledger.open(ids.__contains__).values() for r in rollouts if r.key not in there]
+        out.append(solution(r, steps) for r in paid if r.index < n)
+        there = out.keys()
+    missing = [_Missing(p, tuple(i for i in range(n) if f"{p.id}#{i}" not in there)) for p in problems]
+    todo = [m for m in missing if m.indices]
+    failed = work_units.run(
+        "sample",
+        partial(
+            _sample, generator=generator, context=context, params=params, steps=steps, ledger=ledger, budget=budget
+        ),
+        todo,
+        out,
+        name=_name,
+        weigh=_weigh,
+        size=rows,
+        already=n * len(problems) - sum(map(_weigh, todo)),
+        executor=executor,
+        progress=progress,
+        watch=Watch(limits, outcome_counts.of_solutions, "solutions"),
+    )
+    count = truncated = tokens = 0
+    for s in out:
+        count += 1
+        truncated += s.finish is Finish.LENGTH
+        tokens += s.tokens
+    return Sampled(len(problems), count, truncated, tokens, failed)
+
+
+def solution(rollout: Rollout, steps: str) -> Solution:
+    """A rollout of a whole problem as a solution."""
+    return Solution(
+        id=f"{rollout.prompt_id}#{rollout.index}",
+        problem_id=rollout.prompt_id,
+        sample=rollout.index,
+        text=rollout.text,
+        spans=split(rollout.text, steps),
+        finish=rollout.finish,
+        tokens=rollout.tokens,
+        logprob=rollout.logprob,
+    )
+
+
+def _sample(
+    unit: tuple[_Missing, ...],
+    *,
+    generator: Backend,
+    context: Callable[[Problem], str],
+    params: SamplingParams,
+    steps: str,
+    ledger: Ledger | None,
+    budget: Budget | None,
+) -> Iterator[Solution | work_units.Failed]:
+    known = {key: r for missing in unit for key, r in missing.known.items()}
+    recorded = generator if ledger is None else Recorded(generator, ledger, known, budget)
+    prompts = [
+        Prompt(id=missing.problem.id, context=context(missing.problem), n=count, first=first)
+        for missing in unit
+        for first, count in runs(missing.indices)
+    ]
+    try:
+        for rollout in recorded.sample(prompts, params):
+            if rollout.finish is Finish.FAILED:
+                yield work_units.Failed(rollout.key, rollout.reason)
+            else:
+                yield solution(rollout, steps)
+    except Exception:
+        # The others are done again, one by one: with what was paid for just now.
+        for missing in unit:
+            missing.known.update((key, r) for key, r in known.items() if r.prompt_id == missing.problem.id)
+        raise
+
+
+def _name(item: _Missing) -> str:
+    return item.problem.id
+
+
+def _weigh(item: _Missing) -> int:
+    return len(item.indices)

@@ -1,0 +1,264 @@
+"""The command line as a person and as a machine meet it: help, results, complaints, exit statuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stepmark.cli import app, parameters
+from stepmark.data.store import Records
+from stepmark.errors import ConfigChanged
+from stepmark.plugins import registry
+from stepmark.types import GradedSolution, LabelledSolution, SamplingParams, Solution, Verification
+
+STRANGERS = Path(__file__).parents[1] / "strangers"
+DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+COMMANDS = [
+    *("init", "sample", "grade", "label", "export", "train", "score", "reinforce"),
+    *("demo", "plan", "run", "evaluate", "report", "rank", "doctor"),
+]
+TASK = ["--task", str(STRANGERS / "task.py")]
+BACKEND = ["--backend", str(STRANGERS / "backend.py")]
+
+
+def stepmark(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def ok(*arguments, code=0):
+    done = stepmark(*arguments)
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_help_names_every_command():
+    said = ok("--help").stdout
+    assert all(f"\n  {command} " in said for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    said = ok(command, "--help").stdout
+    assert "Example" in said
+    assert f"\n    stepmark {command}" in said
+    assert "--json" in said
+
+
+def test_the_stages_one_by_one(tmp_path):
+    solutions, grades, labels, scores = (tmp_path / f"{n}.jsonl" for n in ("s", "g", "l", "v"))
+    done = ok("sample", *TASK, *BACKEND, "--n", 3, "--problems", 5, "--out", solutions, "--json")
+    assert json.loads(done.stdout) | {"tokens": 0} == {
+        "problems": 5,
+        "solutions": 15,
+        "truncated": 0,
+        "tokens": 0,
+        "quarantined": 0,
+        "failed": 0,
+    }
+    ok("sample", *TASK, *BACKEND, "--n", 4, "--problems", 5, "--out", solutions)
+    assert len(Records(solutions, Solution)) == 20
+    graded = json.loads(ok("grade", *TASK, "--solutions", solutions, "--out", grades, "--json").stdout)
+    assert graded["correct"] + graded["incorrect"] == 20 == len(Records(grades, GradedSolution))
+    given = ["--split", "test", "--solutions", solutions]
+    ok("label", *TASK, *BACKEND, *given, "--labeler-option", "rollouts=2", "--no-distinct", "--out", labels)
+    found = list(Records(labels, LabelledSolution))
+    assert len(found) == 20
+    assert {x.gradable for s in found for x in s.labels[:-1]} == {2}
+    ok("score", "--verifier", STRANGERS / "verifier.py", *TASK, *given, "--out", scores)
+    assert len(Records(scores, Verification)) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["sample", "--task", "arithmatic", "--out", "x"], 2, "Did you mean 'arithmetic'"),
+        (["sample", "--out", "x"], 2, "needs --model"),
+        (["sample", *TASK, *BACKEND, "--backend-option", "eror=1", "--out", "x"], 2, "Did you mean 'error'"),
+        (["sample", *TASK, *BACKEND, "--out", "x", "--prompt", "?"], 2, "exactly one"),
+        (["grade", *TASK, "--solutions", "nowhere", "--out", "x"], 1, "no file nowhere"),
+        (["score", "--verifier", "pmr", *TASK, "--solutions", "x", "--out", "y"], 1, "no file x"),
+        (["train", "prm", "--base", "x", "--out", "y", *TASK], 2, "needs --labels"),
+        (["train", "prm", "--base", "x", "--out", "y", *TASK, "--set", "lrr=1"], 2, "Did you mean 'lr'"),
+        (["reinforce", "--policy", "x", "--out", "y"], 2, "--reward is missing"),
+        (["reinforce", "--policy", "x", "--out", "y", "--method", "rft", "--reward", "gold"], 2, "rft keeps"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "prm/=a"], 2, "'a' is not a number"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold=0"], 2, "must be above 0"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold", "--credit", "min"], 2, "nothing of steps"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "prm", "--credit", "all"], 2, "it can be sum"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold", "--set", "updats=1"], 2, "mean 'updates'"),
+        (["run", "nowhere.yaml"], 2, "no recipe"),
+        (["run", DEMO, "sed=1", "evaluate.m=1"], 2, "Did you mean 'seed'"),
+        (["rank", "nowhere"], 1, "config.json"),
+        (["report", "nowhere"], 1, "config.json"),
+        (["evaluate", "nowhere"], 1, "config.json"),
+        (["init", "--out", "x", "--shape", "heads=3"], 2, "multiple of heads"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    done = stepmark(*arguments)
+    assert (done.exit_code, said in done.stderr) == (code, True), done.output
+    assert "Traceback" not in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def shrunk(*changes, **backend):
+    return [
+        f"task={{name: {STRANGERS / 'task.py'}, options: {{size: 6}}}}",
+        f"generator={{backend: {{name: {STRANGERS / 'backend.py'}, options: {json.dumps(backend)}}}}}",
+        f"verifiers={{recompute: {{kind: {STRANGERS / 'verifier.py'}}}}}",
+        "sample.train={split: train, problems: 2, n: 2}",
+        "sample.test={split: test, problems: 6, n: 4}",
+        "evaluate.n=[1, 4]",
+        "workers=1",
+        *changes,
+    ]
+
+
+def test_a_run_and_what_can_be_done_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = ok("run", DEMO, *shrunk())
+    assert "recompute" in done.stdout
+    assert "report.html" in done.stdout
+    run = tmp_path / "runs" / "demo"
+    metrics = json.loads((run / "metrics.json").read_text())
+    again = json.loads(ok("run", DEMO, *shrunk(), "--json").stdout)
+    assert again["best_of_n"] == metrics["best_of_n"]
+    lines = [json.loads(x) for x in ok("rank", run, "--method", "recompute", "--n", 2, "--json").stdout.splitlines()]
+    assert [x["n"] for x in lines] == [2] * 6
+    assert {x["method"] for x in lines} == {"recompute"}
+    assert len(ok("rank", run, "--method", "self_consistency").stdout.splitlines()) == 6
+    assert "Did you mean 'recompute'" in ok("rank", run, "--method", "recomputed", code=2).stderr
+    (run / "metrics.json").unlink()
+    (run / "report.html").unlink()
+    assert json.loads(ok("evaluate", run, "--json").stdout)["best_of_n"] == metrics["best_of_n"]
+    ok("report", run)
+    assert "recompute" in (run / "report.html").read_text()
+    advice = json.loads(ok("plan", "--optimal", run, "--json").stdout)["in_distribution"]["advice"]
+    assert advice[0]["plain"]["method"] == "pass@1"
+    assert advice[-1]["verified"]["method"].endswith("recompute")
+    told = ok("plan", "--optimal", run, "--tokens", 1000).stdout
+    assert "do this" in told and ("leave it out" in told or "leaving it out" in told)
+    refused = ok("run", DEMO, *shrunk("seed=9"), code=2)
+    assert '+  "seed": 9' in refused.stderr
+
+
+def test_rows_set_aside_give_exit_status_3_and_are_named(tmp_path):
+    bad = ["--task-option", "bad_rows=2"]
+    done = ok("sample", *TASK, *bad, *BACKEND, "--problems", 1, "--out", tmp_path / "s.jsonl", code=3)
+    assert "test.jsonl, line 2: field 'answer': missing" in done.stderr
+    done = ok("run", DEMO, *shrunk("task.options.bad_rows=2"), "--out", tmp_path / "run", "--json", code=3)
+    assert "4 rows were set aside" in done.stderr
+    assert json.loads(done.stdout)["problems"] == 6
+
+
+def test_items_that_fail_give_exit_status_3_and_are_named(tmp_path):
+    done = ok("run", DEMO, *shrunk(fail_on="test-1002"), "--out", tmp_path / "run", code=3)
+    assert "failed: test-1002: ValueError: I don't like test-1002" in done.stderr
+
+
+def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
+    solutions, labels, rows = (tmp_path / f"{n}.jsonl" for n in ("s", "l", "r"))
+    sampled = ["sample", *TASK, *BACKEND, "--n", 4, "--problems", 5, "--out", solutions]
+    said = ok(*sampled, "--budget", "rollouts=9", code=4).stderr
+    assert "rollouts 9 of 9" in said
+    ok(*sampled, "--budget", "rollouts=12", code=4)
+    ok(*sampled)  # without a budget too, from where it was
+    assert json.loads((tmp_path / "s.rollouts" / "solutions.spent.json").read_text())["rollouts"] == 20
+    whole = tmp_path / "whole.jsonl"
+    ok(*sampled[:-1], whole)
+    assert {s.key: s for s in Records(solutions, Solution)} == {s.key: s for s in Records(whole, Solution)}
+    # The stranger's task trains on what it tests here: what matters is what labelling pays for.
+    split = ["--split", "test"]
+    labelled = ["label", *TASK, *split, *BACKEND, "--solutions", solutions, "--labeler-option", "rollouts=3"]
+    ok(*labelled, "--out", labels, "--budget", "tokens=200", code=4)
+    ok(*labelled, "--out", labels)
+    spent = json.loads((tmp_path / "l.rollouts" / "labels.spent.json").read_text())
+    labels.rename(tmp_path / "mine.jsonl")  # and what was asked otherwise is not taken for an answer
+    assert "holds results of another configuration" in ok(*labelled, "--max-tokens", 9, "--out", labels, code=2).stderr
+    (tmp_path / "mine.jsonl").rename(labels)
+    ok(*labelled, "--out", tmp_path / "once.jsonl")
+    assert spent == json.loads((tmp_path / "once.rollouts" / "labels.spent.json").read_text())
+    ok("export", *TASK, *split, "--labels", labels, "--soft", "--out", rows)
+    assert len(rows.read_text().splitlines()) == len(Records(labels, LabelledSolution))
+    assert "no model here has a price" in ok(*sampled, "--budget", "money=3", code=2).stderr
+    assert "no model here has a price" in ok(*labelled, "--out", labels, "--budget", "money=3", code=2).stderr
+    assert "budget: there is no limit 'euros'" in ok(*sampled, "--budget", "euros=3", code=2).stderr
+
+
+def test_rollouts_kept_before_samplings_could_ask_for_choices_go_on(tmp_path):
+    generator = registry.load("backend", "local", path="model")
+    with parameters.kept(tmp_path / "s.jsonl", "{question}", SamplingParams(), generator=generator):
+        pass
+    config = json.loads((tmp_path / "s.rollouts" / "config.json").read_text())
+    assert "choices" not in config["params"]
+    asking = SamplingParams(choices=(" Yes", " No"))
+    with pytest.raises(ConfigChanged, match="Yes"):
+        parameters.kept(tmp_path / "s.jsonl", "{question}", asking, generator=generator)
+
+
+def test_too_much_that_can_not_be_used_stops_a_stage_unless_it_is_allowed(tmp_path):
+    solutions = tmp_path / "s.jsonl"
+    sampled = ["sample", *TASK, *BACKEND, "--backend-option", "truncated=0.8", "--n", 30, "--out", solutions]
+    said = ok(*sampled, code=1).stderr
+    assert "were truncated, more than the 50% allowed" in said
+    ok(*sampled, "--limit", "truncated=1")
+    graded = ["grade", *TASK, "--solutions", solutions, "--out", tmp_path / "g.jsonl"]
+    assert "solutions" in ok(*graded, code=1).stderr
+    assert len(Records(tmp_path / "g.jsonl", GradedSolution)) == 360  # what was graded is kept
+    ok(*graded, "--limit", "truncated=1")
+    scored = ["score", "--verifier", STRANGERS / "verifier.py", *TASK, "--solutions", solutions]
+    ok(*scored, "--limit", "truncated=1", "--out", tmp_path / "v.jsonl")
+    assert "there is none of the name 'late'" in ok(*sampled, "--limit", "late=1", code=2).stderr
+
+
+def test_a_plan_for_people_and_machines(tmp_path):
+    recipe = [DEMO, f"task={STRANGERS / 'task.py'}", f"generator={{backend: {STRANGERS / 'backend.py'}}}"]
+    small = ["sample.train={split: train, n: 2}", "sample.test={split: test, n: 4}", "evaluate.n=[1]", "verifiers={}"]
+    where = ["--out", tmp_path / "run", "--problems", 3]
+    assert "label: monte_carlo rollouts=16 (this recipe)" in ok("plan", *recipe, *small, *where).stdout
+    found = json.loads(ok("plan", *recipe, *small, *where, "--json").stdout)
+    assert found["sampling"][0]["solutions"] == 24
+
+
+def test_the_doctor_speaks_to_people_and_machines():
+    found = json.loads(ok("doctor", "--json").stdout)
+    assert found["torch"]["ok"]
+    assert f"python        {found['python']['found']}" in ok("doctor").stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    ok("run", DEMO, *shrunk(), "--out", tmp_path / "run")
+    pipe = f"{sys.executable} -m stepmark rank {tmp_path / 'run'} --method recompute --json | head -c 1"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, env=os.environ)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_is_made_taught_and_verified_end_to_end(tmp_path):
+    """The demo's recipe, shrunk to seconds: a real generator, real labels, real verifiers."""
+    changes = [
+        "generator.problems=60",
+        "generator.init={hidden: 16, layers: 1, heads: 2, kv_heads: 1, vocab: 300, max_length: 256}",
+        "generator.train={epochs: 1, tensorboard: false}",
+        "sample.train={split: train, problems: 3, n: 2}",
+        "sample.test={split: test, problems: 3, n: 2}",
+        "sample.max_tokens=24",
+        "label.options.rollouts=2",
+        "verifiers={prm: {kind: prm, train: {epochs: 1, tensorboard: false}}}",
+        "evaluate.n=[1, 2]",
+        "workers=1",
+        "--out",
+        tmp_path / "run",
+    ]
+    metrics = json.loads(ok("run", DEMO, *changes, "--json").stdout)
+    assert {"pass@1", "self_consistency", "prm", "self_consistency+prm", "oracle"} <= set(metrics["best_of_n"])
+    run = tmp_path / "run"
+    assert (run / "generator" / "model.safetensors").is_file()
+    assert (run / "verifiers" / "prm" / "verifier.json").is_file()
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+    ok("run", DEMO, *changes)
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")} == before

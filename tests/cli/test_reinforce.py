@@ -1,0 +1,66 @@
+"""`stepmark reinforce` on a tiny model: looks for a person to read, figures for a machine, a policy that samples."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stepmark.cli import app
+from stepmark.data.store import Records
+from stepmark.types import Solution
+
+STRANGERS = Path(__file__).parents[1] / "strangers"
+TASK = ["--task", STRANGERS / "guesses.py"]
+SHORT = ["--max-tokens", 24, "--set", "tensorboard=false"]
+QUICK = [*SHORT, "--samples", 2, *(x for k in ("updates=2", "prompts=4", "evaluate_every=1") for x in ("--set", k))]
+
+
+def ok(*arguments):
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    place = tmp_path_factory.mktemp("generator")
+    shape = ["--shape", "hidden=16", "--shape", "layers=1", "--shape", "heads=2", "--shape", "kv_heads=1"]
+    ok("init", *TASK, *shape, "--shape", "vocab=300", "--shape", "max_length=64", "--out", place / "base")
+    how = ["--set", "epochs=15", "--set", "lr=1e-2", "--set", "batch_tokens=256", "--set", "tensorboard=false"]
+    ok("train", "generator", *TASK, "--base", place / "base", *how, "--out", place / "generator")
+    return place / "generator"
+
+
+def test_a_policy_learns_from_a_verifier_and_gold_answers(generator, tmp_path):
+    verifier = tmp_path / "steady.py"
+    verifier.write_text(
+        "from dataclasses import dataclass\n"
+        "from stepmark.types import Verification\n"
+        "@dataclass(frozen=True)\n"
+        "class Steady:\n"
+        "    def verify(self, question, solutions):\n"
+        "        return [Verification(s.id, (0.25,) * len(s.spans), 0.25, 'min') for s in solutions]\n"
+    )
+    given = ["reinforce", "--policy", generator, *TASK, *QUICK, "--problems", 8, "--held-out-problems", 6]
+    given += ["--reward", f"{verifier}=2", "--reward", "gold=0.5", "--credit", "outcome", "--out", tmp_path / "policy"]
+    said = ok(*given).stdout
+    rows = [line.split() for line in said.splitlines()[1:4]]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert said.count("<- handed on") == 1
+    assert "updates      2" in said
+    found = json.loads(ok(*given, "--json").stdout)  # there already
+    assert [look["update"] for look in found["looks"]] == [0, 1, 2]
+    for look, row in zip(found["looks"], rows, strict=True):
+        assert row[1] == f"{100 * look['accuracy']:.1f}%"
+        # A greedy answer that ended earns twice a quarter, and half a point more if it is right.
+        assert look["accuracy"] - 1e-9 <= look["reward"] <= 0.5 + 0.5 * look["accuracy"] + 1e-9
+    ok("sample", *TASK, "--model", tmp_path / "policy", "--n", 1, "--problems", 3, "--out", tmp_path / "s.jsonl")
+    assert len(Records(tmp_path / "s.jsonl", Solution)) == 3
+
+
+def test_a_policy_learns_what_it_got_right(generator, tmp_path):
+    given = ["reinforce", "--policy", generator, *TASK, *SHORT, "--method", "rft", "--samples", 6, "--problems", 10]
+    found = json.loads(ok(*given, "--set", "epochs=1", "--out", tmp_path / "policy", "--json").stdout)
+    assert found["examples"] > 0
+    assert (tmp_path / "policy/model.safetensors").is_file()

@@ -1,0 +1,136 @@
+"""The real GRPOTrainer of TRL learns from a Stepmark verifier, on CPU. Nothing else imports TRL."""
+
+import copy
+import importlib.util
+
+import pytest
+
+from stepmark.integrations import rewards
+from stepmark.models import checkpoints
+from stepmark.plugins import registry
+from stepmark.rl.rewards import Gold, Mixture, Verified
+from stepmark.types import Reward
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("trl", "datasets", "accelerate")),
+    reason="TRL isn't installed: pip install 'trl>=1.16,<2'",
+)
+
+GROUP, UPDATES = 4, 2
+
+
+@pytest.fixture
+def policy(tiny):
+    model = checkpoints.load_model(tiny, "CausalLM", dtype="float32", device="cpu")
+    tokenizer = copy.deepcopy(checkpoints.load_tokenizer(tiny))
+    tokenizer.padding_side = "left"
+    return copy.deepcopy(model), tokenizer
+
+
+def grpo(policy, reward, rows, out, **more):
+    """A trainer that has made its updates."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, tokenizer = policy
+    config = GRPOConfig(
+        output_dir=str(out),
+        per_device_train_batch_size=2 * GROUP,
+        num_generations=GROUP,
+        max_completion_length=24,
+        max_steps=UPDATES,
+        logging_steps=1,
+        learning_rate=1e-2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        disable_tqdm=True,
+        seed=0,
+        **more,
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer
+
+
+def logged(trainer, key):
+    return [line[key] for line in trainer.state.log_history if key in line]
+
+
+def test_grpo_learns_from_a_verifier_and_logs_true_accuracy(policy, tiny, problems, tmp_path):
+    import torch
+
+    prm = registry.load("verifier", "prm", path=tiny, device="cpu")
+    prm.save(prm.build(), tmp_path / "prm")
+    gold = Gold(registry.load("grader", "numeric"))
+    mixed = Mixture(((1.0, gold), (1.0, Verified(prm, "min", temperature=0.1))))
+    by_steps = rewards.trl(tmp_path / "prm", credit="sum", grader="numeric", template="{question}\n", name="steps")
+    before = [p.detach().clone() for p in policy[0].parameters()]
+    rows = [{"prompt": f"{p.question}\n", "answer": p.answer} for p in problems[:4]]
+    trainer = grpo(policy, [by_steps, rewards.trl(mixed, name="mixed")], rows, tmp_path / "out")
+    assert trainer.state.global_step == UPDATES
+    for name in ("steps", "mixed"):
+        assert len(logged(trainer, f"rewards/{name}/mean")) == UPDATES
+        assert all(x > 0 for x in logged(trainer, f"rewards/{name}/std"))
+    assert logged(trainer, "steps/lost") == [0.0] * UPDATES
+    assert all(0 <= x <= 1 for x in logged(trainer, "steps/accuracy"))
+    assert all(x >= 1 for x in logged(trainer, "steps/steps"))
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_grpo_learns_nothing_from_lost_rewards(policy, problems, tmp_path):
+    import torch
+
+    class Half:
+        """All that is known is worth the same, so nothing is to be learned unless a lost reward counts as a low one."""
+
+        def reward(self, attempts):
+            return [
+                Reward(s.id, (0.0,) * len(s.spans), 1.0, "the server is down" if i % 2 else "")
+                for i, (_, s) in enumerate(attempts)
+            ]
+
+    before = [p.detach().clone() for p in policy[0].parameters()]
+    rows = [{"prompt": f"{p.question}\n"} for p in problems[:4]]
+    trainer = grpo(policy, rewards.trl(Half(), most_lost=1.0), rows, tmp_path, weight_decay=0.0)
+    assert logged(trainer, "stepmark/lost") == [0.5] * UPDATES
+    assert logged(trainer, "reward") == [1.0] * UPDATES
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_grpo_tells_which_completions_ran_out_of_tokens(policy, problems, tmp_path):
+    import torch
+
+    model, tokenizer = policy
+    eos, seen = tokenizer.eos_token_id, []
+    # About half of the texts end in time.
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size), requires_grad=False)
+    model.lm_head.bias[eos] = 2.6
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+
+    class Ones:
+        def reward(self, attempts):
+            return [Reward(s.id, (0.0,) * len(s.spans), 1.0) for _, s in attempts]
+
+    class Watched(rewards.TRL):
+        def __call__(self, prompts, completions, completion_ids=None, **columns):
+            found = super().__call__(prompts, completions, completion_ids, **columns)
+            seen.extend(zip((ids[-1] == eos for ids in completion_ids), found, strict=True))
+            return found
+
+    made = rewards.trl(Ones(), eos_ids=eos, truncated=-0.5)
+    watched = Watched(made.rewarder, "question", "answer", None, made.eos_ids, "watched")
+    rows = [{"prompt": [{"role": "user", "content": p.question}]} for p in problems[:4]]
+    trainer = grpo(policy, watched, rows, tmp_path)
+    assert len(seen) == UPDATES * 2 * GROUP
+    assert set(seen) == {(True, 1.0), (False, -0.5)}
+    clipped = logged(trainer, "completions/clipped_ratio")
+    assert sum(clipped) / UPDATES == pytest.approx(sum(not ended for ended, _ in seen) / len(seen))

@@ -1,0 +1,137 @@
+"""What verifier kinds share: cards, batches, results."""
+
+import json
+import random
+
+import pytest
+import torch
+
+import stepmark
+from stepmark.errors import CheckpointError
+from stepmark.models import packing, scoring
+from stepmark.models.encoding import Encoded
+from stepmark.plugins import verifier_card
+from stepmark.stages.train import TrainSettings, train
+from stepmark.types import Finish, Outcome
+from stepmark.verifiers.orm import OutcomeVerifier
+from stepmark.verifiers.prm import ProcessVerifier
+
+QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu")
+
+
+@pytest.fixture(scope="module", params=[OutcomeVerifier, ProcessVerifier])
+def trained(request, tiny, examples, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scoring") / "verifier"
+    train(request.param(tiny, head="token", device="cpu"), examples, out, QUICK)
+    return stepmark.load_verifier(out, device="cpu")
+
+
+@pytest.mark.parametrize("tokens", [1, 300, 16384])
+def test_a_score_depends_on_its_solution_alone(trained, examples, solve, monkeypatch, tokens):
+    question = examples[0][0].question
+    given = [x.solution for _, x in examples]
+    given += [solve("a"), solve("b\n" * 20), solve("cut", finish=Finish.LENGTH), solve(""), solve("x = 1\n" * 90)]
+    alone = [trained.verify(question, [s])[0] for s in given]
+    monkeypatch.setattr(scoring, "SCORING_TOKENS", tokens)
+    order = list(range(len(given)))
+    random.Random(0).shuffle(order)
+    for found, i in zip(trained.verify(question, [given[i] for i in order]), order, strict=True):
+        assert found.solution_id == given[i].id
+        assert found.outcome is alone[i].outcome
+        assert found.scores == pytest.approx(alone[i].scores, abs=1e-5)
+        assert found.score == pytest.approx(alone[i].score, abs=1e-5)
+    assert {v.outcome for v in alone} == {Outcome.SCORED, Outcome.TRUNCATED, Outcome.FAILED}
+    assert trained.verify(question, []) == []
+
+
+@pytest.mark.parametrize("room", [9, 10, 11])
+def test_what_fits_exactly_is_read_to_its_end_and_one_token_more_is_not(solve, room):
+    def encode(s):
+        return Encoded(tuple(range(10)), at=(9,))
+
+    def read(batch):
+        assert batch.ids.shape == (1, 10)
+        return torch.tensor([0.25])
+
+    [found] = scoring.verify([solve("a")], encode, read, aggregate="last", max_length=room, pad_id=0, device="cpu")
+    assert found.outcome is (Outcome.TRUNCATED if room < 10 else Outcome.SCORED)
+    assert found.scores == (() if room < 10 else (0.25,))
+    assert found.tokens == (0 if room < 10 else 10)
+
+
+def test_zero_is_a_score_like_another(solve):
+    """Dropping zeros would move every later step's score."""
+    values = torch.tensor([0.5, 0.0, 1.0, 0.0])
+    [found] = scoring.verify(
+        [solve("a\nb\nc\nd")],
+        lambda s: Encoded((1, 2, 3, 4), at=(0, 1, 2, 3)),
+        lambda b: values,
+        aggregate="min",
+        max_length=9,
+        pad_id=0,
+        device="cpu",
+    )
+    assert found.scores == (0.5, 0.0, 1.0, 0.0)
+    assert found.score == 0.0
+    assert found.outcome is Outcome.SCORED
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_one_solution_without_numbers_leaves_the_others_theirs(solve, bad):
+    given = [solve("a\nb", sample=i) for i in range(3)]
+    found = scoring.verify(
+        given,
+        lambda s: Encoded((1, 2), at=(0, 1)),
+        lambda b: torch.tensor([0.1, 0.2, 0.3, bad, 0.5, 0.6]),
+        aggregate="min",
+        max_length=9,
+        pad_id=0,
+        device="cpu",
+    )
+    assert [v.outcome for v in found] == [Outcome.SCORED, Outcome.FAILED, Outcome.SCORED]
+    assert [v.scores for v in found] == [pytest.approx((0.1, 0.2)), (), pytest.approx((0.5, 0.6))]
+
+
+def test_batches_hold_near_equal_lengths_and_every_sequence_once():
+    lengths = [random.Random(i).randint(1, 3000) for i in range(200)]
+    groups = list(scoring.by_length({i: Encoded((0,) * n) for i, n in enumerate(lengths)}))
+    assert sorted(i for g in groups for i in g) == list(range(200))
+    assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= scoring.SCORING_TOKENS for g in groups)
+    assert len(groups) < 40
+
+
+def test_outputs_of_a_padded_row_are_those_of_the_row_alone(tiny):
+    from stepmark.models import checkpoints
+
+    model = checkpoints.load_model(tiny, device="cpu")
+    short, long = Encoded(tuple(range(6, 16))), Encoded(tuple(range(6, 90)))
+    with torch.inference_mode():
+        both = scoring.outputs(model, packing.batch([[short], [long]], 0))
+        plain = [
+            model(input_ids=torch.tensor([e.ids]), output_hidden_states=True).hidden_states[-1] for e in (short, long)
+        ]
+    torch.testing.assert_close(both[:1, :10], plain[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[1:], plain[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_card_comes_back(tmp_path):
+    verifier_card.write_card(tmp_path, "prm", {"template": "Й {question}"}, {"tag": 3}, "abc")
+    card = verifier_card.read_card(tmp_path)
+    assert (card["kind"], card["options"], card["ids"]) == ("prm", {"template": "Й {question}"}, {"tag": 3})
+    verifier_card.check_card(tmp_path, {"tag": 3, "new": 9}, "abc")
+    with pytest.raises(CheckpointError, match="tag: trained 3, now 4"):
+        verifier_card.check_card(tmp_path, {"tag": 4}, "abc")
+    with pytest.raises(CheckpointError, match="another prompt template"):
+        verifier_card.check_card(tmp_path, {"tag": 3}, "abd")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", json.dumps({"kind": "prm"}), "\udcff"])
+def test_a_card_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "verifier.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match="can't be read as a verifier's card"):
+        verifier_card.read_card(tmp_path)
+
+
+def test_no_card_is_no_verifier(tiny):
+    with pytest.raises(CheckpointError, match=r"no verifier\.json.*stepmark train"):
+        stepmark.load_verifier(tiny)

@@ -1,0 +1,163 @@
+"""Recipes: every fault at once, near misses named, changes by key=value, and a configuration that comes back whole."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepmark.errors import ConfigError
+from stepmark.models.checkpoints import Shape
+from stepmark.run import recipe, schema
+from stepmark.stages.train import TrainSettings
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+
+
+def faults(*changes, path=DEMO):
+    with pytest.raises(ConfigError) as caught:
+        recipe.load(path, changes)
+    return caught.value.faults
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_that_comes_with_stepmark_is_right_and_named_after_its_file(path):
+    assert recipe.load(path).name == path.stem
+
+
+def test_all_faults_are_shown_at_once_with_what_was_meant():
+    found = faults(
+        "smaple=1",
+        "sample.train.split=",
+        "sample.trian=1",
+        "generator.init.layer=3",
+        "verifiers.prm.train.lrr=3",
+        "verifiers.orm.train.lr=-1",
+        "label.options.rolouts=3",
+        "task.name=arithmatic",
+        "evaluate.aggregates=[min, max]",
+        "prompt=no place for it",
+    )
+    text = "\n".join(found)
+    assert len(found) == 9
+    for part in (
+        "'smaple'. Did you mean 'sample'?",
+        "'sample.trian'. Did you mean 'train'?",
+        "'generator.init.layer'. Did you mean 'layers'?",
+        "'verifiers.prm.train.lrr'. Did you mean 'lr'?",
+        "lr must be above 0, got -1",
+        "'rolouts'. Did you mean 'rollouts'?",
+        "'arithmatic'. Did you mean 'arithmetic'?",
+        "aggregates has max",
+        "needs exactly one",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["sample.test.split=train"], "can't be a test"),
+        (["evaluate.n=[1, 128]", "sample.test.n=64"], "sample.test.n is 64"),
+        (["generator=null"], "needs a task and a generator"),
+        (["generator.path=x"], "not both"),
+        (["generator.train=null"], "before it is trained"),
+        (["sample.test={file: x}"], "go together"),
+        (["sample.train={file: x, format: genrm_release}"], "no reference answer to reach"),
+        (["verifiers.prm.options.path=x"], "filled in by the run"),
+        (["verifiers={a/b: {kind: orm}}"], "should match pattern"),
+        (["seed=x"], "seed"),
+        (["noequals"], "is not key=value"),
+        (["a..b=1"], "is not key=value"),
+        (["label.name=./nowhere.py"], "no file"),
+        (["steps=lines"], "it can be"),
+        (["sample.out_of_distribution.split=train"], "train and out_of_distribution are both the split 'train'"),
+        (["sample.out_of_distribution.split=test"], "two tests on the same problems"),
+        (["sample.out_of_distribution.n=64"], "out_of_distribution needs a split"),
+        (["sample.out_of_distribution={split: dev, n: 8}"], "sample.out_of_distribution.n is 8"),
+    ],
+)
+def test_what_does_not_fit_together_is_said(changes, said):
+    assert said in "\n".join(faults(*changes))
+
+
+def test_train_and_test_may_not_share_imported_questions():
+    both = "{file: x, format: genrm_release, share: [%s, %s]}"
+    apart = [f"sample.train={both % (0.1, 1)}", f"sample.test={both % (0, 0.1)}", "label=null", "evaluate.n=[1]"]
+    recipe.load(DEMO, apart)
+    assert "overlap" in "\n".join(faults(*apart, f"sample.test={both % (0, 0.2)}"))
+
+
+def test_the_resolved_configuration_gives_the_same_recipe_again():
+    first = recipe.load(DEMO, ["verifiers.prm.train.lr=0.5", "sample.stop=[a, b]", "workers=7"])
+    again = recipe.parse(yaml.safe_load(yaml.safe_dump(first.resolved())), "again")
+    assert again.resolved() == first.resolved()
+    assert again.verifiers["prm"].train == first.verifiers["prm"].train
+    assert again.verifiers["prm"].train.lr == 0.5
+    assert first.workers == 7
+    assert "workers" not in first.resolved()
+
+
+def test_a_name_alone_stands_for_a_plug_in_and_can_still_get_options():
+    assert recipe.load(DEMO, ["label=monte_carlo", "label.options.rollouts=3"]).label.load().rollouts == 3
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=4),
+    st.one_of(st.integers(), st.booleans(), st.floats(allow_nan=False), st.lists(st.integers())),
+)
+def test_a_change_sets_exactly_its_key(path, value):
+    raw = {"x": {"y": 1}, "z": [1]}
+    out = recipe.changed(
+        raw, [f"{'.'.join(path)}={yaml.safe_dump(value, default_flow_style=True).split('...')[0].strip()}"]
+    )
+    at = out
+    for part in path:
+        at = at[part]
+    assert at == value
+    assert raw == {"x": {"y": 1}, "z": [1]}
+    assert (out["x"], out["z"]) == (raw["x"], raw["z"])
+
+
+def test_settings_from_changes_alone():
+    assert recipe.settings(Shape, ["hidden=32", "digits=true"], "--shape") == Shape(hidden=32, digits=True)
+    with pytest.raises(ConfigError, match="Did you mean 'hidden'"):
+        recipe.settings(Shape, ["hiden=32"], "--shape")
+    with pytest.raises(ConfigError, match="lr must be above 0"):
+        recipe.settings(TrainSettings, ["lr=0"], "--set")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\xff\xfe", ""])
+def test_a_file_that_is_no_recipe(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    assert str(path) in "\n".join(faults(path=path))
+
+
+def test_a_missing_recipe_names_the_nearest():
+    assert "demo.yaml" in faults(path=DEMO.with_name("dmo.yaml"))[0]
+
+
+def test_a_part_of_the_samples_that_is_given_in_part_keeps_its_other_defaults():
+    raw = {"name": "x", "task": "arithmetic", "generator": {"path": "m"}}
+    assert recipe.parse(raw, "test").sample == schema.Sample()
+    found = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.train.problems=5"]), "test").sample
+    assert (found.test.split, found.test.n) == ("test", 128)
+    assert (found.train.split, found.train.problems, found.train.n) == ("train", 5, 4)
+    assert (found.parts, found.tests) == (("train", "test"), ("test",))
+    far = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.out_of_distribution.split=dev"]), "test")
+    assert far.sample.drawn("out_of_distribution").n == 128
+    assert far.sample.parts == ("train", "test", "out_of_distribution")
+
+
+def test_what_a_recipe_does_not_have_is_not_in_its_configuration_so_older_runs_go_on():
+    resolved = recipe.load(DEMO).resolved()
+    assert "out_of_distribution" not in resolved["sample"]
+    assert "words" not in resolved["generator"]["init"]
+    changes = ["sample.out_of_distribution.split=dev", "generator.init.words=true", "verifiers.prm.base.init={}"]
+    given = recipe.load(DEMO, changes)
+    assert given.resolved()["generator"]["init"]["words"] is True
+    assert "words" not in given.resolved()["verifiers"]["prm"]["base"]["init"]
+    assert recipe.parse(given.resolved(), "again") == given

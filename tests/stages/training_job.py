@@ -1,0 +1,64 @@
+"""Trains in child processes, kills them, trains to the end: `python training_job.py BASE OUT KILLS`.
+
+The children are forked from a process that has torch loaded but never used, so that a kill costs no import."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from stepmark.models import checkpoints
+from stepmark.plugins import registry
+from stepmark.stages.train import Generator, TrainSettings, train
+
+
+def main(base, out, kills):
+    torch.set_num_threads(1)
+    problems = registry.load("task", "arithmetic").load("train", 60).problems
+    out = Path(out)
+    # What children would each import anew.
+    checkpoints.load_tokenizer(base)
+    torch.optim.AdamW(checkpoints.load_model(base, device="cpu").parameters(), fused=True)
+
+    def start(name):
+        child = os.fork()
+        if not child:
+            try:
+                # A checkpoint after every update: most kills fall into one.
+                settings = TrainSettings(
+                    epochs=2.5,
+                    batch_tokens=200,
+                    row_tokens=100,
+                    lr=3e-3,
+                    checkpoint_seconds=0,
+                    log_every=3,
+                    tensorboard=False,
+                )
+                train(Generator(base, question_weight=0.5), problems, out / name, settings)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return child
+
+    began = time.monotonic()
+    assert os.waitpid(start("whole"), 0)[1] == 0
+    seconds = time.monotonic() - began
+    rng, found = random.Random(4), []
+    for _ in range(int(kills)):
+        child = start("killed")
+        time.sleep(rng.uniform(0, 4 * seconds / int(kills)))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        place = out / "killed" / ".training" / "place.json"
+        found.append([status, json.loads(place.read_text())["update"] if place.exists() else -1])
+    assert os.waitpid(start("killed"), 0)[1] == 0
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

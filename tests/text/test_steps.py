@@ -1,0 +1,82 @@
+"""Text <-> steps: nothing is lost, nothing is blank."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepmark.errors import UnknownName
+from stepmark.text import steps
+
+# Pieces that splitters look at, among any other characters.
+PIECES = [
+    "\n",
+    "\n\n",
+    " ",
+    "\t",
+    "\r\n",
+    "\x0b",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\u3000",
+    "Step 2:",
+    "Step 10.",
+    ". A",
+    "! 3",
+    '." (',
+]
+TEXT = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map("".join)
+
+
+@given(TEXT, st.sampled_from(sorted(steps.SPLITTERS)))
+def test_splits_join_to_the_text_and_no_step_is_blank(text, how):
+    spans = steps.split(text, how)
+    assert "".join(text[a:b] for a, b in spans) == (text if text.strip() else "")
+    assert all(text[a:b].strip() for a, b in spans)
+    ends = [b for _, b in spans]
+    assert [a for a, _ in spans] == [0, *ends[:-1]][: len(spans)]
+    assert steps.prefixes(text, spans) == tuple(text[:b] for b in ends)
+
+
+@given(TEXT, st.sampled_from(sorted(steps.SPLITTERS)))
+def test_trailing_separators_belong_to_the_last_step(text, how):
+    if text.strip():
+        assert len(steps.split(text.rstrip() + "\n\n \n", how)) == len(steps.split(text.rstrip(), how))
+
+
+@pytest.mark.parametrize(
+    ("how", "text", "found"),
+    [
+        ("line", "\n a = 1\n\n\tb = 2 \r\nc = 3\n\n", ["a = 1", "b = 2", "c = 3"]),
+        ("paragraph", "one\ntwo\n \nthree\n\n\n", ["one\ntwo", "three"]),
+        ("sentence", "It is 3.5 now. So 4. (Then it ends!) Yes", ["It is 3.5 now.", "So 4.", "(Then it ends!)", "Yes"]),
+        ("sentence", "e.g. this stays", ["e.g. this stays"]),
+        (
+            "numbered",
+            "First, Step 1: add. Step 2: see Step 3\nStep 3. done",
+            ["First,", "Step 1: add.", "Step 2: see Step 3", "Step 3. done"],
+        ),
+    ],
+)
+def test_known_splits(how, text, found):
+    assert [text[a:b].strip() for a, b in steps.split(text, how)] == found
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "\t\u2028"])
+def test_a_blank_text_has_no_steps(text):
+    assert all(steps.split(text, how) == () for how in steps.SPLITTERS)
+
+
+def test_an_unknown_way_is_refused():
+    with pytest.raises(UnknownName, match="Did you mean 'line'"):
+        steps.split("a", "lines")
+
+
+@pytest.mark.parametrize("how", sorted(steps.SPLITTERS))
+@pytest.mark.parametrize(
+    "text", ["a\n" * 300_000, "a" + " " * 600_000 + "b", "a" + "\n \t" * 200_000 + "b", "Step 1: a. " * 50_000]
+)
+def test_long_texts_are_split_too(how, text):
+    # A way that is quadratic in the text takes hours for these.
+    spans = steps.split(text, how)
+    assert "".join(text[a:b] for a, b in spans) == text
