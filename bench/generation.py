@@ -34,7 +34,7 @@ from stepmark.data.outcome_counts import Limits
 from stepmark.data.store import Records, RunDir
 from stepmark.evaluation.stats import Bootstrap
 from stepmark.executors.serial import SerialExecutor
-from stepmark.run.context import Wiring
+from stepmark.run.context import RunContext
 from stepmark.run.recipe import Recipe, parse
 from stepmark.run.seeds import pooled
 from stepmark.stages.sample import sample
@@ -63,7 +63,10 @@ def models(recipe: Recipe, path: Path, names: Sequence[str]) -> dict[str, Path]:
     chosen = [n for n, v in recipe.verifiers.items() if (n in names if names else v.options.get("generation"))]
     if unknown := sorted(set(names) - set(chosen)):
         raise SystemExit(f"{path}: no verifier {', '.join(unknown)}. There are: {', '.join(recipe.verifiers)}.")
-    found = {BASE: Path(Wiring(recipe, RunDir(path)).model_path(BASE)), **{n: path / "verifiers" / n for n in chosen}}
+    found = {
+        BASE: Path(RunContext(recipe, RunDir(path)).model_path(BASE)),
+        **{n: path / "verifiers" / n for n in chosen},
+    }
     if missing := [n for n, place in found.items() if not (place / "config.json").is_file()]:
         raise SystemExit(f"{path}: {', '.join(missing)} not trained yet: finish the run first.")
     return found
@@ -77,12 +80,12 @@ def control_of(recipe: Recipe) -> str:
 def drawn(run: Path, asked: Asked) -> dict[str, dict[str, dict[str, list[float]]]]:
     """part -> way -> model -> share of right solutions, by problem."""
     recipe = parse(json.loads((run / "config.json").read_text()), str(run / "config.json"))
-    on = Wiring(recipe, RunDir(run))
+    on = RunContext(recipe, RunDir(run))
     assert on.task is not None
     context = Template(recipe.prompt)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for part in asked.parts:
-        split = recipe.sample.drawn(part).split
+        split = recipe.sample.source(part).split
         assert split is not None
         problems = on.task.load(split, asked.problems).problems
         found[part] = {way: {} for way in WAYS}
@@ -107,7 +110,7 @@ def drawn(run: Path, asked: Asked) -> dict[str, dict[str, dict[str, list[float]]
     return found
 
 
-def shares(problems: Sequence[Problem], solutions: Records[Solution], on: Wiring, n: int) -> list[float]:
+def shares(problems: Sequence[Problem], solutions: Records[Solution], on: RunContext, n: int) -> list[float]:
     """The share of right ones among the first n solutions of each problem."""
     right = dict.fromkeys((p.id for p in problems), 0)
     by_id = {p.id: p for p in problems}

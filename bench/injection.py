@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from stepmark.text.sanitize import neutral_text
+from stepmark.text.sanitize import sanitize_text
 
 OUT = Path(__file__).parent / "results" / "injection.json"
 AROUND = 40  # characters shown before what was taken out
@@ -67,7 +67,7 @@ def main() -> None:
         count = 0
         for text in texts:
             count += 1
-            left = neutral_text(text)
+            left = sanitize_text(text)
             if left != text:
                 pairs.append((text, left))
         seconds = time.process_time() - start  # reading the file included

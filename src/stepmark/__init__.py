@@ -13,7 +13,10 @@ are plain functions, one a file: `from stepmark.stages.sample import sample`, an
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from stepmark._moved import Finder
 
 if TYPE_CHECKING:
     from stepmark.data.store import Records, RunDir
@@ -80,6 +83,10 @@ __all__ = [
     "load_verifier",
     "rank",
 ]
+
+
+if Finder not in sys.meta_path:
+    sys.meta_path.append(Finder)
 
 
 def __getattr__(name: str) -> Any:

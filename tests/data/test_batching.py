@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from stepmark.data.batching import Together
+from stepmark.data.batching import ThreadBatcher
 
 
 class Slow:
@@ -27,7 +27,7 @@ class Slow:
 def asked(first, others):
     """What came of a first call, and of others that were made while it was under way; and the pieces of work."""
     slow = Slow()
-    together = Together(slow)
+    together = ThreadBatcher(slow)
     with ThreadPoolExecutor(len(others) + 1) as pool:
         futures = [pool.submit(together, first)]
         assert slow.started.wait(30)
@@ -53,7 +53,7 @@ def test_an_error_is_its_callers_alone():
 
 
 def test_it_goes_on_after_an_error():
-    together = Together(lambda items: [1 / item for item in items])
+    together = ThreadBatcher(lambda items: [1 / item for item in items])
     with pytest.raises(ZeroDivisionError):
         together([0])
     assert together([2]) == [0.5]
@@ -61,7 +61,7 @@ def test_it_goes_on_after_an_error():
 
 def test_work_that_gives_too_few_results_is_an_error_and_not_a_wait():
     with pytest.raises(ValueError, match="0 results for 1 items"):
-        Together(lambda items: [])([1])
+        ThreadBatcher(lambda items: [])([1])
 
 
 def test_a_call_outlives_the_interruption_of_the_one_that_took_it_along():
@@ -73,7 +73,7 @@ def test_a_call_outlives_the_interruption_of_the_one_that_took_it_along():
             raise KeyboardInterrupt
         return slow(items)
 
-    together = Together(work)
+    together = ThreadBatcher(work)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(together, [1])
         assert slow.started.wait(30)
@@ -89,4 +89,4 @@ def test_a_call_outlives_the_interruption_of_the_one_that_took_it_along():
 
 def test_it_can_be_sent_to_another_process():
     # Copied as pickle does it.
-    assert copy.deepcopy(Together(len)).work is len
+    assert copy.deepcopy(ThreadBatcher(len)).work is len

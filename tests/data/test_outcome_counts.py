@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark.data.outcome_counts import Limits, Outcomes, Watch, of_grades, of_labels, of_verifications, parse_limits
+from stepmark.data.outcome_counts import (
+    LimitCheck,
+    Limits,
+    OutcomeCounts,
+    of_grades,
+    of_labels,
+    of_verifications,
+    parse_limits,
+)
 from stepmark.errors import ConfigError
 from stepmark.text.grading import TRUNCATED
 from stepmark.types import (
@@ -24,7 +32,7 @@ COUNT = st.integers(0, 500)
 
 @given(COUNT, COUNT, COUNT, COUNT)
 def test_a_stage_stops_exactly_where_a_share_exceeds_its_limit(scored, ungradable, truncated, failed):
-    found = Outcomes(scored, ungradable, truncated, failed)
+    found = OutcomeCounts(scored, ungradable, truncated, failed)
     limits = Limits(failed=0.1, truncated=0.3, ungradable=0.5, after=100)
     total = scored + ungradable + truncated + failed
     over = total >= 100 and (failed > 0.1 * total or truncated > 0.3 * total or ungradable > 0.5 * total)
@@ -32,7 +40,7 @@ def test_a_stage_stops_exactly_where_a_share_exceeds_its_limit(scored, ungradabl
 
 
 def test_the_reason_says_what_and_what_to_do():
-    said = Limits().exceeded(Outcomes(scored=100, truncated=300))
+    said = Limits().exceeded(OutcomeCounts(scored=100, truncated=300))
     assert said is not None
     assert "300 of 400" in said
     assert "limits.truncated" in said
@@ -48,7 +56,7 @@ def test_only_rollouts_count():
         StepLabel(1, 1, source="rule"),
     )
     s = Solution("p#0", "p", 0, "abcde", tuple((i, i + 1) for i in range(5)))
-    assert of_labels([LabelledSolution(s, Grade(Verdict.INCORRECT, ""), labels)]) == Outcomes(5, 1, 2, 4)
+    assert of_labels([LabelledSolution(s, Grade(Verdict.INCORRECT, ""), labels)]) == OutcomeCounts(5, 1, 2, 4)
 
 
 def test_rationales_that_a_model_wrote_count_as_they_ended():
@@ -58,20 +66,20 @@ def test_rationales_that_a_model_wrote_count_as_they_ended():
     s = Solution("p#0", "p", 0, "a", ((0, 1),))
     labels = (StepLabel(0, 0, source="none"),)
     found = [LabelledSolution(s, Grade(Verdict.CORRECT, ""), labels, r) for r in (drawn, own, ())]
-    assert of_labels(found) == of_labels(iter(found)) == Outcomes(scored=4, ungradable=1, truncated=2, failed=1)
+    assert of_labels(found) == of_labels(iter(found)) == OutcomeCounts(scored=4, ungradable=1, truncated=2, failed=1)
 
 
 def test_each_kind_of_record_has_its_outcomes():
     wrong, broken = Grade(Verdict.INCORRECT, "no"), Grade(Verdict.UNGRADABLE, "timed out")
     graded = [GradedSolution(f"p#{i}", "p", g) for i, g in enumerate([wrong, broken, TRUNCATED, TRUNCATED])]
-    assert of_grades(graded) == Outcomes(scored=1, ungradable=1, truncated=2)
+    assert of_grades(graded) == OutcomeCounts(scored=1, ungradable=1, truncated=2)
     ends = [Outcome.SCORED, Outcome.UNPARSED, Outcome.UNPARSED, Outcome.TRUNCATED, Outcome.FAILED]
     verified = [Verification(f"p#{i}", (), 0.0, "min", outcome) for i, outcome in enumerate(ends)]
-    assert of_verifications(verified) == Outcomes(1, 2, 1, 1)
+    assert of_verifications(verified) == OutcomeCounts(1, 2, 1, 1)
 
 
 def test_a_watch_adds_up_over_batches_and_counts_what_failed():
-    watch = Watch(Limits(failed=0.25, after=8), lambda records: Outcomes(scored=len(records)), "solutions")
+    watch = LimitCheck(Limits(failed=0.25, after=8), lambda records: OutcomeCounts(scored=len(records)), "solutions")
     assert watch(["a"] * 4, 1) is None
     assert watch(["a"] * 3, 1) is None
     assert "3 of 10 solutions (30%) were failed" in watch([], 1)

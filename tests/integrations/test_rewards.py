@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from stepmark.errors import CheckpointError, ConfigError, StageError
 from stepmark.integrations import rewards
-from stepmark.integrations.rewards import Earned, Written
+from stepmark.integrations.rewards import Completion, CompletionReward
 from stepmark.plugins import registry
 from stepmark.rl.rewards import Gold, Mixture, Verified
 from stepmark.types import Outcome, Reward, Verification
@@ -346,7 +346,7 @@ def test_rewards_on_tokens_are_all_there_and_each_at_its_steps_last_character(pi
     text, cuts = "".join(pieces), list(accumulate(map(len, pieces), initial=0))
     offsets = [*pairwise(cuts), *[(0, 0)] * eos]  # as tokenizers give the offsets of EOS
     source = Verified(Sums(), "sum")
-    [earned] = rewards.Rewarder(source)([Written("q", text)])
+    [earned] = rewards.Rewarder(source)([Completion("q", text)])
     tokens = earned.on_tokens(offsets)
     assert len(tokens) == len(offsets)
     assert sum(tokens) == pytest.approx(earned.reward.total)
@@ -358,7 +358,7 @@ def test_rewards_on_tokens_are_all_there_and_each_at_its_steps_last_character(pi
 
 
 def test_the_end_is_rewarded_at_the_very_last_token_and_a_step_never_at_one_without_characters():
-    earned = Earned(Reward("p#0", (0.25, 0.5), 1.0), (2, 5), None)
+    earned = CompletionReward(Reward("p#0", (0.25, 0.5), 1.0), (2, 5), None)
     assert earned.on_tokens([(0, 1), (1, 3), (3, 5), (5, 6), (6, 6)]) == [0.0, 0.25, 0.5, 0.0, 1.0]
     assert earned.on_tokens([(0, 6)]) == [1.75]
     assert earned.on_tokens([]) == []

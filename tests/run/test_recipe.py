@@ -148,7 +148,7 @@ def test_a_part_of_the_samples_that_is_given_in_part_keeps_its_other_defaults():
     assert (found.train.split, found.train.problems, found.train.n) == ("train", 5, 4)
     assert (found.parts, found.tests) == (("train", "test"), ("test",))
     far = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.out_of_distribution.split=dev"]), "test")
-    assert far.sample.drawn("out_of_distribution").n == 128
+    assert far.sample.source("out_of_distribution").n == 128
     assert far.sample.parts == ("train", "test", "out_of_distribution")
 
 

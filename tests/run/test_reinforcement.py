@@ -82,7 +82,7 @@ def stored(path, policy, what, kind):
 def test_every_policy_is_trained_and_says_what_it_came_to(done):
     path, found = done
     assert found.exit_code == 0
-    learned = {x.policy: x for x in Records(path / "policies.jsonl", policy_evaluation.Learned)}
+    learned = {x.policy: x for x in Records(path / "policies.jsonl", policy_evaluation.TrainedPolicy)}
     assert set(learned) == set(POLICIES[1:])
     assert {name: x.method for name, x in learned.items()}["mixed"] == "grpo"
     for name, x in learned.items():

@@ -10,8 +10,8 @@ from stepmark.run import recipe
 from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Finish, Outcome, Verdict
 from stepmark.verifiers.blend import BlendVerifier
+from stepmark.verifiers.likelihood_corrected import LikelihoodCorrectedVerifier
 from stepmark.verifiers.linear import LinearVerifier
-from stepmark.verifiers.surprise import SurpriseVerifier
 
 QUICK = TrainSettings(tensorboard=False, device="cpu")
 
@@ -61,7 +61,7 @@ def test_what_a_member_could_not_score_is_not_scored(members, examples, labelled
 
 
 def test_surprise_too_stands_on_a_verifier_that_runs_no_model(members, examples, tiny, tmp_path):
-    made = SurpriseVerifier(path=str(tiny), verifier=str(members[0]), device="cpu")
+    made = LikelihoodCorrectedVerifier(path=str(tiny), verifier=str(members[0]), device="cpu")
     train(made, examples, tmp_path / "surprise", QUICK)
     problem, labelled = examples[0]
     [v] = stepmark.load_verifier(tmp_path / "surprise", device="cpu").verify(problem.question, [labelled.solution])

@@ -17,7 +17,7 @@ from stepmark.errors import CheckpointError, ConfigChanged, ConfigError, DataErr
 from stepmark.models import checkpoints, packing
 from stepmark.models.encoding import token_ids
 from stepmark.stages.train import TrainSettings, train
-from stepmark.text.sanitize import neutral_text
+from stepmark.text.sanitize import sanitize_text
 from stepmark.types import Finish, Outcome, Solution, Verdict
 from stepmark.verifiers.dpo import ImplicitVerifier, Pair
 
@@ -246,7 +246,7 @@ def test_a_pair_is_two_texts_as_they_are_scored_and_only_the_solutions_count(tin
     solutions = [Solution(f"p#{i}", "p", i, t, ((0, len(t)),)) for i, t in enumerate((right, wrong))]
     alone = [kind.encode(question, s) for s in solutions]
     for e, written in zip(alone, (right, wrong), strict=True):
-        text = neutral_text(written)
+        text = sanitize_text(written)
         assert list(e.ids) == [*token_ids(tokenizer, f"{question}\n{text.rstrip()}")[0], tokenizer.eos_token_id]
         assert not set(e.ids[:-1]) & set(tokenizer.all_special_ids)
         counted = [i for i, w in zip(e.ids, e.weights, strict=True) if w]

@@ -18,7 +18,7 @@ from stepmark.plugins import registry
 from stepmark.stages.train import TrainSettings, train
 from stepmark.text import steps
 from stepmark.text.prompts import NO, VERDICT, YES
-from stepmark.text.sanitize import neutral
+from stepmark.text.sanitize import sanitize
 from stepmark.types import Grade, LabelledSolution, Outcome, Problem, Rationale, Solution, StepLabel, Verdict
 
 VERDICTS = (
@@ -203,6 +203,6 @@ def test_a_solution_of_nothing_else_is_an_empty_one(verifier, solve, words):
 
 @pytest.mark.parametrize("case", CASES[::7], ids=lambda c: c.name)
 def test_what_is_left_is_the_solution_itself(case):
-    found = neutral(case.swayed)
+    found = sanitize(case.swayed)
     assert found.solution == case.clean
     assert set(range(found.steps)) - set(found.kept) == set(case.added)

@@ -11,7 +11,7 @@ from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import ConfigError
 from stepmark.plugins import registry
 from stepmark.run import recipe
-from stepmark.run.context import Wiring
+from stepmark.run.context import RunContext
 from stepmark.text.prompts import VERDICT
 from stepmark.types import Finish, Outcome, Rollout
 
@@ -203,7 +203,7 @@ def wired(tmp_path, **changes):
     made = recipe.parse(raw | changes, "test")
     from stepmark.data.store import RunDir
 
-    return Wiring(made, RunDir(tmp_path / "run"))
+    return RunContext(made, RunDir(tmp_path / "run"))
 
 
 def test_in_a_recipe_the_generator_judges_unless_another_model_is_named(tmp_path):

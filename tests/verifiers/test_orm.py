@@ -14,7 +14,7 @@ from stepmark.errors import CheckpointError, ConfigError, DataError
 from stepmark.models import checkpoints, packing, scoring
 from stepmark.models.encoding import token_ids
 from stepmark.stages.train import TrainSettings, train
-from stepmark.text.sanitize import neutral_text
+from stepmark.text.sanitize import sanitize_text
 from stepmark.types import Finish, Outcome, Solution, Verdict
 from stepmark.verifiers.orm import OutcomeVerifier
 
@@ -37,7 +37,7 @@ def test_a_sequence_is_the_tokenizers_own_and_one_closing_token(tiny, head, ques
     tokenizer = checkpoints.load_tokenizer(tiny)
     found = OutcomeVerifier(tiny, head=head).encode(question, Solution("p#0", "p", 0, text, ((0, len(text)),)))
     close = tokenizer.convert_tokens_to_ids("<step>") if head == "tag" else tokenizer.eos_token_id
-    read = neutral_text(text).rstrip()
+    read = sanitize_text(text).rstrip()
     assert list(found.ids) == [*token_ids(tokenizer, f"{question}\n{read}")[0], close]
     assert found.at == (len(found.ids) - 1,)
     assert not set(found.ids[:-1]) & set(tokenizer.all_special_ids)

@@ -17,7 +17,7 @@ from stepmark.models.encoding import token_ids
 from stepmark.plugins import registry
 from stepmark.stages.train import TrainSettings, train
 from stepmark.text import steps
-from stepmark.text.sanitize import neutral
+from stepmark.text.sanitize import sanitize
 from stepmark.types import Grade, LabelledSolution, Outcome, Solution, StepLabel, Verdict
 from stepmark.verifiers.prm import ProcessVerifier
 
@@ -83,7 +83,7 @@ def check_encoding(path, question, text, how):
     tokenizer = checkpoints.load_tokenizer(path)
     s = solution(text, how)
     found = verifier.encode(question, s)
-    s = neutral(s).solution
+    s = sanitize(s).solution
     text = s.text
     given, spans = token_ids(tokenizer, f"{question}\n{text}")
     tag = tokenizer.convert_tokens_to_ids("<step>")

@@ -26,7 +26,7 @@ class _Call(Generic[Item, Result]):
     done: bool = False
 
 
-class Together(Generic[Item, Result]):
+class ThreadBatcher(Generic[Item, Result]):
     """`work` gives one result per item, in order; it is never run twice at once. What it raises on several calls' items
     is found out call by call, so that each caller gets its own results or its own error."""
 

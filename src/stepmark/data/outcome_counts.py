@@ -25,7 +25,7 @@ ADVICE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Outcomes:
+class OutcomeCounts:
     """Counts of what came of something asked for."""
 
     scored: int = 0  # ended, and could be graded or scored, right or wrong
@@ -37,8 +37,8 @@ class Outcomes:
     def total(self) -> int:
         return self.scored + self.ungradable + self.truncated + self.failed
 
-    def __add__(self, other: Outcomes) -> Outcomes:
-        return Outcomes(
+    def __add__(self, other: OutcomeCounts) -> OutcomeCounts:
+        return OutcomeCounts(
             self.scored + other.scored,
             self.ungradable + other.ungradable,
             self.truncated + other.truncated,
@@ -66,7 +66,7 @@ class Limits:
         if faults:
             raise ConfigError(faults)
 
-    def exceeded(self, outcomes: Outcomes, what: str = "rollouts") -> str | None:
+    def exceeded(self, outcomes: OutcomeCounts, what: str = "rollouts") -> str | None:
         """Why to stop, with what to do about it; None while all is well. `what` was asked for, in words."""
         if outcomes.total < self.after:
             return None
@@ -103,26 +103,26 @@ def parse_limits(texts: Sequence[str]) -> Limits:
     return Limits(**given)  # type: ignore[arg-type]
 
 
-class Watch(Generic[Record]):
+class LimitCheck(Generic[Record]):
     """Adds up the outcomes of a sitting as its records come, and says when to stop (units.run's `watch`)."""
 
-    def __init__(self, limits: Limits | None, of: Callable[[Sequence[Record]], Outcomes], what: str) -> None:
+    def __init__(self, limits: Limits | None, of: Callable[[Sequence[Record]], OutcomeCounts], what: str) -> None:
         self.limits, self.of, self.what = limits or Limits(), of, what
-        self.total = Outcomes()
+        self.total = OutcomeCounts()
 
     def __call__(self, records: Sequence[Record], failed: int) -> str | None:
-        self.total += self.of(records) + Outcomes(failed=failed)
+        self.total += self.of(records) + OutcomeCounts(failed=failed)
         return self.limits.exceeded(self.total, self.what)
 
 
-def of_labels(labelled: Iterable[LabelledSolution]) -> Outcomes:
+def of_labels(labelled: Iterable[LabelledSolution]) -> OutcomeCounts:
     """Of the rollouts behind labels, and of rationales that a model wrote: one without a verdict counts as ungradable,
     one that is lost for what it says as scored. Labels that no rollout stands behind are left out."""
     labelled = list(labelled)
     labels = [x for found in labelled for x in found.labels if x.source not in COMPARED and not x.inferred]
     lost = [r.lost for found in labelled for r in found.rationales if r.source != "oracle" and r.lost != "unasked"]
     came = Counter(lost)
-    return Outcomes(
+    return OutcomeCounts(
         sum(x.gradable for x in labels) + len(lost) - came["unparsed"] - came["truncated"] - came["failed"],
         sum(x.ungradable for x in labels) + came["unparsed"],
         sum(x.truncated for x in labels) + came["truncated"],
@@ -144,20 +144,22 @@ def of_rationales(labelled: Iterable[LabelledSolution]) -> dict[str, dict[str, i
     return {source: dict(counts) for source, counts in sorted(found.items())}
 
 
-def of_solutions(solutions: Iterable[Solution]) -> Outcomes:
+def of_solutions(solutions: Iterable[Solution]) -> OutcomeCounts:
     """Of drawn solutions, which nobody has graded yet: one that ended counts as scored."""
     cut = [s.finish is Finish.LENGTH for s in solutions]
-    return Outcomes(scored=len(cut) - sum(cut), truncated=sum(cut))
+    return OutcomeCounts(scored=len(cut) - sum(cut), truncated=sum(cut))
 
 
-def of_grades(graded: Sequence[GradedSolution]) -> Outcomes:
+def of_grades(graded: Sequence[GradedSolution]) -> OutcomeCounts:
     """Of graded solutions; one that ran out of tokens is known by its reason."""
     cut = sum(g.grade == TRUNCATED for g in graded)
     bad = sum(g.grade.verdict is Verdict.UNGRADABLE for g in graded) - cut
-    return Outcomes(len(graded) - bad - cut, bad, cut)
+    return OutcomeCounts(len(graded) - bad - cut, bad, cut)
 
 
-def of_verifications(verifications: Iterable[Verification]) -> Outcomes:
+def of_verifications(verifications: Iterable[Verification]) -> OutcomeCounts:
     """Of verifications; one that could not be parsed counts as ungradable."""
     found = Counter(v.outcome for v in verifications)
-    return Outcomes(found[Outcome.SCORED], found[Outcome.UNPARSED], found[Outcome.TRUNCATED], found[Outcome.FAILED])
+    return OutcomeCounts(
+        found[Outcome.SCORED], found[Outcome.UNPARSED], found[Outcome.TRUNCATED], found[Outcome.FAILED]
+    )

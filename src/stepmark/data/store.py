@@ -39,15 +39,15 @@ from stepmark.errors import ConfigChanged, ConfigError, DataError, StageError
 from stepmark.types import Place
 
 
-class Keyed(Protocol):
+class StoredRecord(Protocol):
     """A dataclass whose `key` names the record once and for all."""
 
     @property
     def key(self) -> str: ...
 
 
-T = TypeVar("T", bound=Keyed)
-K = TypeVar("K", bound=Keyed)
+T = TypeVar("T", bound=StoredRecord)
+K = TypeVar("K", bound=StoredRecord)
 
 _KEY = re.compile(rb'\{"key":"((?:[^"\\]|\\.)*)"[,}]')
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -349,7 +349,7 @@ def settled(path: Place) -> Path:
     return path
 
 
-def encode(record: Keyed) -> bytes:
+def encode(record: StoredRecord) -> bytes:
     """A record's line, its end included."""
     line = _LINE.encode({"key": record.key} | _fields(record)) + "\n"
     try:

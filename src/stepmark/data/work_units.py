@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from stepmark.data.store import Keyed, Records
+from stepmark.data.store import Records, StoredRecord
 from stepmark.errors import BackendError, BudgetReached, CheckpointError, ConfigError, DataError, StageError
 from stepmark.protocols import Executor
 from stepmark.types import Problem, Progress, Solution
 
 Item = TypeVar("Item")
-Record = TypeVar("Record", bound=Keyed)
+Record = TypeVar("Record", bound=StoredRecord)
 
 FATAL = (ConfigError, CheckpointError, BackendError, BudgetReached)
 PATIENCE = 20  # failures from which on a stage stops when it fails more often than it succeeds
@@ -43,7 +43,7 @@ class Failed:
 class Done:
     """What a unit came to, as a worker sends it back."""
 
-    records: tuple[Keyed, ...]
+    records: tuple[StoredRecord, ...]
     failed: tuple[Failed, ...]
     weight: int  # of the unit's items, failed ones included
 

@@ -20,7 +20,7 @@ from stepmark.types import Candidate, GradedSolution, Problem, Verdict
 UNSCORED = -1.0  # loses to every score, not to a candidate that can't be chosen
 
 
-class Pool:
+class CandidatePool:
     """One problem's candidates as arrays of length M."""
 
     def __init__(self, problem: Problem, pool: Sequence[Candidate], graded: Mapping[str, GradedSolution]) -> None:

@@ -29,11 +29,11 @@ import numpy as np
 from stepmark.data import outcome_counts
 from stepmark.errors import ConfigError, DataError
 from stepmark.evaluation import stats, token_curves
-from stepmark.evaluation.candidates import Pool
+from stepmark.evaluation.candidates import CandidatePool
 from stepmark.evaluation.rank import SELF_CONSISTENCY, Method, candidates
 from stepmark.evaluation.stats import Bootstrap, Floats, Interval, LabelQuality
 from stepmark.evaluation.token_curves import ONE_SAMPLE as PASS_1
-from stepmark.evaluation.token_curves import WEIGHTED, Compute, Measured, Way
+from stepmark.evaluation.token_curves import WEIGHTED, Compute, MeasuredRun, Way
 from stepmark.types import (
     GradedSolution,
     LabelledSolution,
@@ -138,7 +138,7 @@ def evaluate(
     scored = {name: list(found) for name, found in verifications.items()}
     ways = _ways(scored, aggregates)
     joined = candidates(kept.values(), graded.values(), scored)
-    pools = [Pool(p, joined.get(p.id, []), graded) for p in problems]
+    pools = [CandidatePool(p, joined.get(p.id, []), graded) for p in problems]
     labelled = list(labels)
     notes = []
     if len(kept) < len(given):
@@ -178,11 +178,11 @@ def evaluate(
 def _costs(ways: tuple[Way, ...], resamples: int, seed: int) -> Compute | None:
     if not ways:
         return None
-    return token_curves.summarise([Measured(ways, Bootstrap(len(ways[0].correct), draws=resamples, seed=seed))])
+    return token_curves.summarise([MeasuredRun(ways, Bootstrap(len(ways[0].correct), draws=resamples, seed=seed))])
 
 
 def accuracies(
-    pools: Sequence[Pool],
+    pools: Sequence[CandidatePool],
     ways: Mapping[str, Method],
     ns: Sequence[int],
     draws: int,
@@ -253,7 +253,9 @@ def _intervals(bootstrap: Bootstrap, table: Mapping[str, Floats], ns: Sequence[i
     return {name: {n: next(columns) for n in ns} for name in table}
 
 
-def _auc(pools: Sequence[Pool], rules: Mapping[str, Method], bootstrap: Bootstrap) -> tuple[dict[str, Auc], Pairs]:
+def _auc(
+    pools: Sequence[CandidatePool], rules: Mapping[str, Method], bootstrap: Bootstrap
+) -> tuple[dict[str, Auc], Pairs]:
     """Each verifier's AUC, and the paired differences of those within problems."""
     found, within = {}, {}
     for name, rule in rules.items():
@@ -308,7 +310,7 @@ def _label_quality(
 
 
 def _errors(
-    pools: Sequence[Pool],
+    pools: Sequence[CandidatePool],
     solutions: Mapping[str, Solution],
     rules: Mapping[str, Method],
     n: int,
@@ -354,7 +356,7 @@ def _errors(
 
 
 def _rates(
-    pools: Sequence[Pool], scored: Mapping[str, Sequence[Verification]], kept: Mapping[str, Solution]
+    pools: Sequence[CandidatePool], scored: Mapping[str, Sequence[Verification]], kept: Mapping[str, Solution]
 ) -> dict[str, float]:
     everyone = [c for pool in pools for c in pool.candidates]
     total = len(everyone)

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepmark.evaluation import stats
-from stepmark.evaluation.candidates import Pool
+from stepmark.evaluation.candidates import CandidatePool
 from stepmark.evaluation.rank import SELF_CONSISTENCY, Method
 from stepmark.evaluation.stats import Bootstrap, Floats, Interval
 from stepmark.types import Outcome, Progress, Solution, Verification
@@ -92,7 +92,7 @@ class Compute:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredRun:
     """Every way of choosing on one run's problems, and what it takes to resample them."""
 
     ways: Sequence[Way]  # at least the one of a single sample
@@ -126,7 +126,7 @@ def main_verifier(ks: Mapping[str, Sequence[int]]) -> str | None:
 
 
 def with_votes(
-    pools: Sequence[Pool],
+    pools: Sequence[CandidatePool],
     scored: Scored,
     rules: Mapping[str, Method],
     ks: Mapping[str, Sequence[int]],
@@ -177,7 +177,7 @@ def curves(found: Table, ks: Mapping[str, Sequence[int]], bootstrap: Bootstrap) 
 
 
 def ways(
-    pools: Sequence[Pool],
+    pools: Sequence[CandidatePool],
     solutions: Mapping[str, Solution],
     scored: Scored,
     ks: Mapping[str, Sequence[int]],
@@ -230,7 +230,7 @@ def ways(
     return tuple(every)
 
 
-def summarise(runs: Sequence[Measured]) -> Compute:
+def summarise(runs: Sequence[MeasuredRun]) -> Compute:
     """Accuracy against tokens of one run, or of several of one recipe together: what every way of choosing that all of
     them have comes to on average, and which is best at each budget. Intervals are pooled as stats.pooled does it;
     differences are paired by problem within each run."""
@@ -258,7 +258,7 @@ def summarise(runs: Sequence[Measured]) -> Compute:
     return Compute(tuple(ranked), _splits(ranked, gains), by_verifier)
 
 
-def _together(runs: Sequence[Measured], values: Sequence[Floats], least: float) -> list[Interval]:
+def _together(runs: Sequence[MeasuredRun], values: Sequence[Floats], least: float) -> list[Interval]:
     """The mean of each column; `values` are [problems, X] of each run."""
     found = [r.bootstrap.mean(v) for r, v in zip(runs, values, strict=True)]
     return found[0] if len(found) == 1 else [stats.pooled(each, least) for each in zip(*found, strict=True)]
@@ -286,7 +286,7 @@ def _windows(
     return found
 
 
-def _cost(v: Verification, pool: Pool, solutions: Mapping[str, Solution], k: int, most: int) -> float:
+def _cost(v: Verification, pool: CandidatePool, solutions: Mapping[str, Solution], k: int, most: int) -> float:
     """Tokens for a verification with K rationales; as it is for K = 0. `most` are taken to have been drawn where no
     vote came of any."""
     if not k:

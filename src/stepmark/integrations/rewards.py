@@ -22,16 +22,17 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
-from stepmark.data.batching import Together
+from stepmark.data.batching import ThreadBatcher
 from stepmark.errors import ConfigError, UnknownName
 from stepmark.models.encoding import boundaries
 from stepmark.plugins.loading import load_grader, load_verifier
 from stepmark.protocols import Grader, RewardSource, Verifier
-from stepmark.rl.rewards import Credit, Lately, Verified
+from stepmark.rl.rewards import Credit, RecentRewards, Verified
 from stepmark.text import steps as splitting
 from stepmark.text.grading import grade_solution
 from stepmark.text.prompts import Template
@@ -39,8 +40,10 @@ from stepmark.types import Finish, Grade, Place, Problem, Reward, Solution, Verd
 
 Score = dict[str, float | str]
 
+RENAMED = {"Written": "Completion", "Earned": "CompletionReward"}  # names before this release
 
-class How(TypedDict, total=False):
+
+class RewardOptions(TypedDict, total=False):
     """What all reward functions can be told."""
 
     credit: Credit  # how steps share a verifier's scores (rl/rewards.py); "outcome" unless told otherwise
@@ -51,7 +54,7 @@ class How(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Completion:
     """An attempt as trainers know it."""
 
     question: str
@@ -62,7 +65,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Earned:
+class CompletionReward:
     """What an attempt earns, and where."""
 
     reward: Reward
@@ -107,10 +110,10 @@ class Rewarder:
             raise UnknownName("way to split steps", steps, splitting.SPLITTERS)
         self.source, self.steps, self.truncated = _source(source, credit), steps, truncated
         self.grader = load_grader(grader) if isinstance(grader, str) else grader
-        self._lately = Lately(most_lost)
-        self._together = Together(self._earn)
+        self._lately = RecentRewards(most_lost)
+        self._together = ThreadBatcher(self._earn)
 
-    def __call__(self, attempts: Sequence[Written]) -> list[Earned]:
+    def __call__(self, attempts: Sequence[Completion]) -> list[CompletionReward]:
         """One of each, in order."""
         return self._together(attempts)
 
@@ -119,7 +122,7 @@ class Rewarder:
         """Of the known rewards among the latest; 0 before there is any."""
         return self._lately.mean
 
-    def _earn(self, attempts: Sequence[Written]) -> list[Earned]:
+    def _earn(self, attempts: Sequence[Completion]) -> list[CompletionReward]:
         ids: dict[tuple[str, str], str] = {}
         made = []
         for i, x in enumerate(attempts):
@@ -135,7 +138,7 @@ class Rewarder:
             reward = next(rewards) if known else self._unseen(solution, x.lost)
             ends = tuple(a + len(x.text[a:b].rstrip()) for a, b in solution.spans)
             grade = None if self.grader is None or x.lost else grade_solution(solution, problem, self.grader)
-            found.append(Earned(reward, ends, grade))
+            found.append(CompletionReward(reward, ends, grade))
         self._lately.add([e.reward for e, x in zip(found, attempts, strict=True) if x.ended])
         return found
 
@@ -154,7 +157,7 @@ def trl(
     template: str = "",
     eos_ids: int | Sequence[int] = (),
     name: str = "stepmark",
-    **how: Unpack[How],
+    **how: Unpack[RewardOptions],
 ) -> TRL:
     """A reward function for TRL's GRPOTrainer, `reward_funcs=`. See TRL.__call__."""
     ids = (eos_ids,) if isinstance(eos_ids, int) else tuple(eos_ids)
@@ -198,7 +201,7 @@ class TRL:
         else:
             ended = [True] * len(prompts)
         attempts = [
-            Written(str(q), _said(completion, "assistant"), str(a), e)
+            Completion(str(q), _said(completion, "assistant"), str(a), e)
             for q, completion, a, e in zip(questions, completions, answers, ended, strict=True)
         ]
         earned = self.rewarder(attempts)
@@ -228,7 +231,7 @@ def verl(
     question: str | None = "question",
     lost: float | None = None,
     asynchronous: bool = False,
-    **how: Unpack[How],
+    **how: Unpack[RewardOptions],
 ) -> Callable[..., Score] | Callable[..., Coroutine[Any, Any, Score]]:
     """A `compute_score` for verl, `reward.custom_reward_function.path=file.py`; a coroutine if `asynchronous`.
 
@@ -246,7 +249,7 @@ def verl(
                 f"rewards: no {question!r} in verl's extra_info, which has {sorted(extra_info or {})}. Put the "
                 "question there when the data is made, name its key, or give question=None if none is needed."
             )
-        [earned] = rewarder([Written(asked, solution_str, "" if ground_truth is None else str(ground_truth))])
+        [earned] = rewarder([Completion(asked, solution_str, "" if ground_truth is None else str(ground_truth))])
         score = _number(earned, lost, rewarder)
         about = _about(earned)
         if "accuracy" in about:
@@ -270,7 +273,7 @@ def openrlhf(
     eos: str | Sequence[str],
     template: str = "",
     lost: float | None = None,
-    **how: Unpack[How],
+    **how: Unpack[RewardOptions],
 ) -> Callable[..., dict[str, Any]]:
     """A `reward_func` for OpenRLHF, `--reward.remote_url file.py`; its labels are the reference answers.
 
@@ -303,6 +306,14 @@ def openrlhf(
     return reward_func
 
 
+def __getattr__(name: str) -> Any:
+    """The names of before, for one release."""
+    if name not in RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"rewards.{name} is now rewards.{RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    return globals()[RENAMED[name]]
+
+
 def _source(given: RewardSource | Verifier | Place, credit: Credit | None) -> RewardSource:
     if isinstance(given, RewardSource):
         if credit is not None:
@@ -311,15 +322,15 @@ def _source(given: RewardSource | Verifier | Place, credit: Credit | None) -> Re
     return Verified(given if isinstance(given, Verifier) else load_verifier(given), credit or "outcome")
 
 
-def _response(query: str, prompt: str, question: str, answer: str, ends: tuple[str, ...]) -> Written:
+def _response(query: str, prompt: str, question: str, answer: str, ends: tuple[str, ...]) -> Completion:
     """What follows the prompt, without the token that ends it. Such a token amid the text is the policy's own words:
     cutting there would let it hide what follows."""
     at = query.find(prompt)  # a tokenizer may put its first token before
     if at < 0:
-        return Written(question, "", answer, lost="the prompt is not in the query: it was cut, or decodes otherwise")
+        return Completion(question, "", answer, lost="the prompt is not in the query: it was cut, or decodes otherwise")
     text = query[at + len(prompt) :]
     end = next((end for end in ends if text.endswith(end)), "")
-    return Written(question, text.removesuffix(end), answer, ended=bool(end))
+    return Completion(question, text.removesuffix(end), answer, ended=bool(end))
 
 
 def _said(turns: Any, role: str) -> str:
@@ -332,13 +343,13 @@ def _said(turns: Any, role: str) -> str:
     return "".join(str(block.get("text", "")) for block in content)
 
 
-def _number(earned: Earned, lost: float | None, rewarder: Rewarder) -> float:
+def _number(earned: CompletionReward, lost: float | None, rewarder: Rewarder) -> float:
     if earned.total is not None:
         return earned.total
     return rewarder.mean if lost is None else lost
 
 
-def _about(earned: Earned, ended: bool | None = None) -> dict[str, float]:
+def _about(earned: CompletionReward, ended: bool | None = None) -> dict[str, float]:
     """For the log. An answer that could not be graded is not right, and is told apart."""
     found = {"lost": float(bool(earned.reward.lost)), "steps": float(len(earned.ends))}
     if ended is not None:

@@ -33,7 +33,7 @@ from stepmark.evaluation import evidence
 from stepmark.protocols import Tools
 from stepmark.text.prompts import NO, VERDICT, YES
 from stepmark.text.rationales import judged
-from stepmark.text.sanitize import neutral_text
+from stepmark.text.sanitize import sanitize_text
 from stepmark.types import (
     Finish,
     Grade,
@@ -207,7 +207,7 @@ class Rationales:
     def _render(self, unit: Unlabelled) -> str:
         fill = {
             "question": unit.problem.question,
-            "solution": neutral_text(unit.solution.text).strip("\n"),
+            "solution": sanitize_text(unit.solution.text).strip("\n"),
             "reference": next(iter(unit.references), ""),
         }
         return SLOT.sub(lambda slot: fill[slot[1]], self._template)

@@ -18,7 +18,7 @@ from stepmark.errors import EncodingError
 from stepmark.evaluation import aggregate as aggregation
 from stepmark.models import checkpoints, packing
 from stepmark.models.encoding import Encoded, special_id
-from stepmark.text.sanitize import Neutral, neutral
+from stepmark.text.sanitize import Sanitized, sanitize
 from stepmark.types import Finish, Outcome, Solution, Verification
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ def verify(
 
     results: dict[int, Verification] = {}
     encoded: dict[int, Encoded] = {}
-    read_as: dict[int, Neutral] = {}
+    read_as: dict[int, Sanitized] = {}
     for i, s in enumerate(solutions):
         bad = unfinished(s, aggregate)
         if bad is None:
-            read_as[i] = neutral(s)
+            read_as[i] = sanitize(s)
             encoded[i] = encode(read_as[i].solution)
             bad = too_long(s, aggregate, len(encoded[i]), max_length)
         if bad is not None:
@@ -134,7 +134,7 @@ def unfinished(s: Solution, aggregate: str) -> Verification | None:
         return _unscored(s, aggregate, "the solution ran out of tokens before its end")
     if not s.spans:
         return _unscored(s, aggregate, "the solution is empty", Outcome.FAILED)
-    if not neutral(s).kept:
+    if not sanitize(s).kept:
         return _unscored(s, aggregate, "the solution says nothing but that it is right", Outcome.FAILED)
     return None
 

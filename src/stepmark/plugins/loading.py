@@ -6,6 +6,7 @@ best = stepmark.load_verifier("runs/demo/verifiers/prm").verify(question, soluti
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,9 @@ def load_verifier(place: Place, /, **options: Any) -> Verifier:
     learned, such as device. Raises ConfigError, or CheckpointError for a directory that is no verifier."""
     name = str(place)
     if not Path(place).is_dir() and ("/" not in name or name.endswith(".py")):
+        if now := registry.RENAMED.get(("verifier", name)):
+            warnings.warn(f"the verifier {name!r} is now called {now!r}", DeprecationWarning, stacklevel=2)
+            name = now
         return cast(Verifier, registry.load("verifier", name, **options))
     card = verifier_card.read_card(place)
     return cast(Verifier, registry.load("verifier", card["kind"], **{**card["options"], "path": name, **options}))

@@ -36,6 +36,9 @@ ROLES = {
 
 USER = "stepmark_user_"  # begins the module name of every user's file
 
+# (role, name it once had) -> its name now. Stored recipes and verifiers are read through this table.
+RENAMED = {("verifier", "surprise"): "likelihood_corrected"}
+
 
 def names(role: str) -> list[str]:
     """The plug-ins of a role that come with Stepmark, sorted. Imports none of them."""
@@ -51,6 +54,8 @@ def find(role: str, name: str) -> type[Any]:
         module = _from_path(role, Path(name))
     elif name in names(role):
         module = importlib.import_module(f"stepmark.{folder}.{name}")
+    elif (role, name) in RENAMED:
+        raise ConfigError(f"the {role} {name!r} is now called {RENAMED[role, name]!r}.")
     else:
         raise UnknownName(role, name, names(role), f"A path to your own file works too: ./my_{role}.py")
     found = [

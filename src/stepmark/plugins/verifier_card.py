@@ -13,6 +13,7 @@ from typing import Any
 
 from stepmark.data.store import write_json
 from stepmark.errors import CheckpointError
+from stepmark.plugins.registry import RENAMED
 from stepmark.types import Place
 
 CARD = "verifier.json"
@@ -31,7 +32,8 @@ def read_card(path: Place) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no {CARD}, so it is no verifier. Train one: stepmark train --help")
     try:
         card: dict[str, Any] = json.loads(place.read_text())
-        card["kind"], card["options"], card["ids"]
+        card["kind"] = RENAMED.get(("verifier", card["kind"]), card["kind"])
+        card["options"], card["ids"]
     except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{place} can't be read as a verifier's card: {type(e).__name__}: {e}") from e
     return card

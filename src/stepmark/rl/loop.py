@@ -42,7 +42,7 @@ from stepmark.rl.distance import divergence_on
 from stepmark.rl.episodes import Episode, episodes
 from stepmark.rl.identity import described, digest
 from stepmark.rl.learner import Learner
-from stepmark.rl.rewards import Lately
+from stepmark.rl.rewards import RecentRewards
 from stepmark.rl.settings import Look, Reinforced, ReinforceSettings
 from stepmark.text.grading import grade_solution
 from stepmark.text.prompts import Template
@@ -159,7 +159,7 @@ class _Loop:
         self.looks: list[guards.Held] = []
         self.told: list[Look] = []
         self.worse, self.stopped = 0, ""
-        self.lately = Lately(settings.most_lost)
+        self.lately = RecentRewards(settings.most_lost)
         self.written = 0.0  # seconds that the last checkpoint took
         self.clock: dict[str, float] = {}
 

@@ -154,7 +154,7 @@ class Mixture:
         return [_sum(weights, rewards) for rewards in zip(*each, strict=True)]
 
 
-class Lately:
+class RecentRewards:
     """The latest rewards, and whether too many of them are lost: what is left would teach something else."""
 
     def __init__(self, most_lost: float) -> None:

@@ -22,7 +22,7 @@ from stepmark.text.prompts import Template
 from stepmark.types import GradedSolution, LabelledSolution, Problem, Quarantined, Solution, Verification
 
 
-class Wiring:
+class RunContext:
     """One recipe on one run directory. Nothing is made before it is asked for."""
 
     def __init__(self, recipe: Recipe, directory: RunDir) -> None:

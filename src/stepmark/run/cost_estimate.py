@@ -85,7 +85,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
         raise ConfigError(
             "this recipe's judge learns from solutions that the run draws: plan once the run has taught it."
         )
-    parts = [part for part in recipe.sample.parts if recipe.sample.drawn(part).file is None]
+    parts = [part for part in recipe.sample.parts if recipe.sample.source(part).file is None]
     if not parts:
         raise ConfigError("this recipe draws no solutions, so there is nothing to plan: they come from files.")
     for part in parts:
@@ -94,7 +94,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
     part = parts[0]
     known = sorted(on.problems(part), key=lambda p: p.id)
     chosen = random.Random(recipe.seed).sample(known, min(problems, len(known)))
-    drawn = min(solutions, recipe.sample.drawn(part).n)
+    drawn = min(solutions, recipe.sample.source(part).n)
     place = run.directory.path / "plan"
     tools = on.tools
     measured = run.directory.read_json(SPEED) if (run.directory.path / SPEED).exists() else {"waited": {}, "tokens": {}}
@@ -113,7 +113,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
         raise StageError(f"the pilot drew no solution, all {len(prompts) * drawn} failed, the first with: {reason}")
     speed.learn([meter])
     sampling = [
-        speed.cost(f"sample {part}", len(on.problems(part)) * recipe.sample.drawn(part).n, len(pairs), [meter])
+        speed.cost(f"sample {part}", len(on.problems(part)) * recipe.sample.source(part).n, len(pairs), [meter])
         for part in parts
     ]
     own, pilot = "", meter.recorded.ledger.spent

@@ -22,7 +22,7 @@ from stepmark.data.store import RunDir
 from stepmark.types import Progress
 
 
-class Journal:
+class RunLog:
     """The log of one open run directory, and its progress as shown to somebody."""
 
     def __init__(self, directory: RunDir, show: Callable[[Progress], None] | None = None) -> None:

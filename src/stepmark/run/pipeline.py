@@ -34,20 +34,20 @@ from typing import Any
 
 from stepmark.data import outcome_counts, work_units
 from stepmark.data.ledger import Budget, Ledger, need_price
-from stepmark.data.store import Keyed, Records, RunDir, replacing
+from stepmark.data.store import Records, RunDir, StoredRecord, replacing
 from stepmark.errors import DataError
 from stepmark.evaluation.evaluate import Metrics, evaluate
 from stepmark.models import checkpoints
 from stepmark.plugins import verifier_card
 from stepmark.protocols import Tools
-from stepmark.run.context import Wiring
-from stepmark.run.log import Journal
+from stepmark.run.context import RunContext
+from stepmark.run.log import RunLog
 from stepmark.run.recipe import Recipe
 from stepmark.run.reinforcement import Reinforcing
 from stepmark.run.report_data import write_report
-from stepmark.run.schema import Base, Drawn, Labeler
+from stepmark.run.schema import Base, Labeler, SolutionSource
 from stepmark.run.schema import Verifier as VerifierSettings
-from stepmark.run.training_data import Example, Lessons
+from stepmark.run.training_data import Example, TrainingData
 from stepmark.stages.grade import grade
 from stepmark.stages.label import ROLES, label, ledgers, references_among
 from stepmark.stages.sample import sample
@@ -82,7 +82,7 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class RunResult:
     """What a run came to."""
 
     path: Path  # the run directory
@@ -98,7 +98,7 @@ class Finished:
 
 def run(
     recipe: Recipe, path: Place, progress: Show | None = None, command: str = "", budget: Budget | None = None
-) -> Finished:
+) -> RunResult:
     """Runs the stages that are not done yet. Raises ConfigChanged for a directory of other settings, BudgetReached
     when what the ledgers of the run came to, over all sittings, reaches the budget. A sitting without a budget keeps a
     ledger of solutions only for paid models."""
@@ -119,15 +119,15 @@ class Run:
     ) -> None:
         self.recipe, self.directory, self.command = recipe, directory, command
         self.budget = budget
-        self.on = Wiring(recipe, directory)
-        self.lessons = Lessons(recipe, self.on)
-        self.journal = Journal(directory, progress)
+        self.on = RunContext(recipe, directory)
+        self.lessons = TrainingData(recipe, self.on)
+        self.journal = RunLog(directory, progress)
         self.reinforcing: Reinforcing | None = None
         if recipe.reinforce is not None:
             work = recipe, directory, self.on, self.lessons, self.journal
             self.reinforcing = Reinforcing(*work, self.train_anew, budget)
 
-    def finish(self) -> Finished:
+    def finish(self) -> RunResult:
         """All stages."""
         self.need_price()
         parts = self.recipe.sample.parts
@@ -147,7 +147,7 @@ class Run:
         self.reinforce()
         metrics = self.evaluate()
         self.report()
-        return Finished(self.directory.path, metrics, len(self.on.quarantine), tuple(self.journal.failed))
+        return RunResult(self.directory.path, metrics, len(self.on.quarantine), tuple(self.journal.failed))
 
     def need_price(self) -> None:
         """Raises ConfigError for a limit on money where no model of the recipe has a price."""
@@ -158,7 +158,7 @@ class Run:
 
     def problems(self, part: str) -> None:
         """Loads the task's problems, or imports problems and solutions."""
-        drawn = self.recipe.sample.drawn(part)
+        drawn = self.recipe.sample.source(part)
         with self.journal.stage("problems"):
             if drawn.file is not None:
                 self._import(part, drawn)
@@ -195,7 +195,7 @@ class Run:
 
     def sample(self, part: str) -> None:
         """Draws solutions; imported ones are there already."""
-        drawn = self.recipe.sample.drawn(part)
+        drawn = self.recipe.sample.source(part)
         if drawn.file is not None:
             return
         assert self.on.task is not None
@@ -224,7 +224,7 @@ class Run:
         """Grades solutions, imported ones only where their file doesn't."""
         with self.journal.stage(f"grade {part}"):
             grades = self.on.grades(part)
-            if self.recipe.sample.drawn(part).file is not None and len(grades) == len(self.on.solutions(part)):
+            if self.recipe.sample.source(part).file is not None and len(grades) == len(self.on.solutions(part)):
                 return
             problems = list(self.on.problems(part))
             done = grade(
@@ -359,7 +359,7 @@ class Run:
 
     # ---- pieces of stages ----
 
-    def _import(self, part: str, drawn: Drawn) -> None:
+    def _import(self, part: str, drawn: SolutionSource) -> None:
         assert drawn.file is not None and drawn.format is not None
         batch: list[Imported] = []
         count = 0
@@ -444,7 +444,7 @@ class Run:
 
     @property
     def _samples(self) -> bool:
-        return any(self.recipe.sample.drawn(part).file is None for part in self.recipe.sample.parts)
+        return any(self.recipe.sample.source(part).file is None for part in self.recipe.sample.parts)
 
     @property
     def _written(self) -> list[LabelledSolution]:
@@ -455,7 +455,7 @@ class Run:
     def _rollouts(self) -> Path:
         return self.directory.path / "rollouts"
 
-    def _add(self, records: Records[Any], found: Sequence[Keyed]) -> None:
+    def _add(self, records: Records[Any], found: Sequence[StoredRecord]) -> None:
         there = records.keys()
         records.append(r for r in found if r.key not in there)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from stepmark.evaluation.candidates import Pool
+from stepmark.evaluation.candidates import CandidatePool
 from stepmark.evaluation.evaluate import ORACLE, accuracies, plain
 from stepmark.evaluation.rank import SELF_CONSISTENCY, Method, candidates
 from stepmark.evaluation.stats import Bootstrap, Floats, Interval
@@ -37,7 +37,7 @@ Curve = tuple[tuple[int, float], ...]  # (updates made, value)
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class TrainedPolicy:
     """What the training of one policy came to. Stored when it is over."""
 
     policy: str  # its name in the recipe
@@ -50,7 +50,7 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class PolicySamples:
     """What one policy made of the test's problems."""
 
     greedy: Sequence[GradedSolution]  # of its greedy solutions, one a problem at the most
@@ -60,7 +60,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PolicyTraining:
     """How one policy's training went."""
 
     method: str
@@ -73,7 +73,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Reinforcement:
+class PolicyMetrics:
     """Everything measured of the policies. Accuracies are shares in [0, 1]."""
 
     greedy: Mapping[str, Interval]  # policy -> accuracy
@@ -86,7 +86,7 @@ class Reinforcement:
     accuracy_curve: Mapping[str, Curve]  # policy -> greedy accuracy on held-out problems
     held_out_reward_curve: Mapping[str, Curve]  # policy -> mean reward of those same greedy attempts
     kl_curve: Mapping[str, Curve]  # policy -> from the reference, nats a token
-    policies: Mapping[str, Outcome]
+    policies: Mapping[str, PolicyTraining]
 
     def to_json(self) -> dict[str, Any]:
         """As metrics.json has it: plain values, text as keys."""
@@ -96,14 +96,14 @@ class Reinforcement:
 
 def measure(
     problems: Sequence[Problem],
-    tried: Mapping[str, Tried],
-    learned: Sequence[Learned],
+    tried: Mapping[str, PolicySamples],
+    learned: Sequence[TrainedPolicy],
     *,
     ns: Sequence[int],
     aggregate: str,
     seed: int,
     first: str,
-) -> Reinforcement:
+) -> PolicyMetrics:
     """Measures policies (name -> what they made of `problems`), `first` being the one that all the others began as.
 
     `ns` are the numbers of candidates, at most as many as there are samples; `aggregate` makes step scores one."""
@@ -113,7 +113,7 @@ def measure(
     pairs = [(b, a) for a, b in combinations(sorted(set(greedy) - {first}), 2)]
     pairs = [(name, first) for name in greedy if name != first and first in greedy] + pairs
     apart = {name: dict(_apart(table, greedy[name], tables.get(first, {}), first)) for name, table in tables.items()}
-    return Reinforcement(
+    return PolicyMetrics(
         greedy=_intervals(bootstrap, greedy),
         greedy_differences=_intervals(bootstrap, {f"{a} - {b}": greedy[a] - greedy[b] for a, b in pairs}),
         after={name: _rows(bootstrap, table, ns) for name, table in tables.items() if table},
@@ -133,14 +133,14 @@ def _right(problems: Sequence[Problem], grades: Iterable[GradedSolution]) -> Flo
 
 
 def _table(
-    problems: Sequence[Problem], tried: Tried, ns: Sequence[int], aggregate: str, seed: int
+    problems: Sequence[Problem], tried: PolicySamples, ns: Sequence[int], aggregate: str, seed: int
 ) -> dict[str, Floats]:
     """Method -> [problems, len(ns)]; empty where there are no samples."""
     if not tried.solutions:
         return {}
     joined = candidates(tried.solutions, tried.grades, tried.scores)
     graded = {g.solution_id: g for g in tried.grades}
-    pools = [Pool(p, joined.get(p.id, []), graded) for p in problems]
+    pools = [CandidatePool(p, joined.get(p.id, []), graded) for p in problems]
     ways = {name: Method.parse(name, aggregate) for name in tried.scores}
     return accuracies(pools, ways, ns, DRAWS, seed, None, [])
 
@@ -175,7 +175,7 @@ def _rows(bootstrap: Bootstrap, table: Mapping[str, Floats], ns: Sequence[int]) 
     return {name: {n: next(columns) for n in ns} for name in table}
 
 
-def _looks(learned: Sequence[Learned], what: str) -> dict[str, Curve]:
+def _looks(learned: Sequence[TrainedPolicy], what: str) -> dict[str, Curve]:
     return {
         x.policy: tuple((look.update, getattr(look, what)) for look in x.result.looks)
         for x in learned
@@ -183,9 +183,11 @@ def _looks(learned: Sequence[Learned], what: str) -> dict[str, Curve]:
     }
 
 
-def _outcome(learned: Learned) -> Outcome:
+def _outcome(learned: TrainedPolicy) -> PolicyTraining:
     found = learned.result
-    return Outcome(learned.method, found.updates, found.best, found.stopped, found.tokens, found.seconds, found.kl)
+    return PolicyTraining(
+        learned.method, found.updates, found.best, found.stopped, found.tokens, found.seconds, found.kl
+    )
 
 
 # ---- several seeds as one ----

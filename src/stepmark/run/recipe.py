@@ -92,7 +92,7 @@ class Recipe(Settings):
             yield "give either seed or seeds; seeds=[] seed=1 runs one alone"
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds has one twice: {', '.join(map(str, self.seeds))}"
-        sampled = [part for part in self.sample.parts if self.sample.drawn(part).file is None]
+        sampled = [part for part in self.sample.parts if self.sample.source(part).file is None]
         if self.steps is not None and self.steps not in SPLITTERS:
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
         if sampled and (self.task is None or self.generator is None):
@@ -125,7 +125,7 @@ class Recipe(Settings):
                 if below not in first
             )
         for part in self.sample.tests:
-            if max(self.evaluate.n) > (n := self.sample.drawn(part).n):
+            if max(self.evaluate.n) > (n := self.sample.source(part).n):
                 yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.{part}.n is {n}"
         if self.reinforce is not None:
             yield from self.reinforce.misfits(self.generator, self.sample, self.verifiers, self.task)

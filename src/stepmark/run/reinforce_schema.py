@@ -29,7 +29,7 @@ from pydantic import ConfigDict, Field, WrapValidator, model_validator
 from stepmark.plugins import registry
 from stepmark.rl.rewards import Credit
 from stepmark.rl.settings import ReinforceSettings
-from stepmark.run.schema import Generator, Name, Sample, Settings, Train, Verifier, translated
+from stepmark.run.schema import Generator, Name, Sample, Settings, Train, Verifier, collect_faults
 from stepmark.stages.train import TrainSettings
 
 GOLD = "gold"  # the reward that rests on reference answers
@@ -37,7 +37,7 @@ SFT = "sft"  # the generator, before any reinforcement
 DRAWN = ("temperature", "max_tokens", "stop")  # what attempts share with the recipe's other samples, unless they say so
 
 ReinforceSettings.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-Reinforcing = Annotated[ReinforceSettings, WrapValidator(translated)]
+Reinforcing = Annotated[ReinforceSettings, WrapValidator(collect_faults)]
 
 
 class Policy(Settings):
@@ -85,7 +85,7 @@ class HeldOut(Settings):
     problems: int = Field(default=200, ge=1)
 
 
-class After(Settings):
+class PolicyTest(Settings):
     """Problems that policies are judged on when they have learned."""
 
     split: str = "test"
@@ -124,7 +124,7 @@ class Reinforce(Settings):
     split: str = "train"  # of the task: problems that policies learn from
     problems: int | None = Field(default=2000, ge=1)  # null takes all
     held_out: HeldOut = HeldOut()
-    test: After = After()
+    test: PolicyTest = PolicyTest()
     settings: Reinforcing = ReinforceSettings()  # of all policies; each may have changes of its own
     policies: dict[Name, Policy] = Field(min_length=1)
     verifiers: tuple[Name, ...] | None = None  # those that choose among the test's samples; null: all of the recipe

@@ -30,12 +30,12 @@ from stepmark.errors import DataError
 from stepmark.plugins.loading import load_executor, load_verifier
 from stepmark.protocols import Backend, Grader, RewardSource, Verifier
 from stepmark.run import policy_evaluation
-from stepmark.run.context import Wiring
-from stepmark.run.log import Journal
-from stepmark.run.policy_evaluation import Learned, Tried
+from stepmark.run.context import RunContext
+from stepmark.run.log import RunLog
+from stepmark.run.policy_evaluation import PolicySamples, TrainedPolicy
 from stepmark.run.recipe import Recipe
 from stepmark.run.reinforce_schema import GOLD, SFT, Policy, Reinforce
-from stepmark.run.training_data import Example, Lessons
+from stepmark.run.training_data import Example, TrainingData
 from stepmark.stages.grade import grade
 from stepmark.stages.label import distinct, label, ledgers, references_among
 from stepmark.stages.sample import sample
@@ -90,9 +90,9 @@ class Reinforcing:
         self,
         recipe: Recipe,
         directory: RunDir,
-        on: Wiring,
-        lessons: Lessons,
-        journal: Journal,
+        on: RunContext,
+        lessons: TrainingData,
+        journal: RunLog,
         teach: Teach,
         budget: Budget | None = None,
     ) -> None:
@@ -293,12 +293,12 @@ class Reinforcing:
         found = {x.key: x for x in labels}
         return [(p, found[s.id]) for p, s in given if s.id in found]
 
-    def _stored(self, policy: str) -> Tried:
+    def _stored(self, policy: str) -> PolicySamples:
         """What a policy made of the test's problems, as far as every stage got through."""
         scores = {v: list(self._tried(policy, f"scores/{v}", Verification)) for v in self._verifiers}
         grades = list(self._tried(policy, "grades", GradedSolution))
         whole = {g.key for g in grades}.intersection(*({x.key for x in found} for found in scores.values()))
-        return Tried(
+        return PolicySamples(
             list(self._tried(policy, "greedy_grades", GradedSolution)),
             [s for s in self._tried(policy, "solutions", Solution) if s.id in whole],
             grades,
@@ -356,7 +356,7 @@ class Reinforcing:
 
     @property
     def _learned(self) -> Any:
-        return self.directory.records("policies", Learned)
+        return self.directory.records("policies", TrainedPolicy)
 
 
 def reward_source(
@@ -441,7 +441,7 @@ def _learn(
     steps: str,
     chat: bool,
     trusted: bool,
-) -> Learned:
+) -> TrainedPolicy:
     """Trains one policy, in whatever process this is."""
     from stepmark.rl.settings import Reinforced
 
@@ -461,7 +461,7 @@ def _learn(
             chat_template=chat,
             trust_remote_code=trusted,
         )
-        return Learned(job.name, job.method, found)
+        return TrainedPolicy(job.name, job.method, found)
     from stepmark.rl.distance import divergence
     from stepmark.rl.rft import rft
 
@@ -481,4 +481,4 @@ def _learn(
     drawn = sum(s.tokens for s in Records(job.place / "drawn" / "solutions.jsonl", Solution))
     kl = divergence(trained.path, job.start, held_out, how, template=template, steps=steps)
     done = Reinforced(trained.path, trained.updates, trained.updates, "", (), (), (), drawn, kl, trained.seconds)
-    return Learned(job.name, job.method, done)
+    return TrainedPolicy(job.name, job.method, done)

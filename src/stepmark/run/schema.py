@@ -22,7 +22,7 @@ from stepmark.stages.train import TrainSettings
 from stepmark.text.prompts import Template
 
 
-def translated(value: Any, make: pydantic.ValidatorFunctionWrapHandler) -> Any:
+def collect_faults(value: Any, make: pydantic.ValidatorFunctionWrapHandler) -> Any:
     """Lets pydantic collect what our own settings find wrong with themselves."""
     try:
         return make(value)
@@ -42,9 +42,9 @@ def _template(text: str) -> str:
 for _kind in (TrainSettings, Shape, Limits):
     _kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
 
-Train = Annotated[TrainSettings, WrapValidator(translated)]
-Init = Annotated[Shape, WrapValidator(translated)]
-Limited = Annotated[Limits, WrapValidator(translated)]
+Train = Annotated[TrainSettings, WrapValidator(collect_faults)]
+Init = Annotated[Shape, WrapValidator(collect_faults)]
+Limited = Annotated[Limits, WrapValidator(collect_faults)]
 Prompt = Annotated[str, AfterValidator(_template)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # becomes a file's or a directory's name
 
@@ -187,7 +187,7 @@ class Judge(Generator):
         return self
 
 
-class Drawn(Settings):
+class SolutionSource(Settings):
     """Solutions to get, by sampling problems of the task or, with `file`, by importing them."""
 
     split: str | None = None  # of the task
@@ -198,7 +198,7 @@ class Drawn(Settings):
     share: tuple[float, float] = (0.0, 1.0)  # of the file's questions, chosen by a hash of their text
 
     @model_validator(mode="after")
-    def _one_source(self) -> Drawn:
+    def _one_source(self) -> SolutionSource:
         if (self.file is None) != (self.format is None):
             raise ValueError("file and format go together")
         if self.file is not None and self.split is not None:
@@ -212,9 +212,11 @@ class Drawn(Settings):
 class Sample(Settings):
     """Where solutions come from, and how they are drawn."""
 
-    train: Drawn = Drawn(split="train", n=4)
-    test: Drawn = Drawn(split="test", n=64)
-    out_of_distribution: Drawn | None = None  # a second test part, unlike train; by default as large as `test.n`
+    train: SolutionSource = SolutionSource(split="train", n=4)
+    test: SolutionSource = SolutionSource(split="test", n=64)
+    out_of_distribution: SolutionSource | None = (
+        None  # a second test part, unlike train; by default as large as `test.n`
+    )
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1)
@@ -245,15 +247,15 @@ class Sample(Settings):
         """The parts that verifiers are tested on, the one that is like train first."""
         return ("test",) if self.out_of_distribution is None else ("test", "out_of_distribution")
 
-    def drawn(self, part: str) -> Drawn:
+    def source(self, part: str) -> SolutionSource:
         """The settings of a part that there is."""
-        found: Drawn = getattr(self, part)
+        found: SolutionSource = getattr(self, part)
         return found
 
     @model_validator(mode="after")
     def _apart(self) -> Sample:
         for first, second in combinations(self.parts, 2):
-            a, b = self.drawn(first), self.drawn(second)
+            a, b = self.source(first), self.source(second)
             if a.file is not None and a.file == b.file and a.share[0] < b.share[1] and b.share[0] < a.share[1]:
                 raise ValueError(f"{first} and {second} share questions of {a.file}: their ranges of `share` overlap")
             if a.file is None and b.file is None and a.split == b.split:

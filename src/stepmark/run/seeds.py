@@ -33,11 +33,11 @@ from stepmark.data.store import RunDir, decoder
 from stepmark.errors import ConfigError, DataError
 from stepmark.evaluation import stats, token_curves
 from stepmark.evaluation.stats import Bootstrap, Interval
-from stepmark.evaluation.token_curves import Measured, Way
+from stepmark.evaluation.token_curves import MeasuredRun, Way
 from stepmark.plugins.loading import load_executor
 from stepmark.run import pipeline, policy_evaluation, report_data
 from stepmark.run.log import every
-from stepmark.run.pipeline import Finished, Run, Show
+from stepmark.run.pipeline import Run, RunResult, Show
 from stepmark.run.recipe import Recipe, parse
 from stepmark.types import Place, Progress
 
@@ -46,7 +46,7 @@ SECTIONS = {"in_distribution": "test", "out_of_distribution": "out_of_distributi
 
 def run(
     recipe: Recipe, path: Place, progress: Show | None = None, command: str = "", budget: Budget | None = None
-) -> Finished:
+) -> RunResult:
     """Runs a recipe, once or with each of its seeds. Raises as pipeline.run does, and ConfigError for a budget with
     seeds: each run has ledgers of its own."""
     if not recipe.seeds:
@@ -60,7 +60,7 @@ def run(
             found = list(executor.map(work, recipe.seeds))
         metrics = summarise(recipe, directory)
         write_report(directory, command)
-    return Finished(
+    return RunResult(
         directory.path, metrics, sum(f.quarantined for f in found), tuple(x for f in found for x in f.failed)
     )
 
@@ -115,7 +115,7 @@ def place(path: Path, seed: int) -> Path:
     return path / f"seed-{seed}"
 
 
-def _one(seed: int, *, recipe: Recipe, path: Path, command: str) -> Finished:
+def _one(seed: int, *, recipe: Recipe, path: Path, command: str) -> RunResult:
     own = f"{command} seeds=[] seed={seed} --out {place(path, seed)}" if command else ""
     return pipeline.run(recipe.with_seed(seed), place(path, seed), command=own)
 
@@ -183,7 +183,9 @@ def _costs(ways: Mapping[int, Ways], part: str) -> dict[str, Any] | None:
     if not all(each.values()):
         return None
     # The resamples that the seed's own intervals come from.
-    return asdict(token_curves.summarise([Measured(w, Bootstrap(len(w[0].correct), seed=s)) for s, w in each.items()]))
+    return asdict(
+        token_curves.summarise([MeasuredRun(w, Bootstrap(len(w[0].correct), seed=s)) for s, w in each.items()])
+    )
 
 
 def _section(runs: Mapping[int, Mapping[str, Any]], costs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from stepmark.data import work_units
 from stepmark.errors import DataError
 from stepmark.plugins import registry
-from stepmark.run.context import Wiring
+from stepmark.run.context import RunContext
 from stepmark.run.recipe import Recipe
 from stepmark.run.schema import Judge, Labeler
 from stepmark.run.schema import Verifier as VerifierSettings
@@ -27,10 +27,10 @@ SHOWN = 5_000  # problems whose verifications a new tokenizer is shown
 REPEATED = 1_000  # times that it is shown what a verifier always writes, so that these words become tokens
 
 
-class Lessons:
+class TrainingData:
     """What there is to learn in one run."""
 
-    def __init__(self, recipe: Recipe, on: Wiring) -> None:
+    def __init__(self, recipe: Recipe, on: RunContext) -> None:
         self.recipe, self.on = recipe, on
 
     def pairs(self, labeler: Labeler | None) -> list[Pair]:

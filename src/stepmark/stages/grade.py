@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from stepmark.data import work_units
-from stepmark.data.outcome_counts import Limits, Watch, of_grades
+from stepmark.data.outcome_counts import LimitCheck, Limits, of_grades
 from stepmark.data.store import Records
 from stepmark.protocols import Executor, Grader
 from stepmark.text.grading import grade_solution
@@ -57,7 +57,7 @@ def grade(
         already=len(there),
         executor=executor,
         progress=progress,
-        watch=Watch(limits, of_grades, "solutions"),
+        watch=LimitCheck(limits, of_grades, "solutions"),
     )
     verdicts, reasons = Counter[Verdict](), Counter[str]()
     for graded in out:

@@ -16,7 +16,7 @@ from pathlib import Path
 from stepmark.data import outcome_counts
 from stepmark.data import work_units as work
 from stepmark.data.ledger import Budget, Ledger, Recorded
-from stepmark.data.outcome_counts import Limits, Outcomes, Watch
+from stepmark.data.outcome_counts import LimitCheck, Limits, OutcomeCounts
 from stepmark.data.store import Records
 from stepmark.errors import ConfigError
 from stepmark.protocols import Executor, Labeler, Tools
@@ -35,7 +35,7 @@ class Labelled:
     steps: int
     unknown: int  # steps without any evidence: they teach nothing
     inferred: int  # steps whose label follows from another step's
-    rollouts: Outcomes  # behind the labels
+    rollouts: OutcomeCounts  # behind the labels
     failed: tuple[work.Failed, ...]  # solutions without labels
 
 
@@ -87,10 +87,10 @@ def label(
         already=sum(max(1, len(s.spans)) for _, s in units if s.id in there),
         executor=executor,
         progress=progress,
-        watch=Watch(limits, outcome_counts.of_labels, "rollouts"),
+        watch=LimitCheck(limits, outcome_counts.of_labels, "rollouts"),
     )
     solutions = count = unknown = inferred = 0
-    total = Outcomes()
+    total = OutcomeCounts()
     for labelled in out:
         solutions += 1
         count += len(labelled.labels)

@@ -14,7 +14,7 @@ from functools import partial
 
 from stepmark.data import outcome_counts, work_units
 from stepmark.data.ledger import Budget, Ledger, Recorded, runs
-from stepmark.data.outcome_counts import Limits, Watch
+from stepmark.data.outcome_counts import LimitCheck, Limits
 from stepmark.data.store import Records
 from stepmark.errors import ConfigError
 from stepmark.protocols import Backend, Executor
@@ -91,7 +91,7 @@ def sample(
         already=n * len(problems) - sum(map(_weigh, todo)),
         executor=executor,
         progress=progress,
-        watch=Watch(limits, outcome_counts.of_solutions, "solutions"),
+        watch=LimitCheck(limits, outcome_counts.of_solutions, "solutions"),
     )
     count = truncated = tokens = 0
     for s in out:

@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from stepmark.data import work_units
-from stepmark.data.outcome_counts import Limits, Watch, of_verifications
+from stepmark.data.outcome_counts import LimitCheck, Limits, of_verifications
 from stepmark.data.store import Records
 from stepmark.errors import DataError
 from stepmark.protocols import Executor, Verifier
@@ -62,7 +62,7 @@ def score(
         already=len(there),
         executor=executor,
         progress=progress,
-        watch=Watch(limits, of_verifications, "verifications"),
+        watch=LimitCheck(limits, of_verifications, "verifications"),
     )
     found = Counter(v.outcome for v in out)
     return Scored(

@@ -172,7 +172,7 @@ _QUOTED = re.compile(r"\bsolution(?=[ *]{0,8}:)", re.IGNORECASE)  # the reader s
 
 
 @dataclass(frozen=True, slots=True)
-class Neutral:
+class Sanitized:
     """A solution as a verifier reads it, and which of the original's steps its own are."""
 
     solution: Solution  # the original itself where nothing was taken out
@@ -194,10 +194,10 @@ class Neutral:
         return tuple(found)
 
 
-def neutral(solution: Solution) -> Neutral:
+def sanitize(solution: Solution) -> Sanitized:
     """`solution` without its claims; steps of which nothing is left are gone. Never raises."""
     steps = len(solution.spans)
-    same = Neutral(solution, steps, tuple(range(steps)))
+    same = Sanitized(solution, steps, tuple(range(steps)))
     if not _suspect(solution.text):
         return same
     text, spans = _without(solution.text, solution.spans)
@@ -205,14 +205,14 @@ def neutral(solution: Solution) -> Neutral:
         return same
     kept = tuple(i for i, (a, b) in enumerate(spans) if text[a:b].strip())
     if not kept:
-        return Neutral(replace(solution, text="", spans=()), steps, ())
+        return Sanitized(replace(solution, text="", spans=()), steps, ())
     # White space that a lost step leaves behind belongs to the step before it, or to the first.
     starts = [0, *(spans[i][0] for i in kept[1:])]
     own = tuple(zip(starts, [*starts[1:], len(text)], strict=True))
-    return Neutral(replace(solution, text=text, spans=own), steps, kept)
+    return Sanitized(replace(solution, text=text, spans=own), steps, kept)
 
 
-def neutral_text(text: str) -> str:
+def sanitize_text(text: str) -> str:
     """The same for a text alone: itself where nothing is taken out."""
     return _without(text, ())[0] if _suspect(text) else text
 

@@ -34,7 +34,7 @@ from stepmark.models import checkpoints, packing, scoring
 from stepmark.models.encoding import Encoded, boundaries, token_ids
 from stepmark.plugins import verifier_card
 from stepmark.text.prompts import Template
-from stepmark.text.sanitize import neutral, neutral_text
+from stepmark.text.sanitize import sanitize, sanitize_text
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ImplicitVerifier:
         if tokenizer.eos_token_id is None:
             raise EncodingError(f"{self.path}: its tokenizer has no end token, and a solution's likelihood needs one.")
         context = Template(self.template).render(question)
-        ids, spans = token_ids(tokenizer, context + neutral_text(solution.text).rstrip())
+        ids, spans = token_ids(tokenizer, context + sanitize_text(solution.text).rstrip())
         (start,) = boundaries(spans, [len(context)])
         weights = (*(float(t >= start) for t in range(len(ids))), 1.0)
         return Encoded((*ids, int(tokenizer.eos_token_id)), at=(len(ids),), weights=weights)
@@ -109,7 +109,7 @@ class ImplicitVerifier:
         # By text: a text that is right here and wrong there says nothing, and one drawn twice says it once.
         found: dict[str, dict[str, tuple[Solution, set[Verdict]]]] = {}
         for problem, x in examples:
-            read_as = neutral(x.solution)
+            read_as = sanitize(x.solution)
             if x.grade.verdict is not Verdict.UNGRADABLE and read_as.kept:
                 texts = found.setdefault(problem.question, {})
                 texts.setdefault(read_as.solution.text.rstrip(), (x.solution, set()))[1].add(x.grade.verdict)

@@ -36,7 +36,7 @@ from stepmark.models.encoding import Encoded, following_ids, token_ids
 from stepmark.plugins import registry, verifier_card
 from stepmark.protocols import Backend, Chooser
 from stepmark.text.prompts import NO, VERDICT, YES, Template
-from stepmark.text.sanitize import neutral, neutral_text
+from stepmark.text.sanitize import sanitize, sanitize_text
 from stepmark.types import (
     REFERENCE,
     Finish,
@@ -114,7 +114,7 @@ class GenerativeVerifier:
 
     def ask(self, question: str, solution: str) -> str:
         """What the model is given: problem, solution, and for "direct" the verdict's question."""
-        read_as = neutral_text(solution).rstrip()
+        read_as = sanitize_text(solution).rstrip()
         fill = {"problem": Template(self.template).render(question), "solution": read_as}
         asked = SLOT.sub(lambda slot: fill[slot[1]], self.prompt or PROMPTS[self.mode])
         return asked + VERDICT if self.mode == "direct" else asked
@@ -157,7 +157,7 @@ class GenerativeVerifier:
 
     def _verifications(self, problem: Problem, labelled: LabelledSolution) -> Iterator[Lesson]:
         verdict = labelled.grade.verdict
-        if verdict is Verdict.UNGRADABLE or not neutral(labelled.solution).kept or _only_reference(labelled):
+        if verdict is Verdict.UNGRADABLE or not sanitize(labelled.solution).kept or _only_reference(labelled):
             return
         given = self.ask(problem.question, labelled.solution.text)
         answer = YES if verdict is Verdict.CORRECT else NO

@@ -31,7 +31,7 @@ from stepmark.plugins import registry
 from stepmark.protocols import Backend
 from stepmark.text import sampling
 from stepmark.text.prompts import VERDICT, Template
-from stepmark.text.sanitize import neutral_text
+from stepmark.text.sanitize import sanitize_text
 from stepmark.text.verdicts import Reader, Reading, Said
 from stepmark.types import Finish, Outcome, Prompt, Rollout, SamplingParams, Solution, Verification
 
@@ -109,7 +109,7 @@ class JudgeVerifier:
         """What the judge is shown."""
         fill = {
             "question": Template(self.template).render(question).strip(),
-            "solution": neutral_text(solution).strip(),
+            "solution": sanitize_text(solution).strip(),
         }
         return SLOT.sub(lambda slot: fill[slot[1]], self.prompt)
 

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from stepmark.errors import CheckpointError, ConfigError, DataError
 from stepmark.models import scoring
 from stepmark.plugins import verifier_card
-from stepmark.text.sanitize import neutral, neutral_text
+from stepmark.text.sanitize import sanitize, sanitize_text
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
 
 WEIGHTS = "linear.safetensors"
@@ -68,7 +68,9 @@ class LinearVerifier:
         from safetensors.numpy import save_file
         from scipy.sparse import csr_array
 
-        graded = [(p, x) for p, x in examples if x.grade.verdict is not Verdict.UNGRADABLE and neutral(x.solution).kept]
+        graded = [
+            (p, x) for p, x in examples if x.grade.verdict is not Verdict.UNGRADABLE and sanitize(x.solution).kept
+        ]
         right = [x.grade.verdict is Verdict.CORRECT for _, x in graded]
         counts = Counter((p.question, y) for (p, _), y in zip(graded, right, strict=True))
         rows: list[npt.NDArray[np.int64]] = []
@@ -119,7 +121,7 @@ class LinearVerifier:
 
     def _features(self, question: str, text: str) -> npt.NDArray[np.int64]:
         """The features that `text` has without its claims about itself, as rising indices; at least three."""
-        text = neutral_text(text)
+        text = sanitize_text(text)
         return np.unique(
             [zlib.crc32(f.encode("utf-8", "surrogatepass")) % self.buckets for f in _named(question, text)]
         )

@@ -28,7 +28,7 @@ from stepmark.models import checkpoints, packing, scoring
 from stepmark.models.encoding import Encoded, boundaries, token_ids
 from stepmark.plugins import verifier_card
 from stepmark.text.prompts import Template
-from stepmark.text.sanitize import neutral, neutral_text
+from stepmark.text.sanitize import sanitize, sanitize_text
 from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verification
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class OutcomeVerifier:
         """Question, solution without its claims about itself, and one closing token whose output carries the score."""
         tokenizer = self._tokenizer()
         context = Template(self.template).render(question)
-        ids, spans = token_ids(tokenizer, context + neutral_text(solution.text).rstrip())
+        ids, spans = token_ids(tokenizer, context + sanitize_text(solution.text).rstrip())
         at: tuple[int, ...] = (len(ids),)
         if grade is None:
             return Encoded((*ids, self._close), at=at)
@@ -108,7 +108,7 @@ class OutcomeVerifier:
 
     def encode_example(self, example: tuple[Problem, LabelledSolution]) -> Encoded | None:
         problem, labelled = example
-        if labelled.grade.verdict is Verdict.UNGRADABLE or not neutral(labelled.solution).kept:
+        if labelled.grade.verdict is Verdict.UNGRADABLE or not sanitize(labelled.solution).kept:
             return None
         return self.encode(problem.question, labelled.solution, labelled.grade.verdict)
 

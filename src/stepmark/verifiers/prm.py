@@ -25,7 +25,7 @@ from stepmark.models import checkpoints, packing, scoring
 from stepmark.models.encoding import Encoded, boundaries, token_ids
 from stepmark.plugins import verifier_card
 from stepmark.text.prompts import Template
-from stepmark.text.sanitize import neutral
+from stepmark.text.sanitize import sanitize
 from stepmark.types import LabelledSolution, Problem, Solution, StepLabel, Verification
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ProcessVerifier:
         Raises EncodingError when labels and steps differ in number."""
         if labels is not None and len(labels) != len(solution.spans):
             raise EncodingError(f"solution {solution.id} has {len(solution.spans)} steps and {len(labels)} labels.")
-        found = neutral(solution)
+        found = sanitize(solution)
         solution, labels = found.solution, labels and found.labels(labels)
         context = Template(self.template).render(question)
         ids, spans = token_ids(self._tokenizer(), context + solution.text)

@@ -220,7 +220,7 @@ class Choosing:
             "temperature": temperature,
             "top_p": 1.0,
             "logprobs": max(1, ways.top),
-            **dict(self.able.neutral),
+            **dict(self.able.sanitize),
             **(IDS if ways.ids else {}),
         }
 

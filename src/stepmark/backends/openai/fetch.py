@@ -107,7 +107,7 @@ class Fetch:
             "temperature": params.temperature,
             "top_p": params.top_p,
             able.budget: request.max_tokens,
-            **dict(able.neutral),
+            **dict(able.sanitize),
         }
         if prompt.n > 1:
             body["n"] = prompt.n

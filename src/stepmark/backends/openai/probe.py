@@ -36,7 +36,7 @@ class Abilities:
     n: bool  # several choices for one request
     logprobs: bool  # log-probabilities of the tokens
     usage: bool  # how many tokens there were
-    neutral: tuple[tuple[str, object], ...]  # what it takes of NEUTRAL
+    sanitize: tuple[tuple[str, object], ...]  # what it takes of NEUTRAL
     budget: str  # its name for the most tokens of a choice
 
 
@@ -153,6 +153,6 @@ async def _probe(client: Client, model: str, chat: bool) -> Abilities:
             n="n" in optional and len(reply.choices) == 2,
             logprobs=any(c.tokens is not None for c in reply.choices),
             usage=reply.completion_tokens is not None,
-            neutral=tuple((k, optional[k]) for k in NEUTRAL if k in optional),
+            sanitize=tuple((k, optional[k]) for k in NEUTRAL if k in optional),
             budget=budget,
         )

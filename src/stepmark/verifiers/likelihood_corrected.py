@@ -14,7 +14,7 @@ while final answers are graded without error (docs/results/arithmetic.md). Where
 on free-form text, b comes out near zero. No weights change: it sits on any verifier directory and any causal language
 model. Without another verifier likelihood alone is left, which is the ablation.
 
-    stepmark train surprise --base generator/ --option verifier=prm/ --labels L.jsonl --out prm_surprise/
+    stepmark train likelihood_corrected --base generator/ --option verifier=prm/ --labels L.jsonl --out prm_surprise/
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ from stepmark.models.encoding import Encoded, boundaries, token_ids
 from stepmark.plugins import verifier_card
 from stepmark.plugins.loading import load_member
 from stepmark.text.prompts import Template
-from stepmark.text.sanitize import neutral
+from stepmark.text.sanitize import sanitize
 from stepmark.types import LabelledSolution, Outcome, Problem, Solution, Verdict, Verification
 
 if TYPE_CHECKING:
     import torch
 
-FITTED = "surprise.json"
+FITTED = "likelihood_corrected.json"
+OLD_FITTED = "surprise.json"  # what the first verifiers of this kind have
 ROUNDS = 50  # of choosing each solution's weakest step; a handful is usual, and they could go in circles
 RIDGE = 1e-3  # keeps the fit finite when labels can be told apart perfectly
 
 
 @dataclass(frozen=True, slots=True)
-class SurpriseVerifier:
+class LikelihoodCorrectedVerifier:
     """Fits on, or scores with, two models that it leaves as they are."""
 
     per_step: ClassVar[bool] = True  # a score for each step
@@ -73,7 +74,7 @@ class SurpriseVerifier:
         features: list[np.ndarray] = []
         targets: list[float] = []
         for question, group in by_question.items():
-            read_as = [neutral(g.solution).solution for g in group]
+            read_as = [sanitize(g.solution).solution for g in group]
             found = self._features(self.path, self.verifier, question, read_as)
             for labelled, rows in zip(group, found, strict=True):
                 if not isinstance(rows, Verification):
@@ -89,19 +90,19 @@ class SurpriseVerifier:
             {
                 "generator": scoring.relative(self.path, out),
                 "verifier": scoring.relative(self.verifier, out),
-                "coefficients": {"logit": a, "surprise": b, "constant": c},
+                "coefficients": {"logit": a, "log_likelihood": b, "constant": c},
                 "solutions": len(targets),
             },
         )
         options = {k: getattr(self, k) for k in ("aggregate", "template", "dtype", "trust_remote_code")}
-        verifier_card.write_card(out, "surprise", options, {}, Template(self.template).hash)
+        verifier_card.write_card(out, "likelihood_corrected", options, {}, Template(self.template).hash)
         return len(targets)
 
     # ---- scoring ----
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order. What the other verifier could not score stays unscored."""
-        read_as = [neutral(s) for s in solutions]
+        read_as = [sanitize(s) for s in solutions]
         found = self._verify(question, [n.solution for n in read_as])
         out = []
         for v, n in zip(found, read_as, strict=True):
@@ -112,7 +113,9 @@ class SurpriseVerifier:
     def _verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         fitted = self._fitted()
         verifier_card.check_card(self.path, {}, Template(self.template).hash)
-        a, b, c = (fitted["coefficients"][k] for k in ("logit", "surprise", "constant"))
+        coefficients = fitted["coefficients"]
+        a, c = coefficients["logit"], coefficients["constant"]
+        b = coefficients["log_likelihood"] if "log_likelihood" in coefficients else coefficients["surprise"]
         generator, verifier = (scoring.absolute(fitted[k], self.path) for k in ("generator", "verifier"))
         inner = self._inner(verifier, question, solutions)
         scored = [i for i, v in enumerate(inner) if v.outcome is Outcome.SCORED]
@@ -124,7 +127,7 @@ class SurpriseVerifier:
             if isinstance(rows, Verification):
                 out[i] = rows
                 continue
-            scores = tuple(1 / (1 + float(np.exp(-(a * logit + b * surprise + c)))) for logit, surprise in rows)
+            scores = tuple(1 / (1 + float(np.exp(-(a * logit + b * lowest + c)))) for logit, lowest in rows)
             out[i] = replace(
                 inner[i], scores=scores, score=aggregation.aggregate(scores, self.aggregate), aggregate=self.aggregate
             )
@@ -195,13 +198,13 @@ class SurpriseVerifier:
         return out
 
     def _fitted(self) -> Mapping[str, Any]:
-        place = Path(self.path) / FITTED
-        if not place.is_file():
-            raise CheckpointError(
-                f"{self.path} has no {FITTED}: it was never fitted. See: stepmark train surprise --help"
-            )
-        found: Mapping[str, Any] = json.loads(place.read_text())
-        return found
+        for name in (FITTED, OLD_FITTED):
+            if (place := Path(self.path) / name).is_file():
+                fitted: Mapping[str, Any] = json.loads(place.read_text())
+                return fitted
+        raise CheckpointError(
+            f"{self.path} has no {FITTED}: it was never fitted. See: stepmark train likelihood_corrected --help"
+        )
 
 
 def _token_logs(model: Any, batch: packing.Batch) -> torch.Tensor:

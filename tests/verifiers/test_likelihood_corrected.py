@@ -14,9 +14,9 @@ from stepmark.errors import CheckpointError, ConfigChanged, DataError
 from stepmark.models import checkpoints
 from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Finish, Outcome, Verdict, Verification
+from stepmark.verifiers.likelihood_corrected import RIDGE, LikelihoodCorrectedVerifier
 from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier
-from stepmark.verifiers.surprise import RIDGE, SurpriseVerifier
 
 QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu")
 
@@ -31,7 +31,7 @@ def run(tiny, examples, tmp_path_factory):
     train(ProcessVerifier(generator, device="cpu"), examples, place / "prm", QUICK)
     for name in ("orm", "prm", ""):
         verifier = str(place / name) if name else ""
-        kind = SurpriseVerifier(generator, verifier=verifier, device="cpu")
+        kind = LikelihoodCorrectedVerifier(generator, verifier=verifier, device="cpu")
         train(kind, examples, place / f"surprise_{name}", QUICK)
     return place
 
@@ -78,8 +78,8 @@ def test_the_fit_is_a_logistic_regression_on_the_weakest_steps(run, examples, na
 
     x = features(run, examples, name)
     y = [float(example.grade.verdict is Verdict.CORRECT) for _, example in examples]
-    stored = json.loads((run / f"surprise_{name}" / "surprise.json").read_text())
-    a, b, c = (stored["coefficients"][k] for k in ("logit", "surprise", "constant"))
+    stored = json.loads((run / f"surprise_{name}" / "likelihood_corrected.json").read_text())
+    a, b, c = (stored["coefficients"][k] for k in ("logit", "log_likelihood", "constant"))
     assert stored["solutions"] == len(y)
     weakest = np.array([rows[np.argmin(rows @ [a, b])] for rows in x])
     expected = LogisticRegression(C=1 / (RIDGE * len(y)), tol=1e-10, max_iter=10_000).fit(weakest, y)
@@ -98,7 +98,7 @@ def test_the_fit_is_a_logistic_regression_on_the_weakest_steps(run, examples, na
 def test_coefficients_are_recovered(separable):
     from sklearn.linear_model import LogisticRegression
 
-    from stepmark.verifiers.surprise import _logistic
+    from stepmark.verifiers.likelihood_corrected import _logistic
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3000, 2)) * [2.0, 5.0] + [0.0, -4.0]
@@ -116,9 +116,9 @@ def test_surprise_is_a_plain_forwards_and_the_end_counts(run, problems, solve, t
     weights["model.embed_tokens.weight"][checkpoints.load_tokenizer(run / "generator").eos_token_id] *= 50
     save_file(weights, run / "generator" / "model.safetensors", metadata={"format": "pt"})  # now ends can surprise
     place = run / "surprise_"
-    stored = json.loads((place / "surprise.json").read_text())
-    stored["coefficients"] = {"logit": 0.0, "surprise": 0.5, "constant": 1.0}
-    (place / "surprise.json").write_text(json.dumps(stored))
+    stored = json.loads((place / "likelihood_corrected.json").read_text())
+    stored["coefficients"] = {"logit": 0.0, "log_likelihood": 0.5, "constant": 1.0}
+    (place / "likelihood_corrected.json").write_text(json.dumps(stored))
     verifier, ends = stepmark.load_verifier(place, device="cpu"), 0
     for p in problems[:12]:
         for text in ("7", "a = 1\n7", p.reference):
@@ -173,7 +173,7 @@ def test_steps_and_questions_of_any_shape_get_a_score(run, solve):
 
 
 def test_a_text_without_anything_before_it_gets_a_score(tiny, examples, tmp_path, solve):
-    train(SurpriseVerifier(tiny, template="{question}", device="cpu"), examples, tmp_path / "out", QUICK)
+    train(LikelihoodCorrectedVerifier(tiny, template="{question}", device="cpu"), examples, tmp_path / "out", QUICK)
     [found] = stepmark.load_verifier(tmp_path / "out", device="cpu").verify("", [solve("a\nb")])
     assert len(found.scores) == 2
 
@@ -181,25 +181,25 @@ def test_a_text_without_anything_before_it_gets_a_score(tiny, examples, tmp_path
 def test_labels_of_one_kind_are_refused_and_more_labels_then_taken(tiny, problems, labelled, examples, tmp_path):
     one = [labelled(p, "a\nb", [1.0, 1.0]) for p in problems[:3]]
     with pytest.raises(DataError, match="3 graded solutions, all right or all wrong"):
-        train(SurpriseVerifier(tiny, device="cpu"), one, tmp_path / "out", QUICK)
-    done = train(SurpriseVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
-    assert done == train(SurpriseVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
+        train(LikelihoodCorrectedVerifier(tiny, device="cpu"), one, tmp_path / "out", QUICK)
+    done = train(LikelihoodCorrectedVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
+    assert done == train(LikelihoodCorrectedVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
     problem, first = examples[0]
     other = [(problem, replace(first, solution=replace(first.solution, text=first.solution.text + " ")))]
     with pytest.raises(ConfigChanged, match='"data"'):
-        train(SurpriseVerifier(tiny, device="cpu"), other + examples[1:], tmp_path / "out", QUICK)
+        train(LikelihoodCorrectedVerifier(tiny, device="cpu"), other + examples[1:], tmp_path / "out", QUICK)
 
 
 def test_an_unfitted_verifier_says_so(tiny, solve):
     with pytest.raises(CheckpointError, match="never fitted"):
-        SurpriseVerifier(tiny, device="cpu").verify("Q", [solve("a")])
+        LikelihoodCorrectedVerifier(tiny, device="cpu").verify("Q", [solve("a")])
 
 
 def test_the_generators_own_length_counts_too(run, examples, tmp_path, solve):
     short = checkpoints.create(
         tmp_path / "short", ["a = 1\n"] * 3, checkpoints.Shape(hidden=16, heads=2, max_length=30)
     )
-    kind = SurpriseVerifier(str(short), verifier=str(run / "prm"), device="cpu")
+    kind = LikelihoodCorrectedVerifier(str(short), verifier=str(run / "prm"), device="cpu")
     given = [*examples, *(replace_text(e, solve("x\ny")) for e in examples)]
     done = train(kind, given, tmp_path / "out", QUICK)
     assert 0 < done.examples <= 2 * len(examples)  # only the short ones could be read
@@ -216,5 +216,5 @@ def replace_text(example, solution):
 
 
 def test_paths_in_the_card_are_relative(run):
-    stored = json.loads((run / "surprise_prm" / "surprise.json").read_text())
+    stored = json.loads((run / "surprise_prm" / "likelihood_corrected.json").read_text())
     assert {stored["generator"], stored["verifier"]} == {str(Path("..") / "generator"), str(Path("..") / "prm")}

@@ -1,0 +1,67 @@
+"""Where modules lay before the packages: `from stepmark.sample import sample` still works, and warns, for one release.
+
+The names are found by a finder at the end of `sys.meta_path`, so they cost nothing until somebody asks for one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import warnings
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
+from typing import Any
+
+PACKAGES = {
+    "cli": "doctor",
+    "data": "ledger rows store",
+    "evaluation": "aggregate evaluate evidence stats",
+    "integrations": "rewards",
+    "models": "checkpoints encoding entailment packing scoring",
+    "plugins": "loading",
+    "run": "pipeline recipe seeds",
+    "stages": "export grade label sample score train",
+    "text": "answers grading prompts rationales sampling steps verdicts",
+}
+MOVED = {name: f"stepmark.{package}.{name}" for package, names in PACKAGES.items() for name in names.split()} | {
+    "compute": "stepmark.evaluation.token_curves",
+    "neutral": "stepmark.text.sanitize",
+    "optimal": "stepmark.evaluation.budget_advice",
+    "outcomes": "stepmark.data.outcome_counts",
+    "planning": "stepmark.run.cost_estimate",
+    "pools": "stepmark.evaluation.candidates",
+    "trainlog": "stepmark.models.training_log",
+    "units": "stepmark.data.work_units",
+}
+
+
+class Finder:
+    """Finds the old names. What it gives is a module of its own that asks the new one for everything."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name.removeprefix("stepmark.") not in MOVED or not name.startswith("stepmark."):
+            return None
+        return spec_from_loader(name, Loader())
+
+
+class Loader(importlib.abc.Loader):
+    """Makes the module that stands under an old name."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """The usual one."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        new = MOVED[old.removeprefix("stepmark.")]
+        warnings.warn(f"{old} is now {new}; the old name goes with the next release", DeprecationWarning, stacklevel=2)
+        there = importlib.import_module(new)
+
+        def look_up(name: str) -> Any:
+            return getattr(there, name)
+
+        module.__doc__ = there.__doc__
+        module.__getattr__ = look_up  # type: ignore[method-assign]
+        module.__dir__ = lambda: dir(there)  # type: ignore[method-assign]
