@@ -303,15 +303,17 @@ def accuracy(pairs: Sequence[Pair], labels: dict[str, StepLabel], oracle: Callab
 
 def prepare(place: Path, model: str | None, count: int, max_tokens: int, seed: int) -> tuple[str, tuple[Pair, ...]]:
     """A generator, by default the demo's, and a solution of its own to each of `count` problems."""
-    from stepmark.run.pipeline import Run
+    from stepmark.run.context import RunContext
+    from stepmark.run.execute import run_stage
+    from stepmark.run.pipeline.models import TrainModel
 
     recipe = load(RECIPE, [f"seed={seed}", "workers=1"])
     with RunDir(place / "run").open(recipe.resolved()) as directory:
-        run = Run(recipe, directory)
+        context = RunContext(recipe, directory)
         if model is None:
-            run.generator()
-            model = run.on.model_path("generator")
-        task = run.on.task
+            run_stage(context, TrainModel("generator"))
+            model = context.model_path("generator")
+        task = context.task
     assert task is not None
     problems = task.load("test", count).problems
     completer = registry.load("backend", "local", path=model, device="cpu")

@@ -6,7 +6,6 @@ The names are found by a finder at the end of `sys.meta_path`, so they cost noth
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -21,7 +20,7 @@ PACKAGES = {
     "integrations": "rewards",
     "models": "checkpoints encoding entailment packing scoring",
     "plugins": "loading",
-    "run": "pipeline recipe seeds",
+    "run": "recipe seeds",
     "stages": "export grade label sample score train",
     "text": "answers grading prompts rationales sampling steps verdicts",
 }
@@ -30,6 +29,7 @@ MOVED = {name: f"stepmark.{package}.{name}" for package, names in PACKAGES.items
     "neutral": "stepmark.text.sanitize",
     "optimal": "stepmark.evaluation.budget_advice",
     "outcomes": "stepmark.data.outcome_counts",
+    "pipeline": "stepmark.run.execute",
     "planning": "stepmark.run.cost_estimate",
     "pools": "stepmark.evaluation.candidates",
     "trainlog": "stepmark.models.training_log",
@@ -44,11 +44,11 @@ class Finder:
     def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name.removeprefix("stepmark.") not in MOVED or not name.startswith("stepmark."):
             return None
-        return spec_from_loader(name, Loader())
+        return spec_from_loader(name, Loader())  # type: ignore[arg-type]
 
 
-class Loader(importlib.abc.Loader):
-    """Makes the module that stands under an old name."""
+class Loader:
+    """Makes the module that stands under an old name. No subclass of importlib.abc.Loader: that import is slow."""
 
     def create_module(self, spec: ModuleSpec) -> None:
         """The usual one."""

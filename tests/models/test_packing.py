@@ -148,7 +148,7 @@ def generator(tiny):
     def plain(model, e):
         return plain_next_tokens(model, e), 0.0
 
-    return Generator(tiny, question_weight=0.3), plain
+    return Generator(tiny, prompt_loss_weight=0.3), plain
 
 
 def orm_token(tiny):

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from stepmark.errors import ConfigError, DataError
 from stepmark.plugins import registry
 from stepmark.protocols import RewardSource
-from stepmark.rl.rewards import CREDITS, Gold, Mixture, Verified, softmin
-from stepmark.run.reinforcement import reward_source
+from stepmark.rl.rewards import CREDITS, Gold, Mixture, Verified, reward_source, softmin
 from stepmark.types import Finish, Grade, Outcome, Problem, Reward, Verdict, Verification
 
 PROBLEM = Problem("p", "1 + 2?", "3", "t")

@@ -9,7 +9,8 @@ from stepmark.data.ledger import Budget
 from stepmark.data.store import RunDir
 from stepmark.errors import BudgetReached, ConfigError, StageError
 from stepmark.run import cost_estimate, recipe
-from stepmark.run.pipeline import Run, run
+from stepmark.run.context import RunContext
+from stepmark.run.execute import run
 
 BACKEND = '''"""Always right in as many words; charges for them."""
 
@@ -64,7 +65,7 @@ def planned(tmp_path, request):
 def made(planned, path, *changes, budget=None, **options):
     given = planned(*changes)
     with RunDir(path).open(given.resolved()) as directory:
-        return cost_estimate.plan(Run(given, directory, budget=budget), **options)
+        return cost_estimate.plan(RunContext(given, directory, budget=budget), **options)
 
 
 def test_a_plan_is_what_the_run_then_takes(planned, tmp_path):

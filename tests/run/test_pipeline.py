@@ -10,7 +10,7 @@ from stepmark.data.ledger import Budget
 from stepmark.data.store import Records
 from stepmark.errors import BudgetReached, ConfigChanged, ConfigError, DataError, StageError
 from stepmark.run import recipe
-from stepmark.run.pipeline import run
+from stepmark.run.execute import run
 from stepmark.types import GradedSolution, LabelledSolution, Problem, Quarantined, Solution, Verification
 
 STRANGERS = Path(__file__).parents[1] / "strangers"

@@ -9,7 +9,9 @@ from stepmark.data.ledger import Budget
 from stepmark.data.store import Records, RunDir
 from stepmark.errors import BudgetReached
 from stepmark.run import recipe
-from stepmark.run.pipeline import Run, run
+from stepmark.run.context import RunContext
+from stepmark.run.execute import run, run_stage
+from stepmark.run.pipeline.score import Score
 from stepmark.types import GradedSolution, Problem, Solution, Verification
 
 STRANGERS = Path(__file__).parents[1] / "strangers"
@@ -95,6 +97,7 @@ def test_scores_that_were_lost_are_made_again_for_their_part_alone(tmp_path):
     place.write_text("".join(place.read_text().splitlines(keepends=True)[:9]))
     kept = (tmp_path / "run/scores/recompute.jsonl").stat().st_mtime_ns
     with RunDir(tmp_path / "run").open(made(FAR).resolved()) as directory:
-        Run(made(FAR), directory).score()
+        for part in ("test", "out_of_distribution"):
+            run_stage(RunContext(made(FAR), directory), Score("recompute", part))
     assert stored(tmp_path / "run") == before
     assert (tmp_path / "run/scores/recompute.jsonl").stat().st_mtime_ns == kept

@@ -15,7 +15,7 @@ import yaml
 from stepmark.data.store import Records, RunDir
 from stepmark.errors import ConfigError
 from stepmark.models import checkpoints
-from stepmark.run import pipeline, policy_evaluation, recipe, seeds
+from stepmark.run import execute, policy_evaluation, recipe, seeds
 from stepmark.types import Finish, GradedSolution, LabelledSolution, Solution, Verification
 
 STRANGERS = Path(__file__).parents[1] / "strangers"
@@ -72,7 +72,7 @@ def made(*changes):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     path = tmp_path_factory.mktemp("reinforced") / "run"
-    return path, pipeline.run(made(), path)
+    return path, execute.run(made(), path)
 
 
 def stored(path, policy, what, kind):
@@ -182,7 +182,7 @@ def test_the_same_again_does_nothing_and_measuring_anew_gives_the_same(done):
     path, found = done
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*.safetensors")}
     records = {p: p.read_bytes() for p in path.rglob("*.jsonl") if p.name != "log.jsonl"}
-    again = pipeline.run(made(), path)
+    again = execute.run(made(), path)
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*.safetensors")} == before
     assert {p: p.read_bytes() for p in path.rglob("*.jsonl") if p.name != "log.jsonl"} == records
     config = json.loads((path / "config.json").read_text())
@@ -197,14 +197,14 @@ def test_what_was_lost_is_made_again_and_nothing_else(done):
     place = path / "after/mixed/scores/orm.jsonl"
     whole = {r.key: r for r in Records(place, Verification)}
     place.write_text("".join(place.read_text().splitlines(keepends=True)[:7]))
-    again = pipeline.run(made(), path)
+    again = execute.run(made(), path)
     assert {r.key: r for r in Records(place, Verification)} == whole
     assert again.metrics["after"] == found.metrics["after"]
 
 
 def test_without_samples_only_greedy_answers_are_measured(done, tmp_path):
     changes = ["reinforce.test.n=1", "reinforce.refresh=null", "reinforce.policies={g: {reward: gold}}"]
-    found = pipeline.run(made(*changes, "verifiers={}", "label=null", "evaluate.n=[1]"), tmp_path / "run").metrics
+    found = execute.run(made(*changes, "verifiers={}", "label=null", "evaluate.n=[1]"), tmp_path / "run").metrics
     assert list(found["greedy"]) == ["sft", "g"]
     assert found["after"] == {} == found["after_differences"]
     assert found["greedy"]["sft"]["mean"] == done[1].metrics["greedy"]["sft"]["mean"]

@@ -22,7 +22,7 @@ from stepmark.data.ledger import Budget
 from stepmark.data.store import Records, RunDir
 from stepmark.errors import ConfigChanged, ConfigError, DataError, StageError
 from stepmark.evaluation import stats
-from stepmark.run import pipeline, recipe, seeds
+from stepmark.run import execute, recipe, seeds
 from stepmark.types import Solution, Verification
 
 STRANGERS = Path(__file__).parents[1] / "strangers"
@@ -69,7 +69,7 @@ def test_each_seed_is_the_ordinary_run_of_that_seed(done, tmp_path):
     path, found, _ = done
     assert found.exit_code == 0
     for seed in (3, 5):
-        pipeline.run(alone(seed), tmp_path / str(seed))
+        execute.run(alone(seed), tmp_path / str(seed))
         assert stored(path / f"seed-{seed}") == stored(tmp_path / str(seed))
         given, own = (
             json.loads((p / "config.json").read_text()) for p in (path / f"seed-{seed}", tmp_path / str(seed))

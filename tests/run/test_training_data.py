@@ -10,7 +10,9 @@ from stepmark.data.store import Records, RunDir
 from stepmark.errors import BudgetReached, ConfigError
 from stepmark.models import checkpoints
 from stepmark.run import recipe
-from stepmark.run.pipeline import Run, run
+from stepmark.run.context import RunContext
+from stepmark.run.execute import run, run_stage
+from stepmark.run.pipeline.models import TrainModel
 from stepmark.types import LabelledSolution
 
 STRANGERS = Path(__file__).parents[1] / "strangers"
@@ -179,7 +181,7 @@ def test_references_are_refused_where_nothing_learns_to_write(made):
 def vocabulary(given, path):
     """The words of the tokenizer that the generator's base got."""
     with RunDir(path).open(given.resolved()) as directory:
-        Run(given, directory).generator()
+        run_stage(RunContext(given, directory), TrainModel("generator"))
     return set(checkpoints.load_tokenizer(path / "bases/generator").get_vocab())
 
 

@@ -10,8 +10,9 @@ from stepmark.data.store import Records, RunDir
 from stepmark.errors import BudgetReached, ConfigError
 from stepmark.models import checkpoints
 from stepmark.run import recipe
+from stepmark.run.context import RunContext
 from stepmark.run.cost_estimate import plan
-from stepmark.run.pipeline import Run, run
+from stepmark.run.execute import run
 from stepmark.types import LabelledSolution
 
 STRANGERS = Path(__file__).parents[1] / "strangers"
@@ -119,7 +120,7 @@ def test_each_writer_has_a_ledger_and_is_paid_for_once(made, tmp_path):
 def test_a_plan_tells_the_writers_apart(made, tmp_path):
     given = made(f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {SCRIBE.replace('2', '3')}}}")
     with RunDir(tmp_path / "run").open(given.resolved()) as directory:
-        first, second = plan(Run(given, directory), problems=3, solutions=2).rationales
+        first, second = plan(RunContext(given, directory), problems=3, solutions=2).rationales
     assert first.stage.startswith("rationales: ") and second.stage.startswith("rationales of own: ")
     assert second.rollouts == pytest.approx(1.5 * first.rollouts)
 
@@ -173,4 +174,4 @@ def test_nothing_is_planned_with_a_judge_that_is_yet_to_learn(made, tmp_path, mo
         RunDir(tmp_path / "run").open(given.resolved()) as directory,
         pytest.raises(ConfigError, match="has taught it"),
     ):
-        plan(Run(given, directory))
+        plan(RunContext(given, directory))

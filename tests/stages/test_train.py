@@ -113,7 +113,7 @@ def test_a_finished_training_returns_at_once(tiny, problems, tmp_path, monkeypat
     ("change", "said"),
     [
         (lambda g, p, s: (g, p, replace(s, lr=0.5)), r'-.*"lr": 0\.001(.|\n)*\+.*"lr": 0\.5'),
-        (lambda g, p, s: (replace(g, question_weight=0.5), p, s), "question_weight"),
+        (lambda g, p, s: (replace(g, prompt_loss_weight=0.5), p, s), "prompt_loss_weight"),
         (lambda g, p, s: (g, p[:9], s), '"data"'),
         (lambda g, p, s: (g, [*p[:9], replace(p[9], demonstration="other")], s), '"data"'),
     ],
@@ -240,7 +240,7 @@ def test_all_faults_of_settings_come_at_once():
 def test_the_generators_weights_and_end(tiny, problems):
     tokenizer = checkpoints.load_tokenizer(tiny)
     p = replace(problems[0], demonstration="")
-    encoded = Generator(tiny, question_weight=0.25).encode_example(p)
+    encoded = Generator(tiny, prompt_loss_weight=0.25).encode_example(p)
     question, answer = (len(tokenizer(t)["input_ids"]) for t in (p.question + "\n", p.reference))
     assert encoded.ids[:-1] == tuple(tokenizer(f"{p.question}\n{p.reference}")["input_ids"])
     assert encoded.ids[-1] == tokenizer.eos_token_id

@@ -39,7 +39,7 @@ def main(base, out, kills):
                     log_every=3,
                     tensorboard=False,
                 )
-                train(Generator(base, question_weight=0.5), problems, out / name, settings)
+                train(Generator(base, prompt_loss_weight=0.5), problems, out / name, settings)
                 os._exit(0)
             finally:
                 os._exit(1)

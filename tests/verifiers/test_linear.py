@@ -12,7 +12,7 @@ import pytest
 import stepmark
 from stepmark.errors import CheckpointError, ConfigError, DataError
 from stepmark.evaluation.stats import auc
-from stepmark.run import pipeline, recipe
+from stepmark.run import execute, recipe
 from stepmark.stages import train
 from stepmark.text.steps import split
 from stepmark.types import (
@@ -153,6 +153,6 @@ def test_a_recipe_needs_no_model_for_it(tmp_path: Path) -> None:
         "evaluate": {"n": [4]},
         "workers": 1,
     }
-    best = pipeline.run(recipe.parse(raw, "here"), tmp_path / "run").metrics["best_of_n"]
+    best = execute.run(recipe.parse(raw, "here"), tmp_path / "run").metrics["best_of_n"]
     assert best["self_consistency"]["4"]["mean"] == 0.0
     assert best["linear"]["4"]["mean"] == 1.0

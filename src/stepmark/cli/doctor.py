@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepmark.run.report_data import version
+from stepmark.run.machine import version
 
 
 @dataclass(frozen=True, slots=True)

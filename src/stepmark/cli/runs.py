@@ -83,22 +83,21 @@ def plan(
 
     from stepmark.data.ledger import parse_budget
     from stepmark.data.store import RunDir
-    from stepmark.run import cost_estimate
-    from stepmark.run.pipeline import Run
+    from stepmark.run import cost_estimate, renames
+    from stepmark.run.context import RunContext
     from stepmark.run.recipe import load
     from stepmark.run.seeds import first
 
     limits = parse_budget(budget or [])
     whole = load(recipe, changes or [])
     asked, place = first(whole, out or Path("runs") / whole.name)
-    with RunDir(place).open(asked.resolved()) as directory, Show(json) as show:
-        found = cost_estimate.plan(
-            Run(asked, directory, show, budget=limits), problems or 24, solutions or 4, price_hour
-        )
+    with RunDir(place).open(asked.resolved(), renames.upgraded) as directory, Show(json) as show:
+        context = RunContext(asked, directory, show, limits)
+        estimate = cost_estimate.plan(context, problems or 24, solutions or 4, price_hour)
     if json:
-        print_json(found)
+        print_json(estimate)
     else:
-        print(cost_estimate.table(found))
+        print(cost_estimate.table(estimate))
         if whole.reinforce is not None:
             print("What its policies draw and learn is not in it.")
         if whole.seeds:
@@ -111,17 +110,31 @@ def run(
     changes: p.Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME of the recipe by default.")] = None,
     budget: p.BudgetLimits = None,
+    only: Annotated[
+        str, typer.Option(metavar="STAGE", help="These stages alone, anew: a name or its first words, e.g. score.")
+    ] = "",
+    start: Annotated[str, typer.Option("--from", metavar="STAGE", help="These stages and all that follow, anew.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show which stages are done and which would run; run nothing.")
+    ] = False,
     json: p.AsJson = False,
 ) -> None:
     """Run a recipe, or go on with it: from a task to a verifier, its metrics and its report.
+
+    Stages that are done are not run again. With --only or --from they are: what they had made is kept in RUN/archive.
 
     \b
     Examples:
       stepmark run recipes/demo.yaml
       stepmark run recipes/demo.yaml seed=2 sample.test.n=16 'evaluate.n=[1,4,16]' --out runs/second
+      stepmark run recipes/demo.yaml --dry-run
+      stepmark run recipes/demo.yaml --from score
       stepmark run mine.yaml --budget money=20 --budget hours=8
     """
-    _run(recipe, changes or [], out, json, budget or [])
+    if dry_run:
+        _dry_run(recipe, changes or [], out, only, start, json)
+    else:
+        _run(recipe, changes or [], out, json, budget or [], only, start)
 
 
 @app.command()
@@ -135,11 +148,11 @@ def evaluate(run: p.RunPath, json: p.AsJson = False) -> None:
     from stepmark import report as pages
     from stepmark.data.store import RunDir
     from stepmark.run import seeds
-    from stepmark.run.recipe import parse
+    from stepmark.run.recipe import stored
 
-    stored = RunDir(run).read_json("config.json")
-    recipe = parse(stored, f"{run}/config.json")
-    with RunDir(run).open(stored) as directory, Show(json) as show:
+    recipe = stored(RunDir(run))
+    config = RunDir(run).read_json("config.json")  # as it is: an earlier version may have stored fewer settings
+    with RunDir(run).open(config) as directory, Show(json) as show:
         metrics = seeds.evaluate(recipe, directory, show)
     if json:
         print_json(metrics)
@@ -180,11 +193,11 @@ def rank(
     """
     from stepmark.data.store import RunDir
     from stepmark.evaluation.rank import rank as choose
-    from stepmark.run.recipe import parse
+    from stepmark.run.recipe import stored
     from stepmark.run.report_data import pools
 
     directory = RunDir(run)
-    recipe = parse(directory.read_json("config.json"), f"{run}/config.json")
+    recipe = stored(directory)
     if recipe.seeds:
         raise ConfigError(f"{run} has a run for each of its seeds; choose one, e.g. {run}/seed-{recipe.seeds[0]}.")
     for problem_id, pool in pools(directory, recipe).items():
@@ -231,21 +244,50 @@ def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
         print(budget_advice.table(found))
 
 
-def _run(path: Path, changes: Sequence[str], out: Path | None, json: bool, budget: Sequence[str] = ()) -> None:
+def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, start: str, json: bool) -> None:
+    from stepmark.run import dry_run
+    from stepmark.run.execute import Selection
+    from stepmark.run.recipe import load
+    from stepmark.run.seeds import first
+
+    whole = load(path, changes)
+    recipe, place = first(whole, out or Path("runs") / whole.name)
+    planned = dry_run.plan(recipe, place, Selection(only, start))
+    if json:
+        print_json({"run": str(place), "stages": planned})
+        return
+    print(f"{whole.name} in {place}" + (f", and so for each of the seeds {list(whole.seeds)}" if whole.seeds else ""))
+    print(dry_run.table(planned))
+
+
+def _run(
+    path: Path,
+    changes: Sequence[str],
+    out: Path | None,
+    json: bool,
+    budget: Sequence[str] = (),
+    only: str = "",
+    start: str = "",
+) -> None:
     from stepmark import report as pages
     from stepmark.data.ledger import parse_budget
+    from stepmark.run import seeds
+    from stepmark.run.execute import Selection
     from stepmark.run.recipe import load
-    from stepmark.run.seeds import run as whole
 
     limits = parse_budget(budget)
+    selection = Selection(only, start)
     recipe = load(path, changes)
+    command = " ".join(["stepmark", *sys.argv[1:]])
     with Show(json) as show:
-        done = whole(recipe, out or Path("runs") / recipe.name, show, " ".join(["stepmark", *sys.argv[1:]]), limits)
+        result = seeds.run(recipe, out or Path("runs") / recipe.name, show, command, limits, selection)
     if json:
-        print_json(done.metrics)
+        print_json(result.metrics or {"run": str(result.path), "stages": result.stages})
+    elif result.metrics:
+        print(pages.table(result.metrics, result.path / "report.html"))
     else:
-        print(pages.table(done.metrics, done.path / "report.html"))
-    if done.quarantined:
-        typer.echo(f"stepmark: {done.quarantined} rows were set aside: {done.path / 'quarantine.jsonl'}", err=True)
-    say_failed([dataclasses.asdict(f) for f in done.failed])
-    raise typer.Exit(done.exit_code)
+        print(f"{', '.join(result.stages)}: done, in {result.path}")
+    if result.quarantined:
+        typer.echo(f"stepmark: {result.quarantined} rows were set aside: {result.path / 'quarantine.jsonl'}", err=True)
+    say_failed([dataclasses.asdict(f) for f in result.failed])
+    raise typer.Exit(result.exit_code)

@@ -106,7 +106,7 @@ def reinforce(
         return
     from stepmark.plugins.loading import load_verifier
     from stepmark.rl.loop import reinforce as loop
-    from stepmark.run.reinforcement import reward_source
+    from stepmark.rl.rewards import reward_source
 
     watched, more, _ = p.load(task, task_option, held_out, held_out_problems)
     verifiers = {name: None if name == "gold" else load_verifier(name) for name in weights}

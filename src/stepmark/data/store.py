@@ -197,30 +197,41 @@ class RunDir:
         self._lock: io.FileIO | None = None
         self._records: dict[str, Records[Any]] = {}
 
-    def open(self, config: Mapping[str, Any]) -> RunDir:
+    def open(self, config: Mapping[str, Any], upgrade: Callable[[Any], Any] | None = None) -> RunDir:
         """Locks the directory, made where missing, and writes `config` to config.json or compares the two.
 
-        Raises ConfigChanged with the diff where they differ, StageError while another process has it open,
-        ConfigError for a value that JSON can't hold. Leave out of `config` what can't change a result (workers)."""
-        try:
-            new = _dumps(config, sort_keys=True)
-        except (TypeError, ValueError) as e:
-            raise ConfigError(f"the configuration of {self.path} can't be stored: {e}. Use plain values.") from e
+        `upgrade` turns a stored configuration of an earlier version into one of this version. Raises ConfigChanged with
+        the diff where they differ, StageError while another process has it open, ConfigError for a value that JSON
+        can't hold. Leave out of `config` what can't change a result (workers)."""
+        plain = self._plain(config)
         if self._lock is None:
             self._lock = self._take_lock()
-        place = self.path / "config.json"
-        if not place.exists():
-            write_text(place, new)
-            return self
         try:
-            old = _dumps(self.read_json("config.json"), sort_keys=True)
-            if old != new:
-                lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "stored", "given", lineterm="", n=1)
-                raise ConfigChanged(str(self.path), "\n".join(lines))
+            if not self.compare(config, upgrade):
+                write_text(self.path / "config.json", plain)
         except BaseException:
             self.close()
             raise
         return self
+
+    def compare(self, config: Mapping[str, Any], upgrade: Callable[[Any], Any] | None = None) -> bool:
+        """Whether the directory has a config.json. Raises ConfigChanged with the diff where it differs from `config`.
+        Locks and writes nothing."""
+        new = self._plain(config)
+        if not (self.path / "config.json").exists():
+            return False
+        stored = self.read_json("config.json")
+        old = _dumps(stored if upgrade is None else upgrade(stored), sort_keys=True)
+        if old != new:
+            lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "stored", "given", lineterm="", n=1)
+            raise ConfigChanged(str(self.path), "\n".join(lines))
+        return True
+
+    def _plain(self, config: Mapping[str, Any]) -> str:
+        try:
+            return _dumps(config, sort_keys=True)
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"the configuration of {self.path} can't be stored: {e}. Use plain values.") from e
 
     def records(self, name: str, kind: type[K]) -> Records[K]:
         """The records in NAME.jsonl; `name` may have folders in it. The same object at every call."""

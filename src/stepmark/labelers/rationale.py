@@ -135,7 +135,7 @@ class Rationales:
             nothing = (StepLabel(0, 0, source="none"),) * len(unit.solution.spans)
             yield LabelledSolution(unit.solution, grade, nothing, written.get(unit.solution.id, ()))
 
-    def lessons(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[tuple[str, str]]:
+    def demonstrations(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[tuple[str, str]]:
         """What a judge would be asked about each unit, and what the task itself writes of it, for a judge to learn.
         Nothing where no judge is asked. Raises ConfigError where the task can't write."""
         if self.source == "oracle":

@@ -28,11 +28,27 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     place = out / "training.json"
     if place.exists():
-        old, new = (_lines(i) for i in (json.loads(place.read_text()), identity))
+        old, new = (_lines(i) for i in (_upgraded(json.loads(place.read_text())), identity))
         if old != new:
             diff = "\n".join(difflib.unified_diff(old, new, "there", "asked for", lineterm="", n=1))
             raise ConfigChanged(str(out), diff)
     write_json(place, identity)
+
+
+def _upgraded(identity: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version stored, with the names of today."""
+    settings, trainee = (dict(identity.get(part) or {}) for part in ("settings", "trainee"))
+    if "max_grad_norm" not in settings:
+        for old in ("max_norm", "clip"):  # of reinforcement, whose `clip` is another setting; of all other trainings
+            if old in settings:
+                settings["max_grad_norm"] = settings.pop(old)
+                break
+    if "question_weight" in trainee:
+        trainee["prompt_loss_weight"] = trainee.pop("question_weight")
+    if trainee.get("kind") == "SurpriseVerifier":
+        trainee["kind"] = "LikelihoodCorrectedVerifier"
+    parts = {"settings": settings, "trainee": trainee}
+    return {key: parts.get(key, value) for key, value in identity.items()}
 
 
 def _lines(identity: dict[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ ROLES = {
     "verifier": ("verifiers", ("verify",)),
     "format": ("formats", ("read", "write")),
     "executor": ("executors", ("map",)),
+    "stage": ("", ("run",)),  # those that come with Stepmark are listed in run/pipeline/; recipes name users' own
 }
 
 USER = "stepmark_user_"  # begins the module name of every user's file
@@ -43,6 +44,8 @@ RENAMED = {("verifier", "surprise"): "likelihood_corrected"}
 def names(role: str) -> list[str]:
     """The plug-ins of a role that come with Stepmark, sorted. Imports none of them."""
     folder, _ = ROLES[role]
+    if not folder:
+        return []
     package = importlib.import_module(f"stepmark.{folder}")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 

@@ -149,7 +149,7 @@ class Learner:
             totals["clipped"] += float(clipped)
             totals["entropy"] += float(seen.entropies.sum())
         totals["tokens"] += count
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.max_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), s.max_grad_norm))
         if not math.isfinite(norm):
             raise DataError(
                 f"the gradient became {norm} at update {update}; the weights were left as they were before it. "

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -205,3 +205,31 @@ def _sum(weights: Sequence[float], rewards: Sequence[Reward]) -> Reward:
     if lost:
         return Reward(rewards[0].solution_id, (0.0,) * len(steps), lost=lost)
     return Reward(rewards[0].solution_id, steps, math.fsum(w * r.end for w, r in zip(weights, rewards, strict=True)))
+
+
+def reward_source(
+    verifiers: Mapping[str, Verifier | None],
+    weights: Mapping[str, float],
+    credit: Credit | None,
+    grader: Grader,
+    method: str,
+) -> RewardSource:
+    """A source of rewards from verifiers by name, None standing for gold answers. Several are added up by weight; a
+    single one counts as it is. Without a credit an attempt earns its worst step's score; by GRPO, which normalises
+    scores within the group, each step's own. By PPO that would pay for every further step, and did: attempts grew to
+    three times their steps (docs/results/reinforcement.md). A verifier without scores for steps gives an outcome, among
+    several whatever the credit."""
+    usual: Credit = "sum" if method == "grpo" else "min"
+
+    def rewarding(verifier: Verifier) -> RewardSource:
+        of_steps = getattr(verifier, "per_step", False)
+        return Verified(
+            verifier, credit=(credit or usual) if of_steps or (credit and len(verifiers) == 1) else "outcome"
+        )
+
+    sources: dict[str, RewardSource] = {
+        name: Gold(grader) if verifier is None else rewarding(verifier) for name, verifier in verifiers.items()
+    }
+    if len(sources) == 1 and next(iter(weights.values())) == 1:
+        return next(iter(sources.values()))
+    return Mixture(tuple((weights[name], source) for name, source in sources.items()))

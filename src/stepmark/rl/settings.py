@@ -38,7 +38,7 @@ class ReinforceSettings:
     row_tokens: int = 256  # length of a packed row
     batch_tokens: int = 16384  # most tokens of one forward and backward pass; more are accumulated
     clip: float = 0.2  # of the ratio of new to old probability
-    max_norm: float = 1.0  # largest norm of the gradient
+    max_grad_norm: float = 1.0  # larger gradients are scaled down to this norm
     gamma: float = 1.0  # discount by token
     lam: float = 0.95  # GAE's lambda
     value_weight: float = 0.1  # of the value loss (ppo)
@@ -65,7 +65,7 @@ class ReinforceSettings:
             f"reinforce: {k} must be above 0, got {getattr(self, k)}."
             for k in (
                 *("updates", "prompts", "samples", "temperature", "max_tokens", "lr", "epochs", "minibatches", "clip"),
-                *("row_tokens", "batch_tokens", "max_norm", "evaluate_every", "patience", "threads"),
+                *("row_tokens", "batch_tokens", "max_grad_norm", "evaluate_every", "patience", "threads"),
             )
             if not getattr(self, k) > 0
         ]

@@ -1,39 +1,70 @@
-"""What the names in a recipe stand for, on one run directory: plug-ins made, models found, records opened.
+"""One run: its recipe, its directory, its log, and what the names in the recipe stand for.
+
+Stages get a RunContext and nothing else. It makes plug-ins, finds checkpoints and opens records when they are needed.
 
 stepmark run recipes/demo.yaml
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
-from stepmark.data.store import Records, RunDir
+from stepmark.data.ledger import Budget, need_price
+from stepmark.data.store import Records, RunDir, StoredRecord
 from stepmark.errors import DataError
 from stepmark.plugins import registry
 from stepmark.plugins.loading import load_executor, load_verifier
 from stepmark.protocols import Backend, Executor, Grader, RationaleOracle, Task, Tools, Verifier
+from stepmark.run.log import RunLog
 from stepmark.run.recipe import Recipe
 from stepmark.run.schema import Generator
 from stepmark.stages.train import TrainSettings
 from stepmark.text.prompts import Template
-from stepmark.types import GradedSolution, LabelledSolution, Problem, Quarantined, Solution, Verification
+from stepmark.types import (
+    GradedSolution,
+    LabelledSolution,
+    Problem,
+    Progress,
+    Quarantined,
+    Solution,
+    Verification,
+)
+
+ROLES = ("generator", "completer", "judge")
 
 
 class RunContext:
     """One recipe on one run directory. Nothing is made before it is asked for."""
 
-    def __init__(self, recipe: Recipe, directory: RunDir) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: RunDir,
+        progress: Callable[[Progress], None] | None = None,
+        budget: Budget | None = None,
+        command: str = "",
+    ) -> None:
         self.recipe, self.directory = recipe, directory
+        self.budget = budget  # what this run may spend, over all sittings
+        self.command = command  # the command line, for the report
+        self.log = RunLog(directory, progress)
+
+    def need_price(self) -> None:
+        """Raises ConfigError for a limit on money where no model of the recipe has a price."""
+        need_price(self.budget, (self.backend(role) for role in ROLES if self.role(role) is not None))
+
+    # ---- plug-ins ----
 
     @cached_property
     def task(self) -> Task | None:
         return None if self.recipe.task is None else cast(Task, self.recipe.task.load(**self.task_seed()))
 
     def task_seed(self) -> dict[str, int]:
-        """A run of another seed is a run on other problems, unless the recipe pins the task's own seed."""
+        """The task's seed: the run's, unless the recipe pins the task's own."""
         assert self.recipe.task is not None
         return {} if "seed" in self.recipe.task.options else {"seed": self.recipe.seed}
 
@@ -57,14 +88,15 @@ class RunContext:
         return self.recipe.generator if settings is None and name == "completer" else settings
 
     def model_path(self, name: str) -> str:
-        """Where the checkpoint of a role is; "" for a backend that has none here."""
+        """The checkpoint of a role; "" for a backend that has none here."""
         settings = self.role(name)
         assert settings is not None
         if settings.train is None:
             return settings.path or ""
-        return str(self.directory.path / ("generator" if settings is self.recipe.generator else name))
+        return str(self.path / ("generator" if settings is self.recipe.generator else name))
 
     def backend(self, name: str) -> Backend:
+        """The backend of a role."""
         settings = self.role(name)
         assert settings is not None
         return cast(Backend, settings.backend.load(path=self.model_path(name)))
@@ -88,9 +120,10 @@ class RunContext:
         )
 
     def verifier(self, name: str) -> Verifier:
+        """A verifier of the recipe, trained where its kind learns."""
         settings = self.recipe.verifiers[name]
         if settings.learns:
-            return load_verifier(self.directory.path / "verifiers" / name)
+            return load_verifier(self.path / "verifiers" / name)
         path = ""
         if "path" in registry.options("verifier", settings.kind) and not settings.below:
             generator = self.recipe.generator
@@ -101,22 +134,41 @@ class RunContext:
     def trainee(self, name: str, path: str) -> Any:
         """A verifier to train, or to use as it is, from the checkpoint at `path`; "" for one that starts from none."""
         settings = self.recipe.verifiers[name]
-        given: dict[str, Any] = self.template_option(settings.kind) | ({"path": path} if path else {})
-        below = tuple(str(self.directory.path / "verifiers" / other) for other in settings.below)
+        options: dict[str, Any] = self.template_option(settings.kind) | ({"path": path} if path else {})
+        below = tuple(str(self.path / "verifiers" / other) for other in settings.below)
         if below and "verifiers" in registry.options("verifier", settings.kind):
-            given["verifiers"] = below
+            options["verifiers"] = below
         elif below:
-            given["verifier"] = below[0]
-        return registry.load("verifier", settings.kind, **given, **settings.options)
+            options["verifier"] = below[0]
+        return registry.load("verifier", settings.kind, **options, **settings.options)
 
     def template_option(self, kind: str) -> dict[str, str]:
+        """The recipe's prompt as an option of a verifier kind that takes one."""
         return {"template": self.recipe.prompt} if "template" in registry.options("verifier", kind) else {}
 
     def settings(self, settings: TrainSettings) -> TrainSettings:
         """Every training of a run follows the run's seed; a recipe's own `seed` shifts it."""
         return replace(settings, seed=settings.seed + self.recipe.seed)
 
-    # ---- records ----
+    # ---- files ----
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    @property
+    def rollouts(self) -> Path:
+        """Where the ledgers are."""
+        return self.path / "rollouts"
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or a directory of the run is there, by its path in the run directory."""
+        return (self.path / name).exists()
+
+    def trained(self, name: str) -> bool:
+        """Whether the training in a directory of the run is over."""
+        return self.exists(f"{name}/trained.json")
 
     def problems(self, part: str) -> Records[Problem]:
         return self.directory.records(f"problems/{part}", Problem)
@@ -128,18 +180,36 @@ class RunContext:
         return self.directory.records(f"grades/{part}", GradedSolution)
 
     def scores(self, name: str, part: str = "test") -> Records[Verification]:
-        """What a verifier made of a part; the part that is like train lies where runs with no other have it."""
-        folder = "scores" if part == "test" else f"scores/{part}"
-        return self.directory.records(f"{folder}/{name}", Verification)
+        """What a verifier made of a part of the test."""
+        return self.directory.records(scores_name(name, part), Verification)
 
     @property
     def labels(self) -> Records[LabelledSolution]:
         return self.directory.records("labels/train", LabelledSolution)
 
     def rationales(self, writer: str = "") -> Records[LabelledSolution]:
-        """What was written by one of the recipe's writers."""
-        return self.directory.records(f"rationales/{writer}/train" if writer else "rationales/train", LabelledSolution)
+        """What one of the recipe's writers wrote; "" is the one for all verifiers."""
+        return self.directory.records(rationales_name(writer), LabelledSolution)
 
     @property
     def quarantine(self) -> Records[Quarantined]:
         return self.directory.records("quarantine", Quarantined)
+
+    def quarantine_rows(self, rows: Sequence[Quarantined]) -> None:
+        """Keeps rows that can't be used, with their reasons, in quarantine.jsonl."""
+        add_missing(self.quarantine, rows)
+
+
+def scores_name(verifier: str, part: str) -> str:
+    """Scores of the test that is like train lie where runs without a second test have them."""
+    return f"scores/{verifier}" if part == "test" else f"scores/{part}/{verifier}"
+
+
+def rationales_name(writer: str) -> str:
+    return f"rationales/{writer}/train" if writer else "rationales/train"
+
+
+def add_missing(records: Records[Any], candidates: Sequence[StoredRecord]) -> None:
+    """Appends those whose keys are not stored yet."""
+    stored = records.keys()
+    records.append(r for r in candidates if r.key not in stored)

@@ -24,7 +24,10 @@ from stepmark.data.ledger import Budget, Ledger, Recorded, Spent
 from stepmark.errors import ConfigError, StageError
 from stepmark.plugins import registry
 from stepmark.protocols import Backend, Labeler, Tools
-from stepmark.run.pipeline import Run, rationale_ledgers
+from stepmark.run.context import RunContext
+from stepmark.run.execute import run_stage
+from stepmark.run.pipeline import stages
+from stepmark.run.pipeline.label import rationale_ledgers
 from stepmark.run.recipe import Recipe
 from stepmark.run.schema import Labeler as LabelerSettings
 from stepmark.stages.label import distinct, ledgers, need, references_among
@@ -71,41 +74,45 @@ class Plan:
     rationales: tuple[Cost, ...] = ()  # of written verifications, where the recipe has any
 
 
-def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0.0) -> Plan:
+def plan(context: RunContext, problems: int = 24, solutions: int = 4, price_hour: float = 0.0) -> Plan:
     """What sampling, labelling and written verifications are expected to cost. `price_hour` is what an hour of this
     machine costs.
 
     Asks for up to `solutions` samples of each of `problems` training problems. Raises ConfigError where a recipe draws
     nothing, StageError when all samples fail, BudgetReached when the pilot reaches the run's budget, and what the
     stages raise."""
-    recipe, on = run.recipe, run.on
-    run.need_price()
+    recipe = context.recipe
+    context.need_price()
     judge = recipe.judge
-    if judge is not None and judge.train is not None and not (Path(on.model_path("judge")) / "trained.json").exists():
+    if judge is not None and judge.train is not None and not context.trained("judge"):
         raise ConfigError(
             "this recipe's judge learns from solutions that the run draws: plan once the run has taught it."
         )
     parts = [part for part in recipe.sample.parts if recipe.sample.source(part).file is None]
     if not parts:
         raise ConfigError("this recipe draws no solutions, so there is nothing to plan: they come from files.")
-    for part in parts:
-        run.problems(part)
-    run.generator()
+    for stage in stages(recipe):
+        if stage.name in ("problems", "train generator", "train completer"):
+            run_stage(context, stage)
     part = parts[0]
-    known = sorted(on.problems(part), key=lambda p: p.id)
+    known = sorted(context.problems(part), key=lambda p: p.id)
     chosen = random.Random(recipe.seed).sample(known, min(problems, len(known)))
     drawn = min(solutions, recipe.sample.source(part).n)
-    place = run.directory.path / "plan"
-    tools = on.tools
-    measured = run.directory.read_json(SPEED) if (run.directory.path / SPEED).exists() else {"waited": {}, "tokens": {}}
+    place = context.directory.path / "plan"
+    tools = context.tools
+    measured = (
+        context.directory.read_json(SPEED)
+        if (context.directory.path / SPEED).exists()
+        else {"waited": {}, "tokens": {}}
+    )
     speed = _Speed(recipe.workers, price_hour, **measured)
 
-    generator = on.backend("generator")
-    meter = _Meter(_opened(generator, place / "solutions.jsonl", run.budget))
+    generator = context.backend("generator")
+    meter = _Meter(_opened(generator, place / "solutions.jsonl", context.budget))
     prompts = [Prompt(p.id, tools.context(p), n=drawn) for p in chosen]
     _warm_up(generator, prompts[0], tools.params)
     by_id = {p.id: p for p in chosen}
-    steps = on.steps
+    steps = context.steps
     made = [solution(r, steps) for r in meter.sample(prompts, tools.params) if r.finish is not Finish.FAILED]
     pairs = [(by_id[s.problem_id], s) for s in sorted(made, key=lambda s: (s.problem_id, s.sample))]
     if not pairs:
@@ -113,7 +120,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
         raise StageError(f"the pilot drew no solution, all {len(prompts) * drawn} failed, the first with: {reason}")
     speed.learn([meter])
     sampling = [
-        speed.cost(f"sample {part}", len(on.problems(part)) * recipe.sample.source(part).n, len(pairs), [meter])
+        speed.cost(f"sample {part}", len(context.problems(part)) * recipe.sample.source(part).n, len(pairs), [meter])
         for part in parts
     ]
     own, pilot = "", meter.recorded.ledger.spent
@@ -122,10 +129,10 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
         """What each way, stage name -> labeller, would cost on all training solutions."""
         nonlocal pilot
         labelled = distinct(pairs) if settings.distinct else pairs
-        total = len(on.problems("train")) * recipe.sample.train.n * len(labelled) / len(pairs)
+        total = len(context.problems("train")) * recipe.sample.train.n * len(labelled) / len(pairs)
         references = references_among(labelled, lambda p, s: grade_solution(s, p, tools.grader))
         units = [Unlabelled(p, s, tuple(references(p))) for p, s in labelled]
-        opened = {role: _opened(getattr(tools, role), ledger.path, run.budget) for role, ledger in paid.items()}
+        opened = {role: _opened(getattr(tools, role), ledger.path, context.budget) for role, ledger in paid.items()}
         for stage, labeler in ways.items():
             meters = {role: _Meter(recorded) for role, recorded in opened.items()}
             for _ in labeler.label(units, replace(tools, **meters)):  # type: ignore[arg-type]
@@ -144,7 +151,7 @@ def plan(run: Run, problems: int = 24, solutions: int = 4, price_hour: float = 0
         writers: dict[str, Labeler] = {f"rationales{f' of {name}' * bool(name)}: {writer.name}": writer.load()}
         writing += costs(writer, writers, rationale_ledgers(place, tools, name))
     # The next plan finds these rollouts and has nothing to measure.
-    run.directory.write_json(SPEED, {"waited": speed.waited, "tokens": speed.tokens})
+    context.directory.write_json(SPEED, {"waited": speed.waited, "tokens": speed.tokens})
     own = f"label: {own}" if own else ""
     return Plan(tuple(sampling), tuple(labelling), own, pilot, len(chosen), len(pairs), tuple(writing))
 

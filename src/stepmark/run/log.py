@@ -1,6 +1,6 @@
-"""What a run says about itself while it works: which stage, since when, how far, and what failed.
+"""The log of a run: which stage is under way, since when, how far it is, and what failed.
 
-RUN/log.jsonl        what was done when
+RUN/log.jsonl        one line for each start, end and summary of a stage
 RUN/seconds.json     the time each stage took, over all sittings
 
 stepmark run recipes/demo.yaml
@@ -23,7 +23,7 @@ from stepmark.types import Progress
 
 
 class RunLog:
-    """The log of one open run directory, and its progress as shown to somebody."""
+    """The log of one run directory, and the progress of its stages."""
 
     def __init__(self, directory: RunDir, show: Callable[[Progress], None] | None = None) -> None:
         self.directory = directory
@@ -35,66 +35,66 @@ class RunLog:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds up the time that a stage takes, over all sittings."""
+        """Measures the time of a stage and adds it to that of earlier sittings."""
         self._stage, self._before, self._began = name, self.seconds.get(name, 0.0), time.monotonic()
         self._saved = self._began
         self._write({"stage": name, "event": "start"})
         try:
             yield
         finally:
-            self._clock()
+            self._save_seconds()
             self._write({"stage": name, "event": "end", "seconds": self.seconds[name]})
 
-    def tell(self, progress: Progress) -> None:
+    def progress(self, progress: Progress) -> None:
         """Shows how far the stage is."""
         if time.monotonic() - self._saved > 5:  # so that a kill loses little of the count
-            self._clock()
+            self._save_seconds()
         self._show(replace(progress, stage=self._stage))
 
     @contextmanager
-    def watch(self, places: Sequence[Path]) -> Iterator[None]:
-        """Tells how trainings in other processes get on, from their logs."""
+    def follow_trainings(self, places: Sequence[Path]) -> Iterator[None]:
+        """Shows the progress of trainings in other processes, read from the logs in their directories."""
 
-        def tell() -> None:
-            logs = {place.name: _last_line(place / "train.jsonl", place / "reinforce.jsonl") for place in places}
-            said = [(name, what, line.get(what)) for name, line in logs.items() for what in ("loss", "reward")]
-            note = ", ".join(f"{name} {what} {value:.3f}" for name, what, value in said if value is not None)
-            self.tell(Progress("", sum(line.get("update", 0) for line in logs.values()), 0, self.elapsed, note))
+        def show() -> None:
+            lines = {place.name: _last_line(place / "train.jsonl", place / "reinforce.jsonl") for place in places}
+            values = [(name, key, line.get(key)) for name, line in lines.items() for key in ("loss", "reward")]
+            note = ", ".join(f"{name} {key} {value:.3f}" for name, key, value in values if value is not None)
+            self.progress(Progress("", sum(line.get("update", 0) for line in lines.values()), 0, self.elapsed, note))
 
-        with every(2, tell):
+        with every(2, show):
             yield
 
-    def note(self, summary: Mapping[str, Any], failed: Sequence[work_units.Failed] = ()) -> None:
-        """What a stage came to."""
+    def summary(self, summary: Mapping[str, Any], failed: Sequence[work_units.Failed] = ()) -> None:
+        """Logs what a stage came to, and the items that it could not work on."""
         self.failed += failed
         self._write({"stage": self._stage, "event": "done", **summary})
-
-    def _clock(self) -> None:
-        self.seconds[self._stage] = round(self._before + self.elapsed, 3)
-        self.directory.write_json("seconds.json", self.seconds)
-        self._saved = time.monotonic()
 
     @property
     def elapsed(self) -> float:
         """Seconds since the stage began, in this sitting."""
         return time.monotonic() - self._began
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        said = {"time": time.strftime("%FT%TZ", time.gmtime()), **line}
+    def _save_seconds(self) -> None:
+        self.seconds[self._stage] = round(self._before + self.elapsed, 3)
+        self.directory.write_json("seconds.json", self.seconds)
+        self._saved = time.monotonic()
+
+    def _write(self, event: Mapping[str, Any]) -> None:
+        line = {"time": time.strftime("%FT%TZ", time.gmtime()), **event}
         with (self.directory.path / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(said, ensure_ascii=False) + "\n")
+            log.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 @contextmanager
-def every(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
-    """Calls `tell` now and then, in a thread of its own, until the block ends."""
+def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Calls `action` every few seconds, in a thread of its own, until the block ends."""
     over = Event()
 
-    def go_on() -> None:
+    def loop() -> None:
         while not over.wait(seconds):
-            tell()
+            action()
 
-    thread = Thread(target=go_on, daemon=True)
+    thread = Thread(target=loop, daemon=True)
     thread.start()
     try:
         yield
@@ -104,7 +104,7 @@ def every(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
 
 
 def _last_line(*logs: Path) -> dict[str, Any]:
-    """The newest line of the training log that there is; empty while there is none."""
+    """The last line of the first of these training logs that exists; empty while there is none."""
     log = next((log for log in logs if log.exists()), None)
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log is not None else []
     whole = [line for line in lines if line.endswith("\n")]

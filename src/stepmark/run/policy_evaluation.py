@@ -12,7 +12,6 @@ policies' logs have them: updates that were rolled back are in them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,37 +25,14 @@ from stepmark.evaluation.evaluate import ORACLE, accuracies, plain
 from stepmark.evaluation.rank import SELF_CONSISTENCY, Method, candidates
 from stepmark.evaluation.stats import Bootstrap, Floats, Interval
 from stepmark.evaluation.token_curves import ONE_SAMPLE, WEIGHTED
-from stepmark.rl.settings import Reinforced
-from stepmark.types import GradedSolution, Problem, Solution, Verification
+from stepmark.run.policies import PolicySamples, TrainedPolicy
+from stepmark.types import GradedSolution, Problem
 
 CURVES = ("reward_curve", "accuracy_curve", "held_out_reward_curve", "kl_curve")
 PER_SEED = "_per_seed"
 DRAWS, RESAMPLES = 400, 2000
 
 Curve = tuple[tuple[int, float], ...]  # (updates made, value)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedPolicy:
-    """What the training of one policy came to. Stored when it is over."""
-
-    policy: str  # its name in the recipe
-    method: str  # ppo, grpo or rft
-    result: Reinforced
-
-    @property
-    def key(self) -> str:
-        return self.policy
-
-
-@dataclass(frozen=True, slots=True)
-class PolicySamples:
-    """What one policy made of the test's problems."""
-
-    greedy: Sequence[GradedSolution]  # of its greedy solutions, one a problem at the most
-    solutions: Sequence[Solution] = ()  # samples; empty where none were asked for
-    grades: Sequence[GradedSolution] = ()  # of the samples
-    scores: Mapping[str, Sequence[Verification]] = dataclasses.field(default_factory=dict)  # verifier -> of the samples
 
 
 @dataclass(frozen=True, slots=True)

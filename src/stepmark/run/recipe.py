@@ -23,10 +23,12 @@ import yaml
 from pydantic import BaseModel, Field, model_validator
 
 from stepmark.data.outcome_counts import Limits
+from stepmark.data.store import RunDir
 from stepmark.errors import ConfigError
 from stepmark.models.checkpoints import Shape
 from stepmark.plugins import registry
 from stepmark.rl.settings import ReinforceSettings
+from stepmark.run import renames
 from stepmark.run.reinforce_schema import Reinforce, filled
 from stepmark.run.schema import (
     Evaluate,
@@ -41,6 +43,7 @@ from stepmark.run.schema import (
     Sample,
     Settings,
     Task,
+    UserStage,
     Verifier,
 )
 from stepmark.stages.train import TrainSettings
@@ -70,6 +73,7 @@ class Recipe(Settings):
     verifiers: dict[Name, Verifier] = {}  # noqa: RUF012 - pydantic copies it
     evaluate: Evaluate = Evaluate()
     reinforce: Reinforce | None = None  # policies that go on from the generator, and how they are judged
+    stages: tuple[UserStage, ...] = ()  # stages of your own, by the paths of their files
     workers: int = Field(default=2, ge=1)  # processes at a time; changes no result
     executor: Executor | None = None  # by default processes, or serial for one worker
 
@@ -206,6 +210,8 @@ class Recipe(Settings):
             del plain["rationales"]
         if self.reinforce is None:
             del plain["reinforce"]
+        if not self.stages:
+            del plain["stages"]
         if not self.evaluate.votes:
             del plain["evaluate"]["votes"]
         for name, verifier in self.verifiers.items():
@@ -277,11 +283,27 @@ def settings(kind: type[Kind], changes: Sequence[str], where: str) -> Kind:
         raise ConfigError([f"{where}: {_fault(error, kind)}" for error in e.errors(include_url=False)]) from e
 
 
+def stored(directory: RunDir) -> Recipe:
+    """The recipe of a run directory, whichever version wrote it. Raises DataError for a directory that holds no run."""
+    place = directory.path / "config.json"
+    return parse(renames.upgraded(directory.read_json("config.json")), str(place))
+
+
+# Where in a recipe settings stand that a command takes by themselves
+_SECTIONS: Mapping[Any, tuple[str, ...]] = {
+    TrainSettings: ("generator", "train"),
+    ReinforceSettings: ("reinforce", "settings"),
+}
+
+
 def _fault(error: Any, root: Any = None) -> str:
     at = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        place, key = [str(part) for part in error["loc"][:-1]], str(error["loc"][-1])
+        if (now := renames.new_key([*_SECTIONS.get(root, ()), *place], key)) is not None:
+            return f"the setting {at!r} is now called {'.'.join([*place, now])!r}."
         allowed = _fields(error["loc"][:-1], root or Recipe)
-        near = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
+        near = difflib.get_close_matches(key, allowed, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         return f"there is no setting {at!r}.{meant} There are: {', '.join(allowed)}."
     if error["type"] == "missing":

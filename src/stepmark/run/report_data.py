@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,9 @@ from stepmark.data.store import RunDir
 from stepmark.errors import DataError
 from stepmark.evaluation.rank import SELF_CONSISTENCY, candidates, rank
 from stepmark.plugins import registry
-from stepmark.run.recipe import Recipe, parse
+from stepmark.run import renames
+from stepmark.run.machine import describe
+from stepmark.run.recipe import Recipe, stored
 from stepmark.types import Candidate, GradedSolution, Problem, Quarantined, Selection, Solution, Verification
 
 
@@ -32,8 +31,8 @@ def write_report(directory: RunDir, command: str = "") -> Path:
 
 def read(directory: RunDir, command: str = "") -> report.ReportData:
     """Everything that a report shows. Raises DataError where the run did not get as far as metrics.json."""
-    config = directory.read_json("config.json")
-    recipe = parse(config, str(directory.path / "config.json"))
+    config = renames.upgraded(directory.read_json("config.json"))
+    recipe = stored(directory)
     metrics = report.Metrics.parse(directory.read_json("metrics.json"))
     problems = list(directory.records("problems/test", Problem))
     scores = {name: list(directory.records(f"scores/{name}", Verification)) for name in recipe.verifiers}
@@ -45,7 +44,7 @@ def read(directory: RunDir, command: str = "") -> report.ReportData:
         metrics=metrics,
         task=recipe.task.name if recipe.task else "",
         date=time.strftime("%F %H:%M UTC", time.gmtime((directory.path / "metrics.json").stat().st_mtime)),
-        machine=machine(),
+        machine=describe(),
         command=command or f"stepmark run {recipe.name}.yaml",
         config=config,
         problems=problems,
@@ -113,7 +112,8 @@ def _selections(
 
 def _logs(path: Path) -> Iterator[tuple[str, list[report.TrainPoint]]]:
     # A training's directory has its training.json; `problems/train.jsonl` is no training's log.
-    for log in sorted(place.with_name("train.jsonl") for place in path.glob("**/training.json")):
+    trainings = (place for place in path.glob("**/training.json") if "archive" not in place.relative_to(path).parts)
+    for log in sorted(place.with_name("train.jsonl") for place in trainings):
         points = []
         lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else []
         for number, line in enumerate(filter(None, lines), 1):
@@ -123,20 +123,3 @@ def _logs(path: Path) -> Iterator[tuple[str, list[report.TrainPoint]]]:
             except (ValueError, KeyError, TypeError) as e:
                 raise DataError(f"{log}, line {number}: not a line of a training log: {e}. Delete the line.") from e
         yield log.parent.name, points
-
-
-def machine() -> str:
-    """This machine in one line."""
-    cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    parts = [f"{platform.machine()}, {cores} cores, {memory:.0f} GiB", f"Python {platform.python_version()}"]
-    parts += [f"{name} {found}" for name in ("stepmark", "torch", "transformers") if (found := version(name))]
-    return " · ".join(parts)
-
-
-def version(package: str) -> str:
-    """The installed version, "" where there is none."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from itertools import combinations
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pydantic
@@ -129,6 +130,17 @@ class Executor(_Plugin):
     given: ClassVar[Mapping[str, Any]] = {"workers": 1}
 
 
+class UserStage(_Plugin):
+    """A stage of the user's own, by the path of its file (run/stage.py)."""
+
+    role = "stage"
+
+    @property
+    def stage_name(self) -> str:
+        """The name of the file."""
+        return Path(self.name).stem
+
+
 class Base(Settings):
     """A model to start from: a checkpoint (a directory or a hub id), or a new one of some shape."""
 
@@ -148,7 +160,7 @@ class Generator(Base):
     train: Train | None = None
     split: str = "train"  # of the task, to learn from
     problems: int | None = Field(default=None, ge=1)  # how many of them; null takes all
-    question_weight: float = Field(default=0.0, ge=0)  # of the question's own tokens in the loss
+    prompt_loss_weight: float = Field(default=0.0, ge=0)  # of the question's own tokens in the loss
     backend: Backend = Backend()
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """One recipe with several seeds: a run for each, as many at a time as there are workers, and their figures together.
 
-    RUN/seed-S/                    an ordinary run with the seed S (run/pipeline.py)
+    RUN/seed-S/                    an ordinary run with the seed S (run/execute.py)
     RUN/metrics.json               what the seeds came to together, in the layout of one run's; per_seed has each one's
     RUN/report.html                the same, as a page
 
@@ -35,44 +35,65 @@ from stepmark.evaluation import stats, token_curves
 from stepmark.evaluation.stats import Bootstrap, Interval
 from stepmark.evaluation.token_curves import MeasuredRun, Way
 from stepmark.plugins.loading import load_executor
-from stepmark.run import pipeline, policy_evaluation, report_data
+from stepmark.run import execute, policy_evaluation, renames, report_data
+from stepmark.run.context import RunContext
+from stepmark.run.execute import ALL, RunResult, Selection, Show
 from stepmark.run.log import every
-from stepmark.run.pipeline import Run, RunResult, Show
-from stepmark.run.recipe import Recipe, parse
+from stepmark.run.machine import describe
+from stepmark.run.pipeline import stages
+from stepmark.run.pipeline.evaluate import Evaluate
+from stepmark.run.recipe import Recipe, stored
 from stepmark.types import Place, Progress
 
 SECTIONS = {"in_distribution": "test", "out_of_distribution": "out_of_distribution"}  # name -> part of the recipe
 
 
 def run(
-    recipe: Recipe, path: Place, progress: Show | None = None, command: str = "", budget: Budget | None = None
+    recipe: Recipe,
+    path: Place,
+    progress: Show | None = None,
+    command: str = "",
+    budget: Budget | None = None,
+    selection: Selection = ALL,
 ) -> RunResult:
-    """Runs a recipe, once or with each of its seeds. Raises as pipeline.run does, and ConfigError for a budget with
+    """Runs a recipe, once or with each of its seeds. Raises as execute.run does, and ConfigError for a budget with
     seeds: each run has ledgers of its own."""
     if not recipe.seeds:
-        return pipeline.run(recipe, path, progress, command, budget)
+        return execute.run(recipe, path, progress, command, budget, selection)
     if budget is not None:
         raise ConfigError("a budget is for one run, and this recipe has seeds. Run them one by one: seeds=[] seed=1.")
-    with RunDir(path).open(recipe.resolved()) as directory:
-        work = partial(_one, recipe=recipe, path=directory.path, command=command)
+    selection.of(stages(recipe))  # a wrong name is refused before anything starts
+    with RunDir(path).open(recipe.resolved(), renames.upgraded) as directory:
+        if selection.anew:
+            together = [name for name in ("metrics.json", "report.html") if (directory.path / name).exists()]
+            execute.archive(directory.path, together)
+        work = partial(_run_seed, recipe=recipe, path=directory.path, command=command, selection=selection)
         executor = load_executor(min(recipe.workers, len(recipe.seeds)))
-        with every(2, _telling(recipe, directory.path, progress)):
-            found = list(executor.map(work, recipe.seeds))
-        metrics = summarise(recipe, directory)
-        write_report(directory, command)
+        with every(2, _show_stages(recipe, directory.path, progress)):
+            results = list(executor.map(work, recipe.seeds))
+        metrics: dict[str, Any] = {}
+        if all(result.metrics for result in results):
+            metrics = summarise(recipe, directory)
+            write_report(directory, command)
     return RunResult(
-        directory.path, metrics, sum(f.quarantined for f in found), tuple(x for f in found for x in f.failed)
+        directory.path,
+        metrics,
+        sum(result.quarantined for result in results),
+        tuple(item for result in results for item in result.failed),
+        results[0].stages,
     )
 
 
 def evaluate(recipe: Recipe, directory: RunDir, progress: Show | None = None) -> dict[str, Any]:
     """Measures anew from what is stored, each seed and then all; writes their metrics.json."""
     if not recipe.seeds:
-        return Run(recipe, directory, progress).evaluate()
+        execute.run_stage(RunContext(recipe, directory, progress), Evaluate())
+        metrics: dict[str, Any] = directory.read_json("metrics.json")
+        return metrics
     for seed in recipe.seeds:
         alone = recipe.with_seed(seed)
-        with RunDir(place(directory.path, seed)).open(alone.resolved()) as own:
-            Run(alone, own, progress).evaluate()
+        with RunDir(place(directory.path, seed)).open(alone.resolved(), renames.upgraded) as own:
+            execute.run_stage(RunContext(alone, own, progress), Evaluate())
     return summarise(recipe, directory)
 
 
@@ -87,7 +108,7 @@ def summarise(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
 
 def write_report(directory: RunDir, command: str = "") -> Path:
     """Writes report.html; of a run with seeds the figures of all, and where each one's own report is."""
-    recipe = parse(directory.read_json("config.json"), str(directory.path / "config.json"))
+    recipe = stored(directory)
     if not recipe.seeds:
         return report_data.write_report(directory, command)
     plain = directory.read_json("metrics.json")
@@ -97,7 +118,7 @@ def write_report(directory: RunDir, command: str = "") -> Path:
         metrics=report.Metrics.parse(plain | {"notes": plain["notes"] + links}),
         task=recipe.task.name if recipe.task else "",
         date=time.strftime("%F %H:%M UTC", time.gmtime((directory.path / "metrics.json").stat().st_mtime)),
-        machine=report_data.machine(),
+        machine=describe(),
         command=command or f"stepmark run {recipe.name}.yaml",
         config=recipe.resolved(),
         aggregate=recipe.evaluate.aggregates[0],
@@ -115,27 +136,27 @@ def place(path: Path, seed: int) -> Path:
     return path / f"seed-{seed}"
 
 
-def _one(seed: int, *, recipe: Recipe, path: Path, command: str) -> RunResult:
+def _run_seed(seed: int, *, recipe: Recipe, path: Path, command: str, selection: Selection) -> RunResult:
     own = f"{command} seeds=[] seed={seed} --out {place(path, seed)}" if command else ""
-    return pipeline.run(recipe.with_seed(seed), place(path, seed), command=own)
+    return execute.run(recipe.with_seed(seed), place(path, seed), command=own, selection=selection)
 
 
-def _telling(recipe: Recipe, path: Path, show: Show | None) -> Any:
-    """Says from the runs' logs where each of them is."""
+def _show_stages(recipe: Recipe, path: Path, show: Show | None) -> Any:
+    """A function that shows the stage of each run, as their logs have it."""
     began = time.monotonic()
-    said = -1
+    shown = -1
 
-    def tell() -> None:
-        nonlocal said
+    def action() -> None:
+        nonlocal shown
         logs = {seed: place(path, seed) / "log.jsonl" for seed in recipe.seeds}
-        at = {seed: _stage(log) for seed, log in logs.items()}
-        over = sum(stage == "done" for stage in at.values())
-        note = ", ".join(f"seed {seed}: {stage}" for seed, stage in at.items() if stage)
-        if show is not None and not said == over == len(at):  # the end is said once, while reports are written
-            said = over
-            show(Progress("seeds", over, len(at), time.monotonic() - began, note))
+        current = {seed: _stage(log) for seed, log in logs.items()}
+        over = sum(stage == "done" for stage in current.values())
+        note = ", ".join(f"seed {seed}: {stage}" for seed, stage in current.items() if stage)
+        if show is not None and not shown == over == len(current):  # the end is shown once
+            shown = over
+            show(Progress("seeds", over, len(current), time.monotonic() - began, note))
 
-    return tell
+    return action
 
 
 def _stage(log: Path) -> str:
@@ -148,7 +169,7 @@ def _stage(log: Path) -> str:
         return ""
     whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"\n")]
     last = json.loads(whole[-1]) if whole else {"stage": "", "event": ""}
-    return "done" if last["stage"] == "evaluate" and last["event"] == "end" else str(last["stage"])
+    return "done" if last["stage"] == "report" and last["event"] == "end" else str(last["stage"])
 
 
 # ---- several metrics.json as one ----

@@ -1,19 +1,20 @@
-"""What the models of a run learn from: examples for its verifiers, and words that a new tokenizer has to know.
+"""What the models of a run learn from: examples for verifiers and judge, and texts for new tokenizers.
 
 stepmark run recipes/demo.yaml
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from stepmark.data import work_units
+from stepmark.data.store import replacing
 from stepmark.errors import DataError
+from stepmark.models import checkpoints
 from stepmark.plugins import registry
 from stepmark.run.context import RunContext
-from stepmark.run.recipe import Recipe
-from stepmark.run.schema import Judge, Labeler
+from stepmark.run.schema import Base, Judge, Labeler
 from stepmark.run.schema import Verifier as VerifierSettings
 from stepmark.stages.label import distinct, references_among
 from stepmark.text import steps
@@ -28,112 +29,132 @@ REPEATED = 1_000  # times that it is shown what a verifier always writes, so tha
 
 
 class TrainingData:
-    """What there is to learn in one run."""
+    """Examples and texts of one run, read from what its stages stored."""
 
-    def __init__(self, recipe: Recipe, on: RunContext) -> None:
-        self.recipe, self.on = recipe, on
+    def __init__(self, context: RunContext) -> None:
+        self.context, self.recipe = context, context.recipe
 
     def pairs(self, labeler: Labeler | None) -> list[Pair]:
         """The training solutions that a labeller works on, in an order that no parallel run can change."""
-        pairs = work_units.pair(list(self.on.problems("train")), self.on.solutions("train"))
+        pairs = work_units.pair(list(self.context.problems("train")), self.context.solutions("train"))
         return distinct(pairs) if labeler is None or labeler.distinct else pairs
 
     def examples(self) -> list[Example]:
         """What all verifiers learn from: solutions with their grades, step labels and rationales, as far as there are
         any; in the order of `pairs`."""
         if self.recipe.label is not None:
-            labelled = {found.key: found for found in self.on.labels}
-            found = [(p, labelled[s.id]) for p, s in self.pairs(self.recipe.label) if s.id in labelled]
+            labels = {labelled.key: labelled for labelled in self.context.labels}
+            examples = [(p, labels[s.id]) for p, s in self.pairs(self.recipe.label) if s.id in labels]
         else:
-            grades = {g.solution_id: g.grade for g in self.on.grades("train")}
-            nothing = StepLabel(0, 0, source="none")
-            found = [
-                (p, LabelledSolution(s, grades[s.id], (nothing,) * len(s.spans)))
-                for p, s in self.pairs(self.recipe.rationales)
-                if s.id in grades
-            ]
-        return self.told(found, "")
+            grades = {g.solution_id: g.grade for g in self.context.grades("train")}
+            pairs = self.pairs(self.recipe.rationales)
+            examples = [(p, unlabelled(s, grades[s.id])) for p, s in pairs if s.id in grades]
+        return self.with_rationales(examples, "")
 
-    def told(self, examples: list[Example], writer: str) -> list[Example]:
-        """The examples with what one of the recipe's writers wrote of them."""
-        written = {x.key: x.rationales for x in self.on.rationales(writer)}
-        return [(p, replace(x, rationales=written.get(x.key, () if writer else x.rationales))) for p, x in examples]
+    def with_rationales(self, examples: list[Example], writer: str) -> list[Example]:
+        """The examples with the rationales of one of the recipe's writers."""
+        rationales = {x.key: x.rationales for x in self.context.rationales(writer)}
+        return [(p, replace(x, rationales=rationales.get(x.key, () if writer else x.rationales))) for p, x in examples]
 
-    def of_judge(self, settings: Judge) -> list[Problem]:
-        """What a judge learns from: as problems whose question is what a labeller would ask it, and whose demonstration
-        is what it should say. Raises DataError where there is nothing of the kind."""
-        grades = {g.solution_id: g.grade for g in self.on.grades("train")}
-        first = {p.id for p in list(self.on.problems("train"))[: settings.problems]}
-        found: dict[tuple[str, str], None] = {}
+    def for_judge(self, settings: Judge) -> list[Problem]:
+        """What a judge learns from: problems whose question is what a labeller would ask it, and whose demonstration is
+        what it should answer. Raises DataError where there are none."""
+        grades = {g.solution_id: g.grade for g in self.context.grades("train")}
+        ids = {p.id for p in list(self.context.problems("train"))[: settings.problems]}
+        demonstrations: dict[tuple[str, str], None] = {}
         for labeler in self.recipe.writers.values():
-            teach = getattr(labeler.load(), "lessons", None)
-            if teach is None:
+            demonstrate = getattr(labeler.load(), "demonstrations", None)
+            if demonstrate is None:
                 continue
-            pairs = [(p, s) for p, s in self.pairs(labeler) if p.id in first]
+            pairs = [(p, s) for p, s in self.pairs(labeler) if p.id in ids]
             references = references_among(pairs, lambda _, s: grades.get(s.id))
             units = [Unlabelled(p, s, tuple(references(p))) for p, s in pairs]
-            found.update(dict.fromkeys(teach(units, self.on.tools)))
-        if not found:
+            demonstrations.update(dict.fromkeys(demonstrate(units, self.context.tools)))
+        if not demonstrations:
             raise DataError("judge.train: no training solution could be verified, so there is nothing to learn from.")
-        return [Problem(f"lesson-{i}", asked, "", "", said, said) for i, (asked, said) in enumerate(found)]
+        return [
+            Problem(f"lesson-{i}", question, "", "", answer, answer)
+            for i, (question, answer) in enumerate(demonstrations)
+        ]
 
     def references(self, settings: VerifierSettings) -> list[Example]:
         """Worked solutions of problems that the generator learned from, for a verifier that also learns to write
         correct solutions. Raises DataError where the task has none."""
         if not settings.references:
             return []
-        found = [
-            (p, LabelledSolution(s, Grade(Verdict.CORRECT, "the task's own solution", p.answer), labels))
-            for p in self._read(settings.references)
-            if p.reference
-            for s in [self._solution(p, p.reference)]
-            for labels in [(StepLabel(0, 0, source=REFERENCE),) * len(s.spans)]
-        ]
-        if not found:
+        examples = []
+        for p in self._generator_problems(settings.references):
+            if p.reference:
+                s = self._solution(p, p.reference)
+                grade = Grade(Verdict.CORRECT, "the task's own solution", p.answer)
+                examples.append((p, LabelledSolution(s, grade, _reference_labels(s))))
+        if not examples:
             raise DataError("references: the generator's problems come without worked solutions; leave it out.")
-        return found
+        return examples
 
     def replay(self, settings: VerifierSettings) -> list[Example]:
         """The last demonstrations that the generator learned from, right or wrong, as texts to generate: for a verifier
-        that starts from it and would forget what its own problems are too short to show."""
+        that starts from the generator and would forget what its own problems are too short to show."""
         generator = self.recipe.generator
-        if not settings.replay or generator is None or self.on.task is None:
+        if not settings.replay or generator is None or self.context.task is None:
             return []
-        read = self.on.task.load(generator.split, generator.problems).problems[-settings.replay :]
-        found = []
-        for p in read:
+        examples = []
+        for p in self.context.task.load(generator.split, generator.problems).problems[-settings.replay :]:
             s = self._solution(p, p.demonstration or p.reference)
-            labels = (StepLabel(0, 0, source=REFERENCE),) * len(s.spans)
-            found.append((p, LabelledSolution(s, Grade(Verdict.UNGRADABLE, "read by the generator"), labels)))
-        return found
+            grade = Grade(Verdict.UNGRADABLE, "read by the generator")
+            examples.append((p, LabelledSolution(s, grade, _reference_labels(s))))
+        return examples
 
-    def vocabulary(self) -> Iterator[str]:
-        """Texts that a tokenizer has to know besides the generator's: of verifications, where the recipe has any."""
-        write = self.on.oracle
+    def base_checkpoint(self, name: str, base: Base, texts: Sequence[str]) -> str:
+        """The path of the checkpoint to start from. A model made from scratch is made here, with a tokenizer that
+        learns from `texts`."""
+        if base.init is None:
+            assert base.path is not None
+            return base.path
+        path = self.context.path / "bases" / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as place:
+                checkpoints.create(place, [*texts, *self.tokenizer_texts()], base.init, self.recipe.seed)
+        return str(path)
+
+    def verifier_texts(self, examples: list[Example]) -> list[str]:
+        """What a verifier with a base of its own reads and writes, for its tokenizer."""
+        context = Template(self.recipe.prompt)
+        questions = [context(p) + x.solution.text for p, x in examples]
+        return questions + ["\n" + r.text for _, x in examples for r in x.rationales if r.kept]
+
+    def tokenizer_texts(self) -> Iterator[str]:
+        """Texts that every new tokenizer of the run learns from: verifications, where the recipe has any, and what
+        verifiers always write."""
+        write = self.context.oracle
         if self.recipe.writers and write is not None:
-            read = self._read(SHOWN)
-            for p, other in zip(read, [*read[1:], *read[:1]], strict=True):
+            problems = self._generator_problems(SHOWN)
+            for p, next_problem in zip(problems, [*problems[1:], *problems[:1]], strict=True):
                 # What a verification says of errors has to be known too: another problem's solution is wrong here.
-                for of in (p, other):
-                    yield "\n" + write(p, self._solution(p, of.demonstration or of.reference))
+                for source in (p, next_problem):
+                    yield "\n" + write(p, self._solution(p, source.demonstration or source.reference))
         for name, settings in self.recipe.verifiers.items():
             if hasattr(registry.find("verifier", settings.kind), "corpus"):
                 path = "model" if "path" in registry.options("verifier", settings.kind) else ""
-                yield from [text for text in self.on.trainee(name, path).corpus() for _ in range(REPEATED)]
+                yield from [text for text in self.context.trainee(name, path).corpus() for _ in range(REPEATED)]
 
-    def texts(self, examples: list[Example]) -> list[str]:
-        """What a verifier with a base of its own reads and writes."""
-        context = Template(self.recipe.prompt)
-        read = [context(p) + x.solution.text for p, x in examples]
-        return read + ["\n" + r.text for _, x in examples for r in x.rationales if r.kept]
-
-    def _read(self, most: int) -> tuple[Problem, ...]:
+    def _generator_problems(self, most: int) -> tuple[Problem, ...]:
         """The first problems of those that the generator learned from, without exercises that have no answer."""
         settings = self.recipe.generator
-        if self.on.task is None or settings is None:
+        if self.context.task is None or settings is None:
             return ()
-        found = self.on.task.load(settings.split, min(most, settings.problems or most)).problems
-        return tuple(p for p in found if p.answer)
+        problems = self.context.task.load(settings.split, min(most, settings.problems or most)).problems
+        return tuple(p for p in problems if p.answer)
 
     def _solution(self, problem: Problem, text: str) -> Solution:
-        return Solution(f"{problem.id}#{REFERENCE}", problem.id, 0, text, steps.split(text, self.on.steps))
+        return Solution(f"{problem.id}#{REFERENCE}", problem.id, 0, text, steps.split(text, self.context.steps))
+
+
+def unlabelled(solution: Solution, grade: Grade) -> LabelledSolution:
+    """A graded solution without step labels, as verifiers of outcomes learn from it."""
+    return LabelledSolution(solution, grade, (StepLabel(0, 0, source="none"),) * len(solution.spans))
+
+
+def _reference_labels(solution: Solution) -> tuple[StepLabel, ...]:
+    return (StepLabel(0, 0, source=REFERENCE),) * len(solution.spans)

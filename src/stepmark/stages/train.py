@@ -79,7 +79,7 @@ class TrainSettings:
     warmup: float = 0.05  # share of the updates over which the rate rises
     final_lr: float = 0.1  # rate at the end of the cosine, as a share of the peak
     weight_decay: float = 0.01
-    clip: float = 1.0  # largest norm of the gradient
+    max_grad_norm: float = 1.0  # larger gradients are scaled down to this norm
     precision: str = "auto"  # float32, or bfloat16 autocast; auto picks what is faster here
     checkpoint_seconds: float = 30.0  # at most this much work is lost to a kill
     log_every: int = 10  # updates
@@ -91,7 +91,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         faults = [
             f"train: {k} must be above 0, got {getattr(self, k)}."
-            for k in ("epochs", "lr", "batch_tokens", "accumulate", "row_tokens", "clip", "log_every", "threads")
+            for k in (
+                "epochs",
+                "lr",
+                "batch_tokens",
+                "accumulate",
+                "row_tokens",
+                "max_grad_norm",
+                "log_every",
+                "threads",
+            )
             if not getattr(self, k) > 0
         ]
         if not 0 <= self.warmup < 1:
@@ -121,7 +130,7 @@ class Generator:
 
     path: str  # checkpoint to start from
     template: str = "{question}\n"
-    question_weight: float = 0.0  # next-token weight of the question's own tokens; above 0 helps from random weights
+    prompt_loss_weight: float = 0.0  # next-token weight of the question's own tokens; above 0 helps from random weights
     trust_remote_code: bool = False
 
     def build(self) -> torch.nn.Module:
@@ -136,7 +145,7 @@ class Generator:
         tokenizer = checkpoints.load_tokenizer(self.path, self.trust_remote_code)
         context = Template(self.template)(example)
         ids, spans = token_ids(tokenizer, context + text)
-        weights = [self.question_weight if start < len(context) else 1.0 for start, _ in spans]
+        weights = [self.prompt_loss_weight if start < len(context) else 1.0 for start, _ in spans]
         return Encoded((*ids, tokenizer.eos_token_id), weights=(*weights, 1.0))
 
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
@@ -305,7 +314,7 @@ class _Loop(Generic[Example]):
                 loss = self.trainee.loss(self.model, b, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
         for what, value in (("loss", total), ("gradient's norm", norm)):
             if not math.isfinite(value):
                 raise DataError(

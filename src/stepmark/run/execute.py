@@ -1,0 +1,153 @@
+"""Runs the stages of a recipe on a run directory: all that are not done, or chosen ones anew.
+
+The same call on the same directory goes on from wherever the last one stopped. Other settings on the same directory are
+refused with a diff. A stage that is done anew (`--only`, `--from`) does not touch what it had made: that is moved to
+RUN/archive/DATE/ first.
+
+stepmark run recipes/demo.yaml
+stepmark run recipes/demo.yaml --from score
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepmark.data import work_units
+from stepmark.data.ledger import Budget
+from stepmark.data.store import RunDir
+from stepmark.errors import ConfigError, DataError
+from stepmark.run import renames
+from stepmark.run.context import RunContext
+from stepmark.run.pipeline import stages
+from stepmark.run.recipe import Recipe
+from stepmark.run.stage import Stage, matches
+from stepmark.types import Place, Progress
+
+Show = Callable[[Progress], None]
+
+ARCHIVE = "archive"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which stages to run. At most one of both; without either all that are not done."""
+
+    only: str = ""  # these alone, anew: a stage's name or its first words
+    start: str = ""  # these and all that follow, anew
+
+    def __post_init__(self) -> None:
+        if self.only and self.start:
+            raise ConfigError("give either --only or --from, not both.")
+
+    @property
+    def anew(self) -> bool:
+        """Whether stages are done anew."""
+        return bool(self.only or self.start)
+
+    def of(self, listed: Sequence[Stage]) -> list[Stage]:
+        """The chosen stages, in order. Raises ConfigError for a name that no stage has."""
+        if not self.anew:
+            return list(listed)
+        name = self.only or self.start
+        places = [i for i, stage in enumerate(listed) if matches(stage, name)]
+        if not places:
+            names = [stage.name for stage in listed]
+            near = difflib.get_close_matches(name, [*names, *{n.split()[0]: None for n in names}], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"no stage {name!r} in this run.{hint} There are: {', '.join(names)}.")
+        return [listed[i] for i in places] if self.only else list(listed[places[0] :])
+
+
+ALL = Selection()
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run came to."""
+
+    path: Path  # the run directory
+    metrics: Mapping[str, Any]  # as in metrics.json; empty where `evaluate` was not among the stages
+    quarantined: int  # rows left out, listed in quarantine.jsonl
+    failed: tuple[work_units.Failed, ...]  # items that stages could not work on; the same command tries them again
+    stages: tuple[str, ...] = ()  # the stages that ran
+
+    @property
+    def exit_code(self) -> int:
+        """3 when everything that could be used was used, but something could not."""
+        return 3 if self.quarantined or self.failed else 0
+
+
+def run(
+    recipe: Recipe,
+    path: Place,
+    progress: Show | None = None,
+    command: str = "",
+    budget: Budget | None = None,
+    selection: Selection = ALL,
+) -> RunResult:
+    """Runs the chosen stages; by default those that are not done yet.
+
+    Raises ConfigChanged for a directory of other settings, BudgetReached when what the ledgers of the run came to, over
+    all sittings, reaches the budget, DataError for a chosen stage whose inputs are missing. A sitting without a budget
+    keeps a ledger of solutions only for paid models."""
+    chosen = selection.of(stages(recipe))
+    with RunDir(path).open(recipe.resolved(), renames.upgraded) as directory:
+        if selection.anew:
+            context = RunContext(recipe, directory)
+            need_inputs(context, chosen)
+            archive(directory.path, outputs(context, chosen))
+        context = RunContext(recipe, directory, progress, budget, command)
+        context.need_price()
+        ran = [stage.name for stage in chosen if run_stage(context, stage)]
+        metrics = directory.read_json("metrics.json") if "evaluate" in ran else {}
+        return RunResult(directory.path, metrics, len(context.quarantine), tuple(context.log.failed), tuple(ran))
+
+
+def run_stage(context: RunContext, stage: Stage) -> bool:
+    """Runs a stage unless it is done; returns whether it ran."""
+    if stage.state(context).done:
+        return False
+    with context.log.stage(stage.name):
+        stage.run(context)
+    return True
+
+
+def need_inputs(context: RunContext, chosen: Sequence[Stage]) -> None:
+    """Raises DataError where a chosen stage reads a file that is not there and that none of the chosen writes."""
+    written = {name for stage in chosen for name in stage.outputs(context)}
+    missing = [
+        (stage.name, name)
+        for stage in chosen
+        for name in stage.inputs(context)
+        if name not in written and not context.exists(name)
+    ]
+    if missing:
+        listed = "; ".join(f"{stage} reads {name}" for stage, name in missing[:5])
+        raise DataError(
+            f"{context.path}: {listed}: not there yet. Run the stages before it: the same command without --only or "
+            "--from."
+        )
+
+
+def archive(run: Path, names: Sequence[str]) -> None:
+    """Moves these files and directories of a run, in the order of the stages that made them, to RUN/archive/DATE/.
+
+    The last ones go first: killed in between, no file is left without those that it was made from."""
+    date = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    taken = len(list((run / ARCHIVE).glob(f"{date}*")))
+    place = run / ARCHIVE / (f"{date}-{taken + 1}" if taken else date)
+    for name in reversed(names):
+        target = place / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (run / name).rename(target)
+
+
+def outputs(context: RunContext, chosen: Sequence[Stage]) -> list[str]:
+    """The files and directories of these stages that are there, each once, in the order of the stages."""
+    names = dict.fromkeys(name.rstrip("/") for stage in chosen for name in stage.outputs(context))
+    return [name for name in names if context.exists(name)]

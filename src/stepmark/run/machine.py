@@ -1,0 +1,27 @@
+"""The machine in one line, for reports and `stepmark doctor`.
+
+stepmark doctor
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+
+def describe() -> str:
+    """Processor, cores, memory, and the versions of what computes."""
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    parts = [f"{platform.machine()}, {cores} cores, {memory:.0f} GiB", f"Python {platform.python_version()}"]
+    parts += [f"{name} {number}" for name in ("stepmark", "torch", "transformers") if (number := version(name))]
+    return " · ".join(parts)
+
+
+def version(package: str) -> str:
+    """The installed version, "" where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

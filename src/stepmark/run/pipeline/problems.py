@@ -1,0 +1,130 @@
+"""Stage `problems`: loads the task's problems, or imports problems with the solutions that somebody else drew.
+
+stepmark run recipes/demo.yaml --only problems
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from stepmark.errors import DataError
+from stepmark.run.context import RunContext, add_missing
+from stepmark.run.schema import SolutionSource
+from stepmark.run.stage import State
+from stepmark.text.hashing import hash_fraction
+from stepmark.types import Imported, Quarantined
+
+BATCH = 256  # imported problems kept at a time
+POLICY_PARTS = ("reinforce", "held_out", "after")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProblems:
+    """Problems of every part of the run: train, the tests, and those that policies learn from and are tested on."""
+
+    name: str = "problems"
+
+    def inputs(self, context: RunContext) -> Sequence[str]:
+        return ()
+
+    def outputs(self, context: RunContext) -> Sequence[str]:
+        sample = context.recipe.sample
+        parts = [*sample.parts, *(POLICY_PARTS if context.recipe.reinforce is not None else ())]
+        imported = [part for part in sample.parts if sample.source(part).file is not None]
+        folders = [f"{folder}/{part}.jsonl" for part in imported for folder in ("solutions", "grades")]
+        rationales = ["rationales/train.jsonl"] if "train" in imported else []
+        return [*(f"problems/{part}.jsonl" for part in parts), *folders, *rationales, "quarantine.jsonl"]
+
+    def state(self, context: RunContext) -> State:
+        """A task may have fewer problems than were asked for, and so may a file: then they are loaded again."""
+        recipe = context.recipe
+        wanted: dict[str, int | None] = {part: recipe.sample.source(part).problems for part in recipe.sample.parts}
+        if recipe.reinforce is not None:
+            r = recipe.reinforce
+            counts = (r.problems, r.held_out.problems, r.test.problems)
+            wanted |= dict(zip(POLICY_PARTS, counts, strict=True))
+        made = {part: len(context.problems(part)) for part in wanted}
+        known = [n for n in wanted.values() if n is not None]
+        whole = len(known) == len(wanted) and all(made[part] == n for part, n in wanted.items())
+        return State(sum(made.values()), sum(known) if whole else None)
+
+    def run(self, context: RunContext) -> None:
+        for part in context.recipe.sample.parts:
+            source = context.recipe.sample.source(part)
+            if source.file is None:
+                _load(context, part, source)
+            else:
+                _import(context, part, source)
+        if context.recipe.reinforce is not None:
+            _load_for_policies(context)
+
+
+def _load(context: RunContext, part: str, source: SolutionSource) -> None:
+    assert context.task is not None and source.split is not None
+    loaded = context.task.load(source.split, source.problems)
+    context.quarantine_rows(loaded.quarantined)
+    add_missing(context.problems(part), loaded.problems)
+    if not loaded.problems:
+        rows = context.quarantine
+        raise DataError(
+            f"the split {source.split!r} of the task has no usable problem; {len(rows)} rows were set aside, see "
+            f"{rows.path}."
+        )
+
+
+def _import(context: RunContext, part: str, source: SolutionSource) -> None:
+    assert source.file is not None and source.format is not None
+    batch: list[Imported] = []
+    count = 0
+    low, high = source.share
+    for row in source.format.load().read(source.file):
+        if isinstance(row, Quarantined):
+            context.quarantine_rows([row])
+        elif low <= hash_fraction(row.problem.question) < high:
+            batch.append(row)
+            count += 1
+            if len(batch) == BATCH:
+                _keep(context, part, batch, source.n)
+                batch = []
+            if count == source.problems:
+                break
+    _keep(context, part, batch, source.n)
+    if not count:
+        raise DataError(f"{source.file} has no usable question in the share {list(source.share)}.")
+
+
+def _keep(context: RunContext, part: str, batch: Sequence[Imported], n: int) -> None:
+    """Stores the first n solutions of each problem, and what came with them."""
+    add_missing(context.solutions(part), [s for row in batch for s in row.solutions[:n]])
+    add_missing(context.grades(part), [g for row in batch for g in row.grades[:n]])
+    add_missing(context.problems(part), [row.problem for row in batch])
+    if part == "train":
+        ids = {s.id for row in batch for s in row.solutions[:n]}
+        rationales = [x for row in batch for x in getattr(row, "rationales", ()) if x.key in ids]
+        if rationales:
+            add_missing(context.rationales(), rationales)
+
+
+def _load_for_policies(context: RunContext) -> None:
+    """Loads the problems that policies learn from, are watched on and are tested on."""
+    settings = context.recipe.reinforce
+    assert settings is not None and context.task is not None
+    splits = (
+        (settings.split, settings.problems),
+        (settings.held_out.split, settings.held_out.problems),
+        (settings.test.split, settings.test.problems),
+    )
+    for part, (split, most) in zip(POLICY_PARTS, splits, strict=True):
+        problems = context.task.load(split, most).problems
+        if not problems:
+            raise DataError(f"reinforce: the split {split!r} of the task has no usable problem.")
+        add_missing(context.problems(part), problems)
+    questions = {part: {p.question for p in context.problems(part)} for part in POLICY_PARTS}
+    for a, b in combinations(questions, 2):
+        if both := questions[a] & questions[b]:
+            raise DataError(
+                f"reinforce: {len(both)} questions are in two of its parts ({a}, {b}), e.g. {min(both)!r}. "
+                "What is learned from can't be looked at or tested on; choose splits that share none."
+            )

@@ -1,0 +1,50 @@
+"""Recipe keys and plug-in names of before and of now: the one table through which old recipes and old runs are read.
+
+A recipe with an old key is refused, and the new key named. The config.json of an old run is read as if it had been
+written with the new keys, so the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepmark.plugins.registry import RENAMED
+
+# (place of the section, "*" standing for any name; old key) -> new key
+KEYS: dict[tuple[tuple[str, ...], str], str] = {
+    **{((role,), "question_weight"): "prompt_loss_weight" for role in ("generator", "completer", "judge")},
+    **{((role, "train"), "clip"): "max_grad_norm" for role in ("generator", "completer", "judge")},
+    (("verifiers", "*", "train"), "clip"): "max_grad_norm",
+    (("reinforce", "policies", "*", "train"), "clip"): "max_grad_norm",
+    (("reinforce", "settings"), "max_norm"): "max_grad_norm",
+    (("reinforce", "policies", "*", "settings"), "max_norm"): "max_grad_norm",
+}
+
+
+def new_key(place: Sequence[str], key: str) -> str | None:
+    """What a key of the section at `place` is called now; None for one that never was."""
+    for (section, old), new in KEYS.items():
+        if (
+            old == key
+            and len(section) == len(place)
+            and all(s in ("*", p) for s, p in zip(section, place, strict=True))
+        ):
+            return new
+    return None
+
+
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the keys and the plug-in names of today."""
+    today: dict[str, Any] = _keys(config, ())
+    for verifier in (today.get("verifiers") or {}).values():
+        if isinstance(verifier, dict) and isinstance(verifier.get("kind"), str):
+            verifier["kind"] = RENAMED.get(("verifier", verifier["kind"]), verifier["kind"])
+    return today
+
+
+def _keys(value: Any, place: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        named = {new_key(place, str(k)) or str(k): (str(k), v) for k, v in value.items()}
+        return {new: _keys(v, (*place, old)) for new, (old, v) in named.items()}
+    return value
