@@ -42,13 +42,13 @@ class RunLog:
         try:
             yield
         finally:
-            self._save_seconds()
+            self.save_seconds()
             self._write({"stage": name, "event": "end", "seconds": self.seconds[name]})
 
     def progress(self, progress: Progress) -> None:
         """Shows how far the stage is."""
         if time.monotonic() - self._saved > 5:  # so that a kill loses little of the count
-            self._save_seconds()
+            self.save_seconds()
         self._show(replace(progress, stage=self._stage))
 
     @contextmanager
@@ -74,7 +74,8 @@ class RunLog:
         """Seconds since the stage began, in this sitting."""
         return time.monotonic() - self._began
 
-    def _save_seconds(self) -> None:
+    def save_seconds(self) -> None:
+        """Writes the time that the stage took so far."""
         self.seconds[self._stage] = round(self._before + self.elapsed, 3)
         self.directory.write_json("seconds.json", self.seconds)
         self._saved = time.monotonic()

@@ -167,7 +167,7 @@ class Recipe(Settings):
 
     def _untaught(self, judge: Judge) -> Iterator[str]:
         """What keeps a judge from being trained."""
-        if not any(callable(getattr(writer.load(), "lessons", None)) for writer in self.writers.values()):
+        if not any(callable(getattr(writer.load(), "demonstrations", None)) for writer in self.writers.values()):
             yield "judge.train: no labeller under rationales says what a judge would have to write; leave it out"
         if self.task is None or not hasattr(registry.find("task", self.task.name), "rationale"):
             yield "judge.train: it learns from verifications that the task writes, and this one has no `rationale`"

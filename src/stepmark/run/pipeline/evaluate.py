@@ -50,6 +50,7 @@ class Evaluate:
         context.directory.write_text("by_problem.json", json.dumps(by_problem, allow_nan=False) + "\n")
         sections = {part: metrics.to_json() for part, metrics in measured.items()}
         policies = _measure_policies(context) if context.recipe.reinforce is not None else {}
+        context.log.save_seconds()  # so that the stage's own time is among them
         about = {"name": context.recipe.name, "seconds": context.log.seconds}
         metrics: dict[str, Any] = sections["test"] | policies | about
         if "out_of_distribution" in tests:
