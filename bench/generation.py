@@ -1,19 +1,20 @@
-"""Does learning to verify make a better generator? pass@1 of a run's generator and of what its verifiers became.
+"""Does learning to verify make a better generator? pass@1 of a run's generator and of its verifiers as generators.
 
-A genrm verifier that learned generation too is still a causal language model that solves problems (GenRM, section 5.3:
-verification data raises the generator's own pass@1). For each seed of finished runs, new solutions of held-out problems
-are drawn from the generator and from each such verifier's checkpoint, greedily and at the recipe's temperature, and
-graded. What the verification data did is the difference to a control that learned the same texts to generate and
-nothing else: one with `examples: 0`.
+A genrm verifier that also learned generation is still a causal language model that solves problems (GenRM, section 5.3:
+verification data raises the generator's own pass@1). For each seed of finished runs, this script draws new solutions of
+held-out problems from the generator and from each such verifier's checkpoint, greedily and at the recipe's temperature,
+and grades them. The effect of the verification data is the difference to a control that learned to generate the same
+texts and nothing else: a verifier with `examples: 0`.
 
-Differences are paired by problem. A seed's interval is a bootstrap over its problems; over seeds the interval is the
-wider of Student's t and the seeds' own together, as in the reports of runs with seeds (stepmark/seeds.py).
+Differences are paired by problem. A seed's interval is a bootstrap over its problems. The interval over seeds is the
+wider of Student's t and the seeds' own intervals together, as in the reports of runs with seeds
+(stepmark/run/seeds.py).
 
     stepmark run recipes/genrm_curves.yaml
     python bench/generation.py runs/genrm_curves
 
-The last line printed is one line of JSON; it is also written to --out. Solutions are kept in RUN/generation, so that a
-second call grades them anew and draws only what is missing.
+The last line printed is one line of JSON; it is also written to --out. Solutions are stored in RUN/generation. A second
+call grades them anew and draws only missing solutions.
 """
 
 from __future__ import annotations
@@ -44,32 +45,32 @@ from stepmark.types import Problem, Solution
 
 OUT = Path(__file__).parent / "results" / "generation.json"
 BASE = "generator"
-WAYS = ("greedy", "sampled")
-ALL = Limits(truncated=1.0, ungradable=1.0)  # a model that forgot how to generate is a finding, not a fault
+DECODINGS = ("greedy", "sampled")
+ALL = Limits(truncated=1.0, ungradable=1.0)  # no limit: a model that forgot how to generate is a result, not an error
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is drawn in each run."""
+class Draws:
+    """The solutions to draw in each run."""
 
-    problems: int  # of each part
-    n: int  # sampled solutions of each problem
+    problems: int  # for each part
+    n: int  # sampled solutions for each problem
     parts: tuple[str, ...]
-    names: tuple[str, ...]  # of verifiers; none takes all that can generate
+    names: tuple[str, ...]  # of verifiers; empty: all that learned to generate
 
 
 def models(recipe: Recipe, path: Path, names: Sequence[str]) -> dict[str, Path]:
-    """name -> checkpoint: the generator, and verifiers that learned to generate or that were asked for."""
+    """name -> checkpoint of the generator and of the named verifiers (no names: all that learned to generate)."""
     chosen = [n for n, v in recipe.verifiers.items() if (n in names if names else v.options.get("generation"))]
     if unknown := sorted(set(names) - set(chosen)):
         raise SystemExit(f"{path}: no verifier {', '.join(unknown)}. There are: {', '.join(recipe.verifiers)}.")
-    found = {
+    checkpoints = {
         BASE: Path(RunContext(recipe, RunDir(path)).model_path(BASE)),
         **{n: path / "verifiers" / n for n in chosen},
     }
-    if missing := [n for n, place in found.items() if not (place / "config.json").is_file()]:
-        raise SystemExit(f"{path}: {', '.join(missing)} not trained yet: finish the run first.")
-    return found
+    if missing := [n for n, place in checkpoints.items() if not (place / "config.json").is_file()]:
+        raise SystemExit(f"{path}: {', '.join(missing)} not trained yet. Finish the run first.")
+    return checkpoints
 
 
 def control_of(recipe: Recipe) -> str:
@@ -77,22 +78,23 @@ def control_of(recipe: Recipe) -> str:
     return next((n for n, v in recipe.verifiers.items() if v.options.get("examples") == 0), BASE)
 
 
-def drawn(run: Path, asked: Asked) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """part -> way -> model -> share of right solutions, by problem."""
+def draw(run: Path, draws: Draws) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """part -> decoding -> model -> share of right solutions for each problem. Draws the missing solutions."""
     recipe = parse(json.loads((run / "config.json").read_text()), str(run / "config.json"))
-    on = RunContext(recipe, RunDir(run))
-    assert on.task is not None
+    run_context = RunContext(recipe, RunDir(run))
+    assert run_context.task is not None
     context = Template(recipe.prompt)
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for part in asked.parts:
+    shares_by_part: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for part in draws.parts:
         split = recipe.sample.source(part).split
         assert split is not None
-        problems = on.task.load(split, asked.problems).problems
-        found[part] = {way: {} for way in WAYS}
-        for name, place in models(recipe, run, asked.names).items():
+        problems = run_context.task.load(split, draws.problems).problems
+        shares_by_part[part] = {decoding: {} for decoding in DECODINGS}
+        for name, place in models(recipe, run, draws.names).items():
             backend = load_backend("local", path=str(place))
-            for way, n, temperature in ((WAYS[0], 1, 0.0), (WAYS[1], asked.n, recipe.sample.temperature)):
-                records = Records(run / "generation" / part / f"{name}-{way}.jsonl", Solution)
+            greedy, sampled = (DECODINGS[0], 1, 0.0), (DECODINGS[1], draws.n, recipe.sample.temperature)
+            for decoding, n, temperature in (greedy, sampled):
+                records = Records(run / "generation" / part / f"{name}-{decoding}.jsonl", Solution)
                 sample(
                     problems,
                     backend,
@@ -100,53 +102,53 @@ def drawn(run: Path, asked: Asked) -> dict[str, dict[str, dict[str, list[float]]
                     n=n,
                     context=context,
                     params=replace(recipe.params, temperature=temperature),
-                    steps=on.steps,
+                    steps=run_context.steps,
                     executor=SerialExecutor(),
                     limits=ALL,
                 )
-                right = shares(problems, records, on, n)
-                found[part][way][name] = right
-                print(f"{run.name} {part} {name} {way}: {100 * sum(right) / len(right):.1f}", flush=True)
-    return found
+                right = shares(problems, records, run_context, n)
+                shares_by_part[part][decoding][name] = right
+                print(f"{run.name} {part} {name} {decoding}: {100 * sum(right) / len(right):.1f}", flush=True)
+    return shares_by_part
 
 
-def shares(problems: Sequence[Problem], solutions: Records[Solution], on: RunContext, n: int) -> list[float]:
-    """The share of right ones among the first n solutions of each problem."""
+def shares(problems: Sequence[Problem], solutions: Records[Solution], run_context: RunContext, n: int) -> list[float]:
+    """The share of right solutions among the first n of each problem."""
     right = dict.fromkeys((p.id for p in problems), 0)
     by_id = {p.id: p for p in problems}
     for s in solutions:
         if s.problem_id in by_id and s.sample < n:
-            right[s.problem_id] += grade_solution(s, by_id[s.problem_id], on.grader).correct
+            right[s.problem_id] += grade_solution(s, by_id[s.problem_id], run_context.grader).correct
     return [count / n for count in right.values()]
 
 
-def summary(found: Sequence[dict[str, dict[str, dict[str, list[float]]]]], control: str) -> dict[str, Any]:
-    """part -> way -> pass@1 of each model, and its differences to the generator and to the control, over seeds."""
+def summary(by_seed: Sequence[dict[str, dict[str, dict[str, list[float]]]]], control: str) -> dict[str, Any]:
+    """part -> decoding -> pass@1 of each model, and its differences to the generator and to the control, over seeds."""
     import numpy as np
 
     plain: dict[str, Any] = {}
-    for part, ways in found[0].items():
+    for part, decodings in by_seed[0].items():
         plain[part] = {}
-        for way, names in ways.items():
+        for decoding, names in decodings.items():
             pairs = [
                 (a, b) for b in dict.fromkeys((BASE, control)) for a in names if a != b and (b, a) != (control, BASE)
             ]
             seeds = []
-            for seed in found:
-                of = {name: np.array(seed[part][way][name]) for name in names}
-                columns = [*of.values(), *(of[a] - of[b] for a, b in pairs)]
+            for seed in by_seed:
+                values = {name: np.array(seed[part][decoding][name]) for name in names}
+                columns = [*values.values(), *(values[a] - values[b] for a, b in pairs)]
                 seeds.append(Bootstrap(len(columns[0])).mean(np.stack(columns, axis=1)))
-            each = [pooled([asdict(x) for x in column], -1.0) for column in zip(*seeds, strict=True)]
+            figures = [pooled([asdict(x) for x in column], -1.0) for column in zip(*seeds, strict=True)]
             labels = [*names, *(f"{a} - {b}" for a, b in pairs)]
-            plain[part][way] = dict(zip(labels, each, strict=True))
+            plain[part][decoding] = dict(zip(labels, figures, strict=True))
     return plain
 
 
-def table(found: dict[str, Any]) -> Iterator[str]:
-    """For a terminal, in percent."""
-    for part, ways in found.items():
-        for way, rows in ways.items():
-            yield f"{part}, {way}:"
+def table(figures: dict[str, Any]) -> Iterator[str]:
+    """The lines of the figures in percent, for a terminal."""
+    for part, decodings in figures.items():
+        for decoding, rows in decodings.items():
+            yield f"{part}, {decoding}:"
             for name, x in rows.items():
                 seeds = " ".join(f"{100 * value:5.1f}" for value in x["per_seed"])
                 ends = f"({100 * x['low']:.1f} to {100 * x['high']:.1f})"
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=300, help="held-out problems of each part")
     parser.add_argument("--n", type=int, default=8, help="sampled solutions of each problem")
     parser.add_argument("--parts", nargs="+", default=["test", "out_of_distribution"])
-    parser.add_argument("--verifiers", nargs="*", default=[], help="by default all with generation above 0")
+    parser.add_argument("--verifiers", nargs="*", default=[], help="names; by default all with generation above 0")
     parser.add_argument("--control", help="the verifier to compare with; by default the first with examples: 0")
     parser.add_argument("--workers", type=int, default=2, help="seeds at a time")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -170,14 +172,14 @@ def main() -> None:
     control = args.control or control_of(recipes[0])
     names = tuple(dict.fromkeys([*args.verifiers, *([control] if control != BASE else [])])) if args.verifiers else ()
     for recipe, place in zip(recipes, places, strict=True):
-        models(recipe, place, names)  # what is missing is said before anything is drawn
-    work = partial(drawn, asked=Asked(args.problems, args.n, parts, names))
+        models(recipe, place, names)  # stops before anything is drawn if a model is missing
+    work = partial(draw, draws=Draws(args.problems, args.n, parts, names))
     if args.workers == 1 or len(places) == 1:
-        found = [work(place) for place in places]
+        by_seed = [work(place) for place in places]
     else:
         with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-            found = list(pool.map(work, places))
-    figures = summary(found, control)
+            by_seed = list(pool.map(work, places))
+    figures = summary(by_seed, control)
     print("\n".join(table(figures)))
     about = {"seeds": [r.seed for r in recipes], "problems": args.problems, "n": args.n, "control": control}
     keep("generation.py", about | {"pass@1": figures}, args.out)

@@ -1,19 +1,20 @@
 """What K votes of a generative verifier cost: Stepmark's `genrm` against transformers' `generate`.
 
-One verifier, the same 200 solutions, K = 32 rationales for each at temperature 1, then p(Yes) after the verdict's
-question (GenRM, section 3.3). Each contender runs alone in one process of one thread, after a warm-up:
+There is one verifier, the same 200 solutions, and K = 32 rationales for each at temperature 1, then p(Yes) after the
+verdict's question (GenRM, section 3.3). Each contender runs alone in one process of one thread, after a warm-up:
 
-- Stepmark: one call of `verify_many`; the rationales of a solution share its encoded text, those that are alike so far
-  are computed once, and p(Yes) comes in passing. How much is alike is the verifier's: rows decoded a vote say it;
-- `generate`, K separate calls for each solution, as the algorithm reads: on a part of the solutions (`--part`), the
-  ratio being that of seconds per vote;
+- Stepmark: one call of `verify_many`. The rationales of a solution share its encoded text. Rationales with the same
+  beginning are computed once, and p(Yes) is read during generation. How much the rationales share depends on the
+  verifier; the number of rows decoded for each vote shows it.
+- `generate`, K separate calls for each solution, as in the algorithm. It runs on a part of the solutions (`--part`), so
+  the ratio compares seconds per vote.
 - `generate`, K separate calls, each over a batch of solutions sorted by length and left padded, in the batch size that
-  a trial found fastest; p(Yes) is read off the logits that it returns. What a careful user would write.
+  was fastest in a trial. p(Yes) is read off the returned logits. A careful user would write it like this.
 
-The scores must be the same up to chance: the mean difference of both contenders' scores and how far two seeds of ours
-are apart stand beside the ratios.
+The scores must be the same up to chance. So the script also prints the mean difference between both contenders' scores,
+and the mean difference between two seeds of Stepmark.
 
-    python bench/genrm.py                         # trains a verifier of last-letter lists first: some minutes
+    python bench/genrm.py                         # first trains a verifier of last-letter lists: some minutes
     python bench/genrm.py --verifier runs/genrm_last_letter/seed-1/verifiers/genrm_cot_lambda
 
 The last line printed is one line of JSON; it is also written to --out.
@@ -48,7 +49,7 @@ SINGLE, BATCHED = "generate, one at a time", "generate, batched"
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender gets."""
+    """The work of every contender."""
 
     verifier: str
     pairs: tuple[tuple[str, Solution], ...]  # question, solution
@@ -59,17 +60,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """What a contender came to."""
+    """The result of one contender."""
 
     seconds: float
-    tokens: int  # written
+    tokens: int  # generated
     votes: int
     scores: tuple[float, ...]  # per solution
     note: str = ""
 
 
 def stepmark(work: Work) -> Done:
-    """One call, whole."""
+    """Stepmark: one call of `verify_many` for all solutions."""
     from stepmark.backends.local.engine import Engine
 
     computed, decode = 0, Engine.decode
@@ -81,38 +82,38 @@ def stepmark(work: Work) -> Done:
 
     Engine.decode = counted  # type: ignore[method-assign]
     verifier = replace(load_verifier(work.verifier), votes=work.votes, max_tokens=work.max_tokens, seed=work.seed)
-    asked = [(question, [s]) for question, s in work.pairs]
-    replace(verifier, votes=1).verify_many(asked[:4])
+    requests = [(question, [s]) for question, s in work.pairs]
+    replace(verifier, votes=1).verify_many(requests[:4])
     computed = 0
     began = time.perf_counter()
-    found = verifier.verify_many(asked)
+    verifications = verifier.verify_many(requests)
     seconds = time.perf_counter() - began
-    read = checkpoints.load_tokenizer(work.verifier)
-    prompts = {verifier.ask(q, s.text): v for (q, s), v in zip(work.pairs, found, strict=True)}
-    written = sum(v.tokens - len(read(text)["input_ids"]) for text, v in prompts.items())
+    tokenizer = checkpoints.load_tokenizer(work.verifier)
+    prompts = {verifier.ask(q, s.text): v for (q, s), v in zip(work.pairs, verifications, strict=True)}
+    generated = sum(v.tokens - len(tokenizer(text)["input_ids"]) for text, v in prompts.items())
     votes = sum(len(v.votes) for v in prompts.values())
     note = f"{computed / votes:.1f} rows decoded a vote"
-    return Done(seconds, written, votes, tuple(v.score for v in found), note)
+    return Done(seconds, generated, votes, tuple(v.score for v in verifications), note)
 
 
 def generate(work: Work, batch: int, calls: int) -> Done:
-    """`calls` times a pass over all solutions, `batch` of them in each call of `generate`, one vote each."""
+    """`calls` passes over all solutions, with `batch` solutions in each call of `generate` and one vote for each."""
     import torch
 
     verifier = load_verifier(work.verifier)
     tokenizer = checkpoints.load_tokenizer(work.verifier)
     tokenizer.padding_side = "left"
     model: Any = checkpoints.load_model(work.verifier, dtype="float32", device="cpu")
-    asked = sorted((verifier.ask(q, s.text) for q, s in work.pairs), key=lambda t: len(tokenizer(t)["input_ids"]))
+    texts = sorted((verifier.ask(q, s.text) for q, s in work.pairs), key=lambda t: len(tokenizer(t)["input_ids"]))
     yes, no = (tokenizer(VERDICT + answer)["input_ids"][-1] for answer in (YES, NO))
     question = tokenizer("\n" + VERDICT)["input_ids"]
     end = model.generation_config.eos_token_id
 
-    def votes(texts: Sequence[str], torch_seed: int) -> tuple[list[float | None], int]:
+    def votes(batch_texts: Sequence[str], torch_seed: int) -> tuple[list[float | None], int]:
         torch.manual_seed(torch_seed)
-        given = tokenizer(list(texts), return_tensors="pt", padding=True)
+        inputs = tokenizer(list(batch_texts), return_tensors="pt", padding=True)
         out = model.generate(
-            **given,
+            **inputs,
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -122,40 +123,40 @@ def generate(work: Work, batch: int, calls: int) -> Done:
             return_dict_in_generate=True,
             output_logits=True,
         )
-        width = given["input_ids"].shape[1]
-        found: list[float | None] = []
+        width = inputs["input_ids"].shape[1]
+        p_yes: list[float | None] = []
         count = 0
         for row, ids in enumerate(out.sequences[:, width:].tolist()):
             ids = ids[: ids.index(end)] if end in ids else ids
             count += len(ids) + 1
             at = next((i for i in range(len(ids)) if ids[i : i + len(question)] == question), None)
             if at is None or at + len(question) >= len(out.logits):
-                found.append(None)
+                p_yes.append(None)
                 continue
-            two = out.logits[at + len(question)][row, [yes, no]].double().softmax(-1)
-            found.append(float(two[0]))
-        return found, count
+            both = out.logits[at + len(question)][row, [yes, no]].double().softmax(-1)
+            p_yes.append(float(both[0]))
+        return p_yes, count
 
     with torch.inference_mode():
-        votes(asked[:batch], 0)
-        cast: list[list[float]] = [[] for _ in asked]
+        votes(texts[:batch], 0)
+        cast: list[list[float]] = [[] for _ in texts]
         tokens = 0
         began = time.perf_counter()
         for call in range(calls):
-            for start in range(0, len(asked), batch):
-                found, count = votes(asked[start : start + batch], work.seed * 1000 + call)
+            for start in range(0, len(texts), batch):
+                p_yes, count = votes(texts[start : start + batch], work.seed * 1000 + call)
                 tokens += count
-                for i, vote in enumerate(found):
+                for i, vote in enumerate(p_yes):
                     if vote is not None:
                         cast[start + i].append(vote)
         seconds = time.perf_counter() - began
-    by_text = {text: statistics.fmean(v) if v else 0.5 for text, v in zip(asked, cast, strict=True)}
+    by_text = {text: statistics.fmean(v) if v else 0.5 for text, v in zip(texts, cast, strict=True)}
     scores = tuple(by_text[verifier.ask(q, s.text)] for q, s in work.pairs)
-    return Done(seconds, tokens, calls * len(asked), scores, f"{batch} solutions a call")
+    return Done(seconds, tokens, calls * len(texts), scores, f"{batch} solutions a call")
 
 
 def teach(place: Path, seed: int) -> str:
-    """A verifier of last-letter lists, good enough to write whole rationales."""
+    """Path of a trained verifier of last-letter lists, good enough to write whole rationales."""
     task = registry.load("task", "last_letter", seed=seed, **TASK)
     problems = task.load("train").problems
     verifier = GenerativeVerifier("nowhere", mode="cot", generation=0.3, max_tokens=200)
@@ -166,13 +167,13 @@ def teach(place: Path, seed: int) -> str:
     checkpoints.create(place / "base", texts, shape, seed)
     settings = TrainSettings(epochs=3, lr=1e-2, batch_tokens=1024, row_tokens=128, tensorboard=False, seed=seed)
     train(Generator(str(place / "base")), problems, place / "generator", settings)
-    learner: Any = replace(verifier, path=str(place / "generator"))  # makes its lessons out of other examples
+    learner: Any = replace(verifier, path=str(place / "generator"))  # Any: its example type is not the generator's
     train(learner, examples, place / "verifier", replace(settings, epochs=1, lr=5e-3, row_tokens=256))
     return str(place / "verifier")
 
 
 def solutions(count: int, seed: int) -> tuple[tuple[str, Solution], ...]:
-    """Distinct solutions of test problems: demonstrations, some with errors."""
+    """(question, solution) of distinct test problems. The solutions are demonstrations, some with errors."""
     task = registry.load("task", "last_letter", seed=seed, **TASK)
     return tuple((p.question, _solution(p, p.demonstration)) for p in task.load("test", count).problems)
 
@@ -189,9 +190,9 @@ def _example(task: Any, p: Problem, text: str) -> tuple[Problem, LabelledSolutio
 
 
 def main() -> None:
-    """Trains a verifier where none is given, runs the contenders, prints the table."""
+    """Trains a verifier if none is given, runs the contenders, and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--verifier", help="a genrm of last-letter lists, mode=cot; trained first by default")
+    parser.add_argument("--verifier", help="a genrm of last-letter lists, mode=cot; by default one is trained")
     parser.add_argument("--solutions", type=int, default=200)
     parser.add_argument("--votes", type=int, default=32)
     parser.add_argument("--part", type=int, default=6, help="solutions for `generate` one at a time")
@@ -206,16 +207,16 @@ def main() -> None:
         done = {OURS: alone(stepmark, work), AGAIN: alone(stepmark, replace(work, seed=args.seed + 1))}
         part = replace(work, pairs=work.pairs[:: max(1, len(work.pairs) // args.part)][: args.part])
         done[SINGLE] = alone(generate, part, 1, args.votes)
-        tried = {batch: alone(generate, work, batch, 1) for batch in args.batches}
-        best = min(tried, key=lambda batch: tried[batch].seconds)
+        trials = {batch: alone(generate, work, batch, 1) for batch in args.batches}
+        best = min(trials, key=lambda batch: trials[batch].seconds)
         done[BATCHED] = alone(generate, work, best, args.votes)
-    each = {name: d.seconds / d.votes for name, d in done.items()}
+    per_vote = {name: d.seconds / d.votes for name, d in done.items()}
     print(f"{'':28}{'votes':>8}{'seconds':>9}{'ms a vote':>11}{'tokens a vote':>15}{'times ours':>12}")
     for name, d in done.items():
-        ratio = each[name] / each[OURS]
+        ratio = per_vote[name] / per_vote[OURS]
         print(
-            f"{name:28}{d.votes:>8}{d.seconds:>9.1f}{1000 * each[name]:>11.2f}{d.tokens / d.votes:>15.1f}{ratio:>12.1f}"
-            f"  {d.note}"
+            f"{name:28}{d.votes:>8}{d.seconds:>9.1f}{1000 * per_vote[name]:>11.2f}{d.tokens / d.votes:>15.1f}"
+            f"{ratio:>12.1f}  {d.note}"
         )
     theirs, ours, again = (done[name].scores for name in (BATCHED, OURS, AGAIN))
     apart = {
@@ -236,10 +237,10 @@ def main() -> None:
             n: {"seconds": round(d.seconds, 2), "votes": d.votes, "tokens": d.tokens, "note": d.note}
             for n, d in done.items()
         },
-        "tried_batches_seconds": {str(b): round(d.seconds, 2) for b, d in tried.items()},
+        "tried_batches_seconds": {str(b): round(d.seconds, 2) for b, d in trials.items()},
         "scores": apart,
-        "speedup_batched": round(each[BATCHED] / each[OURS], 1),
-        "speedup_k32": round(each[SINGLE] / each[OURS], 1),
+        "speedup_batched": round(per_vote[BATCHED] / per_vote[OURS], 1),
+        "speedup_k32": round(per_vote[SINGLE] / per_vote[OURS], 1),
     }
     keep("genrm.py", figures, args.out)
 

@@ -1,6 +1,6 @@
-"""How far the graders agree with published correctness flags, and where they don't.
+"""How often the graders agree with published correctness flags, and where they do not.
 
-Three measurements, each run only if its files are given:
+There are three measurements. Each runs only if its files are given:
 
 - `--gsm8k DIR`: the 5,276 flags of OpenAI's example_model_solutions.jsonl.gz, references from test.jsonl.gz;
 - `--genrm FILE` (needs `--gsm8k`): the flags of the GenRM release, references from train.jsonl.gz by question;
@@ -37,7 +37,7 @@ CUE = re.compile(r"answer is:?\s*", re.IGNORECASE)
 class Case:
     """One solution with its published flag."""
 
-    name: str  # where it is: question and sample
+    name: str  # question and sample
     problem: Problem
     text: str
     flag: bool
@@ -72,7 +72,7 @@ def genrm(folder: Path, path: Path) -> Iterator[Case]:
 
 
 def cause(case: Case, grade: Grade) -> str:
-    """Why flag and grade differ, as far as a rule can tell. Only words for the table: no figure depends on it."""
+    """Why flag and grade differ, as far as a rule can tell. It names a row of the table; no figure depends on it."""
     stated = answers.extract(case.text) or ""
     reference = answers.read_number(case.problem.answer)
     first = answers.token_after_cue(case.text)
@@ -103,7 +103,7 @@ def cause(case: Case, grade: Grade) -> str:
 
 
 def excerpt(text: str, width: int = 100) -> str:
-    """The end of a text, or what surrounds its first statement, on one line."""
+    """The end of a text, on one line."""
     return " ".join(text[-width:].split())
 
 
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print every disagreement")
     args = parser.parse_args()
     if args.genrm and not args.gsm8k:
-        parser.error("--genrm takes its references from --gsm8k DIR: give both")
+        parser.error("--genrm reads its references from --gsm8k DIR: give both options")
     figures: dict[str, Any] = {}
     for reading in READINGS:
         grader = Numeric(reading=reading)

@@ -1,7 +1,7 @@
-"""How many real solutions change when what they say about their own correctness is taken out (stepmark.neutral).
+"""How many real solutions change when claims about their own correctness are removed (stepmark.text.sanitize).
 
-Nobody wrote these to deceive a verifier, so a change is a claim made in good faith, or a false alarm. Each is printed
-with what was taken out between [[ and ]]. Only the files that are given are read:
+Nobody wrote these solutions to deceive a verifier. So a change removes a claim made in good faith, or it is a false
+alarm. Each change is printed with the removed text between [[ and ]]. Only the given files are read:
 
 - `--genrm FILE`: the solutions of the GenRM release;
 - `--gsm8k DIR`: GSM8K's references, train and test, and OpenAI's example_model_solutions.jsonl.gz;
@@ -28,7 +28,7 @@ import measure
 from stepmark.text.sanitize import sanitize_text
 
 OUT = Path(__file__).parent / "results" / "injection.json"
-AROUND = 40  # characters shown before what was taken out
+AROUND = 40  # characters shown before and after the removed text
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -37,7 +37,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def sources(args: argparse.Namespace) -> Iterator[tuple[str, Iterable[str]]]:
-    """Name and texts of each source."""
+    """(name, texts) of each source."""
     if args.genrm:
         yield "genrm solutions", (s["solution"] for row in rows(args.genrm) for s in row["solutions"])
     if args.gsm8k:
@@ -49,8 +49,9 @@ def sources(args: argparse.Namespace) -> Iterator[tuple[str, Iterable[str]]]:
 
 
 def show(text: str, left: str) -> None:
-    for what, a, b, _, _ in difflib.SequenceMatcher(None, text, left, autojunk=False).get_opcodes():
-        if what != "equal":
+    """Prints each difference between a text and what is left of it."""
+    for operation, a, b, _, _ in difflib.SequenceMatcher(None, text, left, autojunk=False).get_opcodes():
+        if operation != "equal":
             print("   ", " ".join(f"{text[max(0, a - AROUND) : a]}[[{text[a:b]}]]{text[b : b + AROUND]}".split()))
 
 
@@ -70,7 +71,7 @@ def main() -> None:
             left = sanitize_text(text)
             if left != text:
                 pairs.append((text, left))
-        seconds = time.process_time() - start  # reading the file included
+        seconds = time.process_time() - start  # includes reading the file
         print(f"{name:20} {count:7d} texts {len(pairs):4d} changed {len(pairs) / count:9.5%}  {seconds:.0f} s")
         for text, left in pairs:
             show(text, left)

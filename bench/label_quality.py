@@ -1,21 +1,24 @@
 """What step labels are worth: Monte-Carlo for N = 1 to 32 against rule, entailment, judge, consensus and search.
 
-Each RUN is a finished run of recipes/demo.yaml. Of each, one finished solution to each of --solutions training problems
-is labelled by every method and held against the task's oracle, which is exact; the last step of a solution is left out,
-its label is the grade and costs nothing. The claims are those of Math-Shepherd (arXiv 2312.08935, section 5.4) and of
-OmegaPRM (arXiv 2406.06592); each gets one verdict from the 95% bootstrap intervals (by solution, paired) of all runs.
+Each RUN is a finished run of recipes/demo.yaml. In each run, every method labels one finished solution to each of
+--solutions training problems. The labels are compared with the task's oracle, which is exact. The last step of a
+solution is left out, because its label is the grade and costs nothing. The claims are those of Math-Shepherd (arXiv
+2312.08935, section 5.4) and of OmegaPRM (arXiv 2406.06592). Each claim gets one verdict from the 95% bootstrap
+intervals (by solution, paired) of all runs.
 
-- Completers: weak, the run's generator; strong, the same size and training on demonstrations without planted errors,
-  the run's own problems left out. N is taken from 32 stored rollouts by the exact estimator of evaluation/stats.py.
-- No entailment model and no judge that knows this task exists at this size, so both are trained here, on other problems
-  than those labelled. The entailment model learns from pairs made of reference steps; the judge, a fine-tuned
-  generator, from the *oracle's* marks on the generator's solutions. A model off the shelf has neither advantage.
-- Two process verifiers, on hard and on soft labels: 8 of the run's 16 rollouts a step, drawn once without replacement.
+- Completers: weak is the run's generator. Strong has the same size and training, on demonstrations without planted
+  errors and without the run's own problems. N is taken from 32 stored rollouts by the exact estimator of
+  evaluation/stats.py.
+- No entailment model and no judge of this size knows this task. So both are trained here, on other problems than those
+  labelled. The entailment model learns from pairs made of reference steps. The judge is a fine-tuned generator and
+  learns from the *oracle's* marks on the generator's solutions. An off-the-shelf model has neither advantage.
+- Two process verifiers are trained, on hard and on soft labels, with 8 of the run's 16 rollouts for each step, drawn
+  once without replacement.
 
     for s in 21 22 23; do stepmark run recipes/demo.yaml seed=$s --out runs/demo-$s; done
-    python bench/label_quality.py runs/demo-21 runs/demo-22 runs/demo-23     # some ten minutes a run, on one core
+    python bench/label_quality.py runs/demo-21 runs/demo-22 runs/demo-23     # about ten minutes a run, on one core
 
-Killed, the same command goes on. The last line printed is one line of JSON; it is also written to --out.
+After a kill, the same command continues. The last line printed is one line of JSON; it is also written to --out.
 """
 
 from __future__ import annotations
@@ -37,42 +40,42 @@ from stepmark.evaluation import evidence, stats
 from stepmark.evaluation.stats import Bootstrap, Interval
 
 NS = (1, 2, 4, 8, 16, 32)
-WHO = ("weak", "strong")
+COMPLETERS = ("weak", "strong")
 SEARCHED = ("exhaustive", "early stop")
 CONSENSUS = "consensus of weak MC and judge"
 
 
 @lru_cache(maxsize=100_000)
-def one(correct: int, gradable: int, truth: bool, n: int) -> tuple[float, float, float]:
-    """Known, hard label is the truth, soft loss: of one step with n rollouts, in expectation."""
+def step_quality(correct: int, gradable: int, truth: bool, n: int) -> tuple[float, float, float]:
+    """(1 if known, chance that the hard label is the truth, soft loss) of one step with n rollouts, in expectation."""
     q = stats.label_quality(np.array([correct]), np.array([gradable]), np.array([truth]), n)
     return (0.0, 0.0, 0.0) if q is None else (1.0, q.accuracy, q.soft_cross_entropy)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One method at one N, by step."""
+    """The labels of one method at one N, by step."""
 
-    owner: np.ndarray  # which solution it is of
-    truth: np.ndarray
-    known: np.ndarray
-    hit: np.ndarray
-    loss: np.ndarray
+    owner: np.ndarray  # index of the step's solution
+    truth: np.ndarray  # the oracle's verdict
+    known: np.ndarray  # 1 where there is a label
+    hit: np.ndarray  # chance that the hard label is the truth
+    loss: np.ndarray  # soft loss, nats
     rollouts: float  # for each step
     tokens: float
 
     @classmethod
     def of(cls, x: Labels, n: int = 1, drawn: int = 0) -> Column:
-        """`drawn`: how many rollouts each step had, where N of them are to be looked at."""
+        """`drawn` is the number of stored rollouts of each step, of which n count. 0 takes the hard labels."""
         known, hit, loss = np.array(
-            [one(c, m, bool(t), n) for c, m, t in zip(*x.counts(drawn > 0), x.truth, strict=True)]
+            [step_quality(c, m, bool(t), n) for c, m, t in zip(*x.counts(drawn > 0), x.truth, strict=True)]
         ).T
         share = (n / drawn if drawn else 1.0) / len(known)
         return cls(x.owner, x.truth, known, hit, loss, x.rollouts * share, x.tokens * share)
 
     def row(self) -> dict[str, float]:
-        def rate(of: np.ndarray, among: np.ndarray) -> float:
-            return float((of * among).sum() / max(1e-9, among.sum()))
+        def rate(values: np.ndarray, mask: np.ndarray) -> float:
+            return float((values * mask).sum() / max(1e-9, mask.sum()))
 
         return {
             "accuracy": rate(self.hit, self.known),
@@ -93,24 +96,24 @@ class Compare:
         self.boot = Bootstrap(solutions, seed=seed)
 
     def __call__(
-        self, a: Column, b: Column, what: str = "hit", among: Callable[[Column], Any] | None = None
+        self, a: Column, b: Column, field: str = "hit", among: Callable[[Column], Any] | None = None
     ) -> Interval:
-        """a - b over the steps that both know."""
+        """Interval of the field's mean in a minus that in b, over the steps that both have labelled."""
         mask = a.known * b.known * (among(a) if among else 1)
-        values = (getattr(a, what) - getattr(b, what)) * mask
+        values = (getattr(a, field) - getattr(b, field)) * mask
         return self.boot.ratio(self._sum(a, values), self._sum(a, mask))
 
     def kept(self, all_of: Column, part: Column) -> Interval:
-        """Accuracy of `all_of` on what `part` knows, minus that on all."""
+        """Accuracy of `all_of` on the steps that `part` has labelled, minus its accuracy on all steps."""
         masks = part.known * all_of.known, all_of.known
         sums = [self._sum(all_of, x) for m in masks for x in (all_of.hit * m, m)]
         return self.function(lambda a, b, c, d: a / b - c / d, *sums)
 
     def function(self, f: Callable[..., Any], *columns: np.ndarray) -> Interval:
-        """f of sums over solutions."""
+        """Interval of f, applied to the columns' sums over solutions."""
         table = np.stack(columns, axis=1).astype(float)
-        drawn = self.boot.counts.astype(float) @ table
-        low, high = np.quantile(f(*drawn.T), [0.025, 0.975])
+        resampled = self.boot.counts.astype(float) @ table
+        low, high = np.quantile(f(*resampled.T), [0.025, 0.975])
         return Interval(float(f(*table.sum(0))), float(low), float(high))
 
     def _sum(self, x: Column, values: np.ndarray) -> np.ndarray:
@@ -118,7 +121,8 @@ class Compare:
 
 
 def search(halves: Labels, early: Labels, compare: Compare) -> dict[str, Any]:
-    """Claim C18, over the solutions with a wrong answer: what a located error costs and how often it is the first."""
+    """Claim C18, over the solutions with a wrong answer: rollouts for each located error, and how often the located
+    step is the oracle's first wrong step."""
     wrong = np.array([not x.grade.correct for x in halves.labelled])
     steps = np.array([sum(not evidence.ends(x.solution, i) for i in range(len(x.labels))) for x in halves.labelled])
     spent = {"binary search": cost(halves) * wrong, "early stop": cost(early) * wrong, "exhaustive": N * steps * wrong}
@@ -126,10 +130,10 @@ def search(halves: Labels, early: Labels, compare: Compare) -> dict[str, Any]:
     for name, labels in (("binary search", halves), ("exhaustive", early)):
         right[name] = wrong * np.array(
             [
-                next((i for i, x in enumerate(one.labels) if x.known and not x.hard), -1) == flags.index(False)
+                next((i for i, x in enumerate(item.labels) if x.known and not x.hard), -1) == flags.index(False)
                 if False in flags
                 else False
-                for one, flags in zip(labels.labelled, labels.flags, strict=True)
+                for item, flags in zip(labels.labelled, labels.flags, strict=True)
             ]
         )
     ratio: Callable[..., Any] = lambda a, b: a / b  # noqa: E731
@@ -148,8 +152,10 @@ def cost(labels: Labels) -> np.ndarray:
     """Rollouts drawn for each solution."""
     return np.array(
         [
-            sum(x.gradable + x.truncated + x.ungradable for x in one.labels if not x.inferred and x.source != "outcome")
-            for one in labels.labelled
+            sum(
+                x.gradable + x.truncated + x.ungradable for x in item.labels if not x.inferred and x.source != "outcome"
+            )
+            for item in labels.labelled
         ]
     )
 
@@ -158,41 +164,46 @@ def cost(labels: Labels) -> np.ndarray:
 
 
 def measure(study: Study, most: int) -> dict[str, Any]:
+    """The figures of one run, with `most` rollouts a step."""
     models = {"weak": study.weak, "strong": study.strong}
     columns: dict[str, Column] = {}
     searches = {}
     compare = Compare(len(study.pairs), study.seed)
-    for who, model in models.items():
-        full = study.label(f"{who}-{most}", "monte_carlo", model, rollouts=most)
+    for completer, model in models.items():
+        full = study.label(f"{completer}-{most}", "monte_carlo", model, rollouts=most)
         for n in (n for n in NS if n <= most):
-            columns[f"{who} MC, N = {n}"] = Column.of(full, n, most)
-        early = study.label(f"{who}-early", "monte_carlo", model, rollouts=N, early_stop=True)
-        halves = study.label(f"{who}-halves", "first_error", model, rollouts=N)
-        columns[f"{who} MC, N = {N}, early stop"] = Column.of(early)
-        columns[f"{who} first_error, N = {N}"] = Column.of(halves)
-        searches[who] = search(halves, early, compare)
+            columns[f"{completer} MC, N = {n}"] = Column.of(full, n, most)
+        early = study.label(f"{completer}-early", "monte_carlo", model, rollouts=N, early_stop=True)
+        halves = study.label(f"{completer}-halves", "first_error", model, rollouts=N)
+        columns[f"{completer} MC, N = {N}, early stop"] = Column.of(early)
+        columns[f"{completer} first_error, N = {N}"] = Column.of(halves)
+        searches[completer] = search(halves, early, compare)
     columns["rule"] = Column.of(study.label("rule", "rule"))
     columns["nli"] = Column.of(study.label("nli", "nli", path=study.nli))
-    asked = {"prompt": ASK, "max_tokens": 110}
-    columns["judge"] = Column.of(study.label("judge", "judge", judge=study.judge, **asked))
-    both = [{"name": "monte_carlo", "options": {"rollouts": N}}, {"name": "judge", "options": asked}]
-    agreed = study.label("consensus", "consensus", study.weak, study.judge, labelers=both)
-    columns[CONSENSUS] = Column.of(agreed)
+    judge_options = {"prompt": ASK, "max_tokens": 110}
+    columns["judge"] = Column.of(study.label("judge", "judge", judge=study.judge, **judge_options))
+    both = [{"name": "monte_carlo", "options": {"rollouts": N}}, {"name": "judge", "options": judge_options}]
+    consensus = study.label("consensus", "consensus", study.weak, study.judge, labelers=both)
+    columns[CONSENSUS] = Column.of(consensus)
     last = max(n for n in NS if n <= most)
     c = columns
     weak, strong = (lambda n: c[f"weak MC, N = {n}"]), (lambda n: c[f"strong MC, N = {n}"])
     tests: dict[str, Any] = {}
-    for who, by in (("weak", weak), ("strong", strong)):
+    for completer, by_n in (("weak", weak), ("strong", strong)):
         for n in (1, 4):
-            tests[f"C5 {who}: accuracy, N = {last} - {n}"] = compare(by(last), by(n))
-        tests[f"C5 {who}: false negatives, N = {last} - 1"] = minus(compare(by(last), by(1), among=lambda x: x.truth))
-        tests[f"C5 {who}: false positives, N = {last} - 1"] = minus(compare(by(last), by(1), among=lambda x: ~x.truth))
-        tests[f"C6 {who}: soft loss, N = {last} - 1"] = compare(by(last), by(1), "loss")
-        tests[f"C6 {who}: soft loss, N = {last} - {N}"] = compare(by(last), by(N), "loss")
-        tests[f"C7: {who} MC, N = {N} - rule"] = compare(by(N), c["rule"])
-        tests[f"C7: {who} MC, N = {N} - nli"] = compare(by(N), c["nli"])
-        tests[f"C7: {who} MC, N = {N} - judge"] = compare(by(N), c["judge"])
-        tests |= {f"C18 {who}: {name}": x for name, x in searches[who].items() if isinstance(x, Interval)}
+            tests[f"C5 {completer}: accuracy, N = {last} - {n}"] = compare(by_n(last), by_n(n))
+        tests[f"C5 {completer}: false negatives, N = {last} - 1"] = minus(
+            compare(by_n(last), by_n(1), among=lambda x: x.truth)
+        )
+        tests[f"C5 {completer}: false positives, N = {last} - 1"] = minus(
+            compare(by_n(last), by_n(1), among=lambda x: ~x.truth)
+        )
+        tests[f"C6 {completer}: soft loss, N = {last} - 1"] = compare(by_n(last), by_n(1), "loss")
+        tests[f"C6 {completer}: soft loss, N = {last} - {N}"] = compare(by_n(last), by_n(N), "loss")
+        tests[f"C7: {completer} MC, N = {N} - rule"] = compare(by_n(N), c["rule"])
+        tests[f"C7: {completer} MC, N = {N} - nli"] = compare(by_n(N), c["nli"])
+        tests[f"C7: {completer} MC, N = {N} - judge"] = compare(by_n(N), c["judge"])
+        tests |= {f"C18 {completer}: {name}": x for name, x in searches[completer].items() if isinstance(x, Interval)}
     for n in (1, N, last):
         tests[f"C7: accuracy, strong - weak, N = {n}"] = compare(strong(n), weak(n))
     tests[f"C7: soft loss, strong - weak, N = {last}"] = compare(strong(last), weak(last), "loss")
@@ -205,42 +216,50 @@ def measure(study: Study, most: int) -> dict[str, Any]:
         "solutions": len(study.pairs),
         "steps": len(weak(1).truth),
         "wrong_steps": float(1 - weak(1).truth.mean()),
-        "greedy_accuracy": {who: study.greedy(model) for who, model in models.items()},
+        "greedy_accuracy": {name: study.greedy(model) for name, model in models.items()},
         "table": {name: x.row() for name, x in columns.items()},
         "tests": {name: [x.mean, x.low, x.high] for name, x in tests.items()},
-        "search": {who: {k: v for k, v in s.items() if not isinstance(v, Interval)} for who, s in searches.items()},
+        "search": {name: {k: v for k, v in s.items() if not isinstance(v, Interval)} for name, s in searches.items()},
         "verifiers": verifiers,
         "seconds": study.seconds,
     }
 
 
 def minus(x: Interval) -> Interval:
-    """From a difference of right labels to one of wrong labels."""
+    """The interval with the other sign: from a difference in right labels to one in wrong labels."""
     return Interval(-x.mean, -x.high, -x.low)
 
 
-# what a claim says, the test that decides it, and on which side of 0 or 1 its interval must lie (= 0: it must hold 0)
+# (claim, the test that decides it, the side of 0 or 1 on which its interval must lie; "= 0": it must contain 0)
 CLAIMS = [
-    *((f"C5 false negatives fall, {w}", f"C5 {w}: false negatives, N = 32 - 1", "< 0") for w in WHO),
-    *((f"C5 false positives rise, {w}", f"C5 {w}: false positives, N = 32 - 1", "> 0") for w in WHO),
-    *((f"C5 accuracy falls after N = 4, {w}", f"C5 {w}: accuracy, N = 32 - 4", "< 0") for w in WHO),
-    *((f"C6 soft loss falls with N, {w}", f"C6 {w}: soft loss, N = 32 - 1", "< 0") for w in WHO),
+    *((f"C5 false negatives fall, {w}", f"C5 {w}: false negatives, N = 32 - 1", "< 0") for w in COMPLETERS),
+    *((f"C5 false positives rise, {w}", f"C5 {w}: false positives, N = 32 - 1", "> 0") for w in COMPLETERS),
+    *((f"C5 accuracy falls after N = 4, {w}", f"C5 {w}: accuracy, N = 32 - 4", "< 0") for w in COMPLETERS),
+    *((f"C6 soft loss falls with N, {w}", f"C6 {w}: soft loss, N = 32 - 1", "< 0") for w in COMPLETERS),
     ("C6 verifiers on hard and soft labels alike, votes", "C6: votes weighted, soft - hard, N = 16", "= 0"),
     ("C6 verifiers on hard and soft labels alike, AUC", "C6: AUC within problem, soft - hard", "= 0"),
     *((f"C7 strong completer better, N = {n}", f"C7: accuracy, strong - weak, N = {n}", "> 0") for n in (1, N, 32)),
-    *((f"C7 MC better than {x}, {w}", f"C7: {w} MC, N = {N} - {x}", "> 0") for x in ("rule", "nli") for w in WHO),
-    *((f"C18 search cheaper than {x}, {w}", f"C18 {w}: rollouts, search / {x}", "< 1") for x in SEARCHED for w in WHO),
+    *(
+        (f"C7 MC better than {x}, {w}", f"C7: {w} MC, N = {N} - {x}", "> 0")
+        for x in ("rule", "nli")
+        for w in COMPLETERS
+    ),
+    *(
+        (f"C18 search cheaper than {x}, {w}", f"C18 {w}: rollouts, search / {x}", "< 1")
+        for x in SEARCHED
+        for w in COMPLETERS
+    ),
     *(
         (f"C18 search finds the step as often, {w}", f"C18 {w}: located rightly, search - exhaustive", "= 0")
-        for w in WHO
+        for w in COMPLETERS
     ),
     ("consensus: what is kept is labelled better", "consensus: accuracy of weak MC on what is kept - on all", "> 0"),
 ]
 
 
 def verdict(intervals: Sequence[Sequence[float]], claim: str) -> str:
-    """holds: on the claim's side in all runs, whole intervals; fails: a whole interval on the other side, or for
-    "alike" any that leaves out 0; else undecided."""
+    """holds: all whole intervals are on the claim's side. fails: one whole interval is on the other side; for "alike",
+    one interval excludes 0. undecided: everything else."""
     bound = float(claim[-1])
     below, above = [high < bound for _, _, high in intervals], [low > bound for _, low, _ in intervals]
     if claim[0] == "=":
@@ -249,32 +268,33 @@ def verdict(intervals: Sequence[Sequence[float]], claim: str) -> str:
     return "holds" if all(good) else "fails" if any(bad) else "undecided"
 
 
-def show(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def show(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Prints the tables of all runs. Returns the verdicts on the claims."""
     print("mean over seeds, in percent (loss in nats):")
-    for r in found:
+    for r in results:
         greedy = ", ".join(f"{k} {100 * v:.1f}%" for k, v in r["greedy_accuracy"].items())
         print(
             f"seed {r['seed']}: {r['solutions']} solutions, {r['steps']} steps, {100 * r['wrong_steps']:.1f}% wrong; "
             f"greedy accuracy {greedy}"
         )
     print(f"{'':34}{'accuracy':>30}{'false+':>8}{'false-':>8}{'loss':>7}{'labelled':>10}{'rollouts':>10}{'tokens':>8}")
-    for name in found[0]["table"]:
-        rows = [r["table"][name] for r in found]
+    for name in results[0]["table"]:
+        rows = [r["table"][name] for r in results]
         m = {k: mean(row[k] for row in rows) for k in rows[0]}
-        each = ", ".join(f"{100 * row['accuracy']:.1f}" for row in rows)
+        accuracies = ", ".join(f"{100 * row['accuracy']:.1f}" for row in rows)
         print(
-            f"{name:34}{each:>23}{100 * m['accuracy']:7.1f}{100 * m['false_positive']:8.1f}"
+            f"{name:34}{accuracies:>23}{100 * m['accuracy']:7.1f}{100 * m['false_positive']:8.1f}"
             f"{100 * m['false_negative']:8.1f}{m['loss']:7.3f}{100 * m['labelled']:10.1f}"
             f"{m['rollouts_per_step']:10.2f}{m['tokens_per_step']:8.1f}"
         )
-    for name in found[0]["tests"]:
-        print(f"{name:64}" + "".join("{:9.3f} ({:.3f} to {:.3f})".format(*r["tests"][name]) for r in found))
+    for name in results[0]["tests"]:
+        print(f"{name:64}" + "".join("{:9.3f} ({:.3f} to {:.3f})".format(*r["tests"][name]) for r in results))
     verdicts = []
     for claim, test, side in CLAIMS:
-        if test in found[0]["tests"]:
-            said = verdict([r["tests"][test] for r in found], side)
-            verdicts.append({"claim": claim, "test": test, "holds_if": side, "verdict": said})
-            print(f"{claim:64}{said}")
+        if test in results[0]["tests"]:
+            outcome = verdict([r["tests"][test] for r in results], side)
+            verdicts.append({"claim": claim, "test": test, "holds_if": side, "verdict": outcome})
+            print(f"{claim:64}{outcome}")
     return verdicts
 
 
@@ -283,24 +303,26 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="finished runs of recipes/demo.yaml, of different seeds")
     parser.add_argument("--solutions", type=int, default=300, help="labelled solutions of each run (300)")
     parser.add_argument("--rollouts", type=int, default=32, help="rollouts for each step (32)")
-    parser.add_argument("--test-problems", type=int, default=150, help="to compare the two verifiers on (150)")
+    parser.add_argument("--test-problems", type=int, default=150, help="on which the two verifiers are compared (150)")
     parser.add_argument("--nli-epochs", type=float, default=8.0)
     parser.add_argument("--judge-epochs", type=float, default=4.0)
     parser.add_argument("--prm-epochs", type=float, default=3.0)
-    parser.add_argument("--work", type=Path, default=Path("runs/label-quality"), help="models and labels are kept here")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/label-quality"), help="models and labels are stored here"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "label_quality.json")
     a = parser.parse_args()
     torch.set_num_threads(1)
     options = {k: v for k, v in vars(a).items() if k not in ("runs", "work", "out")}
-    found = []
+    results = []
     for run in a.runs:
         study = Study(run, a.work, options)
-        found.append(measure(study, a.rollouts))
-        study.place.write_json("result.json", found[-1])
+        results.append(measure(study, a.rollouts))
+        study.place.write_json("result.json", results[-1])
         study.place.close()
     result = {
-        "verdicts": show(found),
-        "runs": found,
+        "verdicts": show(results),
+        "runs": results,
     }
     keep("label_quality.py", result, a.out)
 

@@ -1,6 +1,6 @@
-"""What bench/label_quality.py makes of a run: completers, a judge, an entailment model, their labels, two verifiers.
+"""Models and labels for bench/label_quality.py: completers, a judge, an entailment model, two verifiers.
 
-All of it is kept in a directory for each run, and what is there already is not made again.
+Each run has a directory for them. A model or label that is stored there is not made again.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from stepmark.types import (
 )
 
 Pair = tuple[Problem, Solution]
-N = 8  # rollouts where there is one setting only: the paper's
-ASK = "{question}\n{steps}\nCheck:\n"  # as short as it goes: the judge is a tiny model
+N = 8  # rollouts wherever there is only one setting, as in the paper
+ASK = "{question}\n{steps}\nCheck:\n"  # as short as possible: the judge is a tiny model
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The trainee that makes an entailment model: a two-class head at the last token of premise and hypothesis."""
+    """The trainee for the entailment model: a two-class head at the last token of premise and hypothesis."""
 
-    path: str  # causal language model to start from
+    path: str  # the causal language model to start from
 
     def build(self) -> torch.nn.Module:
         names = {"id2label": {0: "not_entailed", 1: "entailment"}, "label2id": {"not_entailed": 0, "entailment": 1}}
@@ -67,13 +67,18 @@ class Pairs:
         )  # fmt: skip
 
     def encode_example(self, example: tuple[str, str, tuple[str, ...]]) -> Encoded:
-        """Each token of the hypothesis has a target, so that little data goes far: can what is said so far still become
-        one of the ways to say the premise again? At the last token that is the label; only this one is used later."""
-        premise, hypothesis, again = example
-        ids, said = self._ids(premise, hypothesis), self._ids(hypothesis)
-        ways = [self._ids(way) for way in again]
-        targets = tuple(float(any(said[: i + 1] == w[: i + 1] for w in ways)) for i in range(len(said)))
-        return Encoded(ids, at=tuple(range(len(ids) - len(said), len(ids))), targets=targets)
+        """Ids of (premise, hypothesis, paraphrases of the premise), with a target at each token of the hypothesis.
+
+        The target is 1 if the hypothesis up to this token is the beginning of a paraphrase. So a few examples give many
+        targets. At the last token the target is the label; only that token is used later."""
+        premise, hypothesis, paraphrases = example
+        ids, hypothesis_ids = self._ids(premise, hypothesis), self._ids(hypothesis)
+        paraphrase_ids = [self._ids(text) for text in paraphrases]
+        targets = tuple(
+            float(any(hypothesis_ids[: i + 1] == p[: i + 1] for p in paraphrase_ids))
+            for i in range(len(hypothesis_ids))
+        )
+        return Encoded(ids, at=tuple(range(len(ids) - len(hypothesis_ids), len(ids))), targets=targets)
 
     def _ids(self, *texts: str) -> tuple[int, ...]:
         return tuple(checkpoints.load_tokenizer(self.path)(*texts, split_special_tokens=True)["input_ids"])
@@ -90,19 +95,19 @@ class Pairs:
         return checkpoints.pad_id(checkpoints.load_tokenizer(self.path))
 
 
-class Overheard:
-    """A judge that answers nothing and keeps what it was asked: the labeller's own prompts, to train a judge on."""
+class PromptRecorder:
+    """A judge that gives no answers and stores the labeller's prompts, so that a judge can be trained on them."""
 
     def __init__(self) -> None:
-        self.asked: dict[str, str] = {}  # solution -> prompt
+        self.prompts: dict[str, str] = {}  # solution id -> prompt
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
-        self.asked |= {prompt.id.rpartition("@")[0]: prompt.text for prompt in prompts}
+        self.prompts |= {prompt.id.rpartition("@")[0]: prompt.text for prompt in prompts}
         return iter(())
 
 
 class Study:
-    """One run and what is made of it, in a directory of its own."""
+    """One run with its models and labels, in a directory of its own."""
 
     def __init__(self, run: Path, work: Path, options: dict[str, Any]) -> None:
         self.run, self.options = run, options
@@ -122,8 +127,8 @@ class Study:
         self.others = [(p, s) for p, s in whole if p.id not in chosen]
         rng.shuffle(whole)
         self.pairs = list({p.id: (p, s) for p, s in whole if p.id in chosen}.values())
-        there = (self.place.path / "seconds.json").exists()
-        self.seconds: dict[str, float] = self.place.read_json("seconds.json") if there else {}  # all sittings together
+        timed = (self.place.path / "seconds.json").exists()
+        self.seconds: dict[str, float] = self.place.read_json("seconds.json") if timed else {}  # of all calls together
 
     def path(self, name: str) -> str:
         return str(self.place.path / name)
@@ -135,46 +140,46 @@ class Study:
     # ---- models ----
 
     def learn(self, name: str, trainee: Any, examples: Sequence[Any], **settings: Any) -> str:
-        """Trained with the recipe's settings for verifiers, but for `settings`."""
-        given = {**self.config["verifiers"]["prm"]["train"], **settings}
-        done = train(trainee, examples, self.path(name), TrainSettings(**{**given, "seed": self.seed}))
+        """Path of the trained model. Its settings are the recipe's for verifiers, overridden by `settings`."""
+        merged = {**self.config["verifiers"]["prm"]["train"], **settings}
+        done = train(trainee, examples, self.path(name), TrainSettings(**{**merged, "seed": self.seed}))
         self.spend(f"train {name}", done.seconds)
         return done.path
 
-    def spend(self, what: str, seconds: float) -> None:
-        self.seconds[what] = round(seconds, 1)
+    def spend(self, task: str, seconds: float) -> None:
+        self.seconds[task] = round(seconds, 1)
         self.place.write_json("seconds.json", self.seconds)
-        print(f"{time.strftime('%H:%M:%S')} seed {self.seed}: {what}: {seconds:.0f} s", file=sys.stderr, flush=True)
+        print(f"{time.strftime('%H:%M:%S')} seed {self.seed}: {task}: {seconds:.0f} s", file=sys.stderr, flush=True)
 
     @cached_property
     def strong(self) -> str:
-        options = {**self.config["task"]["options"], "seed": self.seed, "noise": 0.0}  # 0 plants no error at all
+        options = {**self.config["task"]["options"], "seed": self.seed, "noise": 0.0}  # 0: no planted errors
         generator = self.config["generator"]
-        there = load_task(self.config["task"]["name"], **options).load("train", generator["problems"]).problems
+        problems = load_task(self.config["task"]["name"], **options).load("train", generator["problems"]).problems
         base = Generator(str(self.run / "bases/generator"), self.config["prompt"])
-        return self.learn("strong", base, there[len(self.problems) :], **generator["train"])
+        return self.learn("strong", base, problems[len(self.problems) :], **generator["train"])
 
     @cached_property
     def judge(self) -> str:
-        ear = Overheard()
-        tools = Tools(Numeric(), self.prompt, self.params, judge=ear)
+        recorder = PromptRecorder()
+        tools = Tools(Numeric(), self.prompt, self.params, judge=recorder)
         list(registry.load("labeler", "judge", prompt=ASK).label([Unlabelled(p, s) for p, s in self.others], tools))
         examples = [
-            Problem(s.id, ear.asked[s.id], "", "judge", demonstration=marks(self.task.judge_steps(p, s)))
+            Problem(s.id, recorder.prompts[s.id], "", "judge", demonstration=marks(self.task.judge_steps(p, s)))
             for p, s in self.others
         ]
         base = self.widened("judge-base", [x.question + x.demonstration for x in examples])
         return self.learn("judge", Generator(base, "{question}"), examples, epochs=self.options["judge_epochs"])
 
     def widened(self, name: str, texts: Sequence[str]) -> str:
-        """The generator with a vocabulary for these texts and room for longer ones. Tokens that it knows keep what it
-        knows of them."""
+        """Path of the generator with a vocabulary for these texts and more positions. Known tokens keep their
+        weights."""
         path = self.place.path / name
         if not path.exists():
             old, words = checkpoints.load_model(self.weak), checkpoints.load_tokenizer(self.weak).get_vocab()
-            given = {**self.config["generator"]["init"], "max_length": 512}
+            shape = {**self.config["generator"]["init"], "max_length": 512}
             with replacing(path) as place:
-                checkpoints.create(place, texts, checkpoints.Shape(**given), self.seed)
+                checkpoints.create(place, texts, checkpoints.Shape(**shape), self.seed)
                 new, tokenizer = checkpoints.load_model(place), checkpoints.load_tokenizer(place)
                 before, after = old.state_dict(), new.state_dict()
                 weights = {k: v if v.shape == after[k].shape else after[k] for k, v in before.items()}
@@ -205,12 +210,12 @@ class Study:
         books = ledgers(self.place.path / "rollouts" / name, tools)
         began = time.process_time()
         with self.place.records(f"labels/{name}", LabelledSolution) as out:
-            made = registry.load("labeler", labeler, **options)
-            label(self.pairs, made, tools, out, references=self.references, ledgers=books, executor=SerialExecutor())
-            found = {x.key: x for x in out}
+            method = registry.load("labeler", labeler, **options)
+            label(self.pairs, method, tools, out, references=self.references, ledgers=books, executor=SerialExecutor())
+            stored = {x.key: x for x in out}
         self.spend(f"label {name}", self.seconds.get(f"label {name}", 0.0) + time.process_time() - began)
         return Labels(
-            [found[s.id] for _, s in self.pairs],
+            [stored[s.id] for _, s in self.pairs],
             self.truth,
             sum(x.spent.rollouts for x in books.values()),
             sum(x.spent.tokens for x in books.values()),
@@ -221,20 +226,20 @@ class Study:
         return [self.task.judge_steps(p, s) for p, s in self.pairs]
 
     def greedy(self, model: str) -> float:
-        """Accuracy on the run's test problems without any sampling."""
+        """Accuracy of greedy answers to the run's test problems."""
         problems = list(Records(self.run / "problems/test.jsonl", Problem))
         prompts = [Prompt(p.id, self.prompt(p)) for p in problems]
-        said = load_backend("local", path=model).sample(prompts, replace(self.params, temperature=0.0))
-        text = {r.prompt_id: r.text for r in said}
+        rollouts = load_backend("local", path=model).sample(prompts, replace(self.params, temperature=0.0))
+        text = {r.prompt_id: r.text for r in rollouts}
         return mean(Numeric().grade(text[p.id], p).correct for p in problems)
 
     # ---- claim C6: verifiers on hard and soft labels ----
 
     def hard_and_soft(self) -> dict[str, Any]:
         rng = np.random.default_rng(self.seed)
-        of = {p.id: p for p in self.problems}
+        by_id = {p.id: p for p in self.problems}
         labelled = sorted(Records(self.run / "labels/train.jsonl", LabelledSolution), key=lambda x: x.key)
-        examples = [(of[x.solution.problem_id], replace(x, labels=eight(x, rng))) for x in labelled]
+        examples = [(by_id[x.solution.problem_id], replace(x, labels=fewer_rollouts(x, rng))) for x in labelled]
         count, n = self.options["test_problems"], 16
         problems = list(Records(self.run / "problems/test.jsonl", Problem))[:count]
         ids = {p.id for p in problems}
@@ -262,8 +267,8 @@ class Study:
         }  # fmt: skip
 
 
-def eight(x: LabelledSolution, rng: np.random.Generator) -> tuple[Any, ...]:
-    """The labels with N of each step's rollouts, as if no more had been drawn."""
+def fewer_rollouts(x: LabelledSolution, rng: np.random.Generator) -> tuple[Any, ...]:
+    """The labels with only N of each step's rollouts, drawn without replacement."""
     return tuple(
         label
         if label.source == "outcome" or label.gradable <= N
@@ -282,32 +287,32 @@ STEP = re.compile(r"(\w+) has (\d+) ([-+*]) (\d+) = (\d+)\.")
 
 
 def entailments(steps: Sequence[str], rng: random.Random) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """For each step of a worked solution: a way to say it again, two ways to say something else; and all the ways."""
+    """(premise, hypothesis, paraphrases of the premise): for each step one entailed hypothesis and two others."""
     for i, step in enumerate(steps):
         m = STEP.fullmatch(step)
         assert m is not None, step
         who, a, op, b, c = m[1], int(m[2]), m[3], int(m[4]), int(m[5])
-        again = (step, f"{who} has {c}.", *([] if op == "-" else [f"{who} has {b} {op} {a} = {c}."]))
-        yield step, rng.choice([step, *again]), again
+        paraphrases = (step, f"{who} has {c}.", *([] if op == "-" else [f"{who} has {b} {op} {a} = {c}."]))
+        yield step, rng.choice([step, *paraphrases]), paraphrases
         off, other = rng.choice([-4, -3, -2, -1, 1, 2, 3, 4]), rng.choice([x for x in "+-*" if x != op])
         changed = [
             f"{who} has {a} {op} {b} = {abs(c + off)}.",
-            f"{who} has {abs(a + off)} {op} {b} = {told(abs(a + off), op, b)}.",
-            f"{who} has {a} {other} {b} = {told(a, other, b)}.",
+            f"{who} has {abs(a + off)} {op} {b} = {result(abs(a + off), op, b)}.",
+            f"{who} has {a} {other} {b} = {result(a, other, b)}.",
             f"{who} has {abs(c + off)}.",
         ]
         others = [x for j, x in enumerate(steps) if j != i]
-        yield step, rng.choice(changed), again
-        yield step, rng.choice(others or changed), again
+        yield step, rng.choice(changed), paraphrases
+        yield step, rng.choice(others or changed), paraphrases
 
 
-def told(a: int, op: str, b: int) -> int:
+def result(a: int, op: str, b: int) -> int:
     return {"+": a + b, "-": a - b, "*": a * b}[op]
 
 
 @dataclass
 class Labels:
-    """What one method said of the solutions, and what it cost."""
+    """The labels of one method for the solutions, and their cost."""
 
     labelled: list[LabelledSolution]
     flags: list[tuple[bool, ...]]  # the oracle's, by solution
@@ -317,16 +322,16 @@ class Labels:
     def __post_init__(self) -> None:
         rows = [
             (k, x, t)
-            for k, (one, flags) in enumerate(zip(self.labelled, self.flags, strict=True))
-            for i, (x, t) in enumerate(zip(one.labels, flags, strict=True))
-            if not evidence.ends(one.solution, i)
+            for k, (item, flags) in enumerate(zip(self.labelled, self.flags, strict=True))
+            for i, (x, t) in enumerate(zip(item.labels, flags, strict=True))
+            if not evidence.ends(item.solution, i)
         ]
         self.owner = np.array([k for k, _, _ in rows])
         self.truth = np.array([t for _, _, t in rows])
         self.labels = [x for _, x, _ in rows]
 
     def counts(self, soft: bool) -> tuple[list[int], list[int]]:
-        """Correct and gradable by step; one case of its hard label where counts mean nothing."""
+        """(correct, gradable) rollouts by step. Without `soft`, the hard label counts as one rollout."""
         if soft:
             return [x.correct for x in self.labels], [x.gradable for x in self.labels]
         return [int(x.known and x.hard) for x in self.labels], [int(x.known) for x in self.labels]

@@ -1,23 +1,24 @@
-"""What step labels cost: Stepmark's ways of labelling against transformers' `generate`, and how good they are.
+"""What step labels cost and how good they are: Stepmark's labelling methods against transformers' `generate`.
 
-One run, one generator that is its own completer, one set of its solutions to the arithmetic task, N rollouts a step:
-- Stepmark's `label` stage, ledger included: all N rollouts, stopping at the first correct one, stopping when a soft
-  label is known to 0.1, and searching for the first error by halves;
-- `generate`, one call for each prefix with num_return_sequences=N: what public tools do;
-- `generate` as a careful user would run it: prefixes sorted by length, left padded, in the batch size that a short
-  trial found fastest;
+There is one run, one generator that is its own completer, one set of its solutions to the arithmetic task, and N
+rollouts a step. The contenders are:
+- Stepmark's `label` stage, ledger included: all N rollouts, early stop at the first correct rollout, early stop when a
+  soft label is known to 0.1, and binary search for the first error;
+- `generate`, one call for each prefix with num_return_sequences=N, as public tools do;
+- `generate` as a careful user would run it: prefixes sorted by length, left padded, in the batch size that was fastest
+  in a short trial;
 - the algorithm of distilabel's MathShepherdCompleter, restated: N completions written out in *one* generation for each
-  prefix, 50 prefixes a batch. Its instructions don't fit into a small model's positions, and such a model does not know
-  the format, so they are left out, and this counts time and tokens and no labels.
+  prefix, 50 prefixes a batch. Its instructions do not fit into a small model's positions, and such a model does not
+  know the format. So the instructions are left out, and only time and tokens are counted, no labels.
 
-Everybody gets the whole machine, as its users would run it: Stepmark in as many worker processes of one thread as
-there are cores, `generate` in one process with one thread or one for each core, whichever is faster. The headline
-ratios are those of wall seconds, so the machine must have nothing else to do; beside them stand the ratios of processor
-seconds with one process of one thread for each, which hold on a busy machine too. Each contender is timed after a
-warm-up, grading included. `generate` labels an evenly spaced part of the solutions: seconds for each labelled step are
-compared.
+Each contender gets the whole machine, as its users would run it: Stepmark in as many worker processes of one thread as
+there are cores, `generate` in one process with one thread or one for each core, whichever is faster. The main ratios
+are those of wall seconds, so nothing else may run on the machine. The script also gives the ratios of processor seconds
+with one process of one thread for each contender; these are valid on a busy machine too. Each contender is timed after
+a warm-up, grading included. `generate` labels an evenly spaced part of the solutions, so the comparison uses seconds
+for each labelled step.
 
-    python bench/labelling.py                    # trains the generator of recipes/demo.yaml first: some minutes
+    python bench/labelling.py                    # first trains the generator of recipes/demo.yaml: some minutes
     python bench/labelling.py --model runs/demo/generator
 
 The last line printed is one line of JSON; it is also written to --out.
@@ -63,9 +64,9 @@ ONE_TEXT = "distilabel's, restated"
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender gets."""
+    """The work of every contender."""
 
-    model: str  # checkpoint directory of the generator, which is the completer too
+    model: str  # checkpoint directory of the generator, which is also the completer
     pairs: tuple[Pair, ...]
     n: int  # rollouts for each step
     max_tokens: int
@@ -89,21 +90,22 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """What one contender did."""
+    """The measurements and labels of one contender."""
 
-    steps: int  # labelled, or that would be
+    steps: int  # of the solutions, labelled or not
     rollouts: int
     tokens: int  # generated
     wall: float  # seconds
     cpu: float  # seconds of processor time
-    labels: dict[str, StepLabel]  # "<solution>@<step>" -> label; empty where none were made
+    labels: dict[str, StepLabel]  # "<solution>@<step>" -> label; empty if there are none
     note: str = ""
 
 
 def ours(
     work: Work, labeler: str, options: dict[str, object], rollouts: Path | None = None, ready: Any = None
 ) -> Result:
-    """Stepmark's label stage in one process. `rollouts` is where the ledger is, `ready` a barrier to start from."""
+    """Stepmark's label stage in one process. `rollouts`: the ledger's directory. `ready`: a barrier to wait at before
+    the measurement."""
     tools = work.tools()
     assert tools.completer is not None
     first = work.pairs[0]
@@ -125,12 +127,12 @@ def ours(
             )
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         spent = books["completer"].spent
-        labels = {f"{x.key}@{i}": one for x in out for i, one in enumerate(x.labels)}
+        labels = {f"{x.key}@{i}": step_label for x in out for i, step_label in enumerate(x.labels)}
     return Result(work.steps, spent.rollouts, spent.tokens, wall, cpu, labels)
 
 
 def ours_everywhere(work: Work, labeler: str, options: dict[str, object]) -> Result:
-    """Stepmark's label stage in a process for each core, all with one ledger."""
+    """Stepmark's label stage in one process for each core, all with one ledger."""
     workers = os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     ready, results = context.Barrier(workers), context.Queue()
@@ -161,28 +163,28 @@ def _part(work: Work, labeler: str, options: dict[str, object], ledger: Path, re
 
 
 def per_prefix(work: Work, threads: int) -> Result:
-    """`generate`, a call for each prefix."""
+    """`generate`, one call for each prefix."""
     return _generate(_Generate(work, threads), 1, f"one call for each prefix, {threads} threads")
 
 
 def batched(work: Work, threads: int) -> Result:
-    """`generate`, in the fastest of some batch sizes."""
+    """`generate`, in the fastest of several batch sizes."""
     run = _Generate(work, threads)
     prefixes = work.prefixes()
     trial = prefixes[:: max(1, len(prefixes) // 64)][:64]
     run(trial[:4], 4)
-    tried = {}
+    speeds = {}
     for batch in (4, 8, 16, 32, 64):
         began = time.perf_counter()
         rollouts = run(trial, batch)
-        tried[batch] = sum(r.tokens for r in rollouts) / (time.perf_counter() - began)
-    best = max(tried, key=lambda b: tried[b])
-    shown = ", ".join(f"{b} {rate:,.0f}" for b, rate in tried.items())
+        speeds[batch] = sum(r.tokens for r in rollouts) / (time.perf_counter() - began)
+    best = max(speeds, key=lambda b: speeds[b])
+    shown = ", ".join(f"{b} {rate:,.0f}" for b, rate in speeds.items())
     return _generate(run, best, f"{best} prefixes a batch, {threads} threads; tokens/s tried: {shown}")
 
 
 def one_text(work: Work, tokens_each: float) -> Result:
-    """distilabel's algorithm: one text for each prefix, as long as N completions."""
+    """distilabel's algorithm: one text for each prefix, with the length of N completions."""
     run = _Generate(work, os.cpu_count() or 1)
     prefixes = work.prefixes()
     length = round(work.n * tokens_each)
@@ -258,14 +260,14 @@ def _generate(run: _Generate, batch: int, note: str) -> Result:
 
 
 def agreement(a: dict[str, StepLabel], b: dict[str, StepLabel]) -> tuple[float, int]:
-    """The share of the steps that both drew rollouts for whose hard labels agree, and how many steps that is."""
+    """(share of steps with equal hard labels, number of steps), over the steps for which both methods drew rollouts."""
     both = [k for k in a.keys() & b.keys() if a[k].known and b[k].known and "outcome" not in (a[k].source, b[k].source)]
     return sum(a[k].hard == b[k].hard for k in both) / len(both), len(both)
 
 
 def precision(labels: dict[str, StepLabel], reference: dict[str, StepLabel]) -> tuple[int, float, float]:
-    """Steps that both drew rollouts for, the share of them whose soft labels are at most 0.1 apart, and the root mean
-    square of the labels' own error, that of the reference taken off."""
+    """(number of steps, share of them whose soft labels differ by at most 0.1, root mean square of the labels' own
+    error without that of the reference), over the steps for which both methods drew rollouts."""
     both = [k for k, x in reference.items() if x.known and labels[k].known and x.source == "monte_carlo"]
     gaps = [labels[k].soft - reference[k].soft for k in both]
     noise = sum(reference[k].soft * (1 - reference[k].soft) / (reference[k].gradable - 1) for k in both)
@@ -274,21 +276,21 @@ def precision(labels: dict[str, StepLabel], reference: dict[str, StepLabel]) -> 
 
 
 def located(pairs: Sequence[Pair], labels: dict[str, StepLabel], truth: dict[str, int | None]) -> tuple[int, float]:
-    """Of the solutions whose answer is wrong: in how many the first label 0 is found, and in what share of all of
-    them it stands at the first step that the oracle calls wrong."""
-    found = right = wrong = 0
+    """Over the solutions with a wrong answer: (number with a label 0, share of all of them whose first label 0 is at
+    the first step that the oracle calls wrong)."""
+    with_zero = right = wrong = 0
     for _, s in pairs:
-        mine = [labels[f"{s.id}@{i}"] for i in range(len(s.spans))]
-        if mine and mine[-1].source == "outcome" and mine[-1].known and not mine[-1].correct:
+        own = [labels[f"{s.id}@{i}"] for i in range(len(s.spans))]
+        if own and own[-1].source == "outcome" and own[-1].known and not own[-1].correct:
             wrong += 1
-            at = next((i for i, x in enumerate(mine) if x.known and not x.hard), None)
-            found += at is not None
-            right += at is not None and at == truth[s.id]
-    return found, right / max(1, wrong)
+            first = next((i for i, x in enumerate(own) if x.known and not x.hard), None)
+            with_zero += first is not None
+            right += first is not None and first == truth[s.id]
+    return with_zero, right / max(1, wrong)
 
 
 def accuracy(pairs: Sequence[Pair], labels: dict[str, StepLabel], oracle: Callable[..., Sequence[bool]]) -> float:
-    """The share of the steps with a label whose hard label is the oracle's; last steps, known for free, left out."""
+    """Share of the labelled steps whose hard label is the oracle's, without last steps: their label is the grade."""
     hits = total = 0
     for p, s in pairs:
         for i, right in enumerate(oracle(p, s)):
@@ -302,7 +304,7 @@ def accuracy(pairs: Sequence[Pair], labels: dict[str, StepLabel], oracle: Callab
 
 
 def prepare(place: Path, model: str | None, count: int, max_tokens: int, seed: int) -> tuple[str, tuple[Pair, ...]]:
-    """A generator, by default the demo's, and a solution of its own to each of `count` problems."""
+    """(path of a generator, by default the demo's; its solutions to `count` problems, one each)."""
     from stepmark.run.context import RunContext
     from stepmark.run.execute import run_stage
     from stepmark.run.pipeline.models import TrainModel
@@ -319,50 +321,56 @@ def prepare(place: Path, model: str | None, count: int, max_tokens: int, seed: i
     completer = registry.load("backend", "local", path=model, device="cpu")
     prompts = [Prompt(p.id, Template()(p)) for p in problems]
     by_id = {p.id: p for p in problems}
-    made = [solution(r, "line") for r in completer.sample(prompts, SamplingParams(max_tokens=max_tokens, seed=seed))]
-    return model, tuple((by_id[s.problem_id], s) for s in sorted(made, key=lambda s: s.problem_id))
+    solutions = [
+        solution(r, "line") for r in completer.sample(prompts, SamplingParams(max_tokens=max_tokens, seed=seed))
+    ]
+    return model, tuple((by_id[s.problem_id], s) for s in sorted(solutions, key=lambda s: s.problem_id))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="checkpoint directory; the demo's generator is trained without it")
+    parser.add_argument("--model", help="checkpoint directory; by default the demo's generator is trained")
     parser.add_argument("--count", type=int, default=500, help="solutions (500)")
     parser.add_argument("--n", type=int, default=8, help="rollouts for each step (8)")
     parser.add_argument("--max-tokens", type=int, default=120)
     parser.add_argument("--generate-solutions", type=int, default=100, help="solutions for generate (100)")
-    parser.add_argument("--precision-solutions", type=int, default=270, help="to check soft labels on (270)")
+    parser.add_argument(
+        "--precision-solutions", type=int, default=270, help="solutions on which soft labels are checked (270)"
+    )
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "labelling.json"))
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model, pairs = alone(prepare, Path(scratch), a.model, a.count, a.max_tokens, a.seed)
-        found = contend(a, model, pairs)
-    show(a, pairs, found)
+        results = contend(a, model, pairs)
+    show(a, pairs, results)
 
 
 def contend(a: argparse.Namespace, model: str, pairs: tuple[Pair, ...]) -> dict[str, Result]:
+    """The result of each contender, by name."""
     whole = Work(model, pairs, a.n, a.max_tokens, a.seed)
     part = Work(model, pairs[:: max(1, len(pairs) // a.generate_solutions)], a.n, a.max_tokens, a.seed)
-    other = Work(model, pairs, a.n, a.max_tokens, a.seed + 1)
+    second_seed = Work(model, pairs, a.n, a.max_tokens, a.seed + 1)
     n: dict[str, object] = {"rollouts": a.n}
     cores = os.cpu_count() or 1
-    found = {ALL: alone(ours, whole, "monte_carlo", n)}
-    found[EARLY] = alone(ours, whole, "monte_carlo", n | {"early_stop": True})
-    found[EARLY_EVERYWHERE] = ours_everywhere(whole, "monte_carlo", n | {"early_stop": True})
-    found[PRECISE] = alone(ours, whole, "monte_carlo", {"precision": 0.1})
-    found[HALVES] = alone(ours, whole, "first_error", n)
-    found[AGAIN] = alone(ours, other, "monte_carlo", n)
-    found[SLOW] = alone(per_prefix, part, 1)
-    found[SLOW_EVERYWHERE] = alone(per_prefix, part, cores)
-    found[CAREFUL] = alone(batched, part, 1)
-    found[CAREFUL_EVERYWHERE] = alone(batched, part, cores)
-    some = replace(other, pairs=pairs[: a.precision_solutions])
-    found[REFERENCE] = alone(ours, some, "monte_carlo", {"rollouts": 256})
-    found[ONE_TEXT] = alone(one_text, part, found[ALL].tokens / found[ALL].rollouts)
-    return found
+    results = {ALL: alone(ours, whole, "monte_carlo", n)}
+    results[EARLY] = alone(ours, whole, "monte_carlo", n | {"early_stop": True})
+    results[EARLY_EVERYWHERE] = ours_everywhere(whole, "monte_carlo", n | {"early_stop": True})
+    results[PRECISE] = alone(ours, whole, "monte_carlo", {"precision": 0.1})
+    results[HALVES] = alone(ours, whole, "first_error", n)
+    results[AGAIN] = alone(ours, second_seed, "monte_carlo", n)
+    results[SLOW] = alone(per_prefix, part, 1)
+    results[SLOW_EVERYWHERE] = alone(per_prefix, part, cores)
+    results[CAREFUL] = alone(batched, part, 1)
+    results[CAREFUL_EVERYWHERE] = alone(batched, part, cores)
+    reference = replace(second_seed, pairs=pairs[: a.precision_solutions])
+    results[REFERENCE] = alone(ours, reference, "monte_carlo", {"rollouts": 256})
+    results[ONE_TEXT] = alone(one_text, part, results[ALL].tokens / results[ALL].rollouts)
+    return results
 
 
-def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result]) -> None:
+def show(a: argparse.Namespace, pairs: tuple[Pair, ...], results: dict[str, Result]) -> None:
+    """Prints the tables and writes the figures."""
     recipe = load(RECIPE, [f"seed={a.seed}"])
     assert recipe.task is not None
     oracle = recipe.task.load(seed=a.seed).judge_steps
@@ -370,35 +378,38 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
     truth = {id: f.index(False) if False in f else None for id, f in flags.items()}
     print(f"{len(pairs)} solutions, {sum(len(s.spans) for _, s in pairs)} steps, N = {a.n}, seed {a.seed}")
     print(f"{'':34}{'ms/step cpu':>12}{'ms/step wall':>13}{'rollouts/step':>14}{'tokens/step':>12}{'accuracy':>9}")
-    for name, r in found.items():
-        judged = f"{accuracy(pairs, r.labels, oracle):9.1%}" if r.labels else " " * 9
+    for name, r in results.items():
+        accuracy_cell = f"{accuracy(pairs, r.labels, oracle):9.1%}" if r.labels else " " * 9
         print(
             f"{name:34}{1000 * r.cpu / r.steps:>12.2f}{1000 * r.wall / r.steps:>13.2f}"
-            f"{r.rollouts / r.steps:>14.2f}{r.tokens / r.steps:>12.1f}{judged}  {r.note}"
+            f"{r.rollouts / r.steps:>14.2f}{r.tokens / r.steps:>12.1f}{accuracy_cell}  {r.note}"
         )
-    fast, every, again, slow, careful = (found[k] for k in (EARLY, ALL, AGAIN, SLOW, CAREFUL))
-    cpu = {name: r.cpu / r.steps for name, r in found.items()}
-    wall = {name: r.wall / r.steps for name, r in found.items()}
-    match, steps = agreement(fast.labels, slow.labels)
-    match_batched, _ = agreement(fast.labels, careful.labels)
-    own, _ = agreement(fast.labels, again.labels)
-    error = (own * (1 - own) / steps) ** 0.5
-    wrong = [pair for pair in pairs if truth_is_wrong(every.labels, pair[1])]
-    spent = {
-        name: sum(drawn(found[name].labels, s) for _, s in wrong) / max(1, located(pairs, found[name].labels, truth)[0])
+    early, all_n, all_n_again, per_prefix_calls, batched_calls = (
+        results[k] for k in (EARLY, ALL, AGAIN, SLOW, CAREFUL)
+    )
+    cpu = {name: r.cpu / r.steps for name, r in results.items()}
+    wall = {name: r.wall / r.steps for name, r in results.items()}
+    match, steps = agreement(early.labels, per_prefix_calls.labels)
+    match_batched, _ = agreement(early.labels, batched_calls.labels)
+    match_own, _ = agreement(early.labels, all_n_again.labels)
+    error = (match_own * (1 - match_own) / steps) ** 0.5
+    wrong = [pair for pair in pairs if truth_is_wrong(all_n.labels, pair[1])]
+    rollouts_per_error = {
+        name: sum(drawn(results[name].labels, s) for _, s in wrong)
+        / max(1, located(pairs, results[name].labels, truth)[0])
         for name in (HALVES, ALL, EARLY)
     }
-    accuracies = {name: located(pairs, found[name].labels, truth)[1] for name in spent}
+    accuracies = {name: located(pairs, results[name].labels, truth)[1] for name in rollouts_per_error}
     print(f"hard labels agree with generate's on {match:.1%} of {steps} steps (batched: {match_batched:.1%}); two of ")
-    print(f"Stepmark's own runs with different seeds on {own:.1%}, standard error {error:.1%}")
-    steps_checked, within, rms = precision(found[PRECISE].labels, found[REFERENCE].labels)
+    print(f"Stepmark's own runs with different seeds on {match_own:.1%}, standard error {error:.1%}")
+    steps_checked, within, rms = precision(results[PRECISE].labels, results[REFERENCE].labels)
     print(
         f"soft labels to 0.1: on {steps_checked} steps {within:.1%} within 0.1 of the share among 256 other rollouts,"
     )
     print(f"which err themselves; root mean square of the labels' own error {rms:.3f}")
     print(f"{len(wrong)} wrong solutions; rollouts for each located error, share located at the oracle's step:")
-    for name in spent:
-        print(f"{name:34}{spent[name]:>12.1f}{accuracies[name]:>13.1%}")
+    for name in rollouts_per_error:
+        print(f"{name:34}{rollouts_per_error[name]:>12.1f}{accuracies[name]:>13.1%}")
     result = {
         "seed": a.seed,
         "solutions": len(pairs),
@@ -413,11 +424,11 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
             "all_n_vs_generate_batched": round(cpu[CAREFUL] / cpu[ALL], 1),
         },
         "hard_label_agreement": round(match, 4),
-        "hard_label_agreement_of_two_seeds": round(own, 4),
+        "hard_label_agreement_of_two_seeds": round(match_own, 4),
         "hard_label_agreement_standard_error": round(error, 4),
         "soft_labels": {"asked": 0.1, "steps": steps_checked, "within": round(within, 4), "rms_error": round(rms, 4)},
-        "binary_search_rollout_ratio": round(spent[HALVES] / spent[ALL], 3),
-        "binary_search_rollout_ratio_vs_early_stop": round(spent[HALVES] / spent[EARLY], 3),
+        "binary_search_rollout_ratio": round(rollouts_per_error[HALVES] / rollouts_per_error[ALL], 3),
+        "binary_search_rollout_ratio_vs_early_stop": round(rollouts_per_error[HALVES] / rollouts_per_error[EARLY], 3),
         "binary_search_accuracy": round(accuracies[HALVES], 4),
         "exhaustive_accuracy": round(accuracies[ALL], 4),
         "wrong_solutions": len(wrong),
@@ -431,23 +442,25 @@ def show(a: argparse.Namespace, pairs: tuple[Pair, ...], found: dict[str, Result
                 "label_accuracy": round(accuracy(pairs, r.labels, oracle), 4) if r.labels else None,
                 "note": r.note,
             }
-            for name, r in found.items()
+            for name, r in results.items()
         },
     }
     keep("labelling.py", result, a.out)
 
 
 def truth_is_wrong(labels: dict[str, StepLabel], s: Solution) -> bool:
-    """Whether a solution ended in a wrong answer, which a labeller knows for free."""
+    """Whether a solution has a wrong answer. Its last label is the grade."""
     last = labels.get(f"{s.id}@{len(s.spans) - 1}")
     return last is not None and last.source == "outcome" and last.known and not last.correct
 
 
 def drawn(labels: dict[str, StepLabel], s: Solution) -> int:
-    """Rollouts behind the labels of a solution."""
-    mine = (labels[f"{s.id}@{i}"] for i in range(len(s.spans)))
+    """Number of rollouts drawn for the labels of a solution."""
+    step_labels = (labels[f"{s.id}@{i}"] for i in range(len(s.spans)))
     return sum(
-        x.gradable + x.truncated + x.ungradable + x.failed for x in mine if x.source != "outcome" and not x.inferred
+        x.gradable + x.truncated + x.ungradable + x.failed
+        for x in step_labels
+        if x.source != "outcome" and not x.inferred
     )
 
 

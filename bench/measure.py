@@ -1,4 +1,4 @@
-"""What the benchmarks share: one thread, a process of its own for each contender, and which machine it was."""
+"""Shared by the benchmarks: one thread, a process of its own for each contender, and a record of the machine."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of `function` in a fresh process: nothing that one contender leaves behind helps or harms another."""
+    """The result of `function` in a fresh process, so that one contender cannot influence another."""
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_tell, args=(there, function, args))
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_send, args=(sender, function, args))
     process.start()
-    there.close()
+    sender.close()
     try:
-        result = here.recv()
+        result = receiver.recv()
     except EOFError:
         process.join()
         raise SystemExit(
-            f"{function.__name__} ended with exit status {process.exitcode}; its last words are above."
+            f"{function.__name__} ended with exit status {process.exitcode}. Its last output is above."
         ) from None
     process.join()
     return result
 
 
-def _tell(there: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    there.send(function(*args))
+def _send(sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    sender.send(function(*args))
 
 
 def runs(
     paths: Sequence[Path], holds: str = "config.json", why: str = "give directories that `stepmark run` made"
 ) -> list[Path]:
-    """The runs of one seed each. Stops with a message where one lacks the file that `holds` names."""
-    found = [run for path in paths for run in (sorted(path.glob("seed-*")) or [path])]
-    if bad := [str(run) for run in found if not (run / holds).is_file()]:
-        raise SystemExit(f"no {holds} in {', '.join(bad)}: {why}.")
-    return found
+    """The runs of one seed each. Exits with a message if one of them lacks the file `holds`."""
+    seed_runs = [run for path in paths for run in (sorted(path.glob("seed-*")) or [path])]
+    if bad := [str(run) for run in seed_runs if not (run / holds).is_file()]:
+        raise SystemExit(f"No {holds} in {', '.join(bad)}: {why}.")
+    return seed_runs
 
 
 def keep(script: str, figures: Mapping[str, Any], out: str | Path) -> None:
-    """A benchmark's figures, with the command, the machine and its load: written to `out`, printed as one line."""
-    asked = {
+    """Writes figures to `out`, with the command, the machine and its load, and prints them as one line."""
+    about = {
         "command": shlex.join(["python", f"bench/{script}", *sys.argv[1:]]),
         "machine": machine(),
-        "load_average": [round(x, 1) for x in os.getloadavg()],  # above 1 or 2, others were computing too
+        "load_average": [round(x, 1) for x in os.getloadavg()],  # above 1 or 2: other processes were busy too
     }
-    result = asked | dict(figures)
+    result = about | dict(figures)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")

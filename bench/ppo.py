@@ -1,17 +1,17 @@
 """What an update of PPO costs beyond its rollouts and its forward and backward passes.
 
-One process, one thread, one model. First `reinforce` runs a few updates with a process verifier's step rewards, and
-its own log says how the time of each was split. Then the bare work of such an update is timed by itself, on as many
-attempts of the same policy: the rollouts by the engine; the passes that no update can do without (two to read old and
-reference log-probabilities, one of the verifier, and `epochs` forward and backward ones), by the models alone with a
-plain next-token loss on the same packed rows. The ratio is an update's wall seconds to those of its bare work: rewards,
-advantages, packing, losses, clipping, optimiser and log are what is left. Looks at held-out problems are not counted,
-nor checkpoints.
+There is one process, one thread and one model. First `reinforce` runs a few updates with a process verifier's step
+rewards; its log has the parts of each update's time. Then the bare work of such an update is timed by itself, on the
+same number of attempts of the same policy. The bare work is the rollouts by the engine and the passes that every update
+needs: two to read old and reference log-probabilities, one of the verifier, and `epochs` forward and backward passes.
+The passes are done by the models alone, with a plain next-token loss on the same packed rows. The ratio is an update's
+wall seconds divided by those of its bare work. The difference is rewards, advantages, packing, losses, clipping,
+optimiser and log. Evaluations on held-out problems and checkpoints are not counted.
 
-    python bench/ppo.py                       # trains a 128-wide Llama for a minute first
+    python bench/ppo.py                       # first trains a 128-wide Llama for a minute
     python bench/ppo.py --model DIR --updates 12
 
-Ends with one line of JSON, written to --out too.
+The last line printed is one line of JSON; it is also written to --out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-import measure  # first: one thread
+import measure  # before stepmark: it sets one thread
 from stepmark.backends.local.engine import Engine
 from stepmark.models import checkpoints, packing
 from stepmark.plugins import registry
@@ -46,7 +46,7 @@ SHAPE = checkpoints.Shape(hidden=128, layers=3, heads=4, kv_heads=2, vocab=1024,
 
 
 def prepared(place: Path, task: Any) -> str:
-    """A generator that ends its solutions."""
+    """Path of a trained generator that ends its solutions."""
     problems = task.load("train", 2500).problems
     base = checkpoints.create(place / "base", [f"{p.question}\n{p.demonstration}" for p in problems], SHAPE)
     settings = TrainSettings(lr=3e-3, batch_tokens=2048, tensorboard=False)
@@ -55,18 +55,20 @@ def prepared(place: Path, task: Any) -> str:
 
 
 def median_seconds(work: Callable[[], object], times: int) -> float:
-    """Of a call, after one that doesn't count."""
-    found = []
+    """Median seconds of a call of `work`, after one call that does not count."""
+    seconds = []
     for _ in range(times + 1):
         began = time.perf_counter()
         work()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found[1:])
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a policy's checkpoint that solves arithmetic problems")
+    parser.add_argument(
+        "--model", help="checkpoint of a policy that solves arithmetic problems; by default one is trained"
+    )
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--updates", type=int, default=6)
@@ -124,7 +126,7 @@ def main() -> None:
 
 
 def bare_work(model: str, problems: Any, samples: int, settings: ReinforceSettings, steps: str) -> dict[str, float]:
-    """Seconds of the rollouts and passes of one update, each by itself."""
+    """Seconds of the rollouts and of the passes of one update, each timed by itself."""
     tokenizer = checkpoints.load_tokenizer(model)
     engine = Engine(checkpoints.load_model(model, device="cpu"))
     params = SamplingParams(max_tokens=settings.max_tokens)
@@ -132,14 +134,14 @@ def bare_work(model: str, problems: Any, samples: int, settings: ReinforceSettin
     def draw() -> Any:
         return episodes(
             engine, tokenizer, problems, samples=samples, params=params, template=Template(), steps=steps
-        )  # its decoding of texts belongs to a rollout, as it does in LocalBackend
+        )  # decoding of the texts is a part of a rollout, as in LocalBackend
 
     rollouts = median_seconds(draw, 3)
-    found = [encoded(e) for e in draw()]
-    rows = packing.pack([len(e) for e in found], range(len(found)), settings.row_tokens)
+    rollout_ids = [encoded(e) for e in draw()]
+    rows = packing.pack([len(e) for e in rollout_ids], range(len(rollout_ids)), settings.row_tokens)
     size = max(1, len(rows) // settings.minibatches)
     packed = [
-        packing.batch([[found[i] for i in row] for row in rows[a : a + size]], checkpoints.pad_id(tokenizer))
+        packing.batch([[rollout_ids[i] for i in row] for row in rows[a : a + size]], checkpoints.pad_id(tokenizer))
         for a in range(0, len(rows), size)
     ]
     policy = checkpoints.load_model(model, device="cpu")

@@ -1,19 +1,19 @@
 """Verdicts of the reference-guided rationales that the authors of GenRM released, before any filtering and after it.
 
-How many rationales state a verdict, by a strict reading and by `stepmark.verdicts`; how many of those state what is
-known of the solution (the paper's filter, arXiv 2408.15240); how many name the reference; and what a balanced training
-set would hold. `DIR` needs rationales.jsonl.gz.
+First part: how many rationales state a verdict, by a strict reading and by `stepmark.text.verdicts`; how many of those
+verdicts agree with the solution's known correctness (the paper's filter, arXiv 2408.15240); how many rationales name
+the reference; and how large a balanced training set would be. `DIR` must hold rationales.jsonl.gz.
 
-Then what the format `genrm_rationales` makes of them: how many are lost for which reason, how many lean on the
-reference and could be rewritten, and what a balanced set holds with either way to treat those. `copied`: how many hold
-a sentence of their reference, of six words or more, that is neither in the question nor in the solution.
+Second part, the result of the format `genrm_rationales`: how many rationales are lost for which reason, how many lean
+on the reference and could be rewritten, and how large a balanced set is with each treatment of these. `copied` is the
+share of rationales with a sentence of their reference, of six words or more, that is neither in the question nor in the
+solution.
 
-Then the readings by hand in tests/readings, on whole texts found by their ids: how often the readers and the leak
-detector
-say less (missed) or something else (wrong).
+Third part, the readings by hand in tests/readings, compared on whole texts found by their ids: how often the readers
+and the leak detector find nothing where the hand reading does (missed), or find something else (wrong).
 
-`--list KIND` (a word of `verdicts.Why`, such as contradictory) prints the ends of up to 20 rationales of that kind;
-`--show N` prints N rewritten ones as they were and as they are, evenly spread over the file.
+`--list KIND` (a name in `verdicts.Why`, such as contradictory) prints the ends of up to 20 rationales of that kind.
+`--show N` prints N rewritten rationales before and after, evenly spread over the file.
 The last line is one JSON object, also written to `--out`.
 
     python bench/rationales.py data/genrm_gsm8k
@@ -36,9 +36,7 @@ from stepmark.text.verdicts import Reader, Said, Why, leaks
 from stepmark.types import Imported, Rationale
 
 READERS = {
-    "prefixed": Reader(
-        questions=("Verification: Is the answer correct",), strict=True
-    ),  # the whole line, to the letter
+    "prefixed": Reader(questions=("Verification: Is the answer correct",), strict=True),  # the whole line, exactly
     "strict": Reader(strict=True),
     "robust": Reader(),
 }
@@ -52,14 +50,14 @@ class Row:
     """One rationale."""
 
     id: tuple[int, int]  # question_id and sample_id
-    correct: bool  # what is known of the solution
+    correct: bool  # whether the solution is correct
     text: str
-    reference: frozenset[str]  # its reference's sentences that are its own: normalised, of COPY words or more
+    reference: frozenset[str]  # sentences that only the reference has: normalised, of COPY words or more
 
 
 @dataclass
 class Counts:
-    """What was counted for the solutions of one kind, correct or incorrect."""
+    """Counts for the solutions of one kind, correct or incorrect."""
 
     rows: int = 0
     leaking: int = 0
@@ -82,8 +80,8 @@ class Counts:
                 self.why[reading.why.name.lower()] += 1
 
     def figures(self) -> dict[str, Any]:
-        def shares(of: Counter[str]) -> dict[str, float]:
-            return {name: round(of[name] / self.rows, 4) for name in READERS}
+        def shares(counts: Counter[str]) -> dict[str, float]:
+            return {name: round(counts[name] / self.rows, 4) for name in READERS}
 
         return {
             "rows": self.rows,
@@ -100,45 +98,45 @@ def rows(path: Path) -> Iterator[Row]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
-            given = plain(row["question"] + " " + row["solution"])
+            seen = plain(row["question"] + " " + row["solution"])
             own = frozenset(
                 s
                 for sentence in re.split(r"(?<=[.!?])\s+|\n", row["reference_solution"])
-                if len((s := plain(sentence)).split()) >= COPY and s not in given
+                if len((s := plain(sentence)).split()) >= COPY and s not in seen
             )
             yield Row((row["question_id"], row["sample_id"]), row["correct"], row["rationale"], own)
 
 
 def plain(text: str) -> str:
-    """Words and numbers alone."""
+    """The text's words and numbers in lower case, without anything else."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def judged(path: Path) -> Iterator[tuple[tuple[int, int], bool, Rationale]]:
-    """What the format makes of each row: its id, what is known of the solution, the rationale. Leaks are rewritten."""
-    for found in GenRMRationales().read(path):
-        if not isinstance(found, Imported):
-            raise SystemExit(f"{found.file}, line {found.line}: {found.reason}")
-        for x in found.rationales:
+    """(id, whether the solution is correct, rationale) of each row as the format reads it, with leaks rewritten."""
+    for imported in GenRMRationales().read(path):
+        if not isinstance(imported, Imported):
+            raise SystemExit(f"{imported.file}, line {imported.line}: {imported.reason}")
+        for x in imported.rationales:
             question, _, sample = x.key.removeprefix("q").partition("#")
             for rationale in x.rationales:
                 yield (int(question), int(sample)), x.grade.correct, rationale
 
 
 def losses(path: Path, texts: dict[tuple[int, int], Row]) -> dict[str, Any]:
-    """Counts by loss for the solutions of each kind, sizes of balanced sets, and how many copy their reference."""
+    """Counts by loss for the solutions of each kind, sizes of balanced sets, and shares that copy their reference."""
     counts = {True: Counter[str](), False: Counter[str]()}
-    copied, of = Counter[str](), Counter[str]()
+    copied, totals = Counter[str](), Counter[str]()
     for id, correct, rationale in judged(path):
         counts[correct][rationale.lost or ("rewritten" if rationale.rewritten else "kept")] += 1
         if not rationale.kept:
             continue
         kind = "rewritten" if rationale.rewritten else "without_leak"
-        of[kind] += 1
+        totals[kind] += 1
         copied[kind] += any(s in plain(rationale.text) for s in texts[id].reference)
         if rationale.rewritten:
             copied["before_rewriting"] += any(s in plain(texts[id].text) for s in texts[id].reference)
-    of["before_rewriting"] = of["rewritten"]
+    totals["before_rewriting"] = totals["rewritten"]
     figures: dict[str, Any] = {
         "correct" if kind else "incorrect": dict(sorted(counts[kind].items())) for kind in (True, False)
     }
@@ -147,36 +145,40 @@ def losses(path: Path, texts: dict[tuple[int, int], Row]) -> dict[str, Any]:
         "rewrite": 2 * min(c["kept"] + c["rewritten"] for c in counts.values()),
         "keep": 2 * min(c["kept"] + c["rewritten"] + c["leak"] for c in counts.values()),
     }
-    figures["copied"] = {kind: round(copied[kind] / of[kind], 4) if of[kind] else 0.0 for kind in sorted(of)}
+    figures["copied"] = {
+        kind: round(copied[kind] / totals[kind], 4) if totals[kind] else 0.0 for kind in sorted(totals)
+    }
     return figures
 
 
 def show(path: Path, texts: dict[tuple[int, int], Row], n: int) -> None:
     """Prints `n` rewritten rationales, before and after."""
-    found = sorted((id, r.text) for id, _, r in judged(path) if r.rewritten)
-    for id, text in found[:: max(1, len(found) // n)][:n]:
+    rewritten = sorted((id, r.text) for id, _, r in judged(path) if r.rewritten)
+    for id, text in rewritten[:: max(1, len(rewritten) // n)][:n]:
         print(f"{'=' * 80}\n{id}, {texts[id].correct}\n{texts[id].text}\n{'-' * 30}\n{text}")
 
 
 def by_hand(texts: dict[tuple[int, int], Row]) -> dict[str, Any]:
-    """For each file of readings by hand: how each reader, and the leak detector, differs from them."""
-    found: dict[str, Any] = {}
+    """For each file of readings by hand: how often each reader and the leak detector differ from them."""
+    by_file: dict[str, Any] = {}
     for file in sorted(HAND.glob("verdicts_*.jsonl")):
         sample = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         named = [(texts[row["question_id"], row["sample_id"]].text, row) for row in sample]
-        of: dict[str, Any] = {"rows": len(named), "readings": dict(Counter(row["reading"] for row in sample))}
+        counts: dict[str, Any] = {"rows": len(named), "readings": dict(Counter(row["reading"] for row in sample))}
         for name, reader in READERS.items():
-            said = [(reader.read(text).said, row["reading"]) for text, row in named]
-            of[name] = {
-                "missed": sum(s is Said.UNPARSED and r != Said.UNPARSED for s, r in said),
-                "wrong": sum(s not in (Said.UNPARSED, r) for s, r in said),
+            readings = [(reader.read(text).said, row["reading"]) for text, row in named]
+            counts[name] = {
+                "missed": sum(s is Said.UNPARSED and r != Said.UNPARSED for s, r in readings),
+                "wrong": sum(s not in (Said.UNPARSED, r) for s, r in readings),
             }
-        judged = [(leaks(text) is not None, row["names_reference"]) for text, row in named if "names_reference" in row]
-        if judged:
-            missed, wrong = (sum(pair == differ for pair in judged) for differ in ((False, True), (True, False)))
-            of["leaks"] = {"missed": missed, "wrong": wrong}
-        found[file.stem] = of
-    return found
+        leak_pairs = [
+            (leaks(text) is not None, row["names_reference"]) for text, row in named if "names_reference" in row
+        ]
+        if leak_pairs:
+            missed, wrong = (sum(pair == differ for pair in leak_pairs) for differ in ((False, True), (True, False)))
+            counts["leaks"] = {"missed": missed, "wrong": wrong}
+        by_file[file.stem] = counts
+    return by_file
 
 
 def main() -> None:
@@ -188,7 +190,7 @@ def main() -> None:
     args = parser.parse_args()
     path = args.dir / "rationales.jsonl.gz"
     if not path.is_file():
-        parser.error(f"no {path}: give the folder that holds rationales.jsonl.gz")
+        parser.error(f"There is no {path}. Give the folder that holds rationales.jsonl.gz.")
     if args.list:
         chosen = [r.text for r in rows(path) if READERS["robust"].read(r.text).why is Why[args.list.upper()]]
         print(f"{len(chosen)} rationales: {args.list}")
@@ -224,8 +226,8 @@ def main() -> None:
     for name, counted in figures["losses"].items():
         print(f"{name}: {counted}")
     figures["by_hand"] = by_hand(texts)
-    for name, of in figures["by_hand"].items():
-        print(f"{name}: {of}")
+    for name, by_reader in figures["by_hand"].items():
+        print(f"{name}: {by_reader}")
     line = json.dumps(figures)
     args.out.write_text(line + "\n", encoding="utf-8")
     print(line)

@@ -1,14 +1,14 @@
 """How fast rollouts are: Stepmark's engine against transformers' `generate`, and vLLM where it is installed.
 
-One run, one model, one kind of work: N rollouts from every step prefix of a set of solutions, which is what
-labelling by rollouts does all day. A token counts when it belongs to a rollout, up to and including its end
-token; whatever else an engine computes is its own loss. `generate` runs as a careful user would run it: batched,
-sorted by length, left padded, num_return_sequences=N, no top-k, the batch size and cache that a short trial
-found fastest. Each contender is timed in a process of its own with one thread, after a warm-up, in wall seconds
-and in processor seconds; ratios use processor seconds, because the machine may be shared. `generate` is timed on
-an evenly spaced subset of the solutions, since rates are what is compared.
+There is one run, one model and one kind of work: N rollouts from every step prefix of a set of solutions. Labelling by
+rollouts does this work. A token counts if it belongs to a rollout, up to and including its end token. Other tokens that
+an engine computes do not count. `generate` runs as a careful user would run it: batched, sorted by length, left padded,
+num_return_sequences=N, no top-k, and the batch size and cache that were fastest in a short trial. Each contender is
+timed in a process of its own with one thread, after a warm-up, in wall seconds and in processor seconds. Ratios use
+processor seconds, because the machine may be shared. `generate` is timed on an evenly spaced subset of the solutions,
+because only rates are compared.
 
-    python bench/rollouts.py                                   # trains a 3.5M-parameter Llama for a minute first
+    python bench/rollouts.py                                   # first trains a 3.5M-parameter Llama for a minute
     python bench/rollouts.py --model DIR --solutions FILE.jsonl --dtype bfloat16
 
 FILE.jsonl has an object per line with `context` and `text` (one step per line of text). The last line printed is
@@ -37,7 +37,7 @@ from stepmark.types import Prompt, SamplingParams
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender gets."""
+    """The work of every contender."""
 
     model: str  # checkpoint directory
     prompts: tuple[Prompt, ...]  # one per step prefix
@@ -48,7 +48,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one contender did."""
+    """The measurements of one contender."""
 
     rollouts: int
     tokens: int  # generated, end tokens included
@@ -58,7 +58,7 @@ class Timing:
 
 
 def prefixes(texts: Sequence[tuple[str, str]], n: int) -> tuple[Prompt, ...]:
-    """A prompt for each step of each (context, solution) but the last: after that there is nothing to roll out."""
+    """One prompt for each step of each (context, solution), except the last step, after which there is no rollout."""
     return tuple(
         Prompt(f"{i}/{s}", context, text[:end], n=n)
         for i, (context, text) in enumerate(texts)
@@ -149,15 +149,15 @@ def generate(work: Work) -> Timing:
             lengths += first.tolist()
         return lengths
 
-    # Batches of 1 to 32 prompts, that is 8 to 256 rows at N = 8; larger ones were slower still.
+    # Batches of 1 to 32 prompts, which are 8 to 256 rows at N = 8. Larger batches were even slower.
     trial = work.prompts[:: max(1, len(work.prompts) // 32)][:32]
     run(trial[:4], 4, "dynamic")
-    tried: dict[tuple[int, str], float] = {}
+    speeds: dict[tuple[int, str], float] = {}
     for batch, cache in [*((size, "dynamic") for size in (1, 2, 4, 8, 16, 32)), (2, "static")]:
         timing = _timed(lambda batch=batch, cache=cache: run(trial, batch, cache))  # type: ignore[misc]
-        tried[batch, cache] = timing.tokens / timing.cpu
-    batch, cache = max(tried, key=lambda k: tried[k])
-    shown = ", ".join(f"{b}/{c} {rate:,.0f}" for (b, c), rate in tried.items())
+        speeds[batch, cache] = timing.tokens / timing.cpu
+    batch, cache = max(speeds, key=lambda k: speeds[k])
+    shown = ", ".join(f"{b}/{c} {rate:,.0f}" for (b, c), rate in speeds.items())
     return _timed(lambda: run(work.prompts, batch, cache), f"{batch} prompts a batch, {cache} cache; tried {shown}")
 
 
@@ -184,7 +184,7 @@ def _timed(run: Callable[[], list[int]], note: str = "") -> Timing:
 
 
 def peak(dtype: str, device: str) -> float:
-    """Arithmetic peak in FLOP/s: the best of many large matrix products, with the thread that everybody gets."""
+    """Arithmetic peak in FLOP/s: the best of many large matrix products, with one thread as for every contender."""
     import torch
 
     a, b = (torch.randn(1024, 1024, device=device).to(getattr(torch, dtype)) for _ in range(2))
@@ -199,24 +199,24 @@ def peak(dtype: str, device: str) -> float:
 
 
 def flops_per_token(model: str, mean_length: float) -> float:
-    """Arithmetic that a generated token can't do without: two per weight it meets, and attention over its past."""
+    """FLOP that every generated token needs: two for each weight it is multiplied with, and attention over its past."""
     from stepmark.models.checkpoints import load_model
 
     net = load_model(model, dtype="float32", device="cpu")
-    met = sum(p.numel() for p in net.parameters()) - net.get_input_embeddings().weight.numel()
-    met += net.get_output_embeddings().weight.numel() if net.config.tie_word_embeddings else 0
+    weights = sum(p.numel() for p in net.parameters()) - net.get_input_embeddings().weight.numel()
+    weights += net.get_output_embeddings().weight.numel() if net.config.tie_word_embeddings else 0
     config = net.config
     heads = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    return 2.0 * met + 4.0 * config.num_hidden_layers * heads * mean_length
+    return 2.0 * weights + 4.0 * config.num_hidden_layers * heads * mean_length
 
 
 def prepare(
     place: Path, solutions: int, kv_heads: int, demonstrations: int, seed: int
 ) -> tuple[str, list[tuple[str, str]]]:
-    """A model that ends its solutions, and solutions that it wrote: a Llama of about 3.5M parameters trained on the
-    arithmetic task, long enough to know how solutions look and when they end."""
+    """(path of a model that ends its solutions, (context, text) of its solutions). The model is a Llama of about 3.5M
+    parameters, trained on the arithmetic task until it writes solutions and ends them."""
     from stepmark.models.checkpoints import Shape, create
     from stepmark.stages.train import Generator, TrainSettings, train
     from stepmark.tasks.arithmetic import Arithmetic
@@ -224,11 +224,11 @@ def prepare(
 
     context = Template("{question}\n")
     task = Arithmetic(steps_min=3, steps_max=8, noise=0.5, seed=seed)
-    learn = task.load("train", demonstrations).problems
+    train_problems = task.load("train", demonstrations).problems
     shape = Shape(hidden=256, layers=4, heads=4, kv_heads=kv_heads, vocab=2048)
-    base = create(place / "base", [context(p) + p.demonstration for p in learn], shape, seed=seed)
+    base = create(place / "base", [context(p) + p.demonstration for p in train_problems], shape, seed=seed)
     settings = TrainSettings(batch_tokens=2048, seed=seed, tensorboard=False, device="cpu")
-    trained = train(Generator(str(base)), learn, place / "generator", settings)
+    trained = train(Generator(str(base)), train_problems, place / "generator", settings)
     print(f"trained {trained.tokens:,} tokens in {trained.seconds:.0f} s, loss {trained.loss:.2f}", file=sys.stderr)
     problems = task.load("test", solutions).problems
     backend = LocalBackend(trained.path, device="cpu")
@@ -239,7 +239,7 @@ def prepare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="checkpoint directory; trained on the spot without it")
+    parser.add_argument("--model", help="checkpoint directory; by default a model is trained")
     parser.add_argument("--solutions", help="JSONL with `context` and `text`; needed with --model")
     parser.add_argument("--count", type=int, default=500, help="solutions (500)")
     parser.add_argument("--n", type=int, default=8, help="rollouts per step prefix (8)")
@@ -250,12 +250,14 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=4, help="key-value heads of the model trained here, 4 or 1 (4)")
     parser.add_argument("--train-problems", type=int, default=2700, help="demonstrations for the model trained here")
     parser.add_argument("--generate-solutions", type=int, default=60, help="solutions for generate (60)")
-    parser.add_argument("--keep", help="directory to keep the trained model and its solutions in, and to find them in")
+    parser.add_argument(
+        "--keep", help="directory in which the trained model and its solutions are stored and looked up"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "rollouts.json"))
     a = parser.parse_args()
     if a.model and not a.solutions:
-        parser.error("--model needs --solutions: the prefixes have to be texts that the model knows")
+        parser.error("--model needs --solutions, because the prefixes must be texts that the model knows. Give both.")
     with tempfile.TemporaryDirectory() as scratch:
         model, texts = _inputs(a, Path(a.keep or scratch))
         run(a, model, texts)
@@ -279,31 +281,31 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
         f"{len(texts)} solutions, {len(whole.prompts)} step prefixes, N = {a.n}; generate: {len(few)} of the solutions"
     )
     top = alone(peak, a.dtype, a.device)
-    found: dict[str, Timing] = {}
-    found["generate"] = alone(generate, part)
-    found["stepmark"] = alone(engine, whole, a.batch)
+    timings: dict[str, Timing] = {}
+    timings["generate"] = alone(generate, part)
+    timings["stepmark"] = alone(engine, whole, a.batch)
     if a.device == "cpu":
-        found["stepmark, 2 processes"] = engine_twice(whole, a.batch)
+        timings["stepmark, 2 processes"] = engine_twice(whole, a.batch)
     try:
         import vllm as _  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
 
-        found["vllm"] = alone(vllm, part)
+        timings["vllm"] = alone(vllm, part)
     except ImportError:
         pass
     top = max(top, alone(peak, a.dtype, a.device))
 
-    one = found["stepmark"]
+    own = timings["stepmark"]
     from stepmark.models.checkpoints import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     before = sum(len(tokenizer(p.text)["input_ids"]) for p in whole.prompts) / len(whole.prompts)
-    length = one.tokens / one.rollouts
+    length = own.tokens / own.rollouts
     per_token = flops_per_token(model, before + length / 2)
-    rates = {k: t.tokens / t.cpu if a.device == "cpu" else t.tokens / t.wall for k, t in found.items()}
+    rates = {k: t.tokens / t.cpu if a.device == "cpu" else t.tokens / t.wall for k, t in timings.items()}
     print(f"peak {top / 1e9:.0f} GFLOP/s ({a.dtype}), {per_token / 1e6:.1f} MFLOP per token, ", end="")
     print(f"prefixes of {before:.0f} tokens, rollouts of {length:.0f} tokens")
     print(f"{'':24}{'tok/s wall':>12}{'tok/s cpu':>12}{'x generate':>12}{'of peak':>9}{'rollouts':>10}{'tok/roll':>9}")
-    for name, t in found.items():
+    for name, t in timings.items():
         print(
             f"{name:24}{t.tokens / t.wall:>12,.0f}{t.tokens / t.cpu:>12,.0f}{rates[name] / rates['generate']:>12.2f}"
             f"{rates[name] * per_token / top:>9.0%}{t.rollouts:>10,}{t.tokens / t.rollouts:>9.1f}  {t.note}"
@@ -332,7 +334,7 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
                 "share_of_peak": round(rates[name] * per_token / top, 3),
                 "note": t.note,
             }
-            for name, t in found.items()
+            for name, t in timings.items()
         },
     }
     keep("rollouts.py", result, a.out)

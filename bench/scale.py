@@ -1,10 +1,10 @@
-"""A million rollouts: how much memory and time labelling, finding out what is there, and exporting take.
+"""A million rollouts: how much memory and time labelling, resuming and exporting take.
 
-The real label stage with the real ledger on solutions of the arithmetic task, its rollouts said by a script instead
-of a model, so that what is measured is the work around the model. Each part runs in a process of its own:
-- labelling all solutions, each rollout written to the ledger as a batch comes;
-- the same call again, which finds everything done: the resume scan;
-- the same call with half of the labels gone, which takes all rollouts from the ledger and draws none;
+The script runs the real label stage with the real ledger on solutions of the arithmetic task. The rollouts come from a
+script instead of a model, so it measures the work around the model. Each part runs in a process of its own:
+- labelling all solutions, with each rollout written to the ledger when its batch arrives;
+- the same call again, which finds everything done (the resume scan);
+- the same call with half of the labels deleted, which takes all rollouts from the ledger and draws none;
 - exporting the labels.
 
     python bench/scale.py
@@ -40,17 +40,17 @@ ROLLOUT = "So there are 17 of them.\nTogether with the others that makes 25.\nTh
 
 @dataclass(frozen=True)
 class Part:
-    """What one part took."""
+    """The time and memory of one part."""
 
     seconds: float
     processor_seconds: float
-    memory_mib: int  # most resident memory of its process
+    memory_mib: int  # largest resident memory of its process
     solutions: int
     rollouts: int
 
 
 def labelling(place: Path, solutions: int, n: int) -> Part:
-    """The label stage on whatever is there."""
+    """The label stage; it resumes from what `place` already holds."""
     task = Arithmetic(steps_min=5, steps_max=8)
     problems = task.load("train", solutions).problems
     texts = [p.demonstration for p in problems]
@@ -85,20 +85,20 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8, help="rollouts for each step (8)")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "scale.json"))
     a = parser.parse_args()
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        found["label"] = alone(labelling, place, a.solutions, a.n)
-        found["resume: all done"] = alone(labelling, place, a.solutions, a.n)
+        parts["label"] = alone(labelling, place, a.solutions, a.n)
+        parts["resume: all done"] = alone(labelling, place, a.solutions, a.n)
         labels = place / "labels.jsonl"
         lines = labels.read_bytes().splitlines(keepends=True)
         labels.write_bytes(b"".join(lines[: len(lines) // 2]))
-        found["resume: labels half gone"] = alone(labelling, place, a.solutions, a.n)
-        found["export"] = alone(exporting, place, a.solutions)
+        parts["resume: labels half gone"] = alone(labelling, place, a.solutions, a.n)
+        parts["export"] = alone(exporting, place, a.solutions)
         size = (place / "rollouts" / "labels.jsonl").stat().st_size
-    print(f"{found['label'].rollouts:,} rollouts of {found['label'].solutions:,} solutions, {size / 2**20:.0f} MiB")
+    print(f"{parts['label'].rollouts:,} rollouts of {parts['label'].solutions:,} solutions, {size / 2**20:.0f} MiB")
     print(f"{'':26}{'seconds':>9}{'cpu':>9}{'memory MiB':>12}{'rollouts':>12}")
-    for name, part in found.items():
+    for name, part in parts.items():
         print(f"{name:26}{part.seconds:>9.1f}{part.processor_seconds:>9.1f}{part.memory_mib:>12,}{part.rollouts:>12,}")
     result = {
         "ledger_mib": round(size / 2**20, 1),
@@ -109,7 +109,7 @@ def main() -> None:
                 "memory_mib": p.memory_mib,
                 "rollouts": p.rollouts,
             }
-            for name, p in found.items()
+            for name, p in parts.items()
         },
     }
     keep("scale.py", result, a.out)

@@ -1,13 +1,13 @@
-"""What many tests share: a tiny model made from arithmetic texts, short ways to make solutions with labels, and vLLM.
+"""Fixtures for many tests: a tiny model made from arithmetic texts, makers of labelled solutions, and vLLM.
 
-vLLM lives in an environment of its own, `.venv-vllm`, which `make test` makes (STEPMARK_VLLM names another one)."""
+vLLM has an environment of its own, `.venv-vllm`, which `make test` creates (STEPMARK_VLLM names another one)."""
 
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before anything brings torch along: one thread for each process, here and in the processes that tests start.
+# One thread for each process, here and in the processes that tests start. This must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -19,7 +19,7 @@ from stepmark.plugins import registry
 from stepmark.text import steps
 from stepmark.types import Grade, LabelledSolution, Solution, StepLabel, Verdict
 
-# Machines differ, and the first example of a test may load a model: no deadlines.
+# No deadlines: machines differ, and the first example of a test may load a model.
 settings.register_profile(
     "stepmark", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
@@ -30,7 +30,7 @@ TEXTS = 150
 
 @pytest.fixture(scope="session")
 def problems():
-    """Arithmetic problems with right demonstrations."""
+    """Arithmetic problems with correct demonstrations."""
     return registry.load("task", "arithmetic").load("train", TEXTS).problems
 
 
@@ -47,8 +47,8 @@ def tiny(tmp_path_factory, problems):
 
 @pytest.fixture(scope="session")
 def entailer(tmp_path_factory, problems):
-    """Directory of a tiny BERT with three labels for pairs of texts, random but of strong opinions, that reads 40
-    tokens. Read-only."""
+    """Directory of a tiny BERT with three labels for pairs of texts. It reads 40 tokens. Its weights are random but
+    large, so its probabilities are far from even. Read-only."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
@@ -61,8 +61,8 @@ def entailer(tmp_path_factory, problems):
     words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), marks, strict=True))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=40, **named)
+    special = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), marks, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=40, **special)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -96,7 +96,7 @@ def solve():
 
 @pytest.fixture(scope="session")
 def labelled(solve):
-    """problem, text, one share of correct rollouts per step (None: no evidence) -> a training example."""
+    """(problem, text, share of correct rollouts per step; None: no evidence) -> a training example."""
 
     def make(problem, text, shares, verdict=Verdict.CORRECT, of=10, sample=0):
         labels = tuple(
@@ -109,19 +109,19 @@ def labelled(solve):
 
 @pytest.fixture(scope="session")
 def examples(problems, labelled):
-    """Eighteen examples whose steps are labelled in all ways: right, wrong, in between, unknown."""
+    """Eighteen examples whose steps have all kinds of labels: right, wrong, in between, unknown."""
     shares = (1.0, 0.0, 0.9, None, 0.3)
-    made = []
+    labelled_examples = []
     for i, p in enumerate(problems[:18]):
         count = len(steps.split(p.reference))
         verdict = Verdict.CORRECT if i % 3 else Verdict.INCORRECT
-        made.append(labelled(p, p.reference, [shares[(i + k) % 5] for k in range(count)], verdict))
-    return made
+        labelled_examples.append(labelled(p, p.reference, [shares[(i + k) % 5] for k in range(count)], verdict))
+    return labelled_examples
 
 
 @dataclass(frozen=True)
 class VLLM:
-    """Where vLLM is, and how it runs on a CPU beside others."""
+    """The environment of vLLM, with settings for a CPU that other processes use too."""
 
     python: str  # the interpreter that can import it
     environment: dict[str, str]  # variables for its process
@@ -129,28 +129,32 @@ class VLLM:
 
 @pytest.fixture(scope="session")
 def vllm(request):
-    """The environment with vLLM. Skips the test where there is none, with the reason."""
+    """The environment with vLLM. Skips the test with the reason if there is none."""
     place = Path(os.environ.get("STEPMARK_VLLM") or request.config.rootpath / ".venv-vllm")
     python = place / "bin" / "python"
-    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-    if not python.exists() or subprocess.run([python, "-c", look]).returncode:
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    if not python.exists() or subprocess.run([python, "-c", code]).returncode:
         pytest.skip(f"NO REAL SERVER: there is no vLLM in {place}. {_why_not(place)}")
-    # Without what this process has for its own coverage or path.
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "COV_"))}
-    more = {
+    # Without this process's variables for coverage and path.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "COV_"))}
+    added = {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled: the first request would wait for a C++ compiler
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in process means one process
+        "TORCHDYNAMO_DISABLE": "1",  # no compilation: the first request would wait for a C++ compiler
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in process means in one process
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    return VLLM(str(python), own | more)
+    return VLLM(str(python), inherited | added)
 
 
 def _why_not(place):
     log = place.with_name(f"{place.name}.log")
-    said = log.read_text(errors="replace").split("\n") if log.exists() else []
-    faults = [line for line in said if line.startswith("ERROR")] or [line for line in said if line]
-    return f"Its installation said: {faults[-1]}" if faults else "`make server` installs it, and so does `make test`."
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    errors = [line for line in lines if line.startswith("ERROR")] or [line for line in lines if line]
+    return (
+        f"The last line of its installation log: {errors[-1]}"
+        if errors
+        else "`make server` installs it, and so does `make test`."
+    )

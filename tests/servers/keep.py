@@ -1,10 +1,10 @@
-"""Keeps a server up for as long as somebody uses it. Run by conftest.py, as a process of its own that outlives whoever
-began it.
+"""Keeps a server up while a process uses it. conftest.py runs it as a separate process, which may outlive the process
+that started it.
 
     python keep.py USERS LOG COMMAND...
 
-Everybody who uses the server holds a shared lock on the file USERS, and a process loses its locks however it ends:
-when it is done, interrupted or killed. Once there is none left, or the server is gone, its process group is killed.
+Every user of the server holds a shared lock on the file USERS. A process loses its locks when it ends for any reason:
+done, interrupted or killed. When no lock is left, or the server has ended, the server's process group is killed.
 """
 
 import contextlib
@@ -30,11 +30,12 @@ def main() -> None:
                 os.killpg(server.pid, signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     server.wait(10)
-                os.killpg(server.pid, signal.SIGKILL)  # what did not listen, and children that stayed behind
+                os.killpg(server.pid, signal.SIGKILL)  # processes that ignored SIGTERM, and children that are left
 
 
 def alone(file) -> bool:
-    """Whether nobody else holds the lock; it is ours then, and whoever comes waits until the old server is gone."""
+    """Whether no other process holds the lock. Then this process takes it, and a new user waits for the
+    server's end."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

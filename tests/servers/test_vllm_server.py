@@ -1,7 +1,7 @@
-"""The backend `openai`, and labelling with it, against vLLM: what a real server says is what the same weights say here.
+"""The backend `openai`, and labelling with it, against vLLM: a real server and the local engine must give the same
+results for the same weights.
 
-Rollouts are drawn without seeds, so what is compared are distributions, at levels that chance alone reaches once in a
-million runs.
+Rollouts are drawn without seeds, so the tests compare distributions. A test fails by chance once in a million runs.
 """
 
 import json
@@ -48,7 +48,7 @@ def local(server):
 
 @pytest.fixture(scope="module")
 def model(server):
-    """(log-probabilities of the next token after each of these ids, [T, V]; the tokenizer), by plain transformers."""
+    """(ids -> log-probabilities of the next token after each of them, [T, V]; the tokenizer), by plain transformers."""
     loaded, tokenizer = checkpoints.load_model(server.path, device="cpu"), checkpoints.load_tokenizer(server.path)
 
     def after(ids):
@@ -70,21 +70,21 @@ def test_one_request_brings_n_independent_continuations(server, remote):
     body = {"model": server.model, "prompt": CONTEXT, "n": 8, "max_tokens": 60}
     reply = httpx.post(f"{server.url}/completions", json=body, timeout=60, trust_env=False).json()
     assert [choice["index"] for choice in reply["choices"]] == list(range(8))
-    found = rollouts(
+    drawn = rollouts(
         remote, [Prompt("a", CONTEXT, n=20), Prompt("b", CONTEXT, "Ben", n=3, first=7), Prompt("c", "x", n=0)]
     )
-    assert sorted(found) == sorted([f"a#{i}" for i in range(20)] + ["b#7", "b#8", "b#9"])
-    assert all(r.finish in (Finish.STOP, Finish.LENGTH) for r in found.values())
-    assert len({r.text for r in found.values()}) > 3
+    assert sorted(drawn) == sorted([f"a#{i}" for i in range(20)] + ["b#7", "b#8", "b#9"])
+    assert all(r.finish in (Finish.STOP, Finish.LENGTH) for r in drawn.values())
+    assert len({r.text for r in drawn.values()}) > 3
 
 
 def test_greedy_texts_tokens_and_log_probabilities_are_those_of_the_local_engine(remote, local):
-    here, there = rollouts(local, prompts(), GREEDY), rollouts(remote, prompts(), GREEDY)
-    assert set(here) == set(there)
-    for key, r in there.items():
-        mine = here[key]
-        assert (r.text, r.finish, r.tokens) == (mine.text, mine.finish, mine.tokens)
-        assert r.logprob == pytest.approx(mine.logprob, abs=1e-3)
+    computed, served = rollouts(local, prompts(), GREEDY), rollouts(remote, prompts(), GREEDY)
+    assert set(computed) == set(served)
+    for key, r in served.items():
+        own = computed[key]
+        assert (r.text, r.finish, r.tokens) == (own.text, own.finish, own.tokens)
+        assert r.logprob == pytest.approx(own.logprob, abs=1e-3)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.9)])
@@ -97,7 +97,7 @@ def test_log_probabilities_are_the_model_s_own_and_tokens_those_of_our_tokenizer
         ids = token_ids(tokenizer, CONTEXT + PREFIXES[1] + r.text)[0]
         if r.finish is Finish.STOP:
             ids = [*ids, tokenizer.eos_token_id]
-        if len(ids) - start != r.tokens:  # a text that our tokenizer would cut in another way than it was sampled
+        if len(ids) - start != r.tokens:  # our tokenizer splits this text differently from the sampled tokens
             continue
         compared += 1
         own = sum(row[i] for row, i in zip(after(ids)[start - 1 :], ids[start:], strict=False))
@@ -115,7 +115,7 @@ def test_prompt_tokens_are_charged_once_for_each_request(server, model):
 @pytest.mark.parametrize(("temperature", "top_p", "least"), [(1.0, 1.0, 2), (0.6, 0.9, 2), (1.0, 0.5, 1)])
 def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(server, model, temperature, top_p, least):
     after, tokenizer = model
-    prefix, n = "Ben has 2 + 3 =", 1200  # " 5" or " 6": the model learned to be in two minds
+    prefix, n = "Ben has 2 + 3 =", 1200  # " 5" or " 6": the model learned both
     logits = after(token_ids(tokenizer, CONTEXT + prefix)[0])[-1] / temperature
     p = np.exp(logits - logits.max())
     order = np.argsort(-p)
@@ -148,10 +148,10 @@ def test_whole_solutions_come_as_often_as_from_the_local_engine(remote, local):
 
 def test_a_text_ends_before_the_first_stop_string(remote, local):
     params = SamplingParams(max_tokens=60, temperature=0, stop=("all", "\n", "answer"))
-    here, there = rollouts(local, prompts(), params), rollouts(remote, prompts(), params)
-    assert {k: (r.text, r.finish) for k, r in there.items()} == {k: (r.text, r.finish) for k, r in here.items()}
-    assert there["0#0"].text == "Ben has 2 + 3 = 5."
-    assert there["1#0"].text == "In "
+    computed, served = rollouts(local, prompts(), params), rollouts(remote, prompts(), params)
+    assert {k: (r.text, r.finish) for k, r in served.items()} == {k: (r.text, r.finish) for k, r in computed.items()}
+    assert served["0#0"].text == "Ben has 2 + 3 = 5."
+    assert served["1#0"].text == "In "
 
 
 def test_a_text_that_runs_out_of_tokens_says_so(remote):
@@ -166,11 +166,11 @@ def test_a_prompt_that_fills_the_context_leaves_no_room_and_one_that_nearly_does
     question = CONTEXT
     while len(token_ids(model[1], question)[0]) < server.max_length - room:
         question = "a " + question
-    given = [Prompt("near", question), Prompt("over", "a " * 200 + CONTEXT, n=2)]
-    there, here = rollouts(remote, given, GREEDY), rollouts(local, given, GREEDY)
-    assert there["near#0"].finish is Finish.LENGTH
-    assert (there["near#0"].text, there["near#0"].finish) == (here["near#0"].text, here["near#0"].finish)
-    assert [(there[k].text, there[k].finish, there[k].tokens) for k in ("over#0", "over#1")] == [
+    requests = [Prompt("near", question), Prompt("over", "a " * 200 + CONTEXT, n=2)]
+    served, computed = rollouts(remote, requests, GREEDY), rollouts(local, requests, GREEDY)
+    assert served["near#0"].finish is Finish.LENGTH
+    assert (served["near#0"].text, served["near#0"].finish) == (computed["near#0"].text, computed["near#0"].finish)
+    assert [(served[k].text, served[k].finish, served[k].tokens) for k in ("over#0", "over#1")] == [
         ("", Finish.LENGTH, 0)
     ] * 2
 
@@ -191,12 +191,12 @@ COPIES = 40
 
 
 def solutions():
-    """The same two texts again and again: their labels are independent draws of the same two steps."""
-    made = [Solution(f"p#{i}", "p", i, text, split(text)) for i, text in enumerate(TEXTS * COPIES)]
-    return [(PROBLEM, s) for s in made]
+    """The same two texts many times: their labels are independent draws of the same two steps."""
+    copies = [Solution(f"p#{i}", "p", i, text, split(text)) for i, text in enumerate(TEXTS * COPIES)]
+    return [(PROBLEM, s) for s in copies]
 
 
-def labelled(completer, place, **more):
+def labelled(completer, place, **options):
     tools = Tools(Numeric(), Template(), PARAMS, completer)
     out = Records(place / "labels.jsonl", LabelledSolution)
     done = label(
@@ -206,20 +206,20 @@ def labelled(completer, place, **more):
         out,
         ledgers={"completer": Ledger.of(place / "rollouts" / "labels.jsonl", completer)},
         executor=SerialExecutor(),
-        **more,
+        **options,
     )
     assert not done.failed
     return {x.key: x for x in out}
 
 
 def test_hard_labels_come_as_often_as_from_the_local_engine_and_are_paid_once(server, remote, local, tmp_path):
-    there, here = labelled(remote, tmp_path / "remote"), labelled(local, tmp_path / "local")
-    ones = np.zeros((2, 2, 2), dtype=int)  # who labelled, which text, which step
-    for who, found in enumerate((there, here)):
-        assert len(found) == 2 * COPIES
-        for i, x in enumerate(found[f"p#{i}"] for i in range(2 * COPIES)):
+    served, computed = labelled(remote, tmp_path / "remote"), labelled(local, tmp_path / "local")
+    ones = np.zeros((2, 2, 2), dtype=int)  # completer, text, step
+    for completer, labels in enumerate((served, computed)):
+        assert len(labels) == 2 * COPIES
+        for i, x in enumerate(labels[f"p#{i}"] for i in range(2 * COPIES)):
             assert [label.source for label in x.labels] == ["monte_carlo", "monte_carlo", "outcome"]
-            ones[who, i % 2] += [int(label.hard) if label.known else 0 for label in x.labels[:2]]
+            ones[completer, i % 2] += [int(label.hard) if label.known else 0 for label in x.labels[:2]]
     for text in range(2):
         for step in range(2):
             a, b = ones[:, text, step]
@@ -231,11 +231,11 @@ def test_hard_labels_come_as_often_as_from_the_local_engine_and_are_paid_once(se
     assert len({r.key for r in kept}) == len(kept) == 2 * COPIES * 2 * 2
     assert ledger.spent.tokens == sum(r.tokens for r in kept) > 0
     assert ledger.spent.prompt_tokens > 0
-    # The labels lost, the rollouts kept: the same labels without a request, so without a server.
+    # Without the labels but with the rollouts, the same labels come without a request, so without a server.
     (tmp_path / "remote" / "labels.jsonl").unlink()
     nowhere = registry.load("backend", "openai", model=server.model, url="http://127.0.0.1:9/v1", retries=0)
     again = labelled(nowhere, tmp_path / "remote")
-    assert {k: x.labels for k, x in again.items()} == {k: x.labels for k, x in there.items()}
+    assert {k: x.labels for k, x in again.items()} == {k: x.labels for k, x in served.items()}
 
 
 def test_a_budget_stops_the_spending_and_more_of_it_goes_on(server, tmp_path):
@@ -243,14 +243,14 @@ def test_a_budget_stops_the_spending_and_more_of_it_goes_on(server, tmp_path):
         "backend", "openai", model=server.model, url=server.url, price_input=1.0, price_output=2.0, n_per_request=2
     )
     ledger = Ledger.of(tmp_path / "rollouts" / "train.jsonl", priced)
-    asked = [Prompt(f"p{i}", CONTEXT, n=2) for i in range(100)]
+    requests = [Prompt(f"p{i}", CONTEXT, n=2) for i in range(100)]
     with pytest.raises(BudgetReached):
-        list(Recorded(priced, ledger, budget=Budget(rollouts=100)).sample(asked, PARAMS))
+        list(Recorded(priced, ledger, budget=Budget(rollouts=100)).sample(requests, PARAMS))
     first = list(ledger.records)
     assert 100 <= len(first) < 200
     assert ledger.spent.money == pytest.approx(sum(r.prompt_tokens + 2 * r.tokens for r in first) / 1e6, rel=1e-6)
     known = {r.key: r for r in first}
-    done = list(Recorded(priced, ledger, known, Budget(rollouts=300)).sample(asked, PARAMS))
+    done = list(Recorded(priced, ledger, known, Budget(rollouts=300)).sample(requests, PARAMS))
     assert len({r.key for r in done}) == 200
     lines = (tmp_path / "rollouts" / "train.jsonl").read_text().splitlines()
     assert len({json.loads(line)["key"] for line in lines}) == len(lines) == 200

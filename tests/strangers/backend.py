@@ -1,4 +1,5 @@
-"""A stranger's backend: adds, and errs in a step with chance `error`; of its wrong sums most agree with each other."""
+"""A third-party backend: it adds numbers and makes an error in a step with probability `error`. Most of its wrong sums
+agree with each other."""
 
 import os
 import random
@@ -11,11 +12,11 @@ from stepmark.types import Finish, Rollout
 
 @dataclass(frozen=True)
 class Adder:
-    error: float = 0.4  # chance that a step states a sum off by one
-    truncated: float = 0.0  # chance that a rollout runs out of tokens
+    error: float = 0.4  # probability that a step states a sum off by one
+    truncated: float = 0.0  # probability that a rollout runs out of tokens
     delay: float = 0.0  # seconds for each rollout
-    fail_on: str = ""  # a prompt whose id begins so can't be continued
-    die_on: str = ""  # ... kills its process
+    fail_on: str = ""  # a prompt whose id begins with this raises ValueError
+    die_on: str = ""  # a prompt whose id begins with this kills the process
 
     def sample(self, prompts, params):
         for prompt in prompts:
@@ -32,7 +33,7 @@ class Adder:
 
     def _continue(self, context, prefix, rng):
         total, *rest = map(int, re.findall(r"\d+", context)[:3])
-        # A line that a cut left in the middle doesn't count: it is written anew.
+        # A line that was cut off does not count. It is written anew.
         written = re.findall(r"= (\d+)\n|The answer is (\d+)\.", prefix)
         if written:
             total = int("".join(written[-1]))

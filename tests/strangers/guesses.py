@@ -1,4 +1,4 @@
-"""A stranger's task that nobody can do but by chance: so its answers are learned in seconds, and right now and then."""
+"""A third-party task whose answers can only be guessed: its form is learned in seconds, and some answers are right."""
 
 from dataclasses import dataclass, field
 
@@ -14,9 +14,9 @@ class Guesses:
     steps: str = field(default="line", init=False)
 
     def load(self, split, limit=None):
-        made = []
+        problems = []
         for i in range(STARTS[split], STARTS[split] + self.size)[:limit]:
             answer = str(i * 7 % 3)
             text = f"It is {answer}.\nThe answer is {answer}."
-            made.append(Problem(f"{split}-{i}", f"Guess no {i}.", answer, "guesses", text, text))
-        return ProblemSet(tuple(made))
+            problems.append(Problem(f"{split}-{i}", f"Guess no {i}.", answer, "guesses", text, text))
+        return ProblemSet(tuple(problems))

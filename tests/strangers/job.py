@@ -1,4 +1,4 @@
-"""Samples and labels in small units, slowly: something to kill. `python job.py DIRECTORY WORKERS DELAY`."""
+"""Samples and labels slowly in small units, so that tests can kill it. `python job.py DIRECTORY WORKERS DELAY`."""
 
 import sys
 from pathlib import Path
@@ -20,13 +20,13 @@ def main(place, workers, delay):
     here = Path(__file__).parent
     problems = registry.load("task", str(here / "task.py"), size=20).load("train").problems
     backend = registry.load("backend", str(here / "backend.py"), truncated=0.1, delay=float(delay))
-    how = {"context": Template(), "params": SamplingParams(seed=5), "executor": load_executor(int(workers))}
+    settings = {"context": Template(), "params": SamplingParams(seed=5), "executor": load_executor(int(workers))}
     solutions = Records(f"{place}/solutions.jsonl", Solution)
-    sample(problems, backend, solutions, n=6, steps="line", rows=6, **how)
+    sample(problems, backend, solutions, n=6, steps="line", rows=6, **settings)
     pairs = work_units.pair(problems, solutions)
     labels = Records(f"{place}/labels.jsonl", LabelledSolution)
-    tools = Tools(Numeric(), how["context"], how["params"], backend)
-    label(pairs, MonteCarlo(rollouts=3), tools, labels, steps=9, executor=how["executor"])
+    tools = Tools(Numeric(), settings["context"], settings["params"], backend)
+    label(pairs, MonteCarlo(rollouts=3), tools, labels, steps=9, executor=settings["executor"])
 
 
 if __name__ == "__main__":

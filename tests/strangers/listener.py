@@ -1,4 +1,4 @@
-"""A stranger's generative verifier: all that it learns is what it was shown, and it writes that down."""
+"""A third-party generative verifier that only writes down its training examples."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,9 +16,9 @@ class Listener:
         return ("Zyxwvuts: Qwertzuiop.",)
 
     def fit(self, examples, out):
-        heard = [{"question": p.question, **asdict(x)} for p, x in examples]
-        (out / "heard.json").write_text(json.dumps(heard))
-        return len(heard)
+        rows = [{"question": p.question, **asdict(x)} for p, x in examples]
+        (out / "heard.json").write_text(json.dumps(rows))
+        return len(rows)
 
     def verify(self, question, solutions):
         return [Verification(s.id, (0.5,), 0.5, "last") for s in solutions]

@@ -1,4 +1,4 @@
-"""A stranger's labeller that writes verifications: the task's own, or as many as a completer draws."""
+"""A third-party labeller that writes verifications: the task's own, or several that a completer draws."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from stepmark.types import LabelledSolution, Prompt, Rationale, StepLabel
 
 @dataclass(frozen=True)
 class Scribe:
-    draws: int = 0  # rollouts for each solution; 0 lets the task write
+    draws: int = 0  # rollouts for each solution; 0: the task writes one
 
     @property
     def uses(self):
@@ -22,7 +22,7 @@ class Scribe:
             else:
                 texts = [tools.oracle(unit.problem, solution)]
             grade = tools.grader.grade(solution.text, unit.problem)
-            said = "yes" if grade.correct else "no"
-            nothing = (StepLabel(0, 0, source="none"),) * len(solution.spans)
-            made = tuple(Rationale(text, said, "unguided" if self.draws else "oracle") for text in texts)
-            yield LabelledSolution(solution, grade, nothing, made)
+            verdict = "yes" if grade.correct else "no"
+            no_labels = (StepLabel(0, 0, source="none"),) * len(solution.spans)
+            rationales = tuple(Rationale(text, verdict, "unguided" if self.draws else "oracle") for text in texts)
+            yield LabelledSolution(solution, grade, no_labels, rationales)

@@ -1,4 +1,4 @@
-"""A stranger's task: two additions. It knows nothing of Stepmark but its types."""
+"""A third-party task: two additions. It uses only the types of Stepmark."""
 
 from dataclasses import dataclass, field
 
@@ -14,15 +14,15 @@ class Sums:
 
     def load(self, split, limit=None):
         start = {"train": 0, "test": 1000, "far": 2000}[split]
-        made = []
+        problems = []
         for i in range(start, start + self.size)[:limit]:
             a, b, c = i % 7 + 1, i % 5 + 2, i % 3 + 3
             text = f"{a} + {b} = {a + b}\n{a + b} + {c} = {a + b + c}\nThe answer is {a + b + c}."
-            made.append(
+            problems.append(
                 Problem(f"{split}-{i}", f"Add {a} and {b} and {c} (no {i}).", str(a + b + c), "sums", text, text)
             )
         bad = (Quarantined(f"{split}.jsonl", n + 1, "field 'answer': missing") for n in range(self.bad_rows))
-        return ProblemSet(tuple(made), tuple(bad))
+        return ProblemSet(tuple(problems), tuple(bad))
 
     def judge_steps(self, problem: Problem, solution: Solution):
         true = problem.reference.split("\n")

@@ -1,4 +1,4 @@
-"""A stranger's verifier kind: it recomputes each step. It learns nothing, so it is used as it is."""
+"""A third-party verifier kind that recomputes each step. It needs no training."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A stranger's backend that remembers what it was asked for, charges one coin a rollout, and breaks when told to."""
+"""A third-party backend that records the requested rollouts, charges 1 for each, and raises an error on request."""
 
 from dataclasses import dataclass, field
 
@@ -8,11 +8,11 @@ from stepmark.types import Finish, Rollout
 
 @dataclass(frozen=True)
 class Watched:
-    """Says "INDEX", notes what it was asked for, and breaks or fails where it is told to."""
+    """Its rollout is the text "INDEX". It records each key in `asked`."""
 
     asked: list = field(default_factory=list)
-    fails: frozenset = frozenset()  # keys
-    breaks: str = ""  # the key before which it breaks
+    fails: frozenset = frozenset()  # keys of rollouts that come as failed
+    breaks: str = ""  # the key before which it raises BackendError
     price: tuple = (0.0, 1e6)
 
     def sample(self, prompts, params):
