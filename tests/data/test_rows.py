@@ -181,7 +181,7 @@ def test_a_directory_gives_the_file_named_after_the_split(tmp_path: Path) -> Non
         "a",
         "b",
     ]
-    with pytest.raises(DataError, match=r"0 files for the split 'dev'; there is: test\.jsonl\.gz, train\.jsonl"):
+    with pytest.raises(DataError, match=r"0 files for the split 'dev'; it holds: test\.jsonl\.gz, train\.jsonl"):
         read(tmp_path, split="dev")
     write(tmp_path, line(), name="test.jsonl")
     with pytest.raises(DataError, match="2 files for the split 'test'"):
