@@ -138,7 +138,7 @@ def test_records_are_joined_by_problem_in_order_of_sampling():
 def test_a_solution_without_grade_or_verification_is_an_error_that_names_it():
     rows = [solution("a", 0), solution("a", 1)]
     grades = [graded(s, "1") for s in rows]
-    with pytest.raises(DataError, match=r"1 of 2 solutions have no grade, 'a#1'"):
+    with pytest.raises(DataError, match=r"1 of 2 solutions have no grade; the first is 'a#1'"):
         candidates(rows, grades[:1])
     with pytest.raises(DataError, match=r"2 of 2 solutions have no verification by prm"):
         candidates(rows, grades, {"prm": []})

@@ -13,7 +13,7 @@ import pytest
 from stepmark.errors import ConfigError
 from stepmark.evaluation.evaluate import Metrics, evaluate
 from stepmark.evaluation.stats import Bootstrap, Interval
-from stepmark.evaluation.token_curves import Measured, Way, summarise
+from stepmark.evaluation.token_curves import MeasuredRun, Way, summarise
 from stepmark.types import (
     Grade,
     GradedSolution,
@@ -274,7 +274,7 @@ def test_differences_are_paired_by_problem():
 def several(*runs: Sequence[tuple[str, float, tuple[float, ...]]]):
     """(method, tokens, correct by problem) of each run; one candidate for pass@1, two for the others."""
     made = [tuple(Way(m, 1 if m == "pass@1" else 2, 0, cost, right) for m, cost, right in run) for run in runs]
-    return summarise([Measured(ways, Bootstrap(len(ways[0].correct), draws=200)) for ways in made])
+    return summarise([MeasuredRun(ways, Bootstrap(len(ways[0].correct), draws=200)) for ways in made])
 
 
 def test_several_runs_come_to_the_means_of_their_problems_and_tokens():
