@@ -1,4 +1,4 @@
-"""Templates: filled by replacement, once."""
+"""Prompt templates: `{question}` is replaced once."""
 
 import pytest
 from hypothesis import given

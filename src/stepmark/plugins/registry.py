@@ -69,8 +69,8 @@ def find(role: str, name: str) -> type[Any]:
     ]
     if len(classes) != 1:
         got = ", ".join(c.__name__ for c in classes) or "none"
-        wanted = "` or `".join(methods)
-        raise ConfigError(f"{name}: a {role} file defines one public class with a method `{wanted}`; found {got}.")
+        allowed = "` or `".join(methods)
+        raise ConfigError(f"{name}: a {role} file defines one public class with a method `{allowed}`; found {got}.")
     return classes[0]
 
 
