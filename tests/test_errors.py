@@ -1,4 +1,4 @@
-"""Errors: what they carry, and that they survive the way between processes."""
+"""Errors: their messages and fields, and that they can be sent between processes."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Names from before the packages: they still work for one release, and say what to write instead."""
+"""Old module names, from before the packages: for one release they work, and the warning names the new ones."""
 
 import importlib
 import json

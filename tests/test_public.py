@@ -1,4 +1,4 @@
-"""The public surface: sorted, whole, and light to import."""
+"""The public names: sorted, complete, and importable without heavy packages."""
 
 import json
 import subprocess
@@ -62,8 +62,8 @@ def test_a_task_and_a_grader_by_name():
 def test_a_verifier_by_path_by_kind_and_a_directory_that_is_none(tmp_path, request):
     path = request.path.parent / "strangers" / "verifier.py"
     solution = Solution("p#0", "p", 0, "1 + 1 = 3", ((0, 9),))
-    [found] = stepmark.load_verifier(str(path), doubt=0.25).verify("1 + 1?", [solution])
-    assert found.scores == (0.25,)
+    [verification] = stepmark.load_verifier(str(path), doubt=0.25).verify("1 + 1?", [solution])
+    assert verification.scores == (0.25,)
     with pytest.raises(ConfigError, match="Did you mean 'prm'"):
         stepmark.load_verifier("pmr")
     with pytest.raises(CheckpointError, match="verifier"):

@@ -1,4 +1,4 @@
-"""The nouns: what derives from their fields."""
+"""The data types: properties that are computed from their fields."""
 
 import dataclasses
 import pickle

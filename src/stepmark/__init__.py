@@ -1,4 +1,4 @@
-"""Stepmark: a task with checkable answers and a language model become a verifier of step-by-step reasoning.
+"""Stepmark trains verifiers of step-by-step reasoning from a task with checkable answers and a language model.
 
     import stepmark
 
@@ -6,8 +6,8 @@
     verifier = stepmark.load_verifier("runs/demo/verifiers/prm")
     verifications = verifier.verify(problem.question, solutions)
 
-Importing this loads no torch, no numpy and no transformers; names are looked up when they are first used. The stages
-are plain functions, one a file: `from stepmark.stages.sample import sample`, and so grade, label, train, score.
+Importing stepmark loads no torch, no numpy and no transformers; each name is imported when it is first used. The stages
+are plain functions, one per file: `from stepmark.stages.sample import sample`; also grade, label, train, score.
 """
 
 from __future__ import annotations

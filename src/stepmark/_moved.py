@@ -1,6 +1,6 @@
-"""Where modules lay before the packages: `from stepmark.sample import sample` still works, and warns, for one release.
+"""Old module names, from before the packages: for one release `from stepmark.sample import sample` works and warns.
 
-The names are found by a finder at the end of `sys.meta_path`, so they cost nothing until somebody asks for one.
+A finder at the end of `sys.meta_path` finds the old names, so they cost nothing until one is imported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MOVED = {name: f"stepmark.{package}.{name}" for package, names in PACKAGES.items
 
 
 class Finder:
-    """Finds the old names. What it gives is a module of its own that asks the new one for everything."""
+    """Finds the old names. Each gives a module that takes all its attributes from the new module."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -51,17 +51,17 @@ class Loader:
     """Makes the module that stands under an old name. No subclass of importlib.abc.Loader: that import is slow."""
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """The usual one."""
+        """Returns None: Python makes the module itself."""
 
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__
         new = MOVED[old.removeprefix("stepmark.")]
-        warnings.warn(f"{old} is now {new}; the old name goes with the next release", DeprecationWarning, stacklevel=2)
-        there = importlib.import_module(new)
+        warnings.warn(f"{old} is now {new}; the next release removes the old name", DeprecationWarning, stacklevel=2)
+        new_module = importlib.import_module(new)
 
         def look_up(name: str) -> Any:
-            return getattr(there, name)
+            return getattr(new_module, name)
 
-        module.__doc__ = there.__doc__
+        module.__doc__ = new_module.__doc__
         module.__getattr__ = look_up  # type: ignore[method-assign]
-        module.__dir__ = lambda: dir(there)  # type: ignore[method-assign]
+        module.__dir__ = lambda: dir(new_module)  # type: ignore[method-assign]

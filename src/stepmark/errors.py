@@ -1,17 +1,17 @@
-"""Everything Stepmark raises on purpose.
+"""The errors that Stepmark raises.
 
     StepmarkError
-    +-- ConfigError          a setting is wrong; all faults found are listed at once
-    |   +-- UnknownName      no such task, grader, backend, ...; says what there is and what was meant
-    |   '-- ConfigChanged    a run directory holds results of another configuration; carries the diff
-    +-- DataError            a file or a row can't be used; names file and line
-    +-- CheckpointError      a model directory is missing something or can't be trusted
-    +-- EncodingError        text and token ids don't line up (tags, truncation, special tokens)
-    +-- BackendError         a generator failed in a way that is not one bad rollout
+    +-- ConfigError          a setting is wrong; the message lists all faults at once
+    |   +-- UnknownName      no such task, grader, backend, ...; lists the allowed names and suggests one
+    |   '-- ConfigChanged    a run directory holds results of another configuration; has the diff
+    +-- DataError            a file or a row can't be used; names the file and the line
+    +-- CheckpointError      a model directory is incomplete or can't be trusted
+    +-- EncodingError        text and token ids don't match (tags, truncation, special tokens)
+    +-- BackendError         a backend failed as a whole, not only for one rollout
     '-- StageError           a stage can't go on; says what is kept and how to resume
-        '-- BudgetReached    what the run may spend is spent; everything paid for is kept
+        '-- BudgetReached    the budget of the run is spent; everything paid for is kept
 
-Messages have three parts: what was got, what is allowed, what to do next.
+Messages have three parts: the value that was given, the values that are allowed, and what to do next.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from collections.abc import Iterable, Sequence
 
 
 class StepmarkError(Exception):
-    """Base of all. `exit_code` is what the command line returns."""
+    """The base class of all errors. `exit_code` is the exit status of the command line."""
 
     exit_code = 1
 
 
 class ConfigError(StepmarkError):
-    """A setting is wrong. `faults` holds every fault found, not just the first."""
+    """A setting is wrong. `faults` holds every fault, not only the first."""
 
     exit_code = 2
 
@@ -36,7 +36,7 @@ class ConfigError(StepmarkError):
         super().__init__("\n".join(self.faults))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross between processes; the default would call a subclass with the message alone.
+        # Exceptions are sent between processes; by default, unpickling calls a subclass with only the message.
         return _rebuilt, (type(self), self.args, vars(self))
 
 
@@ -47,14 +47,14 @@ def _rebuilt(kind: type[ConfigError], args: tuple[object, ...], fields: dict[str
 
 
 class UnknownName(ConfigError):
-    """A name that stands for nothing."""
+    """An unknown name. The message lists the `allowed` names and suggests a similar one."""
 
     def __init__(self, what: str, got: str, allowed: Iterable[str], hint: str = "") -> None:
         names = sorted(allowed)
-        near = difflib.get_close_matches(got, names, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        there = f"There are: {', '.join(names) or 'none'}."
-        super().__init__(" ".join(filter(None, (f"no {what} named {got!r}.{meant}", there, hint))))
+        similar = difflib.get_close_matches(got, names, n=1)
+        suggestion = f" Did you mean {similar[0]!r}?" if similar else ""
+        choices = f"There are: {', '.join(names) or 'none'}."
+        super().__init__(" ".join(filter(None, (f"no {what} named {got!r}.{suggestion}", choices, hint))))
 
 
 class ConfigChanged(ConfigError):
@@ -63,8 +63,8 @@ class ConfigChanged(ConfigError):
     def __init__(self, place: str, diff: str) -> None:
         self.diff = diff
         super().__init__(
-            f"{place} holds results of another configuration, and mixing the two would spoil both.\n{diff}\n"
-            "Give the old settings to go on, another directory to start anew, or delete this one."
+            f"{place} holds results of another configuration; results of two must not be mixed.\n{diff}\n"
+            "To go on, give the old settings. To start again, give another directory, or delete this one."
         )
 
 
@@ -77,11 +77,11 @@ class CheckpointError(StepmarkError):
 
 
 class EncodingError(StepmarkError):
-    """Text and token ids don't line up."""
+    """Text and token ids don't match."""
 
 
 class BackendError(StepmarkError):
-    """A generator failed as a whole."""
+    """A backend failed as a whole."""
 
 
 class StageError(StepmarkError):
@@ -89,6 +89,7 @@ class StageError(StepmarkError):
 
 
 class BudgetReached(StageError):
-    """What a run may spend is spent. Not a failure: everything paid for is kept, and a larger budget goes on."""
+    """The budget of a run is spent. This is no failure: everything paid for is kept, and a run with a larger budget
+    goes on from there."""
 
     exit_code = 4

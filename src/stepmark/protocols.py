@@ -1,7 +1,8 @@
-"""One Protocol per role. A plug-in is one file with one public class that has these methods; no base class.
+"""The protocols of the plug-ins, one per role. A plug-in is one file with one public class that has these methods; it
+needs no base class.
 
-Rules for every role: the constructor takes plain settings and does no I/O (so that an object can be
-printed, compared, and sent to a worker process, which loads what it needs on first use).
+A rule for every role: the constructor takes plain settings and does no I/O. So an object can be printed, compared, and
+sent to a worker process, which loads models and files on first use.
 """
 
 from __future__ import annotations
@@ -35,32 +36,32 @@ Result = TypeVar("Result")
 class Task(Protocol):
     """Problems with checkable answers."""
 
-    grader: str  # name of the grader that reads its answers
-    steps: str  # name of the way its solutions split into steps (see text/steps.py)
+    grader: str  # name of the grader of its answers
+    steps: str  # how its solutions are split into steps: a name from text/steps.py
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
-        """The first `limit` problems of `split`, the same at every call. Bad rows are quarantined.
-        Raises ConfigError for a split that the task doesn't have."""
+        """The first `limit` problems of `split`, the same at every call. Bad rows are quarantined. Raises ConfigError
+        for an unknown split."""
         ...
 
 
 @runtime_checkable
 class StepOracle(Protocol):
-    """A task that can also tell, exactly, which steps are right."""
+    """A task that also knows exactly which steps are right."""
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
-        """For each step whether it is right given the problem: one flag per step. A step that follows
-        from a wrong earlier value is wrong too: its prefix can't lead to the answer."""
+        """One flag per step: whether it is right, given the problem. A step that follows from a wrong earlier value is
+        wrong too, because its prefix can't lead to the answer."""
         ...
 
 
 @runtime_checkable
 class RationaleOracle(Protocol):
-    """A task that can also write a correct verification of any solution, however wrong."""
+    """A task that can also write a correct verification of any solution, right or wrong."""
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """The verification, in lines, without a verdict line. It works from the question and the solution alone, as a
-        verifier at work has to: it never looks at the reference answer or solution."""
+        """The verification, in lines, without a verdict line. It uses only the question and the solution, like a
+        verifier: never the reference answer or solution."""
         ...
 
 
@@ -69,59 +70,60 @@ class Grader(Protocol):
     """Compares the answer in a text with the reference. The only role that sees the reference."""
 
     def grade(self, text: str, problem: Problem) -> Grade:
-        """Never raises for bad text: what can't be checked is UNGRADABLE, with the reason."""
+        """The grade of a text. Never raises for bad text: a text that can't be checked is UNGRADABLE, with the
+        reason."""
         ...
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """Continues text. A generator and a completer are both this."""
+    """Continues texts. Generator, completer and judge are roles of a backend."""
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
-        """`prompt.n` independent rollouts of each prompt, yielded as they finish, in any order.
-        Raises BackendError when the model can't be used at all; a bad rollout is data, not a raise."""
+        """`prompt.n` independent rollouts of each prompt, yielded as they finish, in any order. Raises BackendError if
+        the model can't be used at all; a rollout that failed is yielded as data instead."""
         ...
 
 
 @runtime_checkable
 class Chooser(Protocol):
-    """A backend that can also say how likely a few ways to go on are: what generative verifiers read."""
+    """A backend that also gives the probabilities of a few continuations. Generative verifiers read them."""
 
     def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
-        """Per text, the probability that it goes on with each choice, given that it goes on with one of them. All
-        tokens of a choice count. Raises BackendError when it can't be found out."""
+        """Per text, the probability that it continues with each choice, given that it continues with one of them. All
+        tokens of a choice count. Raises BackendError if the backend can't compute it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a labeller may work with. Each asks for what it needs and says clearly when that is missing."""
+    """The objects that a labeller may use. A labeller raises ConfigError if one that it needs is missing."""
 
     grader: Grader
     context: Callable[[Problem], str]  # renders a problem's question
-    params: SamplingParams  # how rollouts are drawn
+    params: SamplingParams  # how rollouts are sampled
     completer: Backend | None = None  # continues step prefixes
-    judge: Backend | None = None  # marks steps when asked to in words
-    steps: str = "line"  # how the solutions were split into steps (text/steps.py), and how others are to be
+    judge: Backend | None = None  # answers prompts: marks steps, or writes rationales
+    steps: str = "line"  # how the solutions were split into steps (text/steps.py); split other texts in the same way
     oracle: Callable[[Problem, Solution], str] | None = None  # writes verifications: the task's `rationale`
 
 
 @runtime_checkable
 class Labeler(Protocol):
-    """Labels every step of solutions without a human. An attribute `uses` names what it needs of "completer", "judge",
-    "references" (Unlabelled.references) and "oracle", so that a missing one is found before the work.
-    Ids of its prompts are "<solution id>@<what is asked>", or a resumed run can't find what it paid for."""
+    """Labels every step of solutions without a human. An attribute `uses` names which of "completer", "judge",
+    "references" (Unlabelled.references) and "oracle" it needs, so that a missing one is reported before the work.
+    The ids of its prompts must be "<solution id>@<purpose>"; otherwise a resumed run can't find its stored rollouts."""
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """One LabelledSolution per unit, in any order. Labels must not depend on what else is in `units`."""
+        """One LabelledSolution per unit, in any order. The labels of a unit must not depend on the other `units`."""
         ...
 
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Scores solutions without seeing the reference answer. An attribute `per_step` is True where each step gets a
-    score of its own. It may also have `verify_many`, which takes (question, solutions) pairs and gives all their
-    verifications in order, where several questions at once are faster."""
+    """Scores solutions without seeing the reference answer. An attribute `per_step` is True if each step gets a score
+    of its own. A verifier may also have `verify_many`, which takes (question, solutions) pairs and returns all their
+    verifications in order, if several questions together are faster."""
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order."""
@@ -130,42 +132,42 @@ class Verifier(Protocol):
 
 @runtime_checkable
 class RewardSource(Protocol):
-    """Says what attempts of a policy earn. One that rests on a verifier sees no reference answer; one that rests on
-    gold answers does."""
+    """Gives the rewards of a policy's attempts. A source that uses a verifier sees no reference answer; a source that
+    uses gold answers does."""
 
     def reward(self, attempts: Sequence[tuple[Problem, Solution]]) -> list[Reward]:
-        """One reward per attempt, in order, with as many step rewards as the solution has steps. A check that failed
-        is a lost reward, never a low one. An attempt that ran out of tokens (Finish.LENGTH) earns nothing here: what
-        becomes of it is the policy's settings to say."""
+        """One reward per attempt, in order, with as many step rewards as the solution has steps. A failed check gives a
+        lost reward, never a low one. An attempt that ran out of tokens (Finish.LENGTH) gets no reward here; the
+        policy's settings decide about it."""
         ...
 
 
 @runtime_checkable
 class Format(Protocol):
-    """Reads solutions that somebody else drew."""
+    """Reads solutions from files of other projects."""
 
     def read(self, path: Place) -> Iterator[Imported | Quarantined]:
-        """The file's problems with their solutions, and the rows that can't be used, in the file's order.
-        Raises DataError when there is no such file."""
+        """The file's problems with their solutions, and the rows that can't be used, in the file's order. Raises
+        DataError if the file does not exist."""
         ...
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """A format that labelled solutions can be written in. One file may be both this and a Format."""
+    """A format in which labelled solutions can be written. One class may be a Writer and a Format."""
 
     def write(
         self, rows: Iterable[tuple[Problem, LabelledSolution]], path: Place, estimate: Literal["hard", "soft"]
     ) -> None:
-        """All rows, whole or not at all; every step has a label. Holds one row at a time in memory."""
+        """Writes all rows, or no file at all; every step has a label. Holds one row at a time in memory."""
         ...
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs a function over units of work, here or elsewhere."""
+    """Maps a function over units of work, in this process or in others."""
 
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
-        """Results as they come, in any order. `work` must be picklable. The first exception ends it,
-        after the results already made have been yielded."""
+        """Results as they come, in any order. `work` must be picklable. The first exception ends the map, after all
+        results made before it have been yielded."""
         ...

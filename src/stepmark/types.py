@@ -1,13 +1,13 @@
-"""The nouns of Stepmark: every value that crosses from one stage to the next.
+"""The data types that stages take and return.
 
-Frozen dataclasses over the standard library only, so that each can be stored as one JSON line, hashed,
-sent to another process, and read by a person. A stage takes these and returns these; nothing else.
+They are frozen dataclasses of standard Python types, so that each can be stored as one JSON line, hashed, sent to
+another process, and read by a person. A stage takes and returns nothing else.
 
     Task -> Problem --sample--> Solution --grade--> Grade
                                    |--label--> LabelledSolution --train--> checkpoint
                                    '--score--> Verification --rank--> Selection
 
-`key` on a stored type names the record once and for all: a resumed run skips the keys that it finds.
+The `key` of a stored type identifies the record and never changes: a resumed run skips the keys that are stored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-REFERENCE = "reference"  # source of the labels of a solution that is there to be generated, and that nobody verified
+# Source of the labels of a solution that is only an example for generating correct solutions; nobody verified it.
+REFERENCE = "reference"
 
 
 class Verdict(StrEnum):
-    """What a grader found. UNGRADABLE is a check that could not be made; it is never a wrong answer."""
+    """A grader's verdict. UNGRADABLE means that the answer could not be checked; it is never a wrong answer."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"
@@ -29,8 +30,8 @@ class Verdict(StrEnum):
 
 
 class Finish(StrEnum):
-    """Why a text ended: STOP at an end token or stop string, LENGTH when the token budget ran out, FAILED when
-    the backend could not get it. Only a rollout can be FAILED; it never becomes a solution, nor a wrong answer."""
+    """Why a text ended: STOP at an end token or stop string, LENGTH when its tokens ran out, FAILED when the backend
+    could not get it. Only a rollout can be FAILED; it never becomes a solution, and never counts as a wrong answer."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -38,7 +39,7 @@ class Finish(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a verification went. Only SCORED carries scores that may be compared."""
+    """How a verification ended. Only a SCORED one has scores that may be compared."""
 
     SCORED = "scored"
     UNPARSED = "unparsed"
@@ -52,10 +53,10 @@ class Problem:
 
     id: str  # unique within its task and split
     question: str
-    answer: str  # reference answer, as the task's grader reads it
-    task: str  # name of the task it came from
-    reference: str = ""  # a correct worked solution; "" when the data has none
-    demonstration: str = ""  # what a generator learns from; differs from `reference` only where a task plants errors
+    answer: str  # reference answer, in the form that the task's grader reads
+    task: str  # name of its task
+    reference: str = ""  # a correct worked solution; "" if the data has none
+    demonstration: str = ""  # training text of a generator; differs from `reference` only if the task adds errors
 
     @property
     def key(self) -> str:
@@ -64,7 +65,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A row that could not be used, and why. The rows around it go on."""
+    """A row that could not be used, with the reason. Other rows are not affected."""
 
     file: str
     line: int  # 1-based
@@ -77,7 +78,7 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class ProblemSet:
-    """What a task loaded: the problems, and the rows that it had to leave out."""
+    """The problems that a task loaded, and the rows that it left out."""
 
     problems: tuple[Problem, ...]
     quarantined: tuple[Quarantined, ...] = ()
@@ -85,14 +86,14 @@ class ProblemSet:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Text to be continued. `context` and `prefix` are kept apart so that a chat backend can put the
-    first in the user's turn and open the assistant's turn with the second; others join them."""
+    """A text to be continued. `context` and `prefix` are separate, so that a chat backend can put the context in the
+    user's turn and begin the assistant's turn with the prefix; other backends join them."""
 
-    id: str  # names the unit of work; rollouts carry it back
+    id: str  # names the unit of work; it is the `prompt_id` of its rollouts
     context: str  # the rendered question
-    prefix: str = ""  # the solution so far; "" asks for a whole solution
-    n: int = 1  # independent continuations wanted
-    first: int = 0  # index of the first of them: more can be asked for later without repeating any
+    prefix: str = ""  # the solution so far; "" for a whole solution
+    n: int = 1  # number of independent continuations
+    first: int = 0  # index of the first continuation; later prompts can go on from there without repeating any
 
     @property
     def text(self) -> str:
@@ -101,15 +102,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. Each rollout's randomness comes from (seed, prompt id, index) alone, not from
-    what else happens to be in the batch."""
+    """How to sample. The randomness of a rollout comes only from (seed, prompt id, index), not from the other rollouts
+    in its batch."""
 
-    max_tokens: int = 256  # budget of new tokens per rollout
+    max_tokens: int = 256  # most new tokens per rollout
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0  # in (0, 1]; 1 keeps the whole distribution
     stop: tuple[str, ...] = ()  # a text ends before the first of these
     seed: int = 0
-    choices: tuple[str, ...] = ()  # where a stop string ended a text: how likely is each of these to follow it?
+    choices: tuple[str, ...] = ()  # continuations whose probabilities are read after the stop string that ended a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +118,15 @@ class Rollout:
     """One sampled continuation of a prompt."""
 
     prompt_id: str
-    index: int  # 0 <= index: which of the prompt's independent continuations this is
-    text: str  # the continuation alone, stop string and end token removed
+    index: int  # 0 <= index: its number among the prompt's independent continuations
+    text: str  # the continuation alone, without stop string and end token
     finish: Finish
-    tokens: int  # tokens generated, the end token included
+    tokens: int  # tokens generated, with the end token
     logprob: float = 0.0  # sum over those tokens of log p at temperature 1, in nats
-    prompt_tokens: int = 0  # prompt tokens charged for it; rollouts of one request share them, so one carries them all
+    prompt_tokens: int = 0  # prompt tokens charged for it; of the rollouts of one request, only one has the charge
     reason: str = ""  # for FAILED: what happened, for a person
-    # Per `SamplingParams.choices`, its probability right after the stop string, given that one of them follows; empty
-    # where no stop string ended the text, or the backend can't say without asking again (`Chooser`)
+    # For each of `SamplingParams.choices`, its probability right after the stop string, given that one of them follows.
+    # Empty if no stop string ended the text, or if the backend needs another request for it (`Chooser`)
     choices: tuple[float, ...] = ()
 
     @property
@@ -135,15 +136,15 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A full attempt at a problem: the text once, its steps as spans of it."""
+    """A full attempt at a problem: its text, and its steps as spans of the text."""
 
     id: str  # unique within a run: "<problem id>#<sample>"
     problem_id: str
-    sample: int  # which of the problem's samples; lower ones were drawn first
+    sample: int  # its number among the problem's samples; lower ones were drawn first
     text: str
-    spans: tuple[tuple[int, int], ...]  # one [start, end) per step, in order, together the whole text
+    spans: tuple[tuple[int, int], ...]  # one [start, end) per step, in order; together they cover the text
     finish: Finish = Finish.STOP
-    tokens: int = 0  # tokens generated for it; 0 when it was imported
+    tokens: int = 0  # tokens generated for it; 0 if it was imported
     logprob: float = 0.0  # sum over those tokens, in nats
 
     @property
@@ -158,11 +159,11 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A grader's finding about one text."""
+    """A grader's verdict on one text."""
 
     verdict: Verdict
     reason: str  # one line, for a person
-    answer: str | None = None  # what was read out of the text, normalised; None when nothing was found
+    answer: str | None = None  # the answer in the text, normalised; None if no answer was found
 
     @property
     def correct(self) -> bool:
@@ -171,7 +172,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class GradedSolution:
-    """A solution's grade, stored beside the solution under the same key."""
+    """A solution's grade, stored under the solution's key."""
 
     solution_id: str
     problem_id: str
@@ -184,20 +185,21 @@ class GradedSolution:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A problem with solutions that somebody else drew, as a data format reads them."""
+    """A problem with solutions from a file of another project, as a data format reads them."""
 
     problem: Problem
     solutions: tuple[Solution, ...]  # by rising `sample`
-    grades: tuple[GradedSolution, ...] = ()  # one per solution where the data says what is correct; else none
-    rationales: tuple[LabelledSolution, ...] = ()  # those that came with verifications; without step labels
+    grades: tuple[GradedSolution, ...] = ()  # one per solution if the data says which are correct; otherwise empty
+    rationales: tuple[LabelledSolution, ...] = ()  # the solutions that have verifications; without step labels
 
 
 @dataclass(frozen=True, slots=True)
 class StepLabel:
-    """The evidence about one step. Estimates derive from the counts (Math-Shepherd, section 3.3).
+    """The evidence about one step. The hard and soft estimates are computed from the counts (Math-Shepherd, section
+    3.3).
 
-    Truncated, ungradable and failed rollouts say nothing about the step: they leave the denominator. A label whose
-    source begins with "inferred" rests on another step's evidence and stands for one case, drawn by nobody."""
+    Truncated, ungradable and failed rollouts say nothing about the step: they are not in the denominator. A label whose
+    source begins with "inferred" follows from another step's evidence; it counts as one case, without a rollout."""
 
     correct: int  # rollouts that reached the reference answer
     gradable: int  # rollouts that ended and could be graded, right or wrong
@@ -208,7 +210,7 @@ class StepLabel:
 
     @property
     def inferred(self) -> bool:
-        """Whether it follows from another step's evidence instead of its own."""
+        """Whether the label follows from another step's evidence instead of its own."""
         return self.source.startswith("inferred")
 
     @property
@@ -235,7 +237,7 @@ class StepLabel:
 
 @dataclass(frozen=True, slots=True)
 class Unlabelled:
-    """A solution whose steps are to be labelled, with what else is known about its problem."""
+    """A solution whose steps are to be labelled, with its problem and correct solutions of it."""
 
     problem: Problem
     solution: Solution
@@ -244,19 +246,19 @@ class Unlabelled:
 
 @dataclass(frozen=True, slots=True)
 class Rationale:
-    """A written verification of a solution, ending in a verdict, from which a generative verifier may learn."""
+    """A written verification of a solution, ending in a verdict: training data of a generative verifier."""
 
-    # The verification alone, without the question and the solution. Where it is kept it ends in the line that asks for
-    # the verdict (prompts.VERDICT) and answers it; for a failed one this says what happened
+    # The verification alone, without the question and the solution. A kept one ends in the line with the question for
+    # the verdict (prompts.VERDICT) and its answer; for a failed one, the text says what happened
     text: str
     said: str  # the verdict that was read from it: "yes", "no" or "unparsed"
-    source: str  # who wrote it: "oracle" (the task itself), "unguided" or "reference" (a model, without or with one)
-    lost: str = ""  # why nothing learns from it: unasked, failed, truncated, unparsed, mismatch or leak; "" if kept
-    rewritten: bool = False  # words that leaned on the reference were taken out
+    source: str  # its writer: "oracle" (the task itself), "unguided" or "reference" (a model, without or with one)
+    lost: str = ""  # why it is no training data: unasked, failed, truncated, unparsed, mismatch or leak; "" if kept
+    rewritten: bool = False  # whether words that named the reference were removed
 
     @property
     def kept(self) -> bool:
-        """Whether something may learn from it."""
+        """Whether it may be used as training data."""
         return not self.lost
 
 
@@ -267,7 +269,7 @@ class LabelledSolution:
     solution: Solution
     grade: Grade
     labels: tuple[StepLabel, ...]  # as many as the solution has steps
-    rationales: tuple[Rationale, ...] = ()  # written verifications of it, those that were lost included
+    rationales: tuple[Rationale, ...] = ()  # written verifications of it, including lost ones
 
     @property
     def key(self) -> str:
@@ -276,17 +278,17 @@ class LabelledSolution:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verifier, which never saw the reference answer, makes of one solution."""
+    """A verifier's output for one solution. The verifier never saw the reference answer."""
 
     solution_id: str
-    scores: tuple[float, ...]  # in [0, 1]: one per step, or one in all for an outcome verifier
+    scores: tuple[float, ...]  # in [0, 1]: one per step, or a single one of an outcome verifier
     score: float  # the solution's score under `aggregate`; 0.0 unless outcome is SCORED
-    aggregate: str  # how `score` came from `scores`: min, prod, mean, last
+    aggregate: str  # how `score` is computed from `scores`: min, prod, mean, last
     outcome: Outcome = Outcome.SCORED
     reason: str = ""  # for any outcome but SCORED: what happened, for a person
-    rationales: tuple[str, ...] = ()  # what a generative verifier wrote
+    rationales: tuple[str, ...] = ()  # the texts of a generative verifier
     votes: tuple[float, ...] = ()  # p(Yes) after each rationale, in the order drawn; empty for one-pass verifiers
-    tokens: int = 0  # tokens that went through a model for it: read once and written; 0 where no model was used
+    tokens: int = 0  # tokens that a model read (once) and wrote for it; 0 if no model was used
 
     @property
     def key(self) -> str:
@@ -295,40 +297,40 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What a policy's attempt earns (Math-Shepherd, section 3.5): a number for each step and one for the whole."""
+    """The reward of a policy's attempt (Math-Shepherd, section 3.5): a number for each step and one for the whole."""
 
     solution_id: str
     steps: tuple[float, ...]  # one per step of the solution, in order; each is given at its step's last token
     end: float = 0.0  # given at the attempt's very last token, after all steps
-    lost: str = ""  # why it can't be known, for a person: nothing may be learned from the attempt; "" where it is known
+    lost: str = ""  # why the reward is unknown, for a person: the policy must not learn from the attempt; "" if known
 
     @property
     def total(self) -> float:
-        """All that the attempt earns, undiscounted."""
+        """The undiscounted sum of all rewards."""
         return sum(self.steps) + self.end
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A solution as a decision rule sees it: its answer, its scores, whether it may be chosen."""
+    """A solution as a selection method reads it: its answer, its scores, and whether it ended."""
 
     solution_id: str
-    answer: str | None  # normalised; None when none was found
-    finished: bool = True  # False for a truncated solution, which must lose to any that ended
+    answer: str | None  # normalised; None if no answer was found
+    finished: bool = True  # False for a truncated solution, which must lose to every solution that ended
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # verifier name -> its scores
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The answer chosen for a problem, and why."""
+    """The answer chosen for a problem, with its weight."""
 
     problem_id: str
-    answer: str | None  # None when no candidate had an answer
-    solution_id: str | None  # a solution that gives this answer, the best-scored one
+    answer: str | None  # None if no candidate could be chosen
+    solution_id: str | None  # the best-scored solution with this answer
     method: str  # e.g. "self_consistency+prm"
-    n: int  # candidates considered
-    weight: float  # what the method maximised: a score, a number of votes, a sum of scores
-    share: float  # weight over the sum of all answers' weights (1 when there is one answer)
+    n: int  # number of candidates
+    weight: float  # the value that the method maximised: a score, a number of votes, or a sum of scores
+    share: float  # weight over the sum of all answers' weights (1 if there is only one answer)
 
     @property
     def key(self) -> str:
@@ -337,13 +339,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One line about work under way, for whoever shows it."""
+    """The progress of a stage, as one line for the user."""
 
     stage: str
     done: int
-    total: int  # 0 where it isn't known
-    seconds: float  # since the stage began
+    total: int  # 0 if unknown
+    seconds: float  # since the stage started
     note: str = ""
 
 
-Place = str | Path  # where a file or a directory is
+Place = str | Path  # the path of a file or a directory

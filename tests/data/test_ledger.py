@@ -1,4 +1,4 @@
-"""Ledgers: whatever was paid for is there once, after any kill, and the sums say what it came to."""
+"""Ledgers: after any kill, every rollout that was paid for is stored once, and the totals are exact."""
 
 import dataclasses
 import json
@@ -38,9 +38,9 @@ def rollout(prompt="p", index=0, finish=Finish.STOP, tokens=3, text="text", prom
 
 
 def opened(path, price=(0.0, 0.0)):
-    made = Ledger(path, price)
-    made.open(everything)
-    return made
+    ledger = Ledger(path, price)
+    ledger.open(everything)
+    return ledger
 
 
 def total(rollouts, price=(0.0, 0.0)):
@@ -51,7 +51,7 @@ def total(rollouts, price=(0.0, 0.0)):
 
 
 def in_child(work):
-    """Runs in a forked process; its exit status is 0 when `work` returns."""
+    """Runs `work` in a forked process, whose exit status is 0 if `work` returns."""
     child = os.fork()
     if not child:
         try:
@@ -83,7 +83,7 @@ ROLLOUTS = st.lists(
 
 
 def same(a, b):
-    """Whether two sums are one, money but for the order in which it was added up."""
+    """Whether two totals are equal; money may differ by the order in which it was added."""
     return dataclasses.replace(a, money=0) == dataclasses.replace(b, money=0) and a.money == pytest.approx(b.money)
 
 
@@ -92,21 +92,21 @@ def same(a, b):
 def test_what_was_added_is_there_and_summed_up(tmp_path_factory, rollouts, size):
     path = tmp_path_factory.mktemp("ledger") / "x.jsonl"
     price = (2.0, 8.0)
-    made = opened(path, price)
-    for at in range(0, len(rollouts), size):
-        made.add(rollouts[at : at + size])
-    assert same(made.spent, total(rollouts, price))
-    made.close()
+    ledger = opened(path, price)
+    for start in range(0, len(rollouts), size):
+        ledger.add(rollouts[start : start + size])
+    assert same(ledger.spent, total(rollouts, price))
+    ledger.close()
     assert same(spent_in(path.parent), total(rollouts, price))
-    again = Ledger(path, price)
-    found = again.open(lambda prompt: prompt != "a")
+    reopened = Ledger(path, price)
+    by_prompt = reopened.open(lambda prompt: prompt != "a")
     kept = [r for r in rollouts if r.finish is not Finish.FAILED or r.prompt_id == "a"]
-    assert sorted(r.key for rs in found.values() for r in rs) == sorted(r.key for r in kept if r.prompt_id != "a")
-    assert [r.key for r in again.records] == [r.key for r in kept]  # the others' failures stay: nobody asks again
-    # What the failures were charged is spent all the same.
-    gone = total([r for r in rollouts if r not in kept], price)
-    assert same(again.spent, total(kept, price) + dataclasses.replace(gone, rollouts=0, failed=0))
-    assert spent_in(path.parent) == again.spent
+    assert sorted(r.key for rs in by_prompt.values() for r in rs) == sorted(r.key for r in kept if r.prompt_id != "a")
+    assert [r.key for r in reopened.records] == [r.key for r in kept]  # failed rollouts of other prompts stay
+    # The charges of the removed failed rollouts stay in the totals.
+    removed = total([r for r in rollouts if r not in kept], price)
+    assert same(reopened.spent, total(kept, price) + dataclasses.replace(removed, rollouts=0, failed=0))
+    assert spent_in(path.parent) == reopened.spent
 
 
 @settings(max_examples=50)
@@ -114,72 +114,72 @@ def test_what_was_added_is_there_and_summed_up(tmp_path_factory, rollouts, size)
 def test_a_torn_tail_costs_the_torn_line_alone(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("ledger") / "x.jsonl"
     rollouts = [rollout(index=i, text="é" * i) for i in range(4)]
-    made = opened(path)
-    made.add(rollouts)
+    ledger = opened(path)
+    ledger.add(rollouts)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
-    left = whole[:cut].count(b"\n")
-    if data.draw(st.booleans()):  # the next one to append mends it as well as one that opens
-        made.add([rollout(index=9)])
-        assert [r.index for r in made.records] == [*range(left), 9]
+    complete = whole[:cut].count(b"\n")
+    if data.draw(st.booleans()):  # an append repairs the file, and so does opening it
+        ledger.add([rollout(index=9)])
+        assert [r.index for r in ledger.records] == [*range(complete), 9]
     else:
-        again = Ledger(path)
-        assert [r.index for r in again.open(everything).get("p", [])] == list(range(left))
-        assert again.spent == total(rollouts[:left])
-        again.add([rollout(index=9)])
-        assert [r.index for r in again.records] == [*range(left), 9]
+        reopened = Ledger(path)
+        assert [r.index for r in reopened.open(everything).get("p", [])] == list(range(complete))
+        assert reopened.spent == total(rollouts[:complete])
+        reopened.add([rollout(index=9)])
+        assert [r.index for r in reopened.records] == [*range(complete), 9]
 
 
 @pytest.mark.parametrize(
     "line", ["5", "[1]", '"a"', "null", "{}", "{", '{"key":"a#0"}', '{"key":"a#0","prompt_id":"a"}']
 )
 def test_a_line_that_is_no_rollout_is_named(tmp_path, line):
-    made = opened(tmp_path / "x.jsonl")
-    made.add([rollout()])
-    with made.path.open("a") as file:
+    ledger = opened(tmp_path / "x.jsonl")
+    ledger.add([rollout()])
+    with ledger.path.open("a") as file:
         file.write(line + "\n")
     with pytest.raises(DataError, match=r"x\.jsonl, line 2: not a rollout"):
-        Ledger(made.path).open(everything)
+        Ledger(ledger.path).open(everything)
 
 
 def test_failed_rollouts_are_kept_until_they_are_asked_for_again(tmp_path):
-    made = opened(tmp_path / "x.jsonl")
+    ledger = opened(tmp_path / "x.jsonl")
     failed = replace(rollout("b", 1, Finish.FAILED, 0), reason="the server was down")
-    made.add([rollout("a"), failed, rollout("b")])
-    assert made.spent == Spent(rollouts=3, failed=1, tokens=6)
-    other = Ledger(made.path)
-    assert list(other.open(lambda prompt: prompt == "a")) == ["a"]
-    assert failed in list(other.records)
-    assert {p: [r.index for r in rs] for p, rs in other.open(everything).items()} == {"a": [0], "b": [0]}
-    assert other.spent == Spent(rollouts=2, tokens=6)
-    other.add([rollout("b", 1)])
-    assert [r.key for r in other.records] == ["a#0", "b#0", "b#1"]
+    ledger.add([rollout("a"), failed, rollout("b")])
+    assert ledger.spent == Spent(rollouts=3, failed=1, tokens=6)
+    reopened = Ledger(ledger.path)
+    assert list(reopened.open(lambda prompt: prompt == "a")) == ["a"]
+    assert failed in list(reopened.records)
+    assert {p: [r.index for r in rs] for p, rs in reopened.open(everything).items()} == {"a": [0], "b": [0]}
+    assert reopened.spent == Spent(rollouts=2, tokens=6)
+    reopened.add([rollout("b", 1)])
+    assert [r.key for r in reopened.records] == ["a#0", "b#0", "b#1"]
 
 
 def test_a_rollout_that_came_twice_is_paid_twice_and_counted_once(tmp_path):
-    made = opened(tmp_path / "x.jsonl")
-    made.add([rollout(), rollout(index=1)])
-    made.add([rollout(), rollout("q", 0, Finish.FAILED), rollout("q")])
-    found = made.open(everything)
-    assert {p: [r.index for r in rs] for p, rs in found.items()} == {"p": [0, 1], "q": [0]}
-    assert made.spent.rollouts == 4
+    ledger = opened(tmp_path / "x.jsonl")
+    ledger.add([rollout(), rollout(index=1)])
+    ledger.add([rollout(), rollout("q", 0, Finish.FAILED), rollout("q")])
+    by_prompt = ledger.open(everything)
+    assert {p: [r.index for r in rs] for p, rs in by_prompt.items()} == {"p": [0, 1], "q": [0]}
+    assert ledger.spent.rollouts == 4
 
 
 def test_it_travels_as_its_path(tmp_path):
-    made = opened(tmp_path / "x.jsonl", (1.0, 2.0))
-    made.add([rollout()])
-    other = pickle.loads(pickle.dumps(made))  # noqa: S301
-    other.add([rollout(index=1)])
-    made.add([rollout(index=2)])
-    assert [r.index for r in made.records] == [0, 1, 2]
-    other.sum_up()
-    made.sum_up()
-    assert same(other.spent, made.spent)
-    assert same(made.spent, total(made.records, (1.0, 2.0)))
-    made.add([rollout(index=3)])
-    made.open(everything)  # what it had not summed up yet is among the lines
-    assert same(made.spent, total(made.records, (1.0, 2.0)))
+    ledger = opened(tmp_path / "x.jsonl", (1.0, 2.0))
+    ledger.add([rollout()])
+    copy = pickle.loads(pickle.dumps(ledger))  # noqa: S301
+    copy.add([rollout(index=1)])
+    ledger.add([rollout(index=2)])
+    assert [r.index for r in ledger.records] == [0, 1, 2]
+    copy.sum_up()
+    ledger.sum_up()
+    assert same(copy.spent, ledger.spent)
+    assert same(ledger.spent, total(ledger.records, (1.0, 2.0)))
+    ledger.add([rollout(index=3)])
+    ledger.open(everything)  # rollouts that were not in the totals yet are counted from the lines
+    assert same(ledger.spent, total(ledger.records, (1.0, 2.0)))
 
 
 def test_many_processes_append(tmp_path):
@@ -197,17 +197,17 @@ def test_many_processes_append(tmp_path):
 
     children = [in_child(lambda name=name: work(name)) for name in range(4)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
-    made = Ledger(path, price)
-    keys = [r.key for r in made.records]
+    ledger = Ledger(path, price)
+    keys = [r.key for r in ledger.records]
     assert sorted(keys) == sorted(f"{name}#{i}" for name in range(4) for i in range(80))
-    spent = made.spent
-    made.open(everything)
-    assert same(made.spent, spent)
-    assert same(spent, total(made.records, price))
+    spent = ledger.spent
+    ledger.open(everything)
+    assert same(ledger.spent, spent)
+    assert same(spent, total(ledger.records, price))
 
 
 def test_kills_leave_whole_lines_and_exact_sums(tmp_path):
-    path, rng, there = tmp_path / "x.jsonl", random.Random(3), 0
+    path, rng, stored = tmp_path / "x.jsonl", random.Random(3), 0
 
     def work():
         own = Ledger(path)
@@ -218,15 +218,15 @@ def test_kills_leave_whole_lines_and_exact_sums(tmp_path):
     for _ in range(12):
         child = in_child(work)
         deadline = time.monotonic() + 30
-        while len(Records(path, Rollout)) <= there:
+        while len(Records(path, Rollout)) <= stored:
             assert time.monotonic() < deadline
         time.sleep(rng.random() * 0.02)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        there = len(Records(path, Rollout))
-        made = opened(path)
-        assert [r.index for r in made.records] == list(range(there))
-        assert made.spent == Spent(there, tokens=3 * there)
+        stored = len(Records(path, Rollout))
+        ledger = opened(path)
+        assert [r.index for r in ledger.records] == list(range(stored))
+        assert ledger.spent == Spent(stored, tokens=3 * stored)
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path):
@@ -254,36 +254,36 @@ class Remote(Watched):
 
 @pytest.mark.parametrize("kind", [Watched, Remote])
 def test_known_rollouts_are_not_asked_for(tmp_path, kind):
-    made, backend = opened(tmp_path / "x.jsonl"), kind()
-    recorded = Recorded(backend, made, {r.key: r for r in (rollout("a", 1), rollout("a", 4), rollout("b", 0))})
+    ledger, backend = opened(tmp_path / "x.jsonl"), kind()
+    recorded = Recorded(backend, ledger, {r.key: r for r in (rollout("a", 1), rollout("a", 4), rollout("b", 0))})
     prompts = [Prompt("a", "q", n=6), Prompt("b", "q", n=1), Prompt("c", "q", n=2, first=5)]
     got = sorted(r.key for r in recorded.sample(prompts, PARAMS))
     assert got == ["a#0", "a#1", "a#2", "a#3", "a#4", "a#5", "b#0", "c#5", "c#6"]
     assert backend.asked == ["a#0", "a#2", "a#3", "a#5", "c#5", "c#6"]
-    assert [r.key for r in made.records] == backend.asked
-    assert sorted(r.key for r in recorded.sample(prompts, PARAMS)) == got  # now all are known
+    assert [r.key for r in ledger.records] == backend.asked
+    assert sorted(r.key for r in recorded.sample(prompts, PARAMS)) == got  # all are known now
     assert len(backend.asked) == 6
 
 
 def test_each_rollout_of_a_remote_backend_is_on_disk_before_it_is_seen(tmp_path):
-    made = opened(tmp_path / "x.jsonl")
-    for i, r in enumerate(Recorded(Remote(), made).sample([Prompt("a", "q", n=5)], PARAMS), 1):
-        assert [x.key for x in made.records][-1] == r.key
-        assert made.spent.rollouts == i
+    ledger = opened(tmp_path / "x.jsonl")
+    for i, r in enumerate(Recorded(Remote(), ledger).sample([Prompt("a", "q", n=5)], PARAMS), 1):
+        assert [x.key for x in ledger.records][-1] == r.key
+        assert ledger.spent.rollouts == i
 
 
 @pytest.mark.parametrize("kind", [Watched, Remote])
 def test_a_backend_that_breaks_and_a_reader_that_stops_lose_nothing(tmp_path, kind):
-    made, backend = opened(tmp_path / "x.jsonl"), kind(breaks="a#100")
-    recorded = Recorded(backend, made)
+    ledger, backend = opened(tmp_path / "x.jsonl"), kind(breaks="a#100")
+    recorded = Recorded(backend, ledger)
     with pytest.raises(BackendError):
         list(recorded.sample([Prompt("a", "q", n=200)], PARAMS))
-    assert [r.index for r in made.records] == list(range(100)) == [r.index for r in recorded.known.values()]
-    rollouts = Recorded(backend, made).sample([Prompt("b", "q", n=90)], PARAMS)
+    assert [r.index for r in ledger.records] == list(range(100)) == [r.index for r in recorded.known.values()]
+    rollouts = Recorded(backend, ledger).sample([Prompt("b", "q", n=90)], PARAMS)
     for _ in range(3):
         next(rollouts)
     rollouts.close()
-    assert [r.key for r in made.records][100:] == backend.asked[100:]
+    assert [r.key for r in ledger.records][100:] == backend.asked[100:]
     assert len(set(backend.asked)) == len(backend.asked)
 
 
@@ -292,50 +292,50 @@ def test_a_budget_ends_it_and_a_larger_one_goes_on(tmp_path):
     backend, path = Watched(), tmp_path / "x.jsonl"
     # Money is counted over all ledgers of the directory.
     opened(tmp_path / "other.jsonl", (0.0, 1e6)).add([rollout(tokens=50)])
-    made = opened(path, backend.price)
+    ledger = opened(path, backend.price)
     with pytest.raises(BudgetReached, match=r"money .* of 200.*larger --budget"):
-        list(Recorded(backend, made, budget=Budget(money=200)).sample(prompts, PARAMS))
-    assert 150 <= made.spent.money < 150 + ledgers.SLICE
-    assert made.spent.money == len(backend.asked) == len(list(made.records))
-    with pytest.raises(BudgetReached):  # a budget that was reached before lets nothing through
-        next(Recorded(backend, made, budget=Budget(money=1)).sample(prompts[-1:], PARAMS))
-    known = {r.key: r for rs in made.open(everything).values() for r in rs}
-    got = list(Recorded(backend, made, known, Budget(money=1000)).sample(prompts, PARAMS))
+        list(Recorded(backend, ledger, budget=Budget(money=200)).sample(prompts, PARAMS))
+    assert 150 <= ledger.spent.money < 150 + ledgers.SLICE
+    assert ledger.spent.money == len(backend.asked) == len(list(ledger.records))
+    with pytest.raises(BudgetReached):  # with a budget that is already reached, nothing is sampled
+        next(Recorded(backend, ledger, budget=Budget(money=1)).sample(prompts[-1:], PARAMS))
+    known = {r.key: r for rs in ledger.open(everything).values() for r in rs}
+    got = list(Recorded(backend, ledger, known, Budget(money=1000)).sample(prompts, PARAMS))
     assert sorted(r.key for r in got) == sorted(f"{p.id}#{i}" for p in prompts for i in range(7))
     assert len(backend.asked) == 420 == len(set(backend.asked))
-    # All known: there is nothing to pay for, and so nothing to stop.
+    # All rollouts are known: nothing is paid for, so nothing is stopped.
     known = {r.key: r for r in got}
-    assert len(list(Recorded(backend, made, known, Budget(money=1)).sample(prompts, PARAMS))) == 420
+    assert len(list(Recorded(backend, ledger, known, Budget(money=1)).sample(prompts, PARAMS))) == 420
 
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 5)), max_size=6))
 def test_slices_lose_nothing(tmp_path_factory, sizes):
-    backend, made = Watched(), Ledger(tmp_path_factory.mktemp("ledger") / "x.jsonl")
+    backend, ledger = Watched(), Ledger(tmp_path_factory.mktemp("ledger") / "x.jsonl")
     prompts = [Prompt(f"p{i}", "q", n=n, first=first) for i, (n, first) in enumerate(sizes)]
-    got = [r.key for r in Recorded(backend, made, budget=Budget(rollouts=1e9)).sample(prompts, PARAMS)]
+    got = [r.key for r in Recorded(backend, ledger, budget=Budget(rollouts=1e9)).sample(prompts, PARAMS)]
     assert got == backend.asked == [f"{p.id}#{i}" for p in prompts for i in range(p.first, p.first + p.n)]
 
 
 def test_the_sums_file_is_for_others_to_read(tmp_path):
-    made = opened(tmp_path / "x.jsonl", (1.0, 2.0))
-    made.add([rollout(prompt_tokens=10**6, tokens=10**6)])
+    ledger = opened(tmp_path / "x.jsonl", (1.0, 2.0))
+    ledger.add([rollout(prompt_tokens=10**6, tokens=10**6)])
     assert json.loads((tmp_path / "x.spent.json").read_text()) == asdict(Spent(1, 0, 10**6, 10**6, 3.0))
-    recorded = Recorded(ScriptedBackend(default=("a b",)), made)
-    assert pickle.loads(pickle.dumps(recorded)).ledger.path == made.path  # noqa: S301
+    recorded = Recorded(ScriptedBackend(default=("a b",)), ledger)
+    assert pickle.loads(pickle.dumps(recorded)).ledger.path == ledger.path  # noqa: S301
 
 
 def test_what_a_failed_rollout_was_charged_is_not_forgotten(tmp_path):
-    made = opened(tmp_path / "x.jsonl", (1e6, 2e6))
-    made.add(
+    ledger = opened(tmp_path / "x.jsonl", (1e6, 2e6))
+    ledger.add(
         [rollout(tokens=3), dataclasses.replace(rollout(index=1, tokens=2), finish=Finish.FAILED, prompt_tokens=5)]
     )
-    made.close()
+    ledger.close()
     before = spent_in(tmp_path)
     assert before.money == 3 * 2 + 5 + 2 * 2
-    for _ in range(2):  # taken out to be tried again; opened once more, nothing is counted twice
-        again = Ledger(tmp_path / "x.jsonl", (1e6, 2e6))
-        assert [r.index for rs in again.open(everything).values() for r in rs] == [0]
-        found = spent_in(tmp_path)
-        assert (found.rollouts, found.failed) == (1, 0)
-        assert (found.tokens, found.prompt_tokens, found.money) == (before.tokens, before.prompt_tokens, before.money)
+    for _ in range(2):  # opening removes the failed rollout; opening again counts nothing twice
+        reopened = Ledger(tmp_path / "x.jsonl", (1e6, 2e6))
+        assert [r.index for rs in reopened.open(everything).values() for r in rs] == [0]
+        after = spent_in(tmp_path)
+        assert (after.rollouts, after.failed) == (1, 0)
+        assert (after.tokens, after.prompt_tokens, after.money) == (before.tokens, before.prompt_tokens, before.money)

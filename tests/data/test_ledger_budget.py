@@ -1,4 +1,4 @@
-"""Budgets, and indices as runs."""
+"""Budgets, and runs of consecutive indices."""
 
 import time
 from itertools import pairwise
@@ -29,8 +29,8 @@ def test_each_limit_counts(budget, spent, why):
 
 def test_budgets_are_read_and_refused_with_all_faults():
     assert parse_budget([]) is None
-    found = parse_budget(["tokens=2e6", "money=5", "hours=1.5", "rollouts=10"])
-    assert (found.tokens, found.money, found.hours, found.rollouts) == (2e6, 5, 1.5, 10)
+    budget = parse_budget(["tokens=2e6", "money=5", "hours=1.5", "rollouts=10"])
+    assert (budget.tokens, budget.money, budget.hours, budget.rollouts) == (2e6, 5, 1.5, 10)
     with pytest.raises(ConfigError) as e:
         parse_budget(["tokens=many", "monney=3", "hours", "=4"])
     text = str(e.value)
@@ -42,7 +42,7 @@ def test_budgets_are_read_and_refused_with_all_faults():
 
 @given(st.sets(st.integers(0, 60)))
 def test_runs_are_the_indices_in_as_few_pieces_as_can_be(indices):
-    found = list(ledgers.runs(sorted(indices)))
-    assert [i for first, n in found for i in range(first, first + n)] == sorted(indices)
-    assert all(n > 0 for _, n in found)
-    assert all(a + n < b for (a, n), (b, _) in pairwise(found))
+    pieces = list(ledgers.runs(sorted(indices)))
+    assert [i for first, n in pieces for i in range(first, first + n)] == sorted(indices)
+    assert all(n > 0 for _, n in pieces)
+    assert all(a + n < b for (a, n), (b, _) in pairwise(pieces))

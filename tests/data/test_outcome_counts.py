@@ -1,4 +1,4 @@
-"""How much of what can't be used is too much."""
+"""Counts of outcomes, and limits on the shares that can't be used."""
 
 import pytest
 from hypothesis import given
@@ -32,19 +32,19 @@ COUNT = st.integers(0, 500)
 
 @given(COUNT, COUNT, COUNT, COUNT)
 def test_a_stage_stops_exactly_where_a_share_exceeds_its_limit(scored, ungradable, truncated, failed):
-    found = OutcomeCounts(scored, ungradable, truncated, failed)
+    counts = OutcomeCounts(scored, ungradable, truncated, failed)
     limits = Limits(failed=0.1, truncated=0.3, ungradable=0.5, after=100)
     total = scored + ungradable + truncated + failed
     over = total >= 100 and (failed > 0.1 * total or truncated > 0.3 * total or ungradable > 0.5 * total)
-    assert (limits.exceeded(found) is not None) == over
+    assert (limits.exceeded(counts) is not None) == over
 
 
 def test_the_reason_says_what_and_what_to_do():
-    said = Limits().exceeded(OutcomeCounts(scored=100, truncated=300))
-    assert said is not None
-    assert "300 of 400" in said
-    assert "limits.truncated" in said
-    assert "max_tokens" in said
+    reason = Limits().exceeded(OutcomeCounts(scored=100, truncated=300))
+    assert reason is not None
+    assert "300 of 400" in reason
+    assert "limits.truncated" in reason
+    assert "max_tokens" in reason
 
 
 def test_only_rollouts_count():
@@ -65,8 +65,8 @@ def test_rationales_that_a_model_wrote_count_as_they_ended():
     own = (Rationale("", "unparsed", "oracle", "unparsed"),)
     s = Solution("p#0", "p", 0, "a", ((0, 1),))
     labels = (StepLabel(0, 0, source="none"),)
-    found = [LabelledSolution(s, Grade(Verdict.CORRECT, ""), labels, r) for r in (drawn, own, ())]
-    assert of_labels(found) == of_labels(iter(found)) == OutcomeCounts(scored=4, ungradable=1, truncated=2, failed=1)
+    items = [LabelledSolution(s, Grade(Verdict.CORRECT, ""), labels, r) for r in (drawn, own, ())]
+    assert of_labels(items) == of_labels(iter(items)) == OutcomeCounts(scored=4, ungradable=1, truncated=2, failed=1)
 
 
 def test_each_kind_of_record_has_its_outcomes():

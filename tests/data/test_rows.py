@@ -1,4 +1,4 @@
-"""Rows of user data: what is read, what is set aside and why, and that nothing stops the rest."""
+"""Rows of user data: which rows are read, which are set aside and why, and that a bad row does not stop the others."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_bad_row_is_set_aside_with_file_line_and_reason_and_the_rest_goes_on(
     tmp_path: Path, kind: str, packed: bool
 ) -> None:
     bad, reason = BAD[kind]
-    # The name says nothing about the compression: the first bytes do.
+    # The first bytes decide about the compression, not the name.
     path = write(tmp_path, line(id="first"), bad, line(id="last"))
     if packed:
         path.write_bytes(gzip.compress(path.read_bytes()))
@@ -146,7 +146,7 @@ def test_a_line_too_long_to_hold_is_skipped_whole(tmp_path: Path) -> None:
     a, long, b = read(path, max_line=1000)
     assert isinstance(long, Quarantined) and long.line == 2 and "more than 1,000 bytes" in long.reason
     assert isinstance(a, Row) and isinstance(b, Row) and (a.id, b.id, b.line) == ("a", "b", 3)
-    assert MAX_LINE > 2**20  # or a 1 MB answer would not be named as one
+    assert MAX_LINE > 2**20  # so that a 1 MB answer gets a reason of its own
 
 
 def test_a_line_exactly_as_long_as_allowed_is_read(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_missing_file_is_named_before_any_row_is_asked_for(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"no file or directory .*nothing\.jsonl"):
         read(tmp_path / "nothing.jsonl")
     with pytest.raises(DataError, match=r"no file or directory 'data/nothing\.jsonl'"):
-        read("data/nothing.jsonl")  # looks like owner/name, but no data set's name ends so
+        read("data/nothing.jsonl")  # looks like owner/name, but has the ending of a file
 
 
 def test_a_directory_gives_the_file_named_after_the_split(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_directory_gives_the_file_named_after_the_split(tmp_path: Path) -> Non
         "a",
         "b",
     ]
-    with pytest.raises(DataError, match=r"0 files for the split 'dev'; there is: test\.jsonl\.gz, train\.jsonl"):
+    with pytest.raises(DataError, match=r"0 files for the split 'dev'; it holds: test\.jsonl\.gz, train\.jsonl"):
         read(tmp_path, split="dev")
     write(tmp_path, line(), name="test.jsonl")
     with pytest.raises(DataError, match="2 files for the split 'test'"):
@@ -189,22 +189,22 @@ def test_a_directory_gives_the_file_named_after_the_split(tmp_path: Path) -> Non
 
 
 def test_a_hub_data_set_goes_through_the_same_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
+    requests = []
 
     def load_dataset(name: str, config: str | None, split: str) -> list[object]:
-        asked.append((name, config, split))
+        requests.append((name, config, split))
         return [{"question": "q", "answer": 4.0}, {"question": "", "answer": "4"}]
 
     monkeypatch.setitem(__import__("sys").modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     monkeypatch.chdir(tmp_path)
     good, bad = read("owner/name", split="test", config="main")
-    assert asked == [("owner/name", "main", "test")]
+    assert requests == [("owner/name", "main", "test")]
     assert isinstance(good, Row) and good.text["answer"] == "4"
     assert bad == Quarantined("owner/name", 2, "field 'question': empty")
     (tmp_path / "owner").mkdir()
     write(tmp_path / "owner", line(id="local"), name="name")
     (row,) = read("owner/name")
-    assert isinstance(row, Row) and row.id == "local"  # a local path comes first
+    assert isinstance(row, Row) and row.id == "local"  # a local path has priority
 
 
 def test_without_the_hub_library_or_the_hub_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

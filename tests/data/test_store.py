@@ -1,4 +1,4 @@
-"""Records and run directories: what is on disk after kills, torn lines, bad lines, changed settings."""
+"""Records and run directories: the files after kills, torn lines, bad lines and changed settings."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def solution(i: int, text: str = "a\nb") -> Solution:
 
 
 def joined(text: str) -> str:
-    """With surrogate pairs made one character, as JSON does."""
+    """`text` with each surrogate pair joined to one character, as JSON does."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 

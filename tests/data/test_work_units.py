@@ -1,4 +1,4 @@
-"""Units of work: nothing lost, nothing twice, one bad item costs itself alone."""
+"""Units of work: nothing is lost or done twice, and one bad item loses nothing but itself."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,12 +47,12 @@ def go(work, items, out, size=3, progress=None, already=0):
 
 @given(st.lists(st.integers(0, 9)), st.integers(1, 20))
 def test_split_keeps_every_item_in_order_and_fills_units(items, size):
-    made = list(work_units.split(items, lambda i: i, size))
-    assert [i for unit in made for i in unit] == items
-    assert all(made)
-    assert all(sum(unit) <= size or len(unit) == 1 for unit in made)
-    # No two neighbours could have been one unit's head: the next item didn't fit.
-    assert all(sum(a) + b[0] > size for a, b in pairwise(made))
+    units = list(work_units.split(items, lambda i: i, size))
+    assert [i for unit in units for i in unit] == items
+    assert all(units)
+    assert all(sum(unit) <= size or len(unit) == 1 for unit in units)
+    # Units are as full as possible: the first item of the next unit did not fit.
+    assert all(sum(a) + b[0] > size for a, b in pairwise(units))
 
 
 @given(st.sets(st.integers(0, 30)), st.integers(1, 12))

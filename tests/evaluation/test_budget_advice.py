@@ -1,4 +1,4 @@
-"""What a finished run advises for a budget of tokens, from the command line."""
+"""Recommendations of a finished run for a budget of tokens, from the command line."""
 
 import json
 import re
@@ -45,24 +45,24 @@ SPLITS = [
 ]
 
 
-def metrics(splits=SPLITS, **more) -> dict:
+def metrics(splits=SPLITS, **fields) -> dict:
     points = [ONE, VOTE_4, GENRM, VOTE_16, BIG]
-    return {"problems": 200, "compute": {"points": points, "splits": splits, "splits_by_verifier": {}}, **more}
+    return {"problems": 200, "compute": {"points": points, "splits": splits, "splits_by_verifier": {}}, **fields}
 
 
 @pytest.fixture
 def plan(tmp_path):
-    def go(found: dict, *arguments, code: int = 0):
+    def go(metrics_json: dict, *arguments, code: int = 0):
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
-        (run / "metrics.json").write_text(json.dumps(found))
+        (run / "metrics.json").write_text(json.dumps(metrics_json))
         done = CliRunner().invoke(app, ["plan", "--optimal", str(run), *map(str, arguments)])
         assert done.exit_code == code, done.output
         return done.stdout if code == 0 else done.output
 
-    def read(found: dict, *budgets) -> dict[float, dict]:
+    def read(metrics_json: dict, *budgets) -> dict[float, dict]:
         tokens = [x for b in budgets for x in ("--tokens", b)]
-        return {a["budget"]: a for a in json.loads(go(found, *tokens, "--json"))["in_distribution"]["advice"]}
+        return {a["budget"]: a for a in json.loads(go(metrics_json, *tokens, "--json"))["in_distribution"]["advice"]}
 
     go.read = read
     return go
@@ -73,8 +73,8 @@ def chosen(advice: dict) -> tuple:
 
 
 def test_the_simplest_that_nothing_beats_beyond_the_noise(plan):
-    found = plan.read(metrics(), 39.9, 40, 130, 200, 6000)
-    assert {b: chosen(a) for b, a in found.items()} == {
+    advice = plan.read(metrics(), 39.9, 40, 130, 200, 6000)
+    assert {b: chosen(a) for b, a in advice.items()} == {
         39.9: ("pass@1", 1, 0, False),
         40: ("self_consistency", 4, 0, False),
         130: ("self_consistency", 4, 0, False),  # a point better, which is within the noise
@@ -82,25 +82,26 @@ def test_the_simplest_that_nothing_beats_beyond_the_noise(plan):
         6000: ("self_consistency+genrm", 16, 32, True),
     }
     assert (
-        found[130]["reason"]
+        advice[130]["reason"]
         == "leave verification out: plain voting is as good within the noise as the best of N = 4 by genrm, K = 1"
     )
     assert (
-        found[200]["reason"] == "leave verification out: plain voting is better than the best of N = 4 by genrm, K = 1"
+        advice[200]["reason"] == "leave verification out: plain voting is better than the best of N = 4 by genrm, K = 1"
     )
-    assert found[200]["verified"]["method"] == "genrm"
-    assert (found[6000]["plain"]["n"], found[6000]["gain"]) == (16, interval(0.28))
-    assert found[40]["gain"] is None
+    assert advice[200]["verified"]["method"] == "genrm"
+    assert (advice[6000]["plain"]["n"], advice[6000]["gain"]) == (16, interval(0.28))
+    assert advice[40]["gain"] is None
 
 
 def test_a_vote_within_the_noise_of_one_sample_is_not_worth_its_tokens(plan):
-    found = plan.read(metrics([split(10), split(40, VOTE_4, None, interval(0.01))]), 40)
-    assert chosen(found[40]) == ("pass@1", 1, 0, False)
-    assert found[40]["plain"]["n"] == 4
+    advice = plan.read(metrics([split(10), split(40, VOTE_4, None, interval(0.01))]), 40)
+    assert chosen(advice[40]) == ("pass@1", 1, 0, False)
+    assert advice[40]["plain"]["n"] == 4
 
 
 def test_one_sample_gives_way_to_what_only_another_clearly_beats_it(plan):
-    """Voting is not clearly better than one sample; a verifier is, but not than voting: voting it is."""
+    """Voting is not clearly better than one sample. A verifier is, but it is not clearly better than voting. So voting
+    is recommended."""
     state = split(120, VOTE_4, GENRM, interval(0.015), interval(0.03), interval(0.015))
     assert chosen(plan.read(metrics([split(10), state]), 120)[120]) == ("self_consistency", 4, 0, False)
 
@@ -108,9 +109,9 @@ def test_one_sample_gives_way_to_what_only_another_clearly_beats_it(plan):
 def test_a_verifier_is_not_held_against_a_vote_that_is_worse_than_one_sample(plan):
     bad = point("self_consistency", 4, 0, 40, 0.40)
     state = split(120, bad, GENRM, interval(-0.10), interval(0.015), interval(0.21))
-    found = plan.read(metrics([split(10), state]), 120)[120]
-    assert chosen(found) == ("pass@1", 1, 0, False)
-    assert found["plain"]["method"] == "pass@1"
+    advice = plan.read(metrics([split(10), state]), 120)[120]
+    assert chosen(advice) == ("pass@1", 1, 0, False)
+    assert advice["plain"]["method"] == "pass@1"
 
 
 def test_without_a_budget_powers_of_two_from_one_sample_to_the_last_change(plan):
@@ -118,8 +119,8 @@ def test_without_a_budget_powers_of_two_from_one_sample_to_the_last_change(plan)
 
 
 def test_a_table_for_people(plan):
-    said = plan(metrics(), "--tokens", 130, "--tokens", 6000)
-    lines = said.splitlines()
+    output = plan(metrics(), "--tokens", 130, "--tokens", 6000)
+    lines = output.splitlines()
     assert lines[0].endswith("in distribution")
     assert [re.split("  +", line) for line in lines[2:4]] == [
         [
@@ -138,8 +139,8 @@ def test_a_table_for_people(plan):
         ],
     ]
     assert "leave it out: the budget pays for none" in plan(metrics(), "--tokens", 50)
-    assert "of 5 ways compared on the same 200 problems" in said
-    assert "Voting was measured up to N = 16" in said
+    assert "of 5 ways compared on the same 200 problems" in output
+    assert "Voting was measured up to N = 16" in output
     assert "Voting was measured" not in plan(metrics(), "--tokens", 130)
 
 
@@ -149,22 +150,22 @@ def test_neighbouring_budgets_that_come_to_the_same_share_a_row(plan):
 
 
 def test_what_the_run_says_of_the_count_of_tokens_is_passed_on(plan):
-    said = plan(metrics(notes=["In accuracy against tokens, orm counts as free.", "Something else."]))
-    assert said.rstrip().endswith("orm counts as free.") and "Something else" not in said
+    output = plan(metrics(notes=["In accuracy against tokens, orm counts as free.", "Something else."]))
+    assert output.rstrip().endswith("orm counts as free.") and "Something else" not in output
 
 
 def test_both_parts_of_a_test_have_their_say(plan):
-    other = metrics([split(10), split(5000, VOTE_16, BIG, interval(0.12), interval(0.4), interval(-0.1))])
-    found = json.loads(plan(metrics(out_of_distribution=other), "--tokens", 6000, "--json"))
-    assert {part: found[part]["advice"][0]["verify"] for part in found} == {
+    ood = metrics([split(10), split(5000, VOTE_16, BIG, interval(0.12), interval(0.4), interval(-0.1))])
+    advice = json.loads(plan(metrics(out_of_distribution=ood), "--tokens", 6000, "--json"))
+    assert {part: advice[part]["advice"][0]["verify"] for part in advice} == {
         "in_distribution": True,
         "out_of_distribution": False,
     }
-    assert "out of distribution" in plan(metrics(out_of_distribution=other))
+    assert "out of distribution" in plan(metrics(out_of_distribution=ood))
 
 
 @pytest.mark.parametrize(
-    ("found", "arguments", "code", "words"),
+    ("metrics_json", "arguments", "code", "message"),
     [
         ({"problems": 3}, (), 1, "no accuracy against tokens. It is older"),
         ({"compute": None, "notes": ["Accuracy against tokens was not measured: why."]}, (), 1, "not measured: why."),
@@ -177,8 +178,8 @@ def test_both_parts_of_a_test_have_their_say(plan):
         ({"compute": {"points": 3}}, (), 1, "compute.points is 3; it should be a list"),
     ],
 )
-def test_a_run_that_cannot_say_and_settings_that_make_no_sense(plan, found, arguments, code, words):
-    assert words in plan(found, *arguments, code=code)
+def test_a_run_that_cannot_say_and_settings_that_make_no_sense(plan, metrics_json, arguments, code, message):
+    assert message in plan(metrics_json, *arguments, code=code)
 
 
 def test_what_is_no_finished_run(tmp_path):

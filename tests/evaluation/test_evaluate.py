@@ -1,4 +1,4 @@
-"""metrics.json: its layout, known answers, and agreement with choosing subset by subset."""
+"""metrics.json: its layout, known results, and agreement with a choice for every subset."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ from stepmark.types import (
 
 
 class Data:
-    """Records of a test set, made row by row."""
+    """The records of a test set, made one row at a time."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []

@@ -1,7 +1,7 @@
-"""Evidence about steps whose chance of success is known: stopping early must change cost, and nothing else.
+"""Evidence about steps with a known probability of success: early stopping must change the cost and nothing else.
 
-The completers here answer by a coin of their own for each rollout, thrown from its name alone, so that every number
-below is the same at every run."""
+The completers here throw one coin for each rollout, seeded with the rollout's name only, so every number below is the
+same in every run."""
 
 import zlib
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ MOST = 400
 
 @dataclass
 class Coins:
-    """A completer: rollout j of a prefix is right where its j-th number in [0, 1) lies below the prefix's p."""
+    """A completer: rollout j of a prefix is right if the prefix's j-th random number in [0, 1) is below its p."""
 
     p: dict
     seed: int = 0
@@ -95,24 +95,25 @@ def test_an_early_stop_draws_the_first_of_the_same_rollouts_and_finds_the_same_h
 @pytest.mark.parametrize("p", [0.02, 0.1, 0.3, 0.7])
 @pytest.mark.parametrize("most", [1, 4, 8])
 def test_hard_labels_are_1_as_often_as_with_all_rollouts(p, most):
-    """P(y = 1) = 1 - (1 - p)^N: over 1,500 steps the share must lie within four standard errors of it."""
+    """P(y = 1) = 1 - (1 - p)^N: over 1,500 steps the share must be within four standard errors of it."""
     prefixes = steps(1500)
     completer = Coins({x.name: p for x in prefixes}, seed=round(1000 * p) + most)
     unit = Unlabelled(prefixes[0].problem, prefixes[0].solution)
-    [found] = MonteCarlo(most, early_stop=True).label([unit], tools(completer))
-    share = np.mean([x.hard for x in found.labels[:-1]])
+    [labelled] = MonteCarlo(most, early_stop=True).label([unit], tools(completer))
+    share = np.mean([x.hard for x in labelled.labels[:-1]])
     expected = 1 - (1 - p) ** most
     assert abs(share - expected) < 4 * sqrt(expected * (1 - expected) / 1499)
     if most > 1:
-        asked = sum(n for _, _, n in completer.asked)
-        assert asked < most * 1499  # and it did stop
+        sampled = sum(n for _, _, n in completer.asked)
+        assert sampled < most * 1499  # early stopping saved rollouts
 
 
 def test_an_estimate_from_stopped_rollouts_would_not_be_the_soft_label():
-    """Why the source says early_stop: stopped at the first success, the share of successes is far too high."""
+    """The reason why the source says early_stop: with a stop at the first success, the share of successes is far too
+    high."""
     prefixes = steps(500)
-    found = gather(prefixes, tools(Coins({x.name: 0.3 for x in prefixes})), 8, succeeded)
-    assert np.mean([x.soft for x in found.values()]) > 0.45
+    labels = gather(prefixes, tools(Coins({x.name: 0.3 for x in prefixes})), 8, succeeded)
+    assert np.mean([x.soft for x in labels.values()]) > 0.45
 
 
 # ---- soft labels ----
@@ -121,21 +122,22 @@ def test_an_estimate_from_stopped_rollouts_would_not_be_the_soft_label():
 @pytest.mark.parametrize("kind", ["uniform", "bimodal"])
 @pytest.mark.parametrize("precision", [0.05, 0.1, 0.2])
 def test_soft_labels_are_as_precise_as_asked(kind, precision):
-    """1,000 steps of known chance: at least 95% lie within the precision, at fewer rollouts than all need at worst."""
+    """1,000 steps of known probability: at least 95% of the labels are within the precision, with fewer rollouts than
+    the worst case needs."""
     prefixes = steps(1001)
     p = dict(zip((x.name for x in prefixes), chances(kind, 1001), strict=True))
     completer = Coins(p)
     unit = Unlabelled(prefixes[0].problem, prefixes[0].solution)
-    [found] = MonteCarlo(precision=precision).label([unit], tools(completer))
-    measured = [(x.soft, p[prefix.name]) for x, prefix in zip(found.labels[:-1], prefixes, strict=False)]
+    [labelled] = MonteCarlo(precision=precision).label([unit], tools(completer))
+    measured = [(x.soft, p[prefix.name]) for x, prefix in zip(labelled.labels[:-1], prefixes, strict=False)]
     assert len(measured) == 1000
     assert np.mean([abs(a - b) <= precision for a, b in measured]) >= 0.95
-    asked = sum(n for _, _, n in completer.asked) / 1000
+    per_step = sum(n for _, _, n in completer.asked) / 1000
     worst = rollouts_for(precision)
-    assert asked < worst
+    assert per_step < worst
     if kind == "bimodal":
-        assert asked < 0.85 * worst
-    assert {x.source for x in found.labels[:-1]} == {"monte_carlo+precision"}
+        assert per_step < 0.85 * worst
+    assert {x.source for x in labelled.labels[:-1]} == {"monte_carlo+precision"}
 
 
 @given(st.floats(0.02, 0.5))
@@ -181,7 +183,7 @@ def test_waves_ask_for_each_rollout_once_and_end_with_the_wave_that_is_enough(mo
     assert len(drawn) <= most
     assert len(drawn) >= min(most, needed)
     last = completer.asked[-1][1]
-    assert last < needed or len(completer.asked) == 1  # without the last wave it was not enough
+    assert last < needed or len(completer.asked) == 1  # before the last wave the evidence was not enough
 
 
 def test_a_wave_holds_all_that_is_unsettled_and_nothing_else():
@@ -198,20 +200,20 @@ def test_a_wave_holds_all_that_is_unsettled_and_nothing_else():
 
 def test_outcomes_are_counted_apart():
     [prefix] = steps(1)
-    said = [("6", Finish.STOP), ("7", Finish.STOP), ("6", Finish.LENGTH), ("6", Finish.FAILED), ("?", Finish.STOP)]
+    outcomes = [("6", Finish.STOP), ("7", Finish.STOP), ("6", Finish.LENGTH), ("6", Finish.FAILED), ("?", Finish.STOP)]
 
     class Odd:
         def sample(self, prompts, params):
             for prompt in prompts:
-                yield from (Rollout(prompt.id, i, *said[i], 1) for i in reversed(range(prompt.n)))
+                yield from (Rollout(prompt.id, i, *outcomes[i], 1) for i in reversed(range(prompt.n)))
 
     class Fussy:
         def grade(self, text, problem):
             odd = text.endswith("?")
             return Grade(Verdict.UNGRADABLE, "") if odd else Numeric().grade(text, Problem("p", "", "6", "t"))
 
-    found = gather([prefix], tools(Odd(), Fussy()), 5)
-    assert found == {"p#0@0": StepLabel(1, 2, truncated=1, ungradable=1, failed=1)}
+    labels = gather([prefix], tools(Odd(), Fussy()), 5)
+    assert labels == {"p#0@0": StepLabel(1, 2, truncated=1, ungradable=1, failed=1)}
 
 
 def test_without_a_completer_or_a_judge_the_error_says_so():
@@ -221,20 +223,20 @@ def test_without_a_completer_or_a_judge_the_error_says_so():
         evidence.need_judge(tools(None))
 
 
-# ---- what needs no rollout ----
+# ---- evidence without rollouts ----
 
 
 @given(st.lists(st.sampled_from([StepLabel(2, 3), StepLabel(0, 3), StepLabel(0, 0, truncated=3)]), max_size=6))
 def test_the_first_error_is_told_only_where_all_before_it_is_known(labels):
-    found = first_error(labels)
-    if found is None:
+    first = first_error(labels)
+    if first is None:
         unknown = next(i for i, x in enumerate(labels) if not x.known)
         assert all(x.correct for x in labels[:unknown])
     else:
-        assert all(x.correct for x in labels[:found])
-        assert found == len(labels) or labels[found] == StepLabel(0, 3)
+        assert all(x.correct for x in labels[:first])
+        assert first == len(labels) or labels[first] == StepLabel(0, 3)
 
 
 def test_other_sources_keep_the_counts():
-    found = evidence.named({"a": StepLabel(1, 2, 3, 4, failed=5)}, "x")
-    assert found == {"a": StepLabel(1, 2, 3, 4, "x", 5)}
+    labels = evidence.named({"a": StepLabel(1, 2, 3, 4, failed=5)}, "x")
+    assert labels == {"a": StepLabel(1, 2, 3, 4, "x", 5)}

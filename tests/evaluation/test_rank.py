@@ -29,15 +29,15 @@ THREE = pool(("5", (0.75, 0.25)), ("5", (0.25,)), ("7", (0.875, 0.625)))
 
 
 def test_the_best_candidate_by_its_worst_step_wins():
-    found = rank(THREE, "prm")
-    assert (found.problem_id, found.answer, found.solution_id) == ("p", "7", "p#2")
-    assert (found.method, found.n, found.weight) == ("prm", 3, 0.625)
-    assert found.share == pytest.approx(0.625 / 0.875)
+    best = rank(THREE, "prm")
+    assert (best.problem_id, best.answer, best.solution_id) == ("p", "7", "p#2")
+    assert (best.method, best.n, best.weight) == ("prm", 3, 0.625)
+    assert best.share == pytest.approx(0.625 / 0.875)
 
 
 def test_plain_voting_counts_and_names_the_first_solution_of_the_answer():
-    found = rank(THREE, "self_consistency")
-    assert (found.answer, found.solution_id, found.weight, found.share) == ("5", "p#0", 2.0, pytest.approx(2 / 3))
+    best = rank(THREE, "self_consistency")
+    assert (best.answer, best.solution_id, best.weight, best.share) == ("5", "p#0", 2.0, pytest.approx(2 / 3))
 
 
 def test_plain_voting_needs_no_scores():
@@ -45,11 +45,11 @@ def test_plain_voting_needs_no_scores():
 
 
 def test_a_weighted_vote_adds_the_scores_of_equal_answers():
-    found = rank(THREE, "self_consistency+prm")
-    assert (found.answer, found.weight, found.share) == ("7", 0.625, pytest.approx(0.625 / 1.125))
-    more = pool(("5", (0.4,)), ("7", (0.6,)), ("5", (0.3,)))
-    found = rank(more, "self_consistency+prm")
-    assert (found.answer, found.solution_id, found.weight) == ("5", "p#0", pytest.approx(0.7))
+    best = rank(THREE, "self_consistency+prm")
+    assert (best.answer, best.weight, best.share) == ("7", 0.625, pytest.approx(0.625 / 1.125))
+    three = pool(("5", (0.4,)), ("7", (0.6,)), ("5", (0.3,)))
+    best = rank(three, "self_consistency+prm")
+    assert (best.answer, best.solution_id, best.weight) == ("5", "p#0", pytest.approx(0.7))
 
 
 def test_the_aggregation_can_be_named_or_given():
@@ -138,7 +138,7 @@ def test_records_are_joined_by_problem_in_order_of_sampling():
 def test_a_solution_without_grade_or_verification_is_an_error_that_names_it():
     rows = [solution("a", 0), solution("a", 1)]
     grades = [graded(s, "1") for s in rows]
-    with pytest.raises(DataError, match=r"1 of 2 solutions have no grade, 'a#1'"):
+    with pytest.raises(DataError, match=r"1 of 2 solutions have no grade; the first is 'a#1'"):
         candidates(rows, grades[:1])
     with pytest.raises(DataError, match=r"2 of 2 solutions have no verification by prm"):
         candidates(rows, grades, {"prm": []})

@@ -88,17 +88,17 @@ def test_a_vote_is_the_mean_over_all_subsets_where_they_are_few(pool, right):
     weights = [[1.0] * len(answers), [max(s, 0.0) for s in scores]]
 
     def chosen(subset, weight):
-        there = {answers[i] for i in subset} - {-1}
-        sums = {a: math.fsum(weight[i] for i in subset if answers[i] == a) for a in there}
+        answered = {answers[i] for i in subset} - {-1}
+        sums = {a: math.fsum(weight[i] for i in subset if answers[i] == a) for a in answered}
         top = max(sums.values(), default=0)
         return fmean([right[a] for a, s in sums.items() if abs(s - top) < 1e-9] or [0])
 
     expected = [fmean(chosen(s, w) for s in itertools.combinations(range(len(answers)), n)) for w in weights]
-    found = stats.votes(
+    result = stats.votes(
         np.array(answers), np.array(weights), np.array(right), [n], draws=100, rng=np.random.default_rng(0)
     )
-    assert found.value[:, 0] == pytest.approx(expected, abs=1e-12)
-    assert not found.variance.any()
+    assert result.value[:, 0] == pytest.approx(expected, abs=1e-12)
+    assert not result.variance.any()
 
 
 def test_a_vote_over_random_subsets_is_near_the_exact_one_and_knows_how_near():
@@ -117,15 +117,15 @@ def test_a_vote_over_random_subsets_is_near_the_exact_one_and_knows_how_near():
 def test_votes_of_equal_sums_tie_whatever_the_order_of_adding():
     answers = np.array([0, 1, 0, 1, 0, 1])
     weights = np.array([[0.1, 0.3, 0.2, 0.2, 0.3, 0.1]])
-    found = stats.votes(answers, weights, np.array([1.0, 0]), [6], draws=10, rng=np.random.default_rng(0))
-    assert found.value.tolist() == [[0.5]]
+    result = stats.votes(answers, weights, np.array([1.0, 0]), [6], draws=10, rng=np.random.default_rng(0))
+    assert result.value.tolist() == [[0.5]]
 
 
 def test_a_vote_without_answers_is_lost():
-    found = stats.votes(
+    result = stats.votes(
         np.array([-1, -1]), np.ones((1, 2)), np.array([]), [1, 2], draws=10, rng=np.random.default_rng(0)
     )
-    assert found.value.tolist() == [[0, 0]]
+    assert result.value.tolist() == [[0, 0]]
 
 
 def test_bootstrap_covers_the_truth_as_often_as_it_says():
@@ -182,10 +182,10 @@ def test_auc_is_that_of_scikit_learn(items):
 )
 def test_label_quality_is_the_mean_over_all_subsets_of_rollouts(steps, n):
     steps = [(c, c + w, t) for c, w, t in steps]
-    found = stats.label_quality(*map(np.array, zip(*steps, strict=True)), n)
+    result = stats.label_quality(*map(np.array, zip(*steps, strict=True)), n)
     kept = [(c, m, t) for c, m, t in steps if m >= n]
     if not kept:
-        assert found is None
+        assert result is None
         return
     hard, loss = [], []
     for c, m, truth in kept:
@@ -193,24 +193,24 @@ def test_label_quality_is_the_mean_over_all_subsets_of_rollouts(steps, n):
         hard.append(fmean(d > 0 for d in drawn))
         loss.append(fmean(-math.log(min(max(d / n if truth else 1 - d / n, 0.01), 0.99)) for d in drawn))
     truths = [t for *_, t in kept]
-    assert found is not None
-    assert found.steps == len(kept)
-    assert found.accuracy == pytest.approx(fmean(h if t else 1 - h for h, t in zip(hard, truths, strict=True)))
-    assert found.soft_cross_entropy == pytest.approx(fmean(loss))
+    assert result is not None
+    assert result.steps == len(kept)
+    assert result.accuracy == pytest.approx(fmean(h if t else 1 - h for h, t in zip(hard, truths, strict=True)))
+    assert result.soft_cross_entropy == pytest.approx(fmean(loss))
     wrong = [h for h, t in zip(hard, truths, strict=True) if not t]
     right = [1 - h for h, t in zip(hard, truths, strict=True) if t]
-    assert found.false_positive_rate == (pytest.approx(fmean(wrong)) if wrong else None)
-    assert found.false_negative_rate == (pytest.approx(fmean(right)) if right else None)
+    assert result.false_positive_rate == (pytest.approx(fmean(wrong)) if wrong else None)
+    assert result.false_negative_rate == (pytest.approx(fmean(right)) if right else None)
 
 
 def test_label_quality_at_all_rollouts_is_that_of_the_labels_themselves():
     correct, truth = np.array([0, 8, 2, 0, 5, 8]), np.array([False, True, False, True, True, True])
-    found = stats.label_quality(correct, np.full(6, 8), truth, 8)
-    assert found is not None
-    assert found.accuracy == pytest.approx(4 / 6)
-    assert found.false_positive_rate == pytest.approx(1 / 2)
-    assert found.false_negative_rate == pytest.approx(1 / 4)
-    assert found.soft_cross_entropy == pytest.approx(log_loss(truth, np.clip(correct / 8, 0.01, 0.99)))
+    result = stats.label_quality(correct, np.full(6, 8), truth, 8)
+    assert result is not None
+    assert result.accuracy == pytest.approx(4 / 6)
+    assert result.false_positive_rate == pytest.approx(1 / 2)
+    assert result.false_negative_rate == pytest.approx(1 / 4)
+    assert result.soft_cross_entropy == pytest.approx(log_loss(truth, np.clip(correct / 8, 0.01, 0.99)))
 
 
 def test_more_rollouts_mean_more_false_positives_and_fewer_false_negatives():

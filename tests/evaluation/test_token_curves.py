@@ -1,4 +1,4 @@
-"""The votes curve and accuracy against tokens, as evaluate() gives them."""
+"""The curves over votes, and accuracy against tokens, in the results of evaluate()."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from stepmark.types import (
 
 
 class Data:
-    """A test set whose solutions took tokens and whose verifiers may have votes."""
+    """A test set whose solutions have token counts and whose verifiers may have votes."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -40,17 +40,17 @@ class Data:
         """One (answer, verifier -> votes) per candidate; "1" is right. A single number is a score without votes."""
         p = Problem(f"p{len(self.problems)}", "question 8", "1", "t")
         self.problems.append(p)
-        for i, (answer, found) in enumerate(rows):
+        for i, (answer, by_verifier) in enumerate(rows):
             s = Solution(f"{p.id}#{i}", p.id, i, "ten chars.", ((0, 10),), tokens=tokens)
             verdict = Verdict.CORRECT if answer == "1" else Verdict.INCORRECT
             self.solutions.append(s)
             self.grades.append(GradedSolution(s.id, p.id, Grade(verdict, "", answer)))
-            for name, votes in found.items():
+            for name, votes in by_verifier.items():
                 score = fmean(votes)
-                more = {"tokens": read}
-                if len(votes) > 1:  # twenty characters were read, twenty are in each rationale
-                    more = {"votes": votes, "rationales": ("x" * 20,) * len(votes), "tokens": read * (1 + len(votes))}
-                self.verifications.setdefault(name, []).append(Verification(s.id, (score,), score, "last", **more))
+                fields = {"tokens": read}
+                if len(votes) > 1:  # the verifier read twenty characters; each rationale has twenty
+                    fields = {"votes": votes, "rationales": ("x" * 20,) * len(votes), "tokens": read * (1 + len(votes))}
+                self.verifications.setdefault(name, []).append(Verification(s.id, (score,), score, "last", **fields))
 
     def evaluate(self, **settings) -> Metrics:
         return evaluate(
@@ -59,22 +59,22 @@ class Data:
 
 
 def noisy(problems: int, pool: int, votes: int = 8, seed: int = 0) -> Data:
-    """Half of the candidates are right; a vote for a right one is likelier to be high."""
+    """About 40% of the candidates are right. A right candidate is more likely to get a high vote."""
     rng, data = random.Random(seed), Data()
     for _ in range(problems):
         rows = []
         for _ in range(pool):
             right = rng.random() < 0.4
-            said = tuple(float(rng.random() < (0.65 if right else 0.35)) for _ in range(votes))
+            genrm = tuple(float(rng.random() < (0.65 if right else 0.35)) for _ in range(votes))
             orm = (rng.gauss(0.55 if right else 0.45, 0.2),)
-            rows.append(("1" if right else rng.choice("23"), {"orm": (min(1.0, max(0.0, orm[0])),), "genrm": said}))
+            rows.append(("1" if right else rng.choice("23"), {"orm": (min(1.0, max(0.0, orm[0])),), "genrm": genrm}))
         data.problem(*rows)
     return data
 
 
 def test_one_vote_of_many_decides_as_often_as_it_is_right():
-    """Of two candidates, one vote for each: the right one wins where its vote is high and the other's low, and half
-    of the ties: 0.7 * 0.7 + 0.42 / 2."""
+    """Two candidates with one vote each: the right one wins if its vote is high and the other's low, and in half of
+    the ties: 0.7 * 0.7 + 0.42 / 2."""
     data, rng = Data(), random.Random(3)
     for _ in range(300):
         high, low = [1.0] * 7 + [0.0] * 3, [1.0] * 3 + [0.0] * 7
@@ -91,15 +91,16 @@ def test_one_vote_of_many_decides_as_often_as_it_is_right():
 
 
 def test_votes_are_taken_in_disjoint_groups():
-    """However the four votes pair up, one pair beats the other candidate and the other doesn't; of pairs that share
-    votes, both or none often would."""
+    """In every division of the four votes into two pairs, one pair beats the other candidate and one does not. If pairs
+    could share votes, often both or none would."""
     data = Data()
     data.problem(("1", {"genrm": (0.0, 0.9, 0.7, 0.4)}), ("2", {"genrm": (0.5,) * 4}))
     assert {data.evaluate(ns=[2], seed=seed).votes[2].mean for seed in range(12)} == {0.5}
 
 
 def test_every_group_of_votes_may_count():
-    """Of the three ways to pair these votes, one has no winning pair and two have one: 1/3 of the groups win."""
+    """There are three divisions of these votes into pairs. One has no winning pair and two have one: 1/3 of the groups
+    win."""
     data = Data()
     for _ in range(100):
         data.problem(("1", {"genrm": (0.0, 0.9, 0.6, 0.3)}), ("2", {"genrm": (0.5,) * 4}))
@@ -173,8 +174,8 @@ def points(m: Metrics):
 
 def test_tokens_are_those_of_solutions_and_of_what_verifiers_read_and_write():
     m = noisy(6, 4).evaluate(ns=[1, 4])
-    found = {way: p.tokens for way, p in points(m).items()}
-    assert found == pytest.approx(
+    tokens = {way: p.tokens for way, p in points(m).items()}
+    assert tokens == pytest.approx(
         {
             ("pass@1", 1, 0): 10,
             ("self_consistency", 4, 0): 40,
@@ -189,8 +190,8 @@ def test_tokens_are_those_of_solutions_and_of_what_verifiers_read_and_write():
 def test_a_few_rationales_that_are_stored_stand_for_all_that_were_drawn():
     whole, part = noisy(6, 4), noisy(6, 4)
     part.verifications["genrm"] = [replace(v, rationales=v.rationales[:2]) for v in part.verifications["genrm"]]
-    found, expected = ({way: p.tokens for way, p in points(d.evaluate(ns=[1, 4])).items()} for d in (part, whole))
-    assert found == pytest.approx(expected)
+    tokens, expected = ({way: p.tokens for way, p in points(d.evaluate(ns=[1, 4])).items()} for d in (part, whole))
+    assert tokens == pytest.approx(expected)
 
 
 def test_where_no_rationale_came_to_a_vote_fewer_cost_less_too():
@@ -198,8 +199,8 @@ def test_where_no_rationale_came_to_a_vote_fewer_cost_less_too():
     for i, v in enumerate(data.verifications["genrm"][:2]):
         lost = Verification(v.solution_id, (), 0.0, "last", Outcome.TRUNCATED, "cut", tokens=80)
         data.verifications["genrm"][i] = lost
-    found = points(data.evaluate(ns=[2]))
-    assert found["genrm", 2, 1].tokens == pytest.approx((2 * (10 + 10) + 2 * (10 + 20 + 20)) / 2)
+    by_way = points(data.evaluate(ns=[2]))
+    assert by_way["genrm", 2, 1].tokens == pytest.approx((2 * (10 + 10) + 2 * (10 + 20 + 20)) / 2)
 
 
 def test_tokens_without_stored_rationales_grow_with_the_votes():
@@ -208,8 +209,8 @@ def test_tokens_without_stored_rationales_grow_with_the_votes():
         Verification(v.solution_id, v.scores, v.score, "last", votes=v.votes, tokens=80)
         for v in data.verifications["genrm"]
     ]
-    found = points(data.evaluate(ns=[2]))
-    assert [found["genrm", 2, k].tokens for k in (1, 8)] == pytest.approx([2 * (10 + 10), 2 * (10 + 80)])
+    by_way = points(data.evaluate(ns=[2]))
+    assert [by_way["genrm", 2, k].tokens for k in (1, 8)] == pytest.approx([2 * (10 + 10), 2 * (10 + 80)])
 
 
 def test_accuracies_are_those_of_best_of_n():
@@ -224,12 +225,12 @@ def test_accuracies_are_those_of_best_of_n():
 
 
 def test_the_front_is_what_nothing_cheaper_reaches():
-    found = noisy(40, 8).evaluate(ns=[1, 2, 4, 8]).compute.points
-    assert [p.tokens for p in found] == sorted(p.tokens for p in found)
-    for i, p in enumerate(found):
-        rivals = [q for j, q in enumerate(found) if j < i or (q.tokens == p.tokens and j != i)]
+    curve = noisy(40, 8).evaluate(ns=[1, 2, 4, 8]).compute.points
+    assert [p.tokens for p in curve] == sorted(p.tokens for p in curve)
+    for i, p in enumerate(curve):
+        rivals = [q for j, q in enumerate(curve) if j < i or (q.tokens == p.tokens and j != i)]
         better = [q for q in rivals if q.accuracy.mean > p.accuracy.mean + 1e-9]
-        equal = [q for q in found[:i] if q.accuracy.mean == pytest.approx(p.accuracy.mean, abs=1e-9)]
+        equal = [q for q in curve[:i] if q.accuracy.mean == pytest.approx(p.accuracy.mean, abs=1e-9)]
         assert p.front != bool(better or equal), p
 
 
@@ -273,30 +274,30 @@ def test_differences_are_paired_by_problem():
 
 def several(*runs: Sequence[tuple[str, float, tuple[float, ...]]]):
     """(method, tokens, correct by problem) of each run; one candidate for pass@1, two for the others."""
-    made = [tuple(Way(m, 1 if m == "pass@1" else 2, 0, cost, right) for m, cost, right in run) for run in runs]
-    return summarise([MeasuredRun(ways, Bootstrap(len(ways[0].correct), draws=200)) for ways in made])
+    by_run = [tuple(Way(m, 1 if m == "pass@1" else 2, 0, cost, right) for m, cost, right in run) for run in runs]
+    return summarise([MeasuredRun(ways, Bootstrap(len(ways[0].correct), draws=200)) for ways in by_run])
 
 
 def test_several_runs_come_to_the_means_of_their_problems_and_tokens():
-    """By hand: the verifier gains 0.5 and 0.3, so its t over two runs is 12.7062 * 0.1414 / sqrt(2)."""
+    """Computed by hand: the verifier gains 0.5 and 0.3, so its t over two runs is 12.7062 * 0.1414 / sqrt(2)."""
     half, all_ = (1.0, 0.0) * 5, (1.0,) * 10
     most = (1.0,) * 6 + (0.0,) * 4
-    found = several(
+    compute = several(
         [("pass@1", 10, half), ("orm", 60, all_), ("only", 70, all_)],
         [("pass@1", 20, (0.3,) * 10), ("orm", 80, most)],
     )
-    assert [(p.method, p.tokens) for p in found.points] == [("pass@1", 15), ("orm", 70)]
-    assert [p.accuracy.mean for p in found.points] == pytest.approx([0.4, 0.8])
-    last = found.splits[-1]
+    assert [(p.method, p.tokens) for p in compute.points] == [("pass@1", 15), ("orm", 70)]
+    assert [p.accuracy.mean for p in compute.points] == pytest.approx([0.4, 0.8])
+    last = compute.splits[-1]
     assert (last.tokens, last.verified.method) == (70, "orm")
     assert last.verified_over_one.mean == pytest.approx(0.4)
     spread = 12.7062 * math.sqrt(0.02) / math.sqrt(2)
     assert last.verified_over_one.low == pytest.approx(max(-1.0, 0.4 - spread))
-    assert list(found.splits_by_verifier) == ["orm"]
+    assert list(compute.splits_by_verifier) == ["orm"]
 
 
 def test_a_difference_of_several_runs_is_paired_by_problem_in_each():
-    """Half of the problems are hopeless for both; the verifier is 0.2 better on each of the others."""
+    """Both methods get half of the problems wrong; the verifier is 0.2 better on each of the others."""
     rows = (0.0, 0.5) * 20, (0.0, 0.7) * 20
     run = [("pass@1", 10, rows[0]), ("orm", 60, rows[1])]
     gain = several(run, run, run).splits[-1].verified_over_one
@@ -309,12 +310,12 @@ def test_a_difference_of_several_runs_is_paired_by_problem_in_each():
 def test_what_is_best_of_several_runs_need_not_be_best_in_any():
     """One verifier is the best of the first run, another of the second, and the third over both."""
     low, middle, high = (0.1,) * 10, (0.6,) * 10, (0.9,) * 10
-    found = several(
+    compute = several(
         [("pass@1", 10, low), ("a", 60, high), ("b", 60, low), ("c", 60, middle)],
         [("pass@1", 10, low), ("a", 60, low), ("b", 60, high), ("c", 60, middle)],
     )
-    assert found.splits[-1].verified.method == "c"
-    assert [p.method for p in found.points if p.front] == ["pass@1", "c"]
+    assert compute.splits[-1].verified.method == "c"
+    assert [p.method for p in compute.points if p.front] == ["pass@1", "c"]
 
 
 def test_what_cannot_be_compared_is_said():
@@ -351,10 +352,10 @@ def test_a_problem_whose_solutions_do_not_say_their_tokens_is_left_out_of_them_a
     assert any("4 of 36 solutions" in note and "; 1 of 9 problems" in note for note in m.notes)
     assert all(len(way.correct) == 8 for way in m.ways)
     data.solutions = [s for s in whole if s.problem_id != "p3"]
-    there = {s.id for s in data.solutions}
+    ids = {s.id for s in data.solutions}
     data.problems = [p for p in data.problems if p.id != "p3"]
-    data.grades = [g for g in data.grades if g.solution_id in there]
-    data.verifications = {k: [v for v in many if v.solution_id in there] for k, many in data.verifications.items()}
+    data.grades = [g for g in data.grades if g.solution_id in ids]
+    data.verifications = {k: [v for v in vs if v.solution_id in ids] for k, vs in data.verifications.items()}
     without = data.evaluate(ns=[1, 4])
     assert m.compute == without.compute
     assert m.best_of_n["oracle"] != without.best_of_n["oracle"]
@@ -375,8 +376,8 @@ def test_what_became_of_rationales_is_counted_by_who_wrote_them():
     ]
     data = noisy(2, 2)
     labelled = LabelledSolution(data.solutions[0], data.grades[0].grade, (), tuple(written[:4]))
-    more = LabelledSolution(data.solutions[1], data.grades[1].grade, (), tuple(written[4:]))
-    m = data.evaluate(ns=[1, 2], rationales=[labelled, more])
+    second = LabelledSolution(data.solutions[1], data.grades[1].grade, (), tuple(written[4:]))
+    m = data.evaluate(ns=[1, 2], rationales=[labelled, second])
     lost = ("unasked", "failed", "truncated", "unparsed", "mismatch", "leak")
     none = dict.fromkeys(("rewritten", "kept_yes", "kept_no", *lost), 0)
     assert m.rationales == {

@@ -1,4 +1,4 @@
-"""Plug-ins by name and by path: found, made, refused."""
+"""Plug-ins by name and by path: how they are found, made and refused."""
 
 import pickle
 from pathlib import Path
@@ -46,9 +46,9 @@ def mine(tmp_path):
 
 @pytest.mark.parametrize("role", registry.ROLES)
 def test_every_name_is_a_class_with_the_roles_method(role):
-    found = registry.names(role)
-    assert found == sorted(found)
-    for name in found:
+    names = registry.names(role)
+    assert names == sorted(names)
+    for name in names:
         kind = registry.find(role, name)
         assert any(callable(getattr(kind, method, None)) for method in registry.ROLES[role][1])
         with pytest.raises(UnknownName):
@@ -56,15 +56,15 @@ def test_every_name_is_a_class_with_the_roles_method(role):
 
 
 def test_a_users_file_is_loaded_once_and_its_objects_can_be_sent(mine):
-    made = registry.load("verifier", mine, path="x", rate=1)
-    assert type(made) is registry.find("verifier", mine)
-    assert pickle.loads(pickle.dumps(made)) == made  # noqa: S301
+    verifier = registry.load("verifier", mine, path="x", rate=1)
+    assert type(verifier) is registry.find("verifier", mine)
+    assert pickle.loads(pickle.dumps(verifier)) == verifier  # noqa: S301
     assert mine in registry.user_files()
     assert registry.options("verifier", mine)["rate"] == 0.5
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rate": "0.5"}, "rate takes float, got '0.5' (str)"),
         ({"rate": True}, "rate takes float, got True"),
@@ -78,15 +78,15 @@ def test_a_users_file_is_loaded_once_and_its_objects_can_be_sent(mine):
         ({"rat": 1.0}, "Did you mean 'rate'?"),
     ],
 )
-def test_a_wrong_option_is_a_config_error_that_names_it(mine, options, said):
+def test_a_wrong_option_is_a_config_error_that_names_it(mine, options, message):
     with pytest.raises(ConfigError) as e:
         registry.load("verifier", mine, **{"path": "x", **options})
-    assert said in str(e.value)
+    assert message in str(e.value)
 
 
 def test_options_that_fit_are_taken(mine):
-    made = registry.load("verifier", mine, path=Path("a/b"), rate=2, count=None, flag=True, how="b", words=["x"])
-    assert (made.path, made.rate, made.count, made.flag, made.how, made.words) == ("a/b", 2, None, True, "b", ["x"])
+    v = registry.load("verifier", mine, path=Path("a/b"), rate=2, count=None, flag=True, how="b", words=["x"])
+    assert (v.path, v.rate, v.count, v.flag, v.how, v.words) == ("a/b", 2, None, True, "b", ["x"])
 
 
 def test_all_faults_come_at_once(mine):
@@ -97,7 +97,7 @@ def test_all_faults_come_at_once(mine):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("x = 1", "found none"),
         ("class A:\n def verify(self): ...\nclass B:\n def verify(self): ...", "found A, B"),
@@ -106,10 +106,10 @@ def test_all_faults_come_at_once(mine):
         ("def (", "SyntaxError"),
     ],
 )
-def test_a_file_that_is_no_plug_in_is_refused(tmp_path, text, said):
+def test_a_file_that_is_no_plug_in_is_refused(tmp_path, text, message):
     path = tmp_path / "bad.py"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         registry.load("verifier", str(path))
 
 

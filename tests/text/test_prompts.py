@@ -1,4 +1,4 @@
-"""Templates: filled by replacement, once."""
+"""Prompt templates: `{question}` is replaced once."""
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,7 @@ def test_what_is_no_prompt_of_a_template_has_no_question(text):
 
 @pytest.mark.parametrize(("text", "places"), [("no place", 0), ("{question} and {question}", 2), ("{Question}", 0)])
 def test_a_template_has_one_place(text, places):
-    with pytest.raises(ConfigError, match=f"has {places} places"):
+    with pytest.raises(ConfigError, match=rf"contains '\{{question\}}' {places} times"):
         Template(text)
 
 

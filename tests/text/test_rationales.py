@@ -1,4 +1,4 @@
-"""What a rationale has to be: cases from real texts, and properties of any text."""
+"""Filtering and closing of rationales: cases from real texts, and properties of any text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ASK = f"Verification: {VERDICT}"
 BODY = "Step 1: 2 + 2 = 4. (Correct)\nStep 2: So there are 4 apples. (Correct)"
 GOOD = f"{BODY}\n\n**Final Grade:** {ASK} Yes"
 
-# Pieces of texts as writers put them together.
+# Pieces from which the texts of the property tests are made.
 PIECES = st.sampled_from(
     [
         "Step 1: 2 + 2 = 4.",
@@ -70,8 +70,8 @@ class TestClosing:
     def test_the_same_question_under_a_step_keeps_its_answer_only(self) -> None:
         text = f"Step 1: 2 + 2 = 4. {ASK} Yes\nStep 2: 4 + 1 = 6. {ASK} No\nFinal Grade: {ASK} No"
         assert read(text).said is Said.NO
-        found = closed(text, Said.NO)
-        assert found == f"Step 1: 2 + 2 = 4. Verification: Yes\nStep 2: 4 + 1 = 6. Verification: No\n{VERDICT}{NO}"
+        result = closed(text, Said.NO)
+        assert result == f"Step 1: 2 + 2 = 4. Verification: Yes\nStep 2: 4 + 1 = 6. Verification: No\n{VERDICT}{NO}"
 
     def test_words_before_the_verdict_on_its_line_stay(self) -> None:
         assert closed(f"The second step is wrong. {ASK} No", Said.NO) == f"The second step is wrong.\n{VERDICT}{NO}"
@@ -91,11 +91,11 @@ class TestClosing:
         said = read(text).said
         if said is Said.UNPARSED:
             return
-        found = closed(text, said)
-        assert found.rpartition("\n")[2] == VERDICT + (YES if said is Said.YES else NO)
-        assert found.count(VERDICT) == 1
-        if read(found).said is said:
-            assert closed(found, said) == found
+        result = closed(text, said)
+        assert result.rpartition("\n")[2] == VERDICT + (YES if said is Said.YES else NO)
+        assert result.count(VERDICT) == 1
+        if read(result).said is said:
+            assert closed(result, said) == result
 
 
 REWRITTEN = [
@@ -155,22 +155,22 @@ class TestRewriting:
     @example(f"Expected Answer: Correct.\nThe answer key says 4, so it's wrong.\n{ASK} No")
     @example(f"Step 1: 2 + 2 = 4.\n**Verdict: No**\n**Expected Answer:** 2 + 2 = 4\n{ASK} **No**")
     def test_the_verdict_stays_and_no_leak_does(self, text: str) -> None:
-        found = rewrite(text)
-        if found is None:
+        result = rewrite(text)
+        if result is None:
             return
-        assert leaks(found) is None
-        assert read(found).said is read(text).said is not Said.UNPARSED
-        assert found.count(VERDICT) == 1
-        assert rewrite(found) == found
-        there = set(re.findall(r"\w+", f"{text} Correct Incorrect {VERDICT}"))
-        assert set(re.findall(r"\w+", found)) <= there
+        assert leaks(result) is None
+        assert read(result).said is read(text).said is not Said.UNPARSED
+        assert result.count(VERDICT) == 1
+        assert rewrite(result) == result
+        allowed = set(re.findall(r"\w+", f"{text} Correct Incorrect {VERDICT}"))
+        assert set(re.findall(r"\w+", result)) <= allowed
 
 
 class TestJudging:
     def test_a_good_one_is_kept_and_closed(self) -> None:
-        found = judged(GOOD, True, "unguided")
-        assert found.kept
-        assert (found.text, found.said, found.source) == (f"{BODY}\n{VERDICT}{YES}", "yes", "unguided")
+        result = judged(GOOD, True, "unguided")
+        assert result.kept
+        assert (result.text, result.said, result.source) == (f"{BODY}\n{VERDICT}{YES}", "yes", "unguided")
 
     def test_every_loss_has_its_name(self) -> None:
         leaking = f"The answer key says 4.\n{GOOD}"
@@ -193,14 +193,14 @@ class TestJudging:
 
     @given(TEXTS, st.booleans() | st.none(), st.sampled_from(LEAK), st.sampled_from(Finish))
     def test_what_is_kept_can_be_learnt_from(self, text: str, correct: bool | None, leak: str, finish: Finish) -> None:
-        found = judged(text, correct, "x", leak=leak, finish=finish)  # type: ignore[arg-type]
+        result = judged(text, correct, "x", leak=leak, finish=finish)  # type: ignore[arg-type]
         if leak != "keep":
-            assert leaks(found.text) is None
-        if found.kept:
+            assert leaks(result.text) is None
+        if result.kept:
             assert finish is Finish.STOP
-            assert found.text.rpartition("\n")[2] in (VERDICT + YES, VERDICT + NO)
-            assert read(found.text).said == found.said
-            assert correct is None or (found.said == "yes") == correct
+            assert result.text.rpartition("\n")[2] in (VERDICT + YES, VERDICT + NO)
+            assert read(result.text).said == result.said
+            assert correct is None or (result.said == "yes") == correct
         else:
-            assert found.lost in ("failed", "truncated", "unparsed", "mismatch", "leak")
-            assert not found.rewritten
+            assert result.lost in ("failed", "truncated", "unparsed", "mismatch", "leak")
+            assert not result.rewritten

@@ -1,4 +1,4 @@
-"""What choices come to among themselves."""
+"""The probabilities of choices among themselves."""
 
 import math
 
@@ -17,7 +17,9 @@ def test_known_chances():
 
 @given(st.lists(st.floats(-2000, 0), min_size=1, max_size=6), st.floats(-500, 500))
 def test_they_sum_to_one_keep_their_order_and_do_not_depend_on_what_all_share(logs, shared):
-    found = sampling.among(logs)
-    assert math.fsum(found) == pytest.approx(1)
-    assert all(a <= b for (x, a) in zip(logs, found, strict=True) for (y, b) in zip(logs, found, strict=True) if x <= y)
-    assert sampling.among([x + shared for x in logs]) == pytest.approx(found, abs=1e-9)
+    shares = sampling.among(logs)
+    assert math.fsum(shares) == pytest.approx(1)
+    assert all(
+        a <= b for (x, a) in zip(logs, shares, strict=True) for (y, b) in zip(logs, shares, strict=True) if x <= y
+    )
+    assert sampling.among([x + shared for x in logs]) == pytest.approx(shares, abs=1e-9)

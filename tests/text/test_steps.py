@@ -1,4 +1,4 @@
-"""Text <-> steps: nothing is lost, nothing is blank."""
+"""Splitting a text into steps: no character is lost, no step is blank."""
 
 import pytest
 from hypothesis import given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from stepmark.errors import UnknownName
 from stepmark.text import steps
 
-# Pieces that splitters look at, among any other characters.
+# Pieces at which splitters split, among any other characters.
 PIECES = [
     "\n",
     "\n\n",
@@ -45,7 +45,7 @@ def test_trailing_separators_belong_to_the_last_step(text, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "text", "found"),
+    ("how", "text", "expected"),
     [
         ("line", "\n a = 1\n\n\tb = 2 \r\nc = 3\n\n", ["a = 1", "b = 2", "c = 3"]),
         ("paragraph", "one\ntwo\n \nthree\n\n\n", ["one\ntwo", "three"]),
@@ -58,8 +58,8 @@ def test_trailing_separators_belong_to_the_last_step(text, how):
         ),
     ],
 )
-def test_known_splits(how, text, found):
-    assert [text[a:b].strip() for a, b in steps.split(text, how)] == found
+def test_known_splits(how, text, expected):
+    assert [text[a:b].strip() for a, b in steps.split(text, how)] == expected
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "\t\u2028"])
@@ -77,6 +77,6 @@ def test_an_unknown_way_is_refused():
     "text", ["a\n" * 300_000, "a" + " " * 600_000 + "b", "a" + "\n \t" * 200_000 + "b", "Step 1: a. " * 50_000]
 )
 def test_long_texts_are_split_too(how, text):
-    # A way that is quadratic in the text takes hours for these.
+    # A quadratic algorithm would take hours on these texts.
     spans = steps.split(text, how)
     assert "".join(text[a:b] for a, b in spans) == text

@@ -1,4 +1,4 @@
-"""Reading verdicts: by cases, by hand-read rationales, and by properties."""
+"""Reading verdicts: cases, rationales that were read by hand, and properties."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stepmark.text.verdicts import Reader, Said, Why, leaks, read
 DATA = Path(__file__).parents[1] / "readings"
 Q = "Verification: Is the answer correct (Yes/No)?"
 
-# Where the parser reads something else than we did, by question_id and sample_id: none in either sample.
+# Rationales on which the reader and the reading by hand differ, by question_id and sample_id: none in either sample.
 EXCEPTIONS: dict[tuple[int, int], Said] = {}
 
 
@@ -202,7 +202,7 @@ anything = st.text(max_size=200) | st.lists(
 ).map("".join)
 words = st.sampled_from([("Yes", Said.YES), ("No", Said.NO)])
 marks = st.sampled_from(["", "**", "*", "_", "`", '"', "“", "「", "<b>"])
-# A text before the verdict, in which nothing but plain words, figures and the word "not" stands.
+# A text before the verdict, made only of plain words, figures and the word "not".
 before = st.lists(
     st.sampled_from(["2 + 2 = 4.", "This is not right.", "No errors here.", "Yes, it is.", "(Correct)", "\n", "note"]),
     max_size=8,
@@ -260,7 +260,7 @@ def test_the_verdicts_of_steps_are_not_the_whole_ones(
     parts = [f"**Step {i}:** some sum\n**{Q} {word}**\n" for i, (word, _) in enumerate(steps, 1)]
     body = "\n".join(parts)
     assert read(f"{body}\n**Final Grade:** {Q} {final[0]}").said is final[1]
-    # Cut off anywhere after the second step has begun, there is no verdict on the whole.
+    # A text that is cut off after the start of the second step has no verdict on the whole solution.
     begun = len(parts[0]) + len("\n**Step 2:**")
     assert read(body[: begun + cut % (len(body) - begun)]).said is Said.UNPARSED
 
@@ -269,7 +269,7 @@ def test_the_verdicts_of_steps_are_not_the_whole_ones(
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("The solution matches the **Expected Answer**.", "Expected Answer"),
         ("<b>Expected</b> answer: 5", "Expected</b> answer"),
@@ -282,8 +282,8 @@ def test_the_verdicts_of_steps_are_not_the_whole_ones(
         ("The model answer has 5.", "model answer"),
     ],
 )
-def test_leaks_are_named(text: str, found: str) -> None:
-    assert leaks(text) == found
+def test_leaks_are_named(text: str, expected: str) -> None:
+    assert leaks(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -302,23 +302,23 @@ def test_what_a_verifier_may_find_itself_is_no_leak(text: str) -> None:
 
 
 def test_leaks_agree_with_readings_by_hand() -> None:
-    """Only one side can be tested without the whole texts: an end without the words may have them further up."""
+    """Only one direction can be tested without the whole texts: the words may be before the part that is stored."""
     for row in hand_read("verdicts_200.jsonl"):
         assert row["names_reference"] or leaks(row["end"]) is None
 
 
 @given(anything)
 def test_a_leak_is_a_part_of_the_text(text: str) -> None:
-    found = leaks(f"{text} ground truth {text}")
-    assert found is not None
-    assert found in f"{text} ground truth {text}"
+    leak = leaks(f"{text} ground truth {text}")
+    assert leak is not None
+    assert leak in f"{text} ground truth {text}"
 
 
 def test_a_reading_says_where_its_question_begins_and_every_question_has_a_place() -> None:
     text = f"Step 1: fine. {Q}\n\nStep 2: wrong.\n**Final Grade:** {Q} **No**"
-    at = text.rindex("Is the answer")
-    assert read(text).start == at
-    assert Reader(strict=True).read(text.replace("**No**", "No")).start == at
+    start = text.rindex("Is the answer")
+    assert read(text).start == start
+    assert Reader(strict=True).read(text.replace("**No**", "No")).start == start
     places = Reader().places(text)
     assert [text[a : a + 13] for a, _ in places] == ["Is the answer"] * 2
     assert Reader().places("2 + 2 = 4") == ()

@@ -1,1 +1,1 @@
-"""What is on disk and how it survives a kill: records, rows of other people's files, ledgers, units of work."""
+"""Files and how they survive a kill: records, rows of a user's files, ledgers of rollouts, units of work."""

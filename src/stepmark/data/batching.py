@@ -1,9 +1,9 @@
-"""Calls from many threads, worked on together.
+"""Joins the calls of many threads into batches.
 
-Trainers ask for one reward at a time, from many threads; a model wants a batch. Whoever calls while nothing is under
-way works at once; what others ask meanwhile waits and then is one call. Nobody waits for a clock.
+Trainers ask for one reward at a time, from many threads; a model is faster with a batch. A call that comes while no
+other is running runs at once. Calls that come meanwhile wait, and then run together as one batch. There is no timer.
 
-    verify = Together(lambda items: [score(item) for item in items])
+    verify = ThreadBatcher(lambda items: [score(item) for item in items])
     verify([item])      # from any thread
 """
 
@@ -27,8 +27,8 @@ class _Call(Generic[Item, Result]):
 
 
 class ThreadBatcher(Generic[Item, Result]):
-    """`work` gives one result per item, in order; it is never run twice at once. What it raises on several calls' items
-    is found out call by call, so that each caller gets its own results or its own error."""
+    """`work` returns one result per item, in order; it is never run twice at once. Where it raises on the items of
+    several calls, it is run again for each call alone, so that each caller gets its own results or its own error."""
 
     def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]]) -> None:
         self.work = work
@@ -36,7 +36,7 @@ class ThreadBatcher(Generic[Item, Result]):
         self._queue, self._working = threading.Lock(), threading.Lock()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.work,)  # locks can't be pickled, and another process has its own
+        return type(self), (self.work,)  # locks can't be pickled; another process makes its own
 
     def __call__(self, items: Sequence[Item]) -> list[Result]:
         call = _Call[Item, Result](items)
@@ -46,7 +46,7 @@ class ThreadBatcher(Generic[Item, Result]):
             if not call.done:
                 with self._queue:
                     calls, self._waiting = self._waiting, []
-                # Whoever took this call along may have been interrupted.
+                # The thread that took this call from the queue may have been interrupted before it ran.
                 self._run(calls if call in calls else [*calls, call])
         if call.error is not None:
             raise call.error
@@ -57,7 +57,7 @@ class ThreadBatcher(Generic[Item, Result]):
             items = [item for call in calls for item in call.items]
             results = list(self.work(items))
             if len(results) != len(items):
-                raise ValueError(f"{len(results)} results for {len(items)} items; there must be one for each.")
+                raise ValueError(f"{len(results)} results for {len(items)} items; there must be one for each item.")
             for call in calls:
                 call.results, results = results[: len(call.items)], results[len(call.items) :]
                 call.done = True

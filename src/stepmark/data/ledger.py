@@ -1,13 +1,13 @@
-"""Rollouts that were paid for: each is on disk before anything is made of it.
+"""Ledgers: files of the rollouts that were paid for. Each rollout is on disk before it is used.
 
-A ledger is a file of rollouts, one line each, to which any number of processes append as rollouts arrive; a stage
-that was killed finds there what it had, and asks for the rest alone. Beside it lies what it all came to:
+A ledger holds one rollout per line. Any number of processes append to it as rollouts arrive. A stage that was killed
+reads the rollouts it had and samples only the missing ones. Two files beside the ledger hold the totals:
 
-    rollouts/train.jsonl          the rollouts: one outcome each, FAILED ones included
-    rollouts/train.spent.json     Spent, never long behind; made anew from the lines when the ledger is opened
-    rollouts/train.lost.json      where there were any: the charges of failed rollouts that were then tried again
+    rollouts/train.jsonl          the rollouts, failed ones included
+    rollouts/train.spent.json     the totals as `Spent`, at most a moment old; recounted when the ledger is opened
+    rollouts/train.lost.json      only where there were any: the charges of failed rollouts that were tried again
 
-`Recorded` puts a ledger between a stage and a backend, and ends the work when a budget is spent.
+`Recorded` puts a ledger between a stage and a backend, and stops the work when a budget is spent.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from stepmark.protocols import Backend
 from stepmark.types import Finish, Place, Prompt, Rollout, SamplingParams
 
 LIMITS = ("rollouts", "tokens", "money", "hours")
-AT_ONCE = 512  # rollouts of a backend that costs nothing but time that may be lost to a kill
-SUM_EVERY = 0.5  # seconds between two writings of the sums
-SLICE = 64  # most rollouts that a backend gets at first while a budget is watched: nobody knows yet what one costs
-SLICES = 1024  # ... and later, while there is room for them
+AT_ONCE = 512  # rollouts written together for a local backend: a kill may lose this many, which cost only time
+SUM_EVERY = 0.5  # seconds between two writings of the totals
+SLICE = 64  # with a budget: most rollouts in the first calls of the backend, while the price of one is unknown
+SLICES = 1024  # with a budget: most rollouts in later calls
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What rollouts came to."""
+    """The number of rollouts, with their tokens and price."""
 
-    rollouts: int = 0  # outcomes, failed ones included
+    rollouts: int = 0  # failed ones included
     failed: int = 0
     prompt_tokens: int = 0  # as the backend charges them
     tokens: int = 0  # generated
@@ -55,7 +55,7 @@ class Spent:
         )
 
     def and_of(self, finish: str, prompt_tokens: int, tokens: int, price: tuple[float, float]) -> Spent:
-        """With one more rollout. `price` is per million prompt tokens and per million generated ones."""
+        """The totals with one more rollout. `price` is per million prompt tokens and per million generated tokens."""
         return Spent(
             self.rollouts + 1,
             self.failed + (finish == Finish.FAILED),
@@ -67,13 +67,13 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits on what a run may spend. Raises ConfigError for one that is not above 0."""
+    """Limits on what a run may spend. Raises ConfigError for a limit that is not above 0."""
 
     rollouts: float | None = None
-    tokens: float | None = None  # prompt tokens and generated ones together
+    tokens: float | None = None  # prompt tokens and generated tokens together
     money: float | None = None  # in the unit of the backend's price
-    hours: float | None = None  # of this sitting
-    began: float = field(default_factory=time.time)  # of this sitting, in seconds since 1970
+    hours: float | None = None  # since this command started
+    began: float = field(default_factory=time.time)  # when this command started, in seconds since 1970
 
     def __post_init__(self) -> None:
         faults = [
@@ -85,7 +85,7 @@ class Budget:
             raise ConfigError(faults)
 
     def over(self, spent: Spent) -> str | None:
-        """Which limit is reached, in words; None while there is something left."""
+        """The limit that is reached, in words; None if no limit is reached."""
         used = {
             "rollouts": spent.rollouts,
             "tokens": spent.tokens + spent.prompt_tokens,
@@ -99,7 +99,7 @@ class Budget:
         return None
 
     def room(self, spent: Spent) -> float:
-        """How many rollouts are left, if they go on costing what they cost so far."""
+        """The number of rollouts left, at the average cost of the rollouts so far."""
         used = {"rollouts": spent.rollouts, "tokens": spent.tokens + spent.prompt_tokens, "money": spent.money}
         limits = {name: getattr(self, name) for name in used}
         left = [spent.rollouts * (limit / used[n] - 1) for n, limit in limits.items() if limit is not None and used[n]]
@@ -109,7 +109,8 @@ class Budget:
 
 
 def parse_budget(texts: Sequence[str]) -> Budget | None:
-    """`tokens=2e6`, `money=5`, `hours=1.5`, `rollouts=10000`; None for none. Raises ConfigError with all faults."""
+    """Parses `tokens=2e6`, `money=5`, `hours=1.5`, `rollouts=10000`; None for no texts. Raises ConfigError with all
+    faults."""
     limits, faults = dict[str, float](), []
     for text in texts:
         name, _, number = text.partition("=")
@@ -125,26 +126,27 @@ def parse_budget(texts: Sequence[str]) -> Budget | None:
 
 
 def need_price(budget: Budget | None, backends: Iterable[Backend | None]) -> None:
-    """Raises ConfigError for a limit on money where no backend has a price: it would never be reached."""
+    """Raises ConfigError for a limit on money if no backend has a price: the limit would never be reached."""
     if budget is None or budget.money is None or any(any(getattr(b, "price", ())) for b in backends):
         return
     raise ConfigError(
-        "budget: money can't be counted, since no model here has a price. Give the backend its price (openai: "
-        "price_input and price_output), or limit tokens, rollouts or hours."
+        "budget: money can't be counted, since no model here has a price. Set the price in the backend's options "
+        "(openai: price_input and price_output), or limit tokens, rollouts or hours."
     )
 
 
 class Ledger:
-    """One file of rollouts. Pickles as its path and price."""
+    """One file of rollouts, with its totals. Pickles as its path and price."""
 
     def __init__(self, path: Place, price: tuple[float, float] = (0.0, 0.0)) -> None:
-        self.path, self.price = Path(path), price  # price: per million prompt tokens, per million generated ones
+        self.path, self.price = Path(path), price  # price: per million prompt tokens, per million generated tokens
         self._file: io.FileIO | None = None
-        self._new, self._summed = Spent(), 0.0  # added since the sums were written, and when that was
+        # Unwritten: what was added since the totals were last written, at the time `_written_at`.
+        self._unwritten, self._written_at = Spent(), 0.0
 
     @classmethod
     def of(cls, path: Place, backend: Backend) -> Ledger:
-        """With the backend's price, where it has one."""
+        """A ledger with the backend's price, or with 0 if the backend has none."""
         return cls(path, getattr(backend, "price", (0.0, 0.0)))
 
     @property
@@ -154,16 +156,17 @@ class Ledger:
 
     @property
     def spent(self) -> Spent:
-        """What the ledger's rollouts came to; other processes' latest ones may be missing for a moment."""
-        return self._stored + self._new
+        """The ledger's totals. The latest rollouts of other processes may be missing for a moment."""
+        return self._stored_totals + self._unwritten
 
     def open(self, keep: Callable[[str], bool]) -> dict[str, list[Rollout]]:
-        """The rollouts of the prompts for which `keep(prompt id)` holds, by prompt id, for a sitting that starts.
+        """The rollouts of the prompts for which `keep(prompt id)` is true, by prompt id. A command calls it at its
+        start, before any process appends.
 
-        Reads the file once and holds no more than what it returns; what is left of a line that a kill tore is cut
-        off. Failed rollouts among those kept are taken out of the file: they are to be tried again; what a server
-        charged for them stays in the sums. Call it before others append. Raises DataError for a line that is none."""
-        found: dict[str, list[Rollout]] = {}
+        Reads the file once and holds in memory only what it returns. Cuts off a last line that a kill left incomplete.
+        Removes the failed rollouts of these prompts from the file, so that they are tried again; what a server charged
+        for them stays in the totals. Raises DataError for a line that is not a rollout."""
+        by_prompt: dict[str, list[Rollout]] = {}
         spent, lost, failed = Spent(), self._lost(), set[str]()
         decode = store.decoder(Rollout)
         if self.path.exists():
@@ -180,25 +183,28 @@ class Ledger:
                             lost += replace(cost, rollouts=0)
                             continue
                         if wanted:
-                            found.setdefault(prompt, []).append(decode(fields))
+                            by_prompt.setdefault(prompt, []).append(decode(fields))
                         spent = spent.and_of(fields["finish"], fields["prompt_tokens"], fields["tokens"], self.price)
                     except (ValueError, TypeError, KeyError, AttributeError) as e:
-                        why = f"{type(e).__name__}: {e}"
-                        raise DataError(f"{self.path}, line {number}: not a rollout: {why}. Delete this line.") from e
+                        reason = f"{type(e).__name__}: {e}"
+                        raise DataError(
+                            f"{self.path}, line {number}: not a rollout: {reason}. Delete this line."
+                        ) from e
         if failed:
             if lost != Spent():
-                store.write_text(self._charges, json.dumps(asdict(lost)) + "\n")
+                store.write_text(self._lost_path, json.dumps(asdict(lost)) + "\n")
             self._rewrite(failed)
-        store.write_text(self._sums, json.dumps(asdict(spent + lost)) + "\n")
-        self._new = Spent()  # it is among the lines
-        for prompt, rollouts in found.items():
-            if len({r.index for r in rollouts}) < len(rollouts):  # another sitting was still ending as this one began
-                found[prompt] = list({r.index: r for r in rollouts}.values())
-        return found
+        store.write_text(self._totals_path, json.dumps(asdict(spent + lost)) + "\n")
+        self._unwritten = Spent()  # `spent` has counted it
+        for prompt, rollouts in by_prompt.items():
+            # An earlier command that was still ending when this one started may have sampled the same indices.
+            if len({r.index for r in rollouts}) < len(rollouts):
+                by_prompt[prompt] = list({r.index: r for r in rollouts}.values())
+        return by_prompt
 
     def add(self, rollouts: Sequence[Rollout]) -> None:
-        """Appends rollouts with one write(), whoever else is appending. Raises StageError when the disk refuses, with
-        the file as it was before."""
+        """Appends rollouts with one write(); other processes may append too. Raises StageError when the disk refuses
+        the write, and leaves the file as it was before."""
         data = b"".join(map(store.encode, rollouts))
         with self._locked() as file:
             store.drop_torn_line(file)
@@ -210,37 +216,37 @@ class Ledger:
                 file.truncate(before)
                 raise StageError(f"{self.path} can't be written: {e.strerror}. Make room and start again.") from e
             for r in rollouts:
-                self._new = self._new.and_of(r.finish, r.prompt_tokens, r.tokens, self.price)
-            if time.monotonic() - self._summed > SUM_EVERY:
-                self._sum_up()
+                self._unwritten = self._unwritten.and_of(r.finish, r.prompt_tokens, r.tokens, self.price)
+            if time.monotonic() - self._written_at > SUM_EVERY:
+                self._write_totals()
 
     def sum_up(self) -> None:
-        """Brings the sums up to date with what this process has added."""
-        if self._new.rollouts:
+        """Adds to the stored totals what this process has appended since they were last written."""
+        if self._unwritten.rollouts:
             with self._locked():
-                self._sum_up()
+                self._write_totals()
 
-    def _sum_up(self) -> None:
-        beside = self._sums.with_suffix(".new")
-        beside.write_text(json.dumps(asdict(self._stored + self._new)) + "\n", encoding="utf-8")
-        beside.replace(self._sums)
-        self._new, self._summed = Spent(), time.monotonic()
-
-    @property
-    def _stored(self) -> Spent:
-        return Spent(**json.loads(self._sums.read_bytes())) if self._sums.exists() else Spent()
+    def _write_totals(self) -> None:
+        temporary = self._totals_path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(self._stored_totals + self._unwritten)) + "\n", encoding="utf-8")
+        temporary.replace(self._totals_path)
+        self._unwritten, self._written_at = Spent(), time.monotonic()
 
     @property
-    def _sums(self) -> Path:
+    def _stored_totals(self) -> Spent:
+        return Spent(**json.loads(self._totals_path.read_bytes())) if self._totals_path.exists() else Spent()
+
+    @property
+    def _totals_path(self) -> Path:
         return self.path.with_suffix(".spent.json")
 
     @property
-    def _charges(self) -> Path:
+    def _lost_path(self) -> Path:
         return self.path.with_suffix(".lost.json")
 
     def _lost(self) -> Spent:
-        """What failed rollouts cost that were tried again."""
-        return Spent(**json.loads(self._charges.read_bytes())) if self._charges.exists() else Spent()
+        """The charges of failed rollouts that were tried again."""
+        return Spent(**json.loads(self._lost_path.read_bytes())) if self._lost_path.exists() else Spent()
 
     @contextmanager
     def _locked(self) -> Iterator[io.FileIO]:
@@ -251,18 +257,18 @@ class Ledger:
             yield self._file
 
     def _rewrite(self, without: Container[str]) -> None:
-        beside = self.path.with_suffix(".new")
-        with beside.open("wb") as file:
+        temporary = self.path.with_suffix(".new")
+        with temporary.open("wb") as file:
             file.writelines(
                 store.encode(r) for r in self.records if r.finish is not Finish.FAILED or r.key not in without
             )
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(self.path)
+        temporary.replace(self.path)
         self.close()
 
     def close(self) -> None:
-        """Closes the file, all sums written; the next `add` opens it again."""
+        """Writes the totals and closes the file; the next `add` opens it again."""
         self.sum_up()
         if self._file is not None:
             self._file.close()
@@ -281,14 +287,14 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A backend whose rollouts go through a ledger: known ones come from it, new ones are in it before they are
-    seen. A backend with a true attribute `remote` has each written as it comes.
+    """A backend with a ledger: rollouts that the ledger holds are not sampled again, and new rollouts are written to
+    the ledger before they are returned. If the backend's attribute `remote` is true, each is written as it comes.
 
-    Raises BudgetReached when what all the ledgers in the directory of `ledger` came to exceeds the budget."""
+    Raises BudgetReached when the totals of all ledgers in the directory of `ledger` reach the budget."""
 
     backend: Backend
     ledger: Ledger
-    known: dict[str, Rollout] = field(default_factory=dict)  # by key; new ones join as they come
+    known: dict[str, Rollout] = field(default_factory=dict)  # by key; new rollouts are added
     budget: Budget | None = None
 
     @property
@@ -309,45 +315,45 @@ class Recorded:
                     yield rollout
             todo += [replace(prompt, first=first, n=n) for first, n in runs(missing)]
         while todo:
-            part, todo = (todo, []) if self.budget is None else _cut(todo, self._room(self.budget))
+            part, todo = (todo, []) if self.budget is None else _split(todo, self._next_size(self.budget))
             fresh: list[Rollout] = []
             try:
                 for rollout in self.backend.sample(part, params):
                     fresh.append(rollout)
                     if len(fresh) >= (1 if self.remote else AT_ONCE):
-                        kept, fresh = self._kept(fresh), []
-                        yield from kept
-            finally:  # a backend that breaks, or a reader that stops, loses nothing that came before
-                self._kept(fresh)
+                        stored, fresh = self._store(fresh), []
+                        yield from stored
+            finally:  # when the backend breaks or the reader stops, the rollouts that came before are still stored
+                self._store(fresh)
                 self.ledger.sum_up()
             yield from fresh
 
-    def _kept(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
+    def _store(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
         if rollouts:
             self.ledger.add(rollouts)
             self.known.update((r.key, r) for r in rollouts)
         return rollouts
 
-    def _room(self, budget: Budget) -> int:
-        """How many rollouts to ask for next, few when the end is near. Raises BudgetReached at the end."""
+    def _next_size(self, budget: Budget) -> int:
+        """The number of rollouts to sample next, fewer near the limit. Raises BudgetReached at the limit."""
         self.ledger.sum_up()
         spent = spent_in(self.ledger.path.parent)
-        why = budget.over(spent)
-        if why is not None:
+        reached = budget.over(spent)
+        if reached is not None:
             raise BudgetReached(
-                f"the budget is spent: {why}. All rollouts are kept in {self.ledger.path.parent}; "
+                f"the budget is spent: {reached}. All rollouts are kept in {self.ledger.path.parent}; "
                 "the same command with a larger --budget goes on from there."
             )
         return max(1, int(min(SLICES if spent.rollouts >= SLICE else SLICE, budget.room(spent))))
 
 
 def spent_in(directory: Place) -> Spent:
-    """What all the ledgers of a directory came to."""
+    """The totals of all ledgers in a directory."""
     return sum((Spent(**json.loads(p.read_bytes())) for p in sorted(Path(directory).glob("*.spent.json"))), Spent())
 
 
 def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Rising indices as (first, how many) runs: a kill may leave holes, and a prompt asks for a run."""
+    """Rising indices as consecutive runs, each (first, count). A kill may leave gaps, and a prompt asks for one run."""
     first = count = 0
     for index in indices:
         if count and index == first + count:
@@ -360,14 +366,14 @@ def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield first, count
 
 
-def _cut(prompts: Sequence[Prompt], size: int) -> tuple[list[Prompt], list[Prompt]]:
-    """The first `size` rollouts of prompts, and the others."""
+def _split(prompts: Sequence[Prompt], size: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Splits prompts into those for the first `size` rollouts, and those for the rest."""
     first: list[Prompt] = []
-    for at, prompt in enumerate(prompts):
+    for position, prompt in enumerate(prompts):
         n = min(prompt.n, size)
         first.append(replace(prompt, n=n))
         size -= n
         if not size:
             rest = [replace(prompt, first=prompt.first + n, n=prompt.n - n)] if n < prompt.n else []
-            return first, [*rest, *prompts[at + 1 :]]
+            return first, [*rest, *prompts[position + 1 :]]
     return first, []

@@ -1,7 +1,7 @@
-"""How rollouts and verifications ended, counted apart, and how much of what can't be used is too much.
+"""Counts of how rollouts and verifications ended, and limits on the shares that can't be used.
 
-A rollout that could not be graded, ran out of tokens or never came is not a wrong answer; a job in which most end
-that way measures nothing, and stops with the reason instead of spending on.
+A rollout that could not be graded, ran out of tokens or never came is not a wrong answer. A stage in which most
+rollouts end that way measures nothing, so it stops with the reason and spends no more.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ Record = TypeVar("Record")
 
 ADVICE = {
     "failed": "see the reasons in the ledger, and whether the server is up",
-    "truncated": "allow more tokens (max_tokens), or look whether the model ends its texts at all",
+    "truncated": "allow more tokens (max_tokens), or check whether the model ends its texts at all",
     "ungradable": "look at some of the texts: the prompt may not ask for an answer that the grader can find",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCounts:
-    """Counts of what came of something asked for."""
+    """Counts of the outcomes of rollouts, solutions or verifications."""
 
     scored: int = 0  # ended, and could be graded or scored, right or wrong
-    ungradable: int = 0  # ended, but could not be
+    ungradable: int = 0  # ended, but could not be graded or scored
     truncated: int = 0  # ran out of tokens
     failed: int = 0  # never came
 
@@ -48,12 +48,12 @@ class OutcomeCounts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest shares, from 0 to 1, that a stage puts up with. 1 never stops."""
+    """The largest shares, from 0 to 1, that a stage allows. A share of 1 never stops it."""
 
     failed: float = 0.2
     truncated: float = 0.5
     ungradable: float = 0.5
-    after: int = 200  # outcomes before the shares count
+    after: int = 200  # outcomes before the shares are checked
 
     def __post_init__(self) -> None:
         faults = [
@@ -67,7 +67,8 @@ class Limits:
             raise ConfigError(faults)
 
     def exceeded(self, outcomes: OutcomeCounts, what: str = "rollouts") -> str | None:
-        """Why to stop, with what to do about it; None while all is well. `what` was asked for, in words."""
+        """The reason to stop, with advice; None if all shares are within the limits. `what` names the things that are
+        counted, in the message."""
         if outcomes.total < self.after:
             return None
         for name, advice in ADVICE.items():
@@ -80,31 +81,32 @@ class Limits:
         return None
 
 
-# What may become of a rationale; one of the kept ones may be rewritten, and says yes or no.
+# Why a rationale is lost, and the keys of `of_rationales`: a kept rationale may be rewritten, and says yes or no.
 LOST = ("unasked", "failed", "truncated", "unparsed", "mismatch", "leak")
 RATIONALES = ("asked", "kept", "rewritten", *LOST, "kept_yes", "kept_no")
-COMPARED = ("outcome", "rule", "nli")  # sources of labels that no rollout stands behind
+COMPARED = ("outcome", "rule", "nli")  # sources of labels that are made without rollouts
 
 
 def parse_limits(texts: Sequence[str]) -> Limits:
-    """`truncated=0.9`, `after=1000`; the usual ones for none. Raises ConfigError with all faults."""
-    given, faults = dict[str, float](), []
+    """Parses `truncated=0.9`, `after=1000`; the default limits for no texts. Raises ConfigError with all faults."""
+    limits, faults = dict[str, float](), []
     names = [f.name for f in fields(Limits)]
     for text in texts:
         name, _, number = text.partition("=")
         try:
-            given[name] = int(number) if name == "after" else float(number)
+            limits[name] = int(number) if name == "after" else float(number)
         except ValueError:
             faults.append(f"limit: {text!r} is not NAME=NUMBER, e.g. truncated=0.9.")
         if name not in names:
             faults.append(f"limit: there is none of the name {name!r}. There are: {', '.join(names)}.")
     if faults:
         raise ConfigError(faults)
-    return Limits(**given)  # type: ignore[arg-type]
+    return Limits(**limits)  # type: ignore[arg-type]
 
 
 class LimitCheck(Generic[Record]):
-    """Adds up the outcomes of a sitting as its records come, and says when to stop (units.run's `watch`)."""
+    """Adds up the outcomes of a stage as its records come, and returns the reason to stop, if any. It is the `watch`
+    argument of `work_units.run`. The counts begin at zero with each command."""
 
     def __init__(self, limits: Limits | None, of: Callable[[Sequence[Record]], OutcomeCounts], what: str) -> None:
         self.limits, self.of, self.what = limits or Limits(), of, what
@@ -116,50 +118,51 @@ class LimitCheck(Generic[Record]):
 
 
 def of_labels(labelled: Iterable[LabelledSolution]) -> OutcomeCounts:
-    """Of the rollouts behind labels, and of rationales that a model wrote: one without a verdict counts as ungradable,
-    one that is lost for what it says as scored. Labels that no rollout stands behind are left out."""
+    """Outcomes of the rollouts behind labels, and of the rationales that a model wrote. A rationale without a verdict
+    counts as ungradable; one that is lost because of its content counts as scored. Labels made without rollouts are
+    left out."""
     labelled = list(labelled)
-    labels = [x for found in labelled for x in found.labels if x.source not in COMPARED and not x.inferred]
-    lost = [r.lost for found in labelled for r in found.rationales if r.source != "oracle" and r.lost != "unasked"]
-    came = Counter(lost)
+    labels = [x for item in labelled for x in item.labels if x.source not in COMPARED and not x.inferred]
+    lost = [r.lost for item in labelled for r in item.rationales if r.source != "oracle" and r.lost != "unasked"]
+    reasons = Counter(lost)
     return OutcomeCounts(
-        sum(x.gradable for x in labels) + len(lost) - came["unparsed"] - came["truncated"] - came["failed"],
-        sum(x.ungradable for x in labels) + came["unparsed"],
-        sum(x.truncated for x in labels) + came["truncated"],
-        sum(x.failed for x in labels) + came["failed"],
+        sum(x.gradable for x in labels) + len(lost) - reasons["unparsed"] - reasons["truncated"] - reasons["failed"],
+        sum(x.ungradable for x in labels) + reasons["unparsed"],
+        sum(x.truncated for x in labels) + reasons["truncated"],
+        sum(x.failed for x in labels) + reasons["failed"],
     )
 
 
 def of_rationales(labelled: Iterable[LabelledSolution]) -> dict[str, dict[str, int]]:
-    """What became of written verifications: source -> how many were asked for, kept, and lost for which reason; of
-    those kept, how many were rewritten and how many say yes and no."""
-    found: dict[str, Counter[str]] = {}
+    """Counts of rationales by source: how many were asked for, kept, and lost for each reason; of the kept ones, how
+    many were rewritten, and how many say yes and no."""
+    by_source: dict[str, Counter[str]] = {}
     for rationale in (r for x in labelled for r in x.rationales):
-        counts = found.setdefault(rationale.source, Counter(dict.fromkeys(RATIONALES, 0)))
+        counts = by_source.setdefault(rationale.source, Counter(dict.fromkeys(RATIONALES, 0)))
         counts["asked"] += 1
         counts[rationale.lost or "kept"] += 1
         if rationale.kept:
             counts["rewritten"] += rationale.rewritten
             counts[f"kept_{rationale.said}"] += 1
-    return {source: dict(counts) for source, counts in sorted(found.items())}
+    return {source: dict(counts) for source, counts in sorted(by_source.items())}
 
 
 def of_solutions(solutions: Iterable[Solution]) -> OutcomeCounts:
-    """Of drawn solutions, which nobody has graded yet: one that ended counts as scored."""
-    cut = [s.finish is Finish.LENGTH for s in solutions]
-    return OutcomeCounts(scored=len(cut) - sum(cut), truncated=sum(cut))
+    """Outcomes of sampled solutions that are not graded yet: a solution that ended counts as scored."""
+    truncated = [s.finish is Finish.LENGTH for s in solutions]
+    return OutcomeCounts(scored=len(truncated) - sum(truncated), truncated=sum(truncated))
 
 
 def of_grades(graded: Sequence[GradedSolution]) -> OutcomeCounts:
-    """Of graded solutions; one that ran out of tokens is known by its reason."""
-    cut = sum(g.grade == TRUNCATED for g in graded)
-    bad = sum(g.grade.verdict is Verdict.UNGRADABLE for g in graded) - cut
-    return OutcomeCounts(len(graded) - bad - cut, bad, cut)
+    """Outcomes of graded solutions. A solution that ran out of tokens is recognised by the reason in its grade."""
+    truncated = sum(g.grade == TRUNCATED for g in graded)
+    ungradable = sum(g.grade.verdict is Verdict.UNGRADABLE for g in graded) - truncated
+    return OutcomeCounts(len(graded) - ungradable - truncated, ungradable, truncated)
 
 
 def of_verifications(verifications: Iterable[Verification]) -> OutcomeCounts:
-    """Of verifications; one that could not be parsed counts as ungradable."""
-    found = Counter(v.outcome for v in verifications)
+    """Outcomes of verifications; one that could not be parsed counts as ungradable."""
+    counts = Counter(v.outcome for v in verifications)
     return OutcomeCounts(
-        found[Outcome.SCORED], found[Outcome.UNPARSED], found[Outcome.TRUNCATED], found[Outcome.FAILED]
+        counts[Outcome.SCORED], counts[Outcome.UNPARSED], counts[Outcome.TRUNCATED], counts[Outcome.FAILED]
     )

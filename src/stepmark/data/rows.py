@@ -1,12 +1,12 @@
-"""Rows of a user's data: one JSON object per line, checked one by one, the bad ones set aside with a reason.
+"""Reads rows of a user's data: one JSON object per line. Each row is checked; bad rows are set aside with a reason.
 
-A file may be plain or gzip (told by its first bytes, not its name) and of any length: one line is held at a time.
-A bad row never stops the others; a source that can't be read at all raises DataError. A source that is no
-local file or directory may be the id of a data set on the Hugging Face hub, read by the `datasets` library where
-that is installed.
+A file may be plain or gzip (recognised by its first bytes, not its name) and of any length: one line is in memory at a
+time. A bad row never stops the others; a source that can't be read at all raises DataError. A source that is not a
+local file or directory may be the id of a data set on the Hugging Face hub; the `datasets` library reads it, if it is
+installed.
 
-Checked: UTF-8, JSON, an object, fields present and of the right type, not empty, not too long, no NUL characters,
-no lone surrogates (which could not be written out again), ids unique.
+The checks: the line is UTF-8 and a JSON object; the fields are present, of the right type, not empty, not too long, and
+without NUL characters and lone surrogates (which could not be written out again); ids are unique.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from stepmark.types import Place, Problem, ProblemSet, Quarantined
 
 GZIP = b"\x1f\x8b"
 MAX_LINE = 16 * 2**20  # bytes; a longer line is set aside without being held in memory
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # what a split's file in a directory may end in
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # allowed endings of a split's file in a directory
 ID_LIMIT = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A text that a row must or may have."""
+    """A text field that a row must have, or may have."""
 
     name: str
     limit: int = 100_000  # characters
     required: bool = True  # an optional field may be absent, null or empty
-    number: bool = False  # a number is taken too, and written in plain digits: 5.0 is "5"
+    number: bool = False  # a number is allowed too, and becomes text in plain digits: 5.0 is "5"
 
 
 QUESTION = Field("question")
@@ -52,8 +52,8 @@ class Row:
 
     file: str  # the path as it was given, or the data set's id
     line: int  # 1-based
-    id: str  # the row's own, or its line number where it has none
-    text: Mapping[str, str]  # the fields asked for; an optional one that is absent is ""
+    id: str  # the row's id, or its line number if it has none
+    text: Mapping[str, str]  # the fields asked for; an absent optional field is ""
     values: Mapping[str, object]  # the whole row as decoded
 
 
@@ -66,11 +66,11 @@ def read(
     config: str | None = None,
     max_line: int = MAX_LINE,
 ) -> Iterator[Row | Quarantined]:
-    """The rows of a source, in order. `source` is a file (then `split` is not used), a directory that has a file
-    named after `split`, or a data set's id on the hub, of which `config` names the configuration.
+    """The rows of a source, in order. `source` is a file (then `split` is not used), a directory with a file named
+    after `split`, or the id of a data set on the hub, with `config` as its configuration.
 
-    Rows without `id_field` get their line number as id. Raises DataError, before the first row, when there is
-    no such source."""
+    Rows without `id_field` get their line number as id. Raises DataError, before the first row, if the source does not
+    exist."""
     path = Path(source)
     if path.is_dir():
         path = _in_directory(path, split)
@@ -87,35 +87,35 @@ def read(
 def problems(
     rows: Iterable[Row | Quarantined], make: Callable[[Row], Problem | Quarantined | None], limit: int | None = None
 ) -> ProblemSet:
-    """What `make` makes of each row: a problem, a reason to leave the row out, or None for a row of another split.
-    Stops reading at `limit` problems."""
+    """Makes problems of rows. `make` returns a problem, a quarantined row with the reason, or None for a row of another
+    split. Reading stops at `limit` problems."""
     good: list[Problem] = []
     bad: list[Quarantined] = []
     if limit is not None and limit <= 0:
         return ProblemSet(())
     for row in rows:
-        made = make(row) if isinstance(row, Row) else row
-        if isinstance(made, Quarantined):
-            bad.append(made)
-        elif made is not None:
-            good.append(made)
+        problem = make(row) if isinstance(row, Row) else row
+        if isinstance(problem, Quarantined):
+            bad.append(problem)
+        elif problem is not None:
+            good.append(problem)
             if len(good) == limit:
                 break
     return ProblemSet(tuple(good), tuple(bad))
 
 
 def _in_directory(folder: Path, split: str) -> Path:
-    found = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
-    if len(found) == 1:
-        return found[0]
-    there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+    files = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
     raise DataError(
-        f"directory {folder} has {len(found)} files for the split {split!r}; there is: {there}. "
+        f"directory {folder} has {len(files)} files for the split {split!r}; it holds: {names}. "
         f"It needs exactly one of {', '.join(split + suffix for suffix in SUFFIXES)}."
     )
 
 
-# What decoding makes of one line: its number and the row's value, or why there is none.
+# One decoded line: its number, and its value or the reason why it has none.
 _Decoded = tuple[int, object] | tuple[int, "_Bad"]
 
 
@@ -127,8 +127,8 @@ class _Bad:
 def _decode_file(path: Path, max_line: int) -> Iterator[_Decoded]:
     number = 0
     try:
-        with path.open("rb") as probe:
-            zipped = probe.read(2) == GZIP
+        with path.open("rb") as file:
+            zipped = file.read(2) == GZIP
         with cast("IO[bytes]", gzip.open(path, "rb") if zipped else path.open("rb")) as lines:
             while raw := lines.readline(max_line + 1):
                 number += 1
@@ -145,7 +145,7 @@ def _decode_file(path: Path, max_line: int) -> Iterator[_Decoded]:
 
 
 def _decode_line(raw: bytes) -> tuple[object] | None:
-    """The line's value in a tuple, for it may be null; None for a blank line."""
+    """The line's value in a tuple, because the value may be null; None for a blank line."""
     if not raw.strip():
         return None
     if b"\0" in raw:
@@ -169,7 +169,7 @@ def _decode_hub(name: str, config: str | None, split: str) -> Iterator[_Decoded]
         ) from e
     try:
         data = datasets.load_dataset(name, config, split=split)
-    except Exception as e:  # the library raises its own, the network's and the file system's errors alike
+    except Exception as e:  # the library raises errors of its own, of the network and of the file system
         raise DataError(
             f"data set {name!r} (configuration {config!r}, split {split!r}) can't be loaded from the hub: "
             f"{type(e).__name__}: {e}. Give the path of a local JSONL file instead."
@@ -181,7 +181,7 @@ def _check(
     file: str, decoded: Iterable[_Decoded], fields: Sequence[Field], id_field: str
 ) -> Iterator[Row | Quarantined]:
     seen: dict[str, int] = {}
-    wanted = (*fields, Field(id_field, limit=ID_LIMIT, required=False, number=True))
+    all_fields = (*fields, Field(id_field, limit=ID_LIMIT, required=False, number=True))
     for line, value in decoded:
         if isinstance(value, _Bad):
             yield Quarantined(file, line, value.reason)
@@ -191,12 +191,12 @@ def _check(
             continue
         text: dict[str, str] = {}
         faults: list[str] = []
-        for f in wanted:
-            found = _text(value.get(f.name), f)
-            if isinstance(found, _Bad):
-                faults.append(f"field {f.name!r}: {found.reason}" + ("" if f.name in value else _has(value)))
+        for f in all_fields:
+            checked = _text(value.get(f.name), f)
+            if isinstance(checked, _Bad):
+                faults.append(f"field {f.name!r}: {checked.reason}" + ("" if f.name in value else _row_fields(value)))
             else:
-                text[f.name] = found
+                text[f.name] = checked
         id = text.get(id_field) or str(line)
         if not id.isprintable():
             faults.append(f"field {id_field!r}: an id may not hold control characters")
@@ -215,7 +215,7 @@ def _text(value: object, field: Field) -> str | _Bad:
     if field.number and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             return _Bad(f"not a finite number: {value}")
-        # Through the shortest text that reads back the same: 0.1 stays 0.1, and 1e-7 gets its zeros.
+        # repr gives the shortest text that reads back as the same number: 0.1 stays 0.1, and 1e-7 gets its zeros.
         value = str(int(value)) if value == int(value) else format(Decimal(repr(value)), "f")
     if not isinstance(value, str):
         return _Bad(f"wrong type: {_type(value)}, not text{' or a number' if field.number else ''}")
@@ -235,5 +235,5 @@ def _type(value: object) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
-def _has(value: Mapping[str, object]) -> str:
+def _row_fields(value: Mapping[str, object]) -> str:
     return f" (the row has: {', '.join(repr(k)[:40] for k in list(value)[:10]) or 'nothing'})"

@@ -1,18 +1,18 @@
-"""What a run keeps on disk: append-only records, the resolved configuration, files that are whole or absent.
+"""Files of a run: append-only records, the resolved configuration, and other files that are complete or absent.
 
-A stage's results are lines of JSON, one frozen dataclass each, appended with one write() per batch. A process
-killed at any moment leaves whole lines and at most one torn one at the end, which the next one to append cuts off;
-so a stage resumes with
+A stage's results are lines of JSON, one frozen dataclass each, appended with one write() per batch. A process that is
+killed at any moment leaves complete lines and at most one incomplete line at the end. The next process that appends
+cuts the incomplete line off. So a stage resumes with
 
     done = out.keys()
     out.append(work(u) for u in batch if u.id not in done)
 
-and nothing is lost or there twice. Each line opens with its record's key, so that keys are read without parsing
-the rest. Text is stored exactly, NUL bytes and lone surrogates included (only a high and a low surrogate that
-stand side by side as two characters come back as the one character they stand for, as JSON has it).
+and no record is lost or stored twice. Each line starts with its record's key, so keys are read without parsing the
+rest. Text is stored exactly, including NUL bytes and lone surrogates. One exception: a high and a low surrogate side by
+side, as two characters, come back as the one character that they encode, as JSON defines it.
 
-Other files are written beside their place and renamed into it. Locks are the kernel's (flock): they go when the
-process goes, however it goes. Where a file system has no locks, nothing guards against two writers.
+Other files are written under a temporary name and then renamed. Locks are the kernel's (flock): they end with the
+process, however it ends. On a file system without locks, nothing guards against two writers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from stepmark.types import Place
 
 
 class StoredRecord(Protocol):
-    """A dataclass whose `key` names the record once and for all."""
+    """A dataclass with a `key` that identifies the record and never changes."""
 
     @property
     def key(self) -> str: ...
@@ -54,20 +54,20 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class Records(Generic[T]):
-    """The records of one kind in one file. Reading needs no lock and sees whole records only; the first append
-    locks the file against other writers until `close` (or the end of the process, or of a `with` block)."""
+    """The records of one kind in one file. Reading needs no lock and returns complete records only. The first append
+    locks the file against other writers until `close`, the end of a `with` block, or the end of the process."""
 
     def __init__(self, path: Place, kind: type[T]) -> None:
         self.path = Path(path)
         self.kind = kind
         self._file: io.FileIO | None = None
-        self._keys: set[str] = set()  # true only while the file is open
+        self._keys: set[str] = set()  # valid only while the file is open
 
     def append(self, records: Iterable[T]) -> int:
-        """Adds records with one write() and returns how many; all of them are in the file when this returns.
+        """Appends records with one write() and returns their number. All of them are in the file when this returns.
 
-        Raises DataError, having written nothing, for a key that the file or the batch has already; StageError
-        when another process is writing the file or the disk refuses, with the file as it was before."""
+        Raises DataError for a key that the file or the batch already has, and then writes nothing. Raises StageError
+        if another process is writing the file, or if the disk refuses the write; the file then stays as it was."""
         batch = list(records)
         if not batch:
             return 0
@@ -75,8 +75,8 @@ class Records(Generic[T]):
         keys = {r.key for r in batch}
         if len(keys) < len(batch) or not keys.isdisjoint(self._keys):
             seen = set(self._keys)
-            twice = next(r.key for r in batch if r.key in seen or seen.add(r.key))  # type: ignore[func-returns-value]
-            raise DataError(f"{self.path}: a record with the key {twice!r} is there already. Skip what keys() has.")
+            known = next(r.key for r in batch if r.key in seen or seen.add(r.key))  # type: ignore[func-returns-value]
+            raise DataError(f"{self.path} already has a record with the key {known!r}. Skip the keys that keys() has.")
         data = memoryview(b"".join(map(encode, batch)))
         before = os.fstat(file.fileno()).st_size
         try:
@@ -88,35 +88,36 @@ class Records(Generic[T]):
             if isinstance(e, OSError):
                 raise StageError(
                     f"{self.path} can't be written: {e.strerror}. The {len(self._keys)} records in it are kept; "
-                    "make room and give the same command again."
+                    "make room and run the same command again."
                 ) from e
             raise
         self._keys |= keys
         return len(batch)
 
     def keys(self) -> set[str]:
-        """The keys of all whole records. Raises DataError for a line that is no record, or a key there twice."""
+        """The keys of all complete records. Raises DataError for a line that is not a record, and for a key that
+        occurs twice."""
         if self._file is not None:
             return set(self._keys)
-        found: set[str] = set()
+        keys: set[str] = set()
         for number, line in self._lines():
             m = _KEY.match(line)
             if m is None or not line.endswith(b"}\n"):
-                raise self._corrupt(number, "it does not open with a key or does not end with a brace")
+                raise self._corrupt(number, "it does not start with a key or does not end with a brace")
             raw = m[1]
             key = json.loads(b'"' + raw + b'"') if b"\\" in raw else raw.decode("utf-8", "replace")
-            if key in found:
-                raise self._corrupt(number, f"the key {key!r} was there before")
-            found.add(key)
-        return found
+            if key in keys:
+                raise self._corrupt(number, f"a line before has the key {key!r} too")
+            keys.add(key)
+        return keys
 
     def __iter__(self) -> Iterator[T]:
-        """The records in the order in which they were written. Raises DataError for a line that is no record."""
+        """The records in the order in which they were written. Raises DataError for a line that is not a record."""
         decode = decoder(self.kind)
         named = any(f.name == "key" for f in dataclasses.fields(self.kind))  # type: ignore[arg-type]
         for number, line in self._lines():
             try:
-                fields = json.loads(line.decode())  # given bytes, json would guess another encoding at NULs
+                fields = json.loads(line.decode())  # decoded here, because json guesses the encoding of bytes with NULs
                 key = fields["key"] if named else fields.pop("key")
                 record: T = decode(fields)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
@@ -126,16 +127,16 @@ class Records(Generic[T]):
             yield record
 
     def __len__(self) -> int:
-        """How many whole records there are (counts lines, parses none)."""
+        """The number of complete records (counts lines without parsing them)."""
         return sum(1 for _ in self._lines())
 
     def claim(self) -> None:
-        """Locks the file against other writers from now on, as the first append does. Raises StageError where another
-        has it."""
+        """Locks the file against other writers from now on, as the first append does. Raises StageError if another
+        writer holds the lock."""
         self._open()
 
     def close(self) -> None:
-        """Forces what was appended to the disk and lets other processes write. Reading goes on working."""
+        """Flushes the appended records to the disk and lets other processes write. Reading still works afterwards."""
         if self._file is not None:
             file, self._file, self._keys = self._file, None, set()
             with file:
@@ -161,7 +162,7 @@ class Records(Generic[T]):
             return
         with file:
             for number, line in enumerate(file, 1):
-                if line.endswith(b"\n"):  # only the last line may lack it: it is torn, or just being written
+                if line.endswith(b"\n"):  # only the last line may lack it: torn by a kill, or being written now
                     yield number, line
 
     def _open(self) -> io.FileIO:
@@ -182,15 +183,15 @@ class Records(Generic[T]):
             self._file = file
         return self._file
 
-    def _corrupt(self, line: int, why: str) -> DataError:
+    def _corrupt(self, line: int, reason: str) -> DataError:
         return DataError(
-            f"{self.path}, line {line}: not a {self.kind.__name__} record: {why}. Only a torn last line is mended by "
-            "itself; delete this line, and the same command will make its record again."
+            f"{self.path}, line {line}: not a {self.kind.__name__} record: {reason}. Only an incomplete last line is "
+            "repaired automatically. Delete this line; then the same command makes its record again."
         )
 
 
 class RunDir:
-    """A directory that holds one run: config.json, records as NAME.jsonl, and files that are whole or absent."""
+    """The directory of one run: config.json, records as NAME.jsonl, and other files that are complete or absent."""
 
     def __init__(self, path: Place) -> None:
         self.path = Path(path)
@@ -198,11 +199,12 @@ class RunDir:
         self._records: dict[str, Records[Any]] = {}
 
     def open(self, config: Mapping[str, Any], upgrade: Callable[[Any], Any] | None = None) -> RunDir:
-        """Locks the directory, made where missing, and writes `config` to config.json or compares the two.
+        """Locks the directory, and creates it if it is missing. Writes `config` to config.json, or compares the two if
+        config.json exists. Leave settings that can't change a result (such as workers) out of `config`. `upgrade` turns
+        a stored configuration of an earlier version into one of this version.
 
-        `upgrade` turns a stored configuration of an earlier version into one of this version. Raises ConfigChanged with
-        the diff where they differ, StageError while another process has it open, ConfigError for a value that JSON
-        can't hold. Leave out of `config` what can't change a result (workers)."""
+        Raises ConfigChanged with the diff if they differ, StageError while another process has the directory open, and
+        ConfigError for a value that JSON can't hold."""
         plain = self._plain(config)
         if self._lock is None:
             self._lock = self._take_lock()
@@ -234,19 +236,19 @@ class RunDir:
             raise ConfigError(f"the configuration of {self.path} can't be stored: {e}. Use plain values.") from e
 
     def records(self, name: str, kind: type[K]) -> Records[K]:
-        """The records in NAME.jsonl; `name` may have folders in it. The same object at every call."""
-        found = self._records.setdefault(name, Records(self.path / f"{name}.jsonl", kind))
-        if found.kind is not kind:
-            raise DataError(f"{found.path} holds {found.kind.__name__} records, not {kind.__name__}.")
-        return found
+        """The records in NAME.jsonl; `name` may contain folders. Every call for a name returns the same object."""
+        records = self._records.setdefault(name, Records(self.path / f"{name}.jsonl", kind))
+        if records.kind is not kind:
+            raise DataError(f"{records.path} holds {records.kind.__name__} records, not {kind.__name__}.")
+        return records
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Writes a value of plain types and dataclasses, whole or not at all. Raises ValueError for NaN and infinity,
-        which other programs can't read."""
+        """Writes a value of plain types and dataclasses, completely or not at all. Raises ValueError for NaN and
+        infinity, which other programs can't read."""
         return write_text(self.path / name, _dumps(value))
 
     def read_json(self, name: str) -> Any:
-        """What write_json wrote. Raises DataError where it is missing or broken."""
+        """Reads a file of write_json. Raises DataError if it is missing or broken."""
         try:
             return json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
@@ -255,7 +257,7 @@ class RunDir:
             raise DataError(f"{self.path / name} is not JSON: {e}.") from e
 
     def write_text(self, name: str, text: str) -> Path:
-        """Writes a text file, whole or not at all."""
+        """Writes a text file, completely or not at all."""
         return write_text(self.path / name, text)
 
     def close(self) -> None:
@@ -284,7 +286,8 @@ class RunDir:
             holder = file.read(20).decode("ascii", "replace").strip() or "unknown"
             file.close()
             raise StageError(
-                f"{self.path} is in use by another run (process {holder}). Wait for its end, or use another directory."
+                f"{self.path} is in use by another run (process {holder}). Wait until it ends, or use another "
+                "directory."
             )
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
@@ -292,12 +295,12 @@ class RunDir:
 
 
 def write_json(path: Place, value: object) -> None:
-    """Writes a small JSON file so that it is either there whole or not at all."""
+    """Writes a small JSON file, completely or not at all."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Place, text: str) -> Path:
-    """Writes UTF-8, whole or not at all; lone surrogates, which UTF-8 can't hold, as backslash escapes."""
+    """Writes UTF-8, completely or not at all. Lone surrogates, which UTF-8 can't hold, become backslash escapes."""
     with replacing_file(path) as file:
         file.write(text)
     return Path(path)
@@ -305,38 +308,39 @@ def write_text(path: Place, text: str) -> Path:
 
 @contextlib.contextmanager
 def replacing_file(path: Place) -> Iterator[io.TextIOWrapper]:
-    """A text file beside `path` that is renamed into its place when the block ends well, and gone when it does not:
-    a reader finds the old file or the new, never a part. Lone surrogates are written as backslash escapes."""
+    """A temporary text file that is renamed to `path` if the block ends without an error, and deleted otherwise. So a
+    reader finds the old file or the new one, never a part. Lone surrogates are written as backslash escapes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
 
 
 @contextlib.contextmanager
 def replacing(path: Place) -> Iterator[Path]:
-    """A directory to fill that takes the place of `path` when the block ends well, and is gone when it does not.
+    """A new directory for the block to fill. It replaces `path` if the block ends without an error, and is deleted
+    otherwise.
 
-    Killed in the middle, the old directory is still there: at `path`, or (between two renames) where
-    `settled(path)` finds it. One writer at a time."""
+    After a kill in the middle, the old directory still exists: at `path`, or (between the two renames) at a place from
+    which `settled(path)` restores it. Only one writer at a time."""
     path = settled(path)
     new, old = (path.with_name(path.name + end) for end in (".new", ".old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         yield new
-        for place in new.rglob("*"):
-            if place.is_file():
-                with place.open("rb") as file:
+        for entry in new.rglob("*"):
+            if entry.is_file():
+                with entry.open("rb") as file:
                     os.fsync(file.fileno())
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -349,7 +353,7 @@ def replacing(path: Place) -> Iterator[Path]:
 
 
 def settled(path: Place) -> Path:
-    """`path`, after putting right what a kill in the middle of `replacing` left there."""
+    """Returns `path`, after repairing what a kill in the middle of `replacing` left there."""
     path = Path(path)
     old = path.with_name(path.name + ".old")
     if old.exists():
@@ -361,18 +365,19 @@ def settled(path: Place) -> Path:
 
 
 def encode(record: StoredRecord) -> bytes:
-    """A record's line, its end included."""
+    """A record's line, with its line end."""
     line = _LINE.encode({"key": record.key} | _fields(record)) + "\n"
     try:
         return line.encode()
-    except UnicodeEncodeError:  # a lone surrogate: only \u escapes can carry it
+    except UnicodeEncodeError:  # a lone surrogate: only a \u escape can represent it
         return _ASCII_LINE.encode({"key": record.key} | _fields(record)).encode() + b"\n"
 
 
 @functools.cache
 def decoder(kind: Any) -> Callable[[Any], Any]:
-    """A function from parsed JSON to a value of type `kind`: a dataclass, an enum, str, int, float, bool, and
-    tuples, mappings from str, and options of these. It raises TypeError or ValueError for anything else."""
+    """A function from parsed JSON to a value of type `kind`, which may be a dataclass, an enum, str, int, float, bool,
+    a tuple or a mapping from str of these, or one of these or None. The function raises TypeError or ValueError for
+    any other value."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _dataclass_decoder(kind)
@@ -389,8 +394,8 @@ def decoder(kind: Any) -> Callable[[Any], Any]:
         items = [decoder(a) for a in args]
         return lambda v: tuple([f(x) for f, x in zip(items, v, strict=True)]) if type(v) is list else _misfit(kind, v)
     if origin in (typing.Union, types.UnionType) and len(args) == 2 and types.NoneType in args:
-        some = decoder(args[0] if args[1] is types.NoneType else args[1])
-        return lambda v: None if v is None else some(v)
+        item = decoder(args[0] if args[1] is types.NoneType else args[1])
+        return lambda v: None if v is None else item(v)
     if isinstance(origin, type) and issubclass(origin, Mapping) and args[0] is str:
         value = decoder(args[1])
         return lambda v: {k: value(x) for k, x in v.items()} if type(v) is dict else _misfit(kind, v)
@@ -404,15 +409,15 @@ def _dataclass_decoder(kind: Any) -> Callable[[Any], Any]:
     def decode(value: Any) -> Any:
         if type(value) is not dict:
             _misfit(kind, value)
-        known = {}
+        values = {}
         for name, x in value.items():
             if name not in fields:
                 raise ValueError(f"{kind.__name__} has no field {name!r}; was it written by another version?")
             try:
-                known[name] = fields[name](x)
+                values[name] = fields[name](x)
             except (TypeError, ValueError) as e:
                 raise type(e)(f"{name}: {e}") from None
-        return kind(**known)
+        return kind(**values)
 
     return decode
 
@@ -422,7 +427,7 @@ def _misfit(kind: Any, value: Any) -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """One level of a dataclass: the encoder asks again for what is inside."""
+    """The fields of one dataclass, not of those inside it: the encoder calls this again for each of them."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise TypeError(f"a value of type {type(value).__name__} can't be stored")
     return {name: getattr(value, name) for name in _names(type(value))}
@@ -443,7 +448,7 @@ def _dumps(value: Any, sort_keys: bool = False) -> str:
 
 @contextlib.contextmanager
 def locked(file: io.FileIO) -> Iterator[None]:
-    """Holds the file's lock for a moment, after whoever has it."""
+    """Holds the file's lock during the block; waits while another process holds it."""
     _lock(file.fileno(), wait=True)
     try:
         yield
@@ -453,7 +458,8 @@ def locked(file: io.FileIO) -> Iterator[None]:
 
 
 def _lock(descriptor: int, wait: bool = False) -> bool:
-    """Whether this process now holds the file's lock, or the file system has no locks."""
+    """Takes the file's lock. Returns False only if another process holds it: on a file system without locks it returns
+    True."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -465,16 +471,16 @@ def _lock(descriptor: int, wait: bool = False) -> bool:
 
 
 def drop_torn_line(file: io.FileIO) -> None:
-    """Cuts off what a kill left behind the last whole line. The caller holds the file's lock."""
+    """Cuts off an incomplete last line, which a kill left. The caller holds the file's lock."""
     end = size = os.fstat(file.fileno()).st_size
     if not size or os.pread(file.fileno(), 1, size - 1) == b"\n":
         return
     while end:
         start = max(0, end - (1 << 16))
         file.seek(start)
-        at = file.read(end - start).rfind(b"\n")
-        if at >= 0:
-            end = start + at + 1
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
             break
         end = start
     if end < size:

@@ -1,10 +1,10 @@
-"""Work in units: split it, hand it to an executor, keep each result as it comes, go on past what fails.
+"""Runs a stage's work in units: splits the items, maps a function over the units, stores results, survives failures.
 
-Every stage is this with another function inside. Results are appended here, in the parent, one write per unit;
-so a kill loses the units under way and nothing else, and the next call asks only for what is missing.
+Every stage calls `run` with a function of its own. The parent process appends the results, one write per unit.
+So a kill loses only the units that were in progress, and the next call does only what is missing.
 
-A unit that raises is done again item by item, so that one bad item costs itself alone. What is wrong for every
-item alike (a setting, a checkpoint, a backend as a whole) ends the stage at once instead.
+A unit that raises is done again item by item, so that one bad item loses nothing but itself. An error that is the same
+for every item (a setting, a checkpoint, a backend that is down) ends the stage at once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Item = TypeVar("Item")
 Record = TypeVar("Record", bound=StoredRecord)
 
 FATAL = (ConfigError, CheckpointError, BackendError, BudgetReached)
-PATIENCE = 20  # failures from which on a stage stops when it fails more often than it succeeds
+PATIENCE = 20  # with at least this many failures, a stage stops if failures outnumber successes
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An item that could not be worked on. Nothing of it is stored, so the same command tries it again."""
+    """An item whose work raised an error. Nothing of it is stored, so the same command tries it again."""
 
-    item: str  # what it was, by its id
+    item: str  # the item's id
     reason: str  # the error, in one line
 
     @property
@@ -41,30 +41,31 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a unit came to, as a worker sends it back."""
+    """The result of a unit, as a worker sends it back."""
 
     records: tuple[StoredRecord, ...]
     failed: tuple[Failed, ...]
-    weight: int  # of the unit's items, failed ones included
+    weight: int  # of all the unit's items, including the failed ones
 
 
 def pair(problems: Sequence[Problem], solutions: Iterable[Solution]) -> list[tuple[Problem, Solution]]:
-    """Each solution with its problem, in the order of the problems and then of the samples: the same list
-    whatever order a parallel run wrote them in. Raises DataError for a solution of no known problem."""
-    place = {p.id: i for i, p in enumerate(problems)}
-    found = list(solutions)
-    for s in found:
-        if s.problem_id not in place:
+    """Pairs each solution with its problem, ordered by problem and then by sample. The order in which a parallel run
+    wrote the solutions does not matter. Raises DataError for a solution whose problem is not in `problems`."""
+    order = {p.id: i for i, p in enumerate(problems)}
+    ordered = list(solutions)
+    for s in ordered:
+        if s.problem_id not in order:
             raise DataError(
-                f"solution {s.id!r} is of the problem {s.problem_id!r}, which is none of the {len(place)} given. "
-                "Load the task, split and options that the solutions were made with."
+                f"solution {s.id!r} belongs to problem {s.problem_id!r}, which is not among the {len(order)} problems "
+                "loaded. Load the task, split and options that the solutions were sampled with."
             )
-    found.sort(key=lambda s: (place[s.problem_id], s.sample))
-    return [(problems[place[s.problem_id]], s) for s in found]
+    ordered.sort(key=lambda s: (order[s.problem_id], s.sample))
+    return [(problems[order[s.problem_id]], s) for s in ordered]
 
 
 def split(items: Iterable[Item], weigh: Callable[[Item], int], size: int) -> Iterator[tuple[Item, ...]]:
-    """Runs of items whose weights add up to about `size`; an item that weighs more is alone."""
+    """Splits items into units of consecutive items whose weights add up to at most `size`. An item that weighs more
+    is a unit of its own."""
     unit: list[Item] = []
     weight = 0
     for item in items:
@@ -91,44 +92,44 @@ def run(
     progress: Callable[[Progress], None] | None,
     watch: Callable[[Sequence[Record], int], str | None] | None = None,
 ) -> tuple[Failed, ...]:
-    """Appends what `work` makes of `items` to `out` and returns the items that failed.
+    """Applies `work` to `items`, appends the results to `out`, and returns the items that failed.
 
-    `watch` sees each unit's records once they are kept, and how many of its items failed; it ends the stage by giving
-    a reason. `work`, `name` and
-    `weigh` must be picklable. `weigh` counts the records that an item should give, `size` is how many of them make a
-    unit, `already` how many were there before. Raises StageError when nearly all fails, or `watch` says so."""
-    began = time.monotonic()
+    `weigh` gives the number of records expected from an item, `size` the number of records per unit, and `already` the
+    number of records that `out` had before. `watch` gets each unit's records after they are stored, and the number of
+    its items that failed; it ends the stage by returning a reason. `work`, `name` and `weigh` must be picklable.
+    Raises StageError when most items fail, when the backend breaks, or when `watch` returns a reason."""
+    started = time.monotonic()
     done, total = already, already + sum(map(weigh, items))
-    made, failed = 0, list[Failed]()
+    stored, failed = 0, list[Failed]()
     report = progress or (lambda _: None)
     if total > done:
         report(Progress(stage, done, total, 0.0))
-    todo = split(items, weigh, size)
+    units = split(items, weigh, size)
     try:
-        for result in executor.map(partial(_guarded, work=work, name=name, weigh=weigh), todo):
+        for result in executor.map(partial(_guarded, work=work, name=name, weigh=weigh), units):
             out.append(result.records)  # type: ignore[arg-type]
             failed += result.failed
-            made += len(result.records)
+            stored += len(result.records)
             done += result.weight
             note = f"{len(failed)} failed" if failed else ""
-            report(Progress(stage, done, total, time.monotonic() - began, note))
-            if len(failed) >= PATIENCE and len(failed) > made:
+            report(Progress(stage, done, total, time.monotonic() - started, note))
+            if len(failed) >= PATIENCE and len(failed) > stored:
                 break
-            why = watch(result.records, len(result.failed)) if watch is not None else None  # type: ignore[arg-type]
-            if why is not None:
-                raise StageError(f"{stage} stopped: {why}\n{_kept(out)}")
+            reason = watch(result.records, len(result.failed)) if watch is not None else None  # type: ignore[arg-type]
+            if reason is not None:
+                raise StageError(f"{stage} stopped: {reason}\n{_resume_hint(out)}")
     except BackendError as e:
-        raise StageError(f"{stage} stopped: {e}\n{_kept(out)}") from e
-    if failed and (not made or (len(failed) >= PATIENCE and len(failed) > made)):
+        raise StageError(f"{stage} stopped: {e}\n{_resume_hint(out)}") from e
+    if failed and (not stored or (len(failed) >= PATIENCE and len(failed) > stored)):
         raise StageError(
-            f"{stage} stopped: {len(failed)} of {len(failed) + made} items failed, the first one, "
-            f"{failed[0].item}, with {failed[0].reason}\n{_kept(out)}"
+            f"{stage} stopped: {len(failed)} of {len(failed) + stored} items failed. The first was "
+            f"{failed[0].item}: {failed[0].reason}\n{_resume_hint(out)}"
         )
     return tuple(failed)
 
 
-def _kept(out: Records[Record]) -> str:
-    return f"{len(out)} records are kept in {out.path}; mend the cause, and the same command goes on from there."
+def _resume_hint(out: Records[Record]) -> str:
+    return f"{len(out)} records are kept in {out.path}. Fix the cause; then the same command goes on from there."
 
 
 def _guarded(
@@ -140,9 +141,9 @@ def _guarded(
 ) -> Done:
     weight = sum(map(weigh, unit))
     try:
-        made = tuple(work(unit))
-        failed = tuple(r for r in made if isinstance(r, Failed))
-        return Done(tuple(r for r in made if not isinstance(r, Failed)), failed, weight)
+        results = tuple(work(unit))
+        failed = tuple(r for r in results if isinstance(r, Failed))
+        return Done(tuple(r for r in results if not isinstance(r, Failed)), failed, weight)
     except FATAL:
         raise
     except Exception as e:

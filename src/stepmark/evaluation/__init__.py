@@ -1,1 +1,1 @@
-"""Records in, numbers out: rankings, accuracies with intervals, label evidence, cost curves. No torch."""
+"""Figures from records: rankings, accuracies with intervals, the evidence of labels, accuracy against tokens."""

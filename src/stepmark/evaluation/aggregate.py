@@ -1,8 +1,8 @@
-"""Step scores -> a solution's score.
+"""Aggregates the scores of a solution's steps to one score for the solution.
 
 Math-Shepherd (section 3.4) takes the minimum: a solution is as good as its worst step. Others found the product, the
-mean or the last step better for other kinds of label, so all four are here and evaluations report each.
-The product favours short solutions; the mean forgives one wrong step among many.
+mean or the last step better with other kinds of labels, so all four are here and evaluations report each.
+The product favours short solutions; the mean hides one wrong step among many.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = MappingProxyType(
 
 
 def aggregate(scores: Sequence[float], how: Aggregate = "min") -> float:
-    """The solution's score, in [0, 1] as its steps' scores are. Of no scores at all it is 0.0, the lowest there is: an
-    empty product is 1, and an attempt without a step must not win by it. Raises UnknownName."""
+    """The solution's score, in [0, 1] like the scores of its steps. Without scores it is 0.0, the lowest score: an
+    empty product is 1, and a solution without steps must not win because of that. Raises UnknownName."""
     if not callable(how):
         if how not in AGGREGATES:
             raise UnknownName("aggregation", how, AGGREGATES)

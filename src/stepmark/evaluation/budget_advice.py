@@ -1,12 +1,13 @@
-"""How to spend a budget of tokens for each problem: on more samples, on votes of a verifier, or on no verifier at all.
+"""Recommends how to spend a budget of tokens per problem: on more samples, on votes of a verifier, or on no verifier.
 
-"When To Solve, When To Verify" (arXiv 2504.01005) finds plain voting ahead of generative verification at equal compute
-until the budget is several times what voting needs to level off. Here a finished run says where that point lies for its
-own models: from every way of choosing that it measured (evaluation/token_curves.py), the best that the budget pays for.
+"When To Solve, When To Verify" (arXiv 2504.01005) finds that plain voting is ahead of generative verification at equal
+compute, until the budget is several times what voting needs to level off. This module finds that point for the models
+of a finished run: of all selection methods that the run measured (evaluation/token_curves.py), it takes the best one
+within the budget.
 
-Of one sample, a plain vote and a verifier, the simplest is recommended that nothing else within the budget beats
-beyond the noise: the 95% interval of the paired difference has to leave out zero. Deviation: the paper fits curves
-and extends them; nothing is said here beyond what the run has measured, so more samples than it drew are never advised.
+It recommends the simplest of one sample, a plain vote and a verifier, unless another one within the budget is clearly
+better: the 95% interval of the paired difference excludes zero. Deviation: the paper fits curves and extrapolates. We
+use only what the run has measured, so we never recommend more samples than the run drew.
 
     stepmark plan --optimal runs/genrm_last_letter --tokens 500 --tokens 4000
 """
@@ -28,31 +29,32 @@ from stepmark.evaluation.token_curves import WEIGHTED, Compute, Point, Split
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What to do with a budget."""
+    """The recommendation for one budget."""
 
-    budget: float  # tokens for a problem
+    budget: float  # tokens per problem
     chosen: Point
-    verify: bool  # whether what is chosen uses a verifier
-    plain: Point  # the best without one: one sample or a plain vote
-    verified: Point | None  # the best with one; None where the budget pays for none
+    verify: bool  # whether `chosen` uses a verifier
+    plain: Point  # the best without a verifier: one sample or a plain vote
+    verified: Point | None  # the best with a verifier; None if the budget is too small for one
     gain: Interval | None  # of `verified` over `plain`, paired by problem
     reason: str  # in a few words
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the problems of one part of a run's test say."""
+    """The recommendations from one part of a run's test problems."""
 
     name: str  # in_distribution or out_of_distribution
     problems: int
-    ways: int  # of choosing, compared on these problems
+    ways: int  # number of selection methods, with their N and K, compared on these problems
     voting: Point | None  # the largest plain vote that was measured
     advice: tuple[Advice, ...]  # by rising budget
-    notes: tuple[str, ...]  # what the run says of how the tokens were counted
+    notes: tuple[str, ...]  # the run's notes on how tokens were counted
 
 
 class Measured(Protocol):
-    """What is read of a run's metrics: of one part of its test, and of the second part where there is one."""
+    """The part of a run's metrics that is used here: for one part of its test problems, and for a second part if it
+    has one."""
 
     @property
     def problems(self) -> int: ...
@@ -65,68 +67,71 @@ class Measured(Protocol):
 
 
 def advise(metrics: Measured, budgets: Sequence[float], run: Path) -> list[Part]:
-    """What the metrics of a finished run advise for each of `budgets`, or for powers of two, by each part of its test.
+    """Recommendations from the metrics of a finished run, for each of `budgets` (or powers of two), for each part of
+    its test problems.
 
-    `run` is the run's directory, for messages. A run of several seeds is advised on as one (run/seeds.py). Raises
-    DataError for a run without accuracy against tokens, ConfigError for a budget below one sample."""
+    `run` is the run's directory, for messages. A run of several seeds counts as one run (run/seeds.py). Raises
+    DataError for a run without accuracy against tokens, ConfigError for a budget that is too small for one sample."""
     parts = [_part("in_distribution", metrics, budgets, run)]
     if metrics.out_of_distribution is not None:
         parts.append(_part("out_of_distribution", metrics.out_of_distribution, budgets, run))
     return parts
 
 
-def _part(name: str, metrics: Measured, budgets: Sequence[float], place: Path) -> Part:
-    found = metrics.compute
+def _part(name: str, metrics: Measured, budgets: Sequence[float], run: Path) -> Part:
+    compute = metrics.compute
     notes = tuple(note for note in metrics.notes if "accuracy against tokens" in note.lower())
-    if found is None or not found.splits:
-        why = next((note for note in notes if "was not" in note), "")
+    if compute is None or not compute.splits:
+        reason = next((note for note in notes if "was not" in note), "")
         raise DataError(
-            f"{place / 'metrics.json'} has no accuracy against tokens. {why or 'It is older than that measure.'} "
-            f"`stepmark evaluate {place}` measures anew; imported solutions need their `tokens`."
+            f"{run / 'metrics.json'} has no accuracy against tokens. {reason or 'It is older than that measure.'} "
+            f"Run `stepmark evaluate {run}` to measure again; imported solutions need their `tokens`."
         )
-    least, most = found.splits[0].tokens, found.splits[-1].tokens
-    if bad := [b for b in budgets if not (b >= least and math.isfinite(b))]:
+    least, most = compute.splits[0].tokens, compute.splits[-1].tokens
+    if too_small := [b for b in budgets if not (b >= least and math.isfinite(b))]:
         raise ConfigError(
-            f"--tokens is {', '.join(f'{b:g}' for b in bad)}; one sample takes {least:,.1f} tokens for a problem on "
-            f"average: give at least {math.ceil(least)}."
+            f"--tokens is {', '.join(f'{b:g}' for b in too_small)}; one sample takes {least:,.1f} tokens for a problem "
+            f"on average: give at least {math.ceil(least)}."
         )
     powers = range(max(0, math.ceil(math.log2(least))), max(0, math.ceil(math.log2(most))) + 1)
-    wanted = sorted(set(budgets)) or [2.0**i for i in powers]
-    advice = tuple(_advice(b, [s for s in found.splits if s.tokens <= b][-1]) for b in wanted)
-    votes = [p for p in found.points if p.method == SELF_CONSISTENCY]
-    return Part(name, metrics.problems, len(found.points), votes[-1] if votes else None, advice, notes)
+    ascending = sorted(set(budgets)) or [2.0**i for i in powers]
+    advice = tuple(_advice(b, [s for s in compute.splits if s.tokens <= b][-1]) for b in ascending)
+    votes = [p for p in compute.points if p.method == SELF_CONSISTENCY]
+    return Part(name, metrics.problems, len(compute.points), votes[-1] if votes else None, advice, notes)
 
 
 def _advice(budget: float, split: Split) -> Advice:
     one, voting, verified = split.one, split.voting, split.verified
-    # A vote that is worse than one sample is nobody's rival.
+    # Compare the verifier with a vote only if the vote is better than one sample.
     plain, gain = one, split.verified_over_one
     if voting is not None and voting.accuracy.mean > one.accuracy.mean:
         plain, gain = voting, split.verified_over_voting
-    if verified is not None and _clear(gain):
-        why = f"better than {_words(plain)} beyond the noise"
-        return Advice(budget, verified, True, plain, verified, gain, why)
-    settled = plain is not one and (_clear(split.voting_over_one) or _clear(split.verified_over_one))
-    chosen = plain if settled else one
+    if verified is not None and _is_clear(gain):
+        reason = f"better than {_plain_method(plain)} beyond the noise"
+        return Advice(budget, verified, True, plain, verified, gain, reason)
+    one_is_beaten = plain is not one and (_is_clear(split.voting_over_one) or _is_clear(split.verified_over_one))
+    chosen = plain if one_is_beaten else one
     if verified is None:
         reason = "the budget pays for no verifier"
     elif gain is not None and gain.high < 0:
-        reason = f"leave verification out: {_words(plain)} is better than the {_way(verified)}"
+        reason = f"leave verification out: {_plain_method(plain)} is better than the {_method(verified)}"
     else:
-        reason = f"leave verification out: {_words(chosen)} is as good within the noise as the {_way(verified)}"
+        reason = (
+            f"leave verification out: {_plain_method(chosen)} is as good within the noise as the {_method(verified)}"
+        )
     return Advice(budget, chosen, False, plain, verified, gain, reason)
 
 
-def _clear(gain: Interval | None) -> bool:
+def _is_clear(gain: Interval | None) -> bool:
     return gain is not None and gain.low > 0
 
 
-def _words(point: Point) -> str:
+def _plain_method(point: Point) -> str:
     return "one sample" if point.n == 1 else "plain voting"
 
 
-def _way(point: Point) -> str:
-    """What to do, in words that can be followed."""
+def _method(point: Point) -> str:
+    """The selection method of a point, as text that a user can follow."""
     if point.n == 1:
         return "one sample"
     if point.method == SELF_CONSISTENCY:
@@ -138,7 +143,7 @@ def _way(point: Point) -> str:
 
 
 def table(found: Sequence[Part]) -> str:
-    """The advice for a terminal."""
+    """The recommendations as a table for a terminal."""
     return "\n\n".join(map(_table, found))
 
 
@@ -146,7 +151,7 @@ def _table(part: Part) -> str:
     rows: list[tuple[str, ...]] = [("tokens", "do this", "takes", "accuracy", "and verification")]
     rows += _rows(part.advice)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    said = [
+    lines = [
         f"Best use of a budget of tokens for each problem, {part.name.replace('_', ' ')}",
         *("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows),
         "",
@@ -154,37 +159,37 @@ def _table(part: Part) -> str:
         f"Each is the best that its budget pays for, of {part.ways} ways compared on the same "
         f"{part.problems:,} problems: expect a little less on others.",
     ]
-    last = part.voting
-    if last is not None and part.advice[-1].budget >= 2 * last.tokens:
-        said.append(
-            f"Voting was measured up to N = {last.n} ({last.tokens:,.0f} tokens): a larger budget could pay for more "
-            "candidates than this run drew."
+    largest = part.voting
+    if largest is not None and part.advice[-1].budget >= 2 * largest.tokens:
+        lines.append(
+            f"Voting was measured up to N = {largest.n} ({largest.tokens:,.0f} tokens): a larger budget could pay for "
+            "more candidates than this run drew."
         )
-    return "\n".join([*said, *part.notes])
+    return "\n".join([*lines, *part.notes])
 
 
 def _rows(advice: Sequence[Advice]) -> Iterator[tuple[str, ...]]:
-    """A row for each budget; neighbours that come to the same share one."""
-    for said, group in groupby(advice, _advised):
+    """A row for each budget; neighbouring budgets with the same recommendation share a row."""
+    for cells, group in groupby(advice, _cells):
         same = list(group)
-        yield f"{same[0].budget:,.0f}" + (f" to {same[-1].budget:,.0f}" if len(same) > 1 else ""), *said
+        yield f"{same[0].budget:,.0f}" + (f" to {same[-1].budget:,.0f}" if len(same) > 1 else ""), *cells
 
 
-def _advised(a: Advice) -> tuple[str, str, str, str]:
-    return _way(a.chosen), f"{a.chosen.tokens:,.0f}", _share(a.chosen.accuracy), _verification(a)
+def _cells(a: Advice) -> tuple[str, str, str, str]:
+    return _method(a.chosen), f"{a.chosen.tokens:,.0f}", _percent(a.chosen.accuracy), _verification_gain(a)
 
 
-def _verification(a: Advice) -> str:
-    """What it is worth here."""
+def _verification_gain(a: Advice) -> str:
+    """What verification gains or loses at this budget."""
     if a.verify and a.gain is not None:
         g = a.gain
-        worth = f"{100 * g.mean:.1f} points ({100 * g.low:.1f} to {100 * g.high:.1f})"
-        return f"leaving it out loses {worth}: {_way(a.plain)}, {100 * a.plain.accuracy.mean:.1f}"
+        loss = f"{100 * g.mean:.1f} points ({100 * g.low:.1f} to {100 * g.high:.1f})"
+        return f"leaving it out loses {loss}: {_method(a.plain)}, {100 * a.plain.accuracy.mean:.1f}"
     if a.verified is None or a.gain is None:
         return "leave it out: the budget pays for none"
     gain = f"{100 * a.gain.mean:+.1f} points ({100 * a.gain.low:+.1f} to {100 * a.gain.high:+.1f})"
-    return f"leave it out: {_way(a.verified)} has {gain}{'' if a.gain.high < 0 else ', no clear gain'}"
+    return f"leave it out: {_method(a.verified)} has {gain}{'' if a.gain.high < 0 else ', no clear gain'}"
 
 
-def _share(i: Interval) -> str:
+def _percent(i: Interval) -> str:
     return f"{100 * i.mean:.1f} ({100 * i.low:.1f}-{100 * i.high:.1f})"

@@ -1,14 +1,15 @@
-"""What the verifiers are worth on a test set: the numbers of metrics.json.
+"""Measures the verifiers on a test set: the figures of metrics.json.
 
-For N = 1 to 256 candidates, the accuracy of one sample, of plain voting, of best-of-N by each verifier, of votes
-weighted by it (Math-Shepherd, section 3.4 and figure 3) and of the oracle that always finds a right candidate; as means
-over all subsets of N of the stored candidates (stats.py says which are exact), with 95% bootstrap intervals by problem.
-Beside it: paired differences, AUC, label quality against a step oracle (section 5.4), and which errors slip through.
+For N = 1 to 256 candidates: the accuracy of one sample, of plain voting, of best-of-N by each verifier, of votes
+weighted by it (Math-Shepherd, section 3.4 and figure 3), and of the oracle that always finds a right candidate. Each is
+the mean over all subsets of N stored candidates (stats.py says which are exact), with a 95% bootstrap interval over
+problems. In addition: paired differences, AUC, label quality against a step oracle (section 5.4), and the kinds of
+errors that verifiers miss.
 
-Choices of ours: a candidate that did not end or has no answer can't be chosen and counts as wrong everywhere; so does
-a candidate whose answer could not be graded (`rates` tells how many); a problem without candidates is a wrong answer; a
-problem with fewer than N candidates enters with all it has, and an N that more than one problem in ten falls short of
-is left out. `notes` says where that happened.
+Our choices: a candidate that did not end or has no answer can't be chosen and counts as wrong everywhere. A candidate
+whose answer could not be graded counts as wrong (`rates` has their share). A problem without candidates counts as
+wrong. A problem with fewer than N candidates is used with all it has; an N is left out if more than one problem in ten
+has fewer candidates. `notes` says where that happened.
 
     stepmark evaluate runs/demo
 """
@@ -45,36 +46,37 @@ from stepmark.types import (
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ORACLE = "oracle"
-SHORT = 0.1  # an N is left out when a larger share of the problems has fewer candidates
+SHORT = 0.1  # an N is left out if a larger share of the problems has fewer candidates
 EVIDENT = ("oracle", "outcome")  # sources of labels that are known, not estimated from rollouts
 
-Oracle = Callable[[Problem, Solution], Sequence[bool]]  # one flag per step: is it right?
+Oracle = Callable[[Problem, Solution], Sequence[bool]]  # one flag per step: whether it is right
 Pairs = dict[str, Interval]
-KindOf = Callable[[Problem, Solution], str | None]  # what the first wrong step is; None where all are right
+KindOf = Callable[[Problem, Solution], str | None]  # the kind of the first wrong step; None if all steps are right
 
 
 @dataclass(frozen=True, slots=True)
 class Auc:
-    """The chance that a right candidate outscores a wrong one. Only gradable, scored candidates that ended count."""
+    """The probability that a right candidate has a higher score than a wrong one, over gradable and scored candidates
+    that ended."""
 
-    within_problem: Interval | None  # mean over the problems that have both kinds; None without such a problem
-    global_: float | None  # over all candidates of all problems; None without both kinds
+    within_problem: Interval | None  # mean over the problems with right and wrong candidates; None without any
+    global_: float | None  # over all candidates of all problems; None unless there are right and wrong ones
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """How often a verifier lets one kind of error pass."""
+    """How often a verifier misses one kind of error."""
 
-    missed: int  # solutions whose first wrong step it gives more than one half
-    total: int  # solutions that it scored and whose first wrong step is of this kind
+    missed: int  # solutions whose first wrong step is of this kind and has a score above one half
+    total: int  # scored solutions whose first wrong step is of this kind
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Everything measured. Accuracies are shares in [0, 1]; an empty part could not be measured."""
+    """All figures. Accuracies are shares in [0, 1]. A field is empty if it could not be measured."""
 
     problems: int  # test problems
-    candidates: int  # solutions to them
+    candidates: int  # solutions of them
     seed: int  # of the random subsets and the bootstrap
     best_of_n: Mapping[str, Mapping[int, Interval]]  # method -> N -> accuracy
     differences: Mapping[str, Mapping[int, Interval]]  # "A - B" -> N -> difference of accuracies, paired by problem
@@ -83,20 +85,20 @@ class Metrics:
     label_quality: Mapping[int, LabelQuality]  # rollouts per step -> agreement with the oracle
     errors_missed: Mapping[str, Mapping[str, Missed]]  # verifier -> kind of the first wrong step -> how often missed
     errors_selected: Mapping[str, Mapping[str, float]]  # verifier -> kind -> share of problems, at the largest N
-    rates: Mapping[str, float]  # what happened -> share of the candidates
+    rates: Mapping[str, float]  # event, such as "truncated" -> share of the candidates
     notes: tuple[str, ...]  # for the reader, in sentences
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall seconds
-    votes: Mapping[int, Interval] = field(default_factory=dict)  # of the main generative verifier: K -> as below
-    votes_by_verifier: Mapping[str, Mapping[int, Interval]] = field(default_factory=dict)  # at the largest N, K -> acc.
-    compute: Compute | None = None  # accuracy against tokens; None where solutions don't say how many they took
-    rationales: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # source -> what came of them -> count
-    ways: tuple[Way, ...] = ()  # behind `compute`, problem by problem; in by_problem.json
+    votes: Mapping[int, Interval] = field(default_factory=dict)  # votes_by_verifier of the main generative verifier
+    votes_by_verifier: Mapping[str, Mapping[int, Interval]] = field(default_factory=dict)  # K -> acc., at the largest N
+    compute: Compute | None = None  # accuracy against tokens; None if solutions have no token counts
+    rationales: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # source -> "kept", "leak", ... -> count
+    ways: tuple[Way, ...] = ()  # the figures behind `compute`, by problem; stored in by_problem.json
 
     def to_json(self) -> dict[str, Any]:
-        """As metrics.json has it: plain values, text as keys."""
-        found: dict[str, Any] = plain(dataclasses.replace(self, ways=()))
-        del found["ways"]
-        return found
+        """The content of metrics.json: plain values, with strings as keys."""
+        values: dict[str, Any] = plain(dataclasses.replace(self, ways=()))
+        del values["ways"]
+        return values
 
 
 def evaluate(
@@ -119,30 +121,31 @@ def evaluate(
     seconds: Mapping[str, float] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Metrics:
-    """Measures every verifier in `verifications` (name -> what it made of each solution) on `problems`.
+    """Measures every verifier in `verifications` (name -> its verifications of the solutions) on `problems`.
 
-    The first of `aggregates` goes under the verifier's own name, further ones under "NAME:AGGREGATE". `labels` are
-    judged by `oracle`, on `labelled_problems` where they are not of the test problems; `rationales` are what generative
-    verifiers could learn from. `votes` are Ks wanted beside the powers of two, for verifiers with votes. `draws` is the
-    number of random subsets per vote, `resamples` that of the bootstrap. Raises DataError when nothing can be measured
-    or a solution lacks its grade or verification, ConfigError for settings that make no sense."""
+    The figures of the first of `aggregates` have the verifier's own name, those of further ones "NAME:AGGREGATE".
+    `labels` are compared with `oracle`; `labelled_problems` has their problems if these are not the test problems.
+    `rationales` are the training data of generative verifiers. `votes` are Ks to measure in addition to the powers of
+    two, for verifiers with votes. `draws` is the number of random subsets per vote, `resamples` that of the bootstrap.
+    Raises DataError if nothing can be measured, or if a solution lacks its grade or a verification; ConfigError for
+    settings that make no sense."""
     _check(ns, aggregates, votes, draws, resamples)
     if not problems:
         raise DataError("no problem to evaluate on.")
     by_id = {p.id: p for p in problems}
-    given = list(solutions)
-    kept = {s.id: s for s in given if s.problem_id in by_id}
+    sampled = list(solutions)
+    kept = {s.id: s for s in sampled if s.problem_id in by_id}
     if not kept:
-        raise DataError(f"none of the {len(given)} solutions belongs to one of the {len(problems)} problems.")
+        raise DataError(f"none of the {len(sampled)} solutions belongs to one of the {len(problems)} problems.")
     graded = {g.solution_id: g for g in grades}
-    scored = {name: list(found) for name, found in verifications.items()}
+    scored = {name: list(verified) for name, verified in verifications.items()}
     ways = _ways(scored, aggregates)
     joined = candidates(kept.values(), graded.values(), scored)
     pools = [CandidatePool(p, joined.get(p.id, []), graded) for p in problems]
     labelled = list(labels)
     notes = []
-    if len(kept) < len(given):
-        notes.append(f"{len(given) - len(kept)} solutions belong to none of the {len(problems)} problems: left out.")
+    if len(kept) < len(sampled):
+        notes.append(f"{len(sampled) - len(kept)} solutions belong to none of the {len(problems)} problems: left out.")
     ns = _reachable(ns, [len(p.candidates) for p in pools], notes)
     table = accuracies(pools, ways, ns, draws, seed, progress, notes)
     bootstrap = Bootstrap(len(pools), draws=resamples, seed=seed)
@@ -151,7 +154,7 @@ def evaluate(
     ks = token_curves.grids(scored, votes, notes)
     by_votes = token_curves.with_votes(pools, scored, primary, ks, table, ns, draws=draws, seed=seed, progress=progress)
     curves = token_curves.curves(by_votes, ks, bootstrap)
-    every = token_curves.ways(pools, kept, scored, ks, table, by_votes, ns, notes)
+    all_ways = token_curves.ways(pools, kept, scored, ks, table, by_votes, ns, notes)
     missed, selected, flawed = _errors(pools, kept, primary, ns[-1], oracle, kind_of)
     return Metrics(
         problems=len(problems),
@@ -165,17 +168,17 @@ def evaluate(
         errors_missed=missed,
         errors_selected=selected,
         rates=_rates(pools, scored, kept) | _rollout_rates(labelled) | flawed,
-        compute=_costs(every, resamples, seed),
+        compute=_compute(all_ways, resamples, seed),
         notes=tuple(notes),
         seconds=dict(seconds or {}),
         votes=curves.get(token_curves.main_verifier(ks) or "", {}),
         votes_by_verifier=curves,
         rationales=outcome_counts.of_rationales(rationales),
-        ways=every,
+        ways=all_ways,
     )
 
 
-def _costs(ways: tuple[Way, ...], resamples: int, seed: int) -> Compute | None:
+def _compute(ways: tuple[Way, ...], resamples: int, seed: int) -> Compute | None:
     if not ways:
         return None
     return token_curves.summarise([MeasuredRun(ways, Bootstrap(len(ways[0].correct), draws=resamples, seed=seed))])
@@ -190,16 +193,17 @@ def accuracies(
     progress: Callable[[Progress], None] | None,
     notes: list[str],
 ) -> dict[str, Floats]:
-    """Method -> [problems, len(ns)], the expected correctness of its choice. `ways` are verifiers' rules by name."""
-    plain = [name for name in ways if ":" not in name]
+    """Method -> [problems, len(ns)], the expected correctness of its choice. `ways` are the verifiers' methods by
+    name."""
+    primary = [name for name in ways if ":" not in name]
     further = [name for name in ways if ":" in name]
     table = {
         method: np.zeros((len(pools), len(ns)))
         for method in [
             PASS_1,
             SELF_CONSISTENCY,
-            *plain,
-            *(WEIGHTED + name for name in plain),
+            *primary,
+            *(WEIGHTED + name for name in primary),
             ORACLE,
             *further,
             *(WEIGHTED + name for name in further),
@@ -235,15 +239,16 @@ def accuracies(
 
 
 def _differences(table: Mapping[str, Floats], names: Sequence[str], ns: Sequence[int]) -> dict[str, Floats]:
-    """What a reader asks: does a verifier beat voting, does one beat another, does one fall with more candidates?"""
+    """Paired differences: a verifier minus voting, a verifier minus another one, and a verifier at N minus itself at
+    N = 16, which shows a fall with more candidates."""
     pairs = [(WEIGHTED + v, SELF_CONSISTENCY) for v in names] + [(v, SELF_CONSISTENCY) for v in names]
     for i, v in enumerate(names):
         pairs += [(v, w) for w in names[:i]] + [(WEIGHTED + v, WEIGHTED + w) for w in names[:i]]
-    found = {f"{a} - {b}": table[a] - table[b] for a, b in pairs}
+    differences = {f"{a} - {b}": table[a] - table[b] for a, b in pairs}
     if 16 in ns:
-        at = list(ns).index(16)
-        found |= {f"{v} - {v}@16": table[v] - table[v][:, at : at + 1] for v in names}
-    return found
+        j = list(ns).index(16)
+        differences |= {f"{v} - {v}@16": table[v] - table[v][:, j : j + 1] for v in names}
+    return differences
 
 
 def _intervals(bootstrap: Bootstrap, table: Mapping[str, Floats], ns: Sequence[int]) -> dict[str, dict[int, Interval]]:
@@ -256,25 +261,25 @@ def _intervals(bootstrap: Bootstrap, table: Mapping[str, Floats], ns: Sequence[i
 def _auc(
     pools: Sequence[CandidatePool], rules: Mapping[str, Method], bootstrap: Bootstrap
 ) -> tuple[dict[str, Auc], Pairs]:
-    """Each verifier's AUC, and the paired differences of those within problems."""
-    found, within = {}, {}
+    """Each verifier's AUC, and the paired differences of the AUCs within problems."""
+    by_verifier, within = {}, {}
     for name, rule in rules.items():
-        kept = []
+        by_problem = []
         for pool in pools:
             scores = pool.scores(rule) if len(pool.candidates) else np.empty(0)
             usable = pool.gradable & (scores >= 0)
-            kept.append((scores[usable], pool.correct[usable]))
-        each = [stats.auc(scores, correct) for scores, correct in kept]
-        both = np.array([a is not None for a in each], dtype=float)
-        within[name] = np.array([a or 0.0 for a in each]), both
-        overall = stats.auc(np.concatenate([s for s, _ in kept]), np.concatenate([c for _, c in kept]))
-        found[name] = Auc(bootstrap.ratio(*within[name]) if both.any() else None, overall)
+            by_problem.append((scores[usable], pool.correct[usable]))
+        aucs = [stats.auc(scores, correct) for scores, correct in by_problem]
+        defined = np.array([auc is not None for auc in aucs], dtype=float)
+        within[name] = np.array([auc or 0.0 for auc in aucs]), defined
+        overall = stats.auc(np.concatenate([s for s, _ in by_problem]), np.concatenate([c for _, c in by_problem]))
+        by_verifier[name] = Auc(bootstrap.ratio(*within[name]) if defined.any() else None, overall)
     pairs = {}
-    for (a, (of_a, in_a)), (b, (of_b, in_b)) in combinations(within.items(), 2):
-        both = in_a * in_b
+    for (a, (auc_a, defined_a)), (b, (auc_b, defined_b)) in combinations(within.items(), 2):
+        both = defined_a * defined_b
         if both.any():
-            pairs[f"{b} - {a}"] = bootstrap.ratio((of_b - of_a) * both, both)
-    return found, pairs
+            pairs[f"{b} - {a}"] = bootstrap.ratio((auc_b - auc_a) * both, both)
+    return by_verifier, pairs
 
 
 def _label_quality(
@@ -287,7 +292,8 @@ def _label_quality(
         problem = problems.get(labelled.solution.problem_id)
         if problem is None:
             raise DataError(
-                f"labelled solution {labelled.key!r} belongs to no problem given: pass `labelled_problems`."
+                f"labelled solution {labelled.key!r} belongs to none of the problems: pass its problem in "
+                "`labelled_problems`."
             )
         for label, right in zip(labelled.labels, oracle(problem, labelled.solution), strict=True):
             if label.source not in EVIDENT and not label.inferred:
@@ -305,8 +311,8 @@ def _label_quality(
     most = max(gradable)
     sizes = sorted({2**i for i in range(most.bit_length())} | {most})
     counts = np.array(correct), np.array(gradable), np.array(truth, dtype=bool)
-    found = {n: stats.label_quality(*counts, n) for n in sizes if n}
-    return {n: quality for n, quality in found.items() if quality is not None}
+    qualities = {n: stats.label_quality(*counts, n) for n in sizes if n}
+    return {n: quality for n, quality in qualities.items() if quality is not None}
 
 
 def _errors(
@@ -317,7 +323,8 @@ def _errors(
     oracle: Oracle | None,
     kind_of: KindOf | None,
 ) -> tuple[dict[str, dict[str, Missed]], dict[str, dict[str, float]], dict[str, float]]:
-    """Errors missed; errors selected from N candidates; of the correct choices, the share with a wrong step."""
+    """Errors missed; errors among the choices from N candidates; the share of the correct choices that have a wrong
+    step. All by verifier."""
     if oracle is None:
         return {}, {}, {}
     totals = {name: Counter[str]() for name in rules}
@@ -334,23 +341,23 @@ def _errors(
             kind = None
             if not all(flags):
                 kind = (kind_of(pool.problem, solution) if kind_of else None) or "wrong step"
-                at = flags.index(False)
+                first_wrong = flags.index(False)
                 for name in rules:
                     scores = c.scores[name]
                     if scores and (len(scores) == len(flags) or len(scores) == 1):
                         totals[name][kind] += 1
-                        missed[name][kind] += scores[at if len(scores) == len(flags) else 0] > 0.5
+                        missed[name][kind] += scores[first_wrong if len(scores) == len(flags) else 0] > 0.5
             kinds.append(kind)
         for name, rule in rules.items():
-            chance = stats.chances(pool.scores(rule), [min(n, len(kinds))])[0].tolist()
-            for kind, right, allowed, share in zip(kinds, pool.correct, pool.allowed, chance, strict=True):
+            chances = stats.chances(pool.scores(rule), [min(n, len(kinds))])[0].tolist()
+            for kind, right, allowed, share in zip(kinds, pool.correct, pool.allowed, chances, strict=True):
                 if right:
                     (sound if kind is None else flawed)[name] += share
                 elif share:
                     selected[name][(kind or "no wrong step") if allowed else "no answer"] += share / len(pools)
     return (
         {name: {k: Missed(missed[name][k], t) for k, t in sorted(totals[name].items())} for name in rules},
-        {name: dict(sorted(found.items())) for name, found in selected.items()},
+        {name: dict(sorted(shares.items())) for name, shares in selected.items()},
         {f"correct_by_wrong_steps:{v}": flawed[v] / (sound[v] + flawed[v]) for v in rules if sound[v] + flawed[v]},
     )
 
@@ -358,9 +365,9 @@ def _errors(
 def _rates(
     pools: Sequence[CandidatePool], scored: Mapping[str, Sequence[Verification]], kept: Mapping[str, Solution]
 ) -> dict[str, float]:
-    everyone = [c for pool in pools for c in pool.candidates]
-    total = len(everyone)
-    finished = [c for c in everyone if c.finished]
+    all_candidates = [c for pool in pools for c in pool.candidates]
+    total = len(all_candidates)
+    finished = [c for c in all_candidates if c.finished]
     ungradable = sum(int(p.allowed.sum() - p.gradable.sum()) for p in pools)
     rates = {
         "truncated": 1 - len(finished) / total,
@@ -368,46 +375,50 @@ def _rates(
         "ungradable": ungradable / total,
         "problems_without_candidates": sum(not p.candidates for p in pools) / len(pools),
     }
-    for name, found in scored.items():
-        ends = Counter(v.outcome.value for v in found if v.solution_id in kept)
-        rates |= {f"{name}_{outcome}": count / total for outcome, count in ends.items() if outcome != "scored"}
+    for name, verified in scored.items():
+        outcomes = Counter(v.outcome.value for v in verified if v.solution_id in kept)
+        rates |= {f"{name}_{outcome}": count / total for outcome, count in outcomes.items() if outcome != "scored"}
     return rates
 
 
 def _rollout_rates(labelled: Sequence[LabelledSolution]) -> dict[str, float]:
-    """Of the rollouts behind the labels, the shares that could not count."""
-    found = outcome_counts.of_labels(labelled)
-    shares = {"truncated": found.truncated, "ungradable": found.ungradable, "failed": found.failed}
-    return {f"rollouts_{name}": count / found.total for name, count in shares.items()} if found.total else {}
+    """The shares of the labels' rollouts that were truncated, ungradable or failed."""
+    outcomes = outcome_counts.of_labels(labelled)
+    counts = {"truncated": outcomes.truncated, "ungradable": outcomes.ungradable, "failed": outcomes.failed}
+    return {f"rollouts_{name}": count / outcomes.total for name, count in counts.items()} if outcomes.total else {}
 
 
 def _ways(scored: Mapping[str, Sequence[Verification]], aggregates: Sequence[str]) -> dict[str, Method]:
-    """Name in metrics.json -> rule. A verifier with one score per solution has nothing to aggregate."""
+    """Name in metrics.json -> method. A verifier with one score per solution has nothing to aggregate."""
     for name in scored:
         if name in (PASS_1, ORACLE, SELF_CONSISTENCY) or ":" in name or "+" in name or " - " in name:
-            raise ConfigError(f"a verifier can't go by the name {name!r}: rename it (no ':', '+' or ' - ').")
+            raise ConfigError(f"a verifier can't have the name {name!r}: rename it (no ':', '+' or ' - ').")
     ways = {name: Method.parse(name, aggregates[0]) for name in scored}
-    for name, found in scored.items():
-        if any(len(v.scores) > 1 for v in found):
-            ways |= {f"{name}:{how}": Method.parse(name, how) for how in aggregates[1:]}
+    for name, verified in scored.items():
+        if any(len(v.scores) > 1 for v in verified):
+            ways |= {f"{name}:{aggregate}": Method.parse(name, aggregate) for aggregate in aggregates[1:]}
     return ways
 
 
 def _reachable(ns: Sequence[int], pools: Sequence[int], notes: list[str]) -> list[int]:
-    """The Ns that enough problems have candidates for, ascending."""
+    """The Ns for which enough problems have N candidates, ascending. `pools` are the numbers of candidates. Raises
+    ConfigError if there is no such N."""
     short = {n: sum(0 < m < n for m in pools) for n in sorted(set(ns))}
-    there = sum(m > 0 for m in pools)
-    kept = [n for n in short if short[n] <= SHORT * there]
+    nonempty = sum(m > 0 for m in pools)
+    kept = [n for n in short if short[n] <= SHORT * nonempty]
     if not kept:
-        raise ConfigError(f"N = {min(short)} is more than the problems have candidates (at most {max(pools)}).")
+        raise ConfigError(
+            f"N = {min(short)} is too large: the problems have at most {max(pools)} candidates. Give a smaller N, or "
+            "sample more solutions."
+        )
     if dropped := [n for n in short if n not in kept]:
         notes.append(f"N = {', '.join(map(str, dropped))} left out: too few problems have that many candidates.")
     if partly := short[kept[-1]]:
         notes.append(
             f"{partly} problems have fewer than {kept[-1]} candidates: for larger N they enter with all they have."
         )
-    if there < len(pools):
-        notes.append(f"{len(pools) - there} of {len(pools)} problems have no candidate: they count as wrong.")
+    if nonempty < len(pools):
+        notes.append(f"{len(pools) - nonempty} of {len(pools)} problems have no candidate: they count as wrong.")
     return kept
 
 
@@ -426,7 +437,7 @@ def _check(ns: Sequence[int], aggregates: Sequence[str], votes: Sequence[int], d
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as metrics.json has them: plain values, text as keys."""
+    """Converts dataclasses, mappings and tuples to what JSON can hold: plain values, with strings as keys."""
     if dataclasses.is_dataclass(value):
         return {f.name.rstrip("_"): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -1,10 +1,10 @@
-"""Evidence about step prefixes: rollouts drawn in waves until there is enough of it.
+"""Evidence for step labels: samples rollouts of step prefixes in waves, until each prefix has enough of them.
 
-For each prefix a completer draws continuations and a grader compares their answers with the reference; what is kept
-are the counts of StepLabel, from which the estimates of Math-Shepherd (arXiv 2312.08935, equations 3 and 4) follow.
-A wave asks for all unsettled prefixes at once, so that it fills the completer's batches; the next one asks again for
-those that are still unsettled. Rollout j of a prefix is the same in whatever wave it comes, so stopping early changes
-how many are drawn and never what they say.
+For each prefix a completer samples continuations and a grader compares their answers with the reference. The result is
+the counts of a StepLabel, from which the estimates of Math-Shepherd (arXiv 2312.08935, equations 3 and 4) follow.
+A wave samples for all unsettled prefixes together, so that it fills the completer's batches; the next wave samples for
+those that are still unsettled. Rollout j of a prefix is the same in every wave, so early stopping changes the number of
+rollouts but not the rollouts themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stepmark.types import (
     Verdict,
 )
 
-Z = 1.959964  # 95% of a normal distribution lie within this many standard deviations
+Z = 1.959964  # 95% of a normal distribution is within this many standard deviations
 Enough = Callable[[StepLabel], bool]
 
 
@@ -42,7 +42,7 @@ class Prefix:
 
     @property
     def name(self) -> str:
-        """Names its rollouts, in whatever labeller asks for them."""
+        """The prompt id of the prefix's rollouts. It is the same in every labeller, so that they share rollouts."""
         return f"{self.solution.id}@{self.step}"
 
     @property
@@ -58,37 +58,39 @@ def gather(
     wave: int = 1,
     growth: float = 2.0,
 ) -> dict[str, StepLabel]:
-    """The evidence about each prefix, by its name: `most` rollouts, or fewer where `enough` is satisfied before.
+    """The evidence about each prefix, by its name: `most` rollouts, or fewer if `enough` returns True earlier.
 
-    Without `enough` all rollouts come in one wave; with it each wave makes the rollouts of an unsettled prefix
-    `growth` times as many, beginning with `wave`. Raises ConfigError without a completer."""
+    Without `enough` there is one wave with all rollouts. With it the first wave has `wave` rollouts for each prefix,
+    and each further wave multiplies the total of an unsettled prefix by `growth`. Raises ConfigError without a
+    completer."""
     completer = need_completer(tools)
     pending = {prefix.name: prefix for prefix in prefixes}
-    found = {name: StepLabel(0, 0) for name in pending}
-    asked, target = 0, min(wave, most) if enough else most
-    while pending and asked < most:
+    labels = {name: StepLabel(0, 0) for name in pending}
+    sampled, target = 0, min(wave, most) if enough else most
+    while pending and sampled < most:
         prompts = [
-            Prompt(name, tools.context(prefix.problem), prefix.text, target - asked, asked)
+            Prompt(name, tools.context(prefix.problem), prefix.text, target - sampled, sampled)
             for name, prefix in pending.items()
         ]
         for rollout in completer.sample(prompts, tools.params):
             name = rollout.prompt_id
-            found[name] = add(found[name], rollout, pending[name], tools)
+            labels[name] = add(labels[name], rollout, pending[name], tools)
         if enough is not None:
-            pending = {name: prefix for name, prefix in pending.items() if not enough(found[name])}
-        asked, target = target, min(most, max(target + 1, round(target * growth)))
-    return found
+            pending = {name: prefix for name, prefix in pending.items() if not enough(labels[name])}
+        sampled, target = target, min(most, max(target + 1, round(target * growth)))
+    return labels
 
 
 def waves(tools: Tools) -> tuple[int, float]:
-    """First wave and growth for hard labels. Where each rollout costs money, one at first and twice as many each time
-    waste the fewest; where an engine's time is what counts, fewer and larger waves fill it better and encode the
-    prefixes less often (a 64-wide model labelled a quarter faster with 2, 8 than with 1, 2, 4, 8)."""
+    """Size of the first wave and growth, for hard labels. For a backend that charges for each rollout, waves of one
+    rollout, doubling the total each time, waste the least. A local engine is faster with fewer and larger waves: they
+    fill it better, and prefixes are encoded less often (a 64-wide model labelled a quarter faster with totals of 2, 8
+    than with 1, 2, 4, 8)."""
     return (1, 2.0) if getattr(tools.completer, "remote", False) else (2, 4.0)
 
 
 def add(label: StepLabel, rollout: Rollout, prefix: Prefix, tools: Tools) -> StepLabel:
-    """The label with one more rollout counted."""
+    """The label after counting one more rollout."""
     if rollout.finish is Finish.FAILED:
         return replace(label, failed=label.failed + 1)
     if rollout.finish is Finish.LENGTH:
@@ -100,15 +102,16 @@ def add(label: StepLabel, rollout: Rollout, prefix: Prefix, tools: Tools) -> Ste
 
 
 def succeeded(label: StepLabel) -> bool:
-    """Enough for a hard label that is 1."""
+    """Whether the evidence is enough for a hard label of 1."""
     return label.correct > 0
 
 
 def precise(label: StepLabel, precision: float) -> bool:
-    """Enough for a soft label: the 95% Wilson interval reaches no farther than `precision` from the estimate.
+    """Whether the evidence is enough for a soft label: both ends of the 95% Wilson interval are within `precision` of
+    the estimate.
 
-    The farther end counts, not half the width: near 0 and 1 the interval is lopsided, and half of it would stop
-    too early. Held to that, looking after each wave costs no coverage (tests/test_evidence.py)."""
+    The farther end decides, not half the width: near 0 and 1 the interval is asymmetric, and half the width would stop
+    too early. With this rule, checking after each wave costs no coverage (tests/evaluation/test_evidence.py)."""
     if not label.gradable:
         return False
     low, high = wilson(label.correct, label.gradable)
@@ -116,9 +119,9 @@ def precise(label: StepLabel, precision: float) -> bool:
 
 
 def rollouts_for(precision: float) -> int:
-    """Rollouts after which any soft label is that precise, whatever the count of correct ones.
+    """The number of rollouts after which every soft label is that precise, for any number of correct rollouts.
 
-    Over all shares the farther end of Wilson's interval is at most Z / (2 sqrt(n)) away (Cauchy-Schwarz), and nearly
+    For every share, the farther end of Wilson's interval is at most Z / (2 sqrt(n)) away (Cauchy-Schwarz), and nearly
     that far for a share near 1/2."""
     return ceil((Z / (2 * precision)) ** 2)
 
@@ -131,16 +134,16 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
-# ---- what needs no rollout ----
+# ---- evidence without rollouts ----
 
 
 def ends(solution: Solution, step: int) -> bool:
-    """Whether nothing follows this step: the solution ended there by itself."""
+    """Whether the solution ended by itself after this step, so that nothing can follow it."""
     return solution.finish is Finish.STOP and step == len(solution.spans) - 1
 
 
 def outcome(grade: Grade) -> StepLabel:
-    """The label of a step that nothing follows: its solution's grade."""
+    """The label of a step that nothing can follow, made of its solution's grade."""
     if grade.verdict is Verdict.UNGRADABLE:
         return StepLabel(0, 0, ungradable=1, source="outcome")
     return StepLabel(int(grade.correct), 1, source="outcome")
@@ -152,9 +155,8 @@ def grades(units: Sequence[Unlabelled], tools: Tools) -> list[Grade]:
 
 
 def first_error(labels: Sequence[StepLabel]) -> int | None:
-    """Index of the first step whose hard label is 0; the number of steps where there is none.
-
-    None where it can't be told, because a step before it is unknown."""
+    """Index of the first step whose hard label is 0; the number of steps if there is no such step. None if a step
+    before it has no known label, so that the index is unknown."""
     for i, label in enumerate(labels):
         if not label.known:
             return None
@@ -164,19 +166,19 @@ def first_error(labels: Sequence[StepLabel]) -> int | None:
 
 
 def named(labels: Mapping[str, StepLabel], source: str) -> dict[str, StepLabel]:
-    """The same evidence under another source."""
+    """The same evidence with another source."""
     return {name: replace(label, source=source) for name, label in labels.items()}
 
 
 def need_completer(tools: Tools) -> Backend:
     """The completer. Raises ConfigError without one."""
     if tools.completer is None:
-        raise ConfigError("this way of labelling draws rollouts and needs a completer: give --model, or a generator.")
+        raise ConfigError("this labeller samples rollouts and needs a completer: give --model, or a generator.")
     return tools.completer
 
 
 def need_judge(tools: Tools) -> Backend:
     """The judge. Raises ConfigError without one."""
     if tools.judge is None:
-        raise ConfigError("this way of labelling asks a model in words and needs a judge: give one, e.g. --judge.")
+        raise ConfigError("this labeller prompts a language model and needs a judge: give one, e.g. with --judge.")
     return tools.judge

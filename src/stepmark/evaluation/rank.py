@@ -1,15 +1,15 @@
-"""Which answer to give: the best-scored candidate, a vote, or a vote weighted by scores (Math-Shepherd, section 3.4).
+"""Selects an answer: the best-scored candidate, a vote, or a vote weighted by scores (Math-Shepherd, section 3.4).
 
     prm                      the candidate whose solution score is highest
     self_consistency         a_hat = argmax_a  sum_i 1[a_i = a]
     self_consistency+prm     a_hat = argmax_a  sum_i 1[a_i = a] * score(problem, S_i)      (equation 6)
 
-Any verifier's name may stand in place of `prm`, and `:prod` behind it picks another aggregation of its step scores.
-Answers are grouped as the grader normalised them, so "5" and "5.0" vote together.
+`prm` stands for any verifier's name; `:prod` after it selects another aggregation of its step scores. Answers are
+grouped in the form to which the grader normalised them, so "5" and "5.0" are one answer.
 
-Choices of ours, which the paper leaves open: only a solution that ended and has an answer can be chosen; one that the
-verifier could not score loses to every scored one and adds nothing to a weighted vote; ties are broken at random, the
-same way for the same `seed` and problem.
+Our choices, where the paper says nothing: only a solution that ended and has an answer can be chosen. A solution that
+the verifier could not score loses to every scored one and adds nothing to a weighted vote. Ties are broken at random,
+with the same result for the same `seed` and problem.
 
     stepmark rank runs/demo --method self_consistency+prm
 """
@@ -28,21 +28,22 @@ from stepmark.evaluation.aggregate import aggregate as aggregated
 from stepmark.types import Candidate, Finish, GradedSolution, Outcome, Selection, Solution, Verification
 
 SELF_CONSISTENCY = "self_consistency"
-TIE = 1e-9  # sums of scores closer than this are equal: they were added in another order
+TIE = 1e-9  # sums of scores closer than this are equal: they were added in a different order
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A rule's name, taken apart."""
+    """The parts of a selection method's name."""
 
-    votes: bool  # whether candidates with the same answer add up
+    votes: bool  # whether the scores of candidates with the same answer are added
     verifier: str  # "" for plain voting
-    aggregate: Aggregate  # how its step scores become one
+    aggregate: Aggregate  # how the verifier's step scores become one score
 
     @classmethod
     def parse(cls, name: str, aggregate: Aggregate = "min") -> Method:
-        """From "prm", "self_consistency", "self_consistency+prm", each verifier perhaps with ":AGGREGATE"."""
-        rule, colon, how = name.partition(":")
+        """Parses "prm", "self_consistency" or "self_consistency+prm"; ":AGGREGATE" may follow a verifier's name.
+        Raises ConfigError for a name without a verifier where one is needed."""
+        rule, colon, suffix = name.partition(":")
         if rule == SELF_CONSISTENCY:
             return cls(True, "", aggregate)
         verifier = rule.removeprefix(SELF_CONSISTENCY + "+")
@@ -50,7 +51,7 @@ class Method:
             raise ConfigError(
                 f"no method {name!r}: give a verifier's name, {SELF_CONSISTENCY!r}, or {SELF_CONSISTENCY + '+NAME'!r}."
             )
-        return cls(verifier != rule, verifier, how if colon else aggregate)
+        return cls(verifier != rule, verifier, suffix if colon else aggregate)
 
 
 def rank(
@@ -61,10 +62,10 @@ def rank(
     problem_id: str = "",
     seed: int = 0,
 ) -> Selection:
-    """The answer that `method` chooses among one problem's candidates; none when no candidate can be chosen.
+    """The answer that `method` chooses among one problem's candidates; None as answer if no candidate can be chosen.
 
-    `problem_id` is read off the candidates' ids where it is not given. Raises UnknownName for a verifier that did
-    not score these candidates, or an unknown aggregation."""
+    Without `problem_id`, the id is taken from the candidates' ids. Raises UnknownName for a verifier that did not score
+    these candidates, and for an unknown aggregation."""
     rule = Method.parse(method, aggregate)
     problem_id = problem_id or (candidates[0].solution_id.rpartition("#")[0] if candidates else "")
     scores = [score_of(c, rule) for c in candidates]
@@ -74,7 +75,7 @@ def rank(
     groups: dict[str, list[tuple[Candidate, float]]] = defaultdict(list)
     for c, s in allowed:
         assert c.answer is not None
-        # Plain voting has no scores: every vote counts one. An unscored candidate counts less than any score.
+        # Without a verifier every vote counts 1. An unscored candidate gets less than any score.
         groups[c.answer].append((c, 1.0 if not rule.verifier else -1.0 if s is None else s))
     best = {a: max(s for _, s in group) for a, group in groups.items()}
     if rule.votes:
@@ -84,7 +85,7 @@ def rank(
     else:
         weights = {a: max(s, 0.0) for a, s in best.items()}
         top = max(best.values())
-        # One entry per candidate: the random choice is among candidates, not among answers.
+        # One entry per candidate, because the random choice is among candidates, not among answers.
         tied = sorted(a for a, group in groups.items() for _, s in group if s == top)
     answer = tied[0] if len(tied) == 1 else random.Random(f"{seed}|{problem_id}|{method}").choice(tied)
     chosen = next(c for c, s in groups[answer] if s == best[answer])
@@ -94,12 +95,13 @@ def rank(
 
 
 def eligible(candidate: Candidate) -> bool:
-    """Whether it can be chosen at all: it ended, and an answer was found in it."""
+    """Whether the candidate can be chosen: it ended, and the grader found an answer in it."""
     return candidate.finished and candidate.answer is not None
 
 
 def score_of(candidate: Candidate, method: Method) -> float | None:
-    """The candidate's score by the method's verifier; None when it could not be scored, or nothing scores it."""
+    """The candidate's score by the method's verifier; None if it could not be scored, or the method has no verifier.
+    Raises UnknownName for a verifier that did not score the candidate."""
     if not method.verifier:
         return None
     if method.verifier not in candidate.scores:
@@ -115,28 +117,28 @@ def candidates(
     grades: Iterable[GradedSolution],
     verifications: Mapping[str, Iterable[Verification]] | None = None,
 ) -> dict[str, list[Candidate]]:
-    """What was sampled, graded and scored, joined: problem id -> its candidates, in order of sampling.
+    """Joins solutions, grades and verifications: problem id -> its candidates, in order of sampling.
 
-    Grades and verifications of other solutions are passed over. Raises DataError when a solution has no grade, or no
-    verification by one of the verifiers: a vote over part of the candidates would look like one over all."""
+    Grades and verifications of other solutions are ignored. Raises DataError if a solution has no grade, or no
+    verification by one of the verifiers: a vote over some of the candidates would look like a vote over all."""
     ordered = sorted(solutions, key=lambda s: (s.problem_id, s.sample))
     answers = {g.solution_id: g.grade.answer for g in grades}
-    _complete(ordered, answers, "grade", "stepmark grade")
+    _require_all(ordered, answers, "grade", "stepmark grade")
     scores: dict[str, dict[str, tuple[float, ...]]] = {}
-    for name, found in (verifications or {}).items():
-        scores[name] = {v.solution_id: v.scores if v.outcome is Outcome.SCORED else () for v in found}
-        _complete(ordered, scores[name], f"verification by {name}", "stepmark score")
+    for name, verified in (verifications or {}).items():
+        scores[name] = {v.solution_id: v.scores if v.outcome is Outcome.SCORED else () for v in verified}
+        _require_all(ordered, scores[name], f"verification by {name}", "stepmark score")
     pools: dict[str, list[Candidate]] = defaultdict(list)
     for s in ordered:
-        found_scores = {name: by_id[s.id] for name, by_id in scores.items()}
-        pools[s.problem_id].append(Candidate(s.id, answers[s.id], s.finish is Finish.STOP, found_scores))
+        by_verifier = {name: by_id[s.id] for name, by_id in scores.items()}
+        pools[s.problem_id].append(Candidate(s.id, answers[s.id], s.finish is Finish.STOP, by_verifier))
     return dict(pools)
 
 
-def _complete(solutions: Sequence[Solution], found: Mapping[str, object], what: str, command: str) -> None:
-    missing = [s.id for s in solutions if s.id not in found]
+def _require_all(solutions: Sequence[Solution], by_id: Mapping[str, object], record: str, command: str) -> None:
+    missing = [s.id for s in solutions if s.id not in by_id]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(solutions)} solutions have no {what}, {missing[0]!r} first. "
-            f"`{command}` makes those that are missing."
+            f"{len(missing)} of {len(solutions)} solutions have no {record}; the first is {missing[0]!r}. "
+            f"`{command}` makes the missing ones."
         )

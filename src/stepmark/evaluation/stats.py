@@ -1,21 +1,21 @@
-"""Estimators: what a rule for choosing among N candidates is worth, how sure that is, how good labels and scores are.
+"""Estimators: the accuracy of a rule that chooses among N candidates, its interval, the quality of labels and scores.
 
-All of them take one pool of M candidates per problem and ask for the mean over every subset of N <= M of them, which
+Each estimator takes a pool of M candidates per problem and gives the mean over all subsets of N <= M candidates, which
 has far less variance than "the first N". Exact, by counting subsets:
 
 - pass@N: 1 - C(M-c, N) / C(M, N) with c correct among M (Chen et al. 2021, arXiv 2107.03374, equation 1). The same
   count gives P(y_HE = 1) after N rollouts, given c correct ones among M (Math-Shepherd, equation 2).
-- best of N by a score: of the C(M, N) subsets, those within the r scores at or below a candidate's own (its own
-  included) and not within the q below it, C(r, N) - C(q, N), have its score as their best; candidates of equal score
-  share what falls to them, as a random choice would.
+- best of N by a score: let r candidates have a score at or below a candidate's own (itself included), and q a lower
+  one. Then its score is the best in C(r, N) - C(q, N) of the C(M, N) subsets. Candidates of equal score share these
+  subsets equally, which is what a random choice among them gives.
 
-A vote has no closed form that is worth its cost: `votes` goes through all subsets where there are few (N = 1 and N = M
-always) and through `draws` random ones otherwise, and returns the variance that this adds. With 300 problems and 400
-draws its standard error is below 0.15 points, against about 2.5 for the choice of the problems.
+Votes have no closed form that is cheap enough. `votes` uses all subsets if there are few (always for N = 1 and N = M),
+and `draws` random subsets otherwise; it returns the variance that the random choice adds. With 300 problems and 400
+draws, that standard error is below 0.15 points; the choice of the problems adds about 2.5 points.
 
-Intervals resample problems, not candidates: percentile bootstrap, paired by construction, because
-every column of a table is resampled with the same problems. Of several runs of one recipe, with problems and models
-of their own, `pooled` makes one estimate.
+Intervals are percentile bootstrap intervals over problems, not candidates. They are paired, because every column of a
+table is resampled with the same problems. `pooled` combines the estimates of several runs of one recipe, each with its
+own problems and models.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 LEVEL = 0.95  # coverage of every interval
-TIE = 1e-9  # sums of scores closer than this are equal: they were added in another order
-# The 97.5% quantile of Student's t for 1, 2, ... degrees of freedom; beyond, an expansion from the normal one.
+TIE = 1e-9  # sums of scores closer than this are equal: they were added in a different order
+# The 97.5% quantile of Student's t for 1, 2, ... degrees of freedom; for more, an expansion of the normal quantile.
 STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 NORMAL = 1.959964
 
@@ -51,43 +51,43 @@ class Interval:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of n items, drawn without replacement, have at least one of the c marked ones among them.
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n."""
+    """The probability that k of n items, drawn without replacement, include at least one of c marked items. Raises
+    ValueError unless 0 <= c <= n and 1 <= k <= n."""
     if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass@k of {c} marked among {n} for k = {k}: it needs 0 <= c <= n and 1 <= k <= n.")
+        raise ValueError(f"pass@k with c = {c}, n = {n}, k = {k}: it needs 0 <= c <= n and 1 <= k <= n.")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def best_of(scores: Floats, correct: Floats, ns: Sequence[int]) -> Floats:
-    """Expected correctness of the best-scored of N candidates, exactly, ties broken at random: [V, len(ns)].
+    """Expected correctness of the best-scored of N candidates, exact, with ties broken at random: [V, len(ns)].
 
-    `scores` is [V, M] for V ways of scoring (-inf loses to all), `correct` [M] in [0, 1]. Raises as `chances` does."""
-    found: Floats = _chances(scores, ns) @ correct
-    return found
+    `scores` is [V, M] for V scorers (-inf loses to all); `correct` is [M], in [0, 1]. Raises as `chances` does."""
+    expected: Floats = _chances(scores, ns) @ correct
+    return expected
 
 
 def chances(scores: Floats, ns: Sequence[int]) -> Floats:
-    """How often each of M candidates is the best-scored one among N: [len(ns), M], rows summing to 1.
-    Raises ValueError for an N outside 1..M or a score that is NaN."""
-    found: Floats = _chances(scores[None], ns)[0]
-    return found
+    """The probability that each of M candidates is the best-scored among N: [len(ns), M], each row sums to 1.
+    Raises ValueError for an N outside 1..M, or a score that is NaN."""
+    probabilities: Floats = _chances(scores[None], ns)[0]
+    return probabilities
 
 
 def _chances(scores: Floats, ns: Sequence[int]) -> Floats:
-    """The same for each row of `scores` [V, M]: [V, len(ns), M]."""
+    """`chances` for each row of `scores` [V, M]: [V, len(ns), M]."""
     if np.isnan(scores).any():
         raise ValueError("a score is NaN; give -inf for a candidate that must lose.")
     m = scores.shape[1]
-    below = (scores[:, :, None] > scores[:, None, :]).sum(axis=2)  # [V, M] candidates of a lower score
-    upto = (scores[:, :, None] >= scores[:, None, :]).sum(axis=2)  # and those of the same, itself included
+    lower = (scores[:, :, None] > scores[:, None, :]).sum(axis=2)  # [V, M] candidates with a lower score
+    upto = (scores[:, :, None] >= scores[:, None, :]).sum(axis=2)  # and those with the same score, itself included
     within = np.stack([_subsets_within(m, n) for n in ns])
-    found: Floats = ((within[:, upto] - within[:, below]) / (upto - below)).transpose(1, 0, 2)
-    return found
+    probabilities: Floats = ((within[:, upto] - within[:, lower]) / (upto - lower)).transpose(1, 0, 2)
+    return probabilities
 
 
 @functools.lru_cache(maxsize=4096)
 def _subsets_within(m: int, n: int) -> Floats:
-    """Entry r of m + 1: the share of all size-n subsets of m that lie within the lowest r."""
+    """[m + 1]: entry r is the share of the size-n subsets of m items that lie within the lowest r items."""
     if not 1 <= n <= m:
         raise ValueError(f"best of {n} from a pool of {m}: N must be between 1 and {m}.")
     total = math.comb(m, n)
@@ -96,27 +96,27 @@ def _subsets_within(m: int, n: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """What voting is worth on one problem."""
+    """The expected result of voting on one problem."""
 
     value: Floats  # [V, len(ns)] expected correctness of the winning answer
-    variance: Floats  # [V, len(ns)] of `value`, from looking at random subsets only; 0 where all were looked at
+    variance: Floats  # [V, len(ns)] of `value`, because only random subsets were used; 0 where all were used
 
 
 def votes(
     answers: Ints, weights: Floats, right: Floats, ns: Sequence[int], *, draws: int, rng: np.random.Generator
 ) -> Votes:
     """Expected correctness of the answer with the largest sum of weights among N candidates (Math-Shepherd, equation 6;
-    all weights 1: plain voting). Ties are broken at random among the answers that tie.
+    with all weights 1: plain voting). Ties are broken at random among the tied answers.
 
-    `answers` is [M], the number of each candidate's answer or -1 for one without a vote; `weights` [V, M], at least 0;
-    `right` [K] says for each answer how correct it is. A subset without any vote counts as wrong."""
-    ways, m = weights.shape
+    `answers` [M] is the index of each candidate's answer, or -1 for a candidate without a vote. `weights` is [V, M], at
+    least 0. `right` [K] is the correctness of each answer. A subset without votes counts as wrong."""
+    rows, m = weights.shape
     k = len(right)
-    shape = (ways, len(ns))
+    shape = (rows, len(ns))
     value, variance = np.zeros(shape), np.zeros(shape)
     if not k:
         return Votes(value, variance)
-    slot = np.where(answers < 0, k, answers)  # votes for nothing are counted apart, then dropped
+    slot = np.where(answers < 0, k, answers)  # candidates without a vote get a slot of their own, dropped later
     shuffled: Ints | None = None
     for i, n in enumerate(ns):
         if not 1 <= n <= m:
@@ -125,7 +125,7 @@ def votes(
         if exact:
             subsets = np.array(list(itertools.combinations(range(m), n)))
         else:
-            if shuffled is None:  # the same orders for every N: curves over N are smoother so
+            if shuffled is None:  # the same orders for every N make curves over N smoother
                 shuffled = rng.permuted(np.tile(np.arange(m), (draws, 1)), axis=1)
             subsets = shuffled[:, :n]
         outcome = _winners(slot[subsets], weights[:, subsets], right)
@@ -137,27 +137,28 @@ def votes(
 
 def _winners(slot: Ints, weights: Floats, right: Floats) -> Floats:
     """[V, S]: correctness of the winner in each of S subsets; `slot` is [S, N], `weights` [V, S, N]."""
-    ways, draws, _ = weights.shape
+    rows, draws, _ = weights.shape
     k = len(right)
-    row = slot + np.arange(draws)[:, None] * (k + 1)
-    there = np.bincount(row.ravel(), minlength=draws * (k + 1)).reshape(draws, k + 1)[:, :k] > 0
-    cell = row + np.arange(ways)[:, None, None] * (draws * (k + 1))
-    size = ways * draws * (k + 1)
-    sums = np.bincount(cell.ravel(), weights.ravel(), minlength=size).reshape(ways, draws, k + 1)[:, :, :k]
-    sums = np.where(there, sums, -np.inf)
-    first = there & (sums >= sums.max(axis=2, keepdims=True) - TIE)
-    won: Floats = (first @ right) / np.maximum(first.sum(axis=2), 1)  # where nobody votes, 0 / 1
-    return won
+    cell = slot + np.arange(draws)[:, None] * (k + 1)
+    has_vote = np.bincount(cell.ravel(), minlength=draws * (k + 1)).reshape(draws, k + 1)[:, :k] > 0
+    cell_by_row = cell + np.arange(rows)[:, None, None] * (draws * (k + 1))
+    size = rows * draws * (k + 1)
+    sums = np.bincount(cell_by_row.ravel(), weights.ravel(), minlength=size).reshape(rows, draws, k + 1)[:, :, :k]
+    sums = np.where(has_vote, sums, -np.inf)
+    winners = has_vote & (sums >= sums.max(axis=2, keepdims=True) - TIE)
+    correct: Floats = (winners @ right) / np.maximum(winners.sum(axis=2), 1)  # 0 / 1 for a subset without votes
+    return correct
 
 
 class Bootstrap:
-    """Resampled problems, drawn once and used for every column, so that differences of columns are paired."""
+    """A bootstrap over problems. The resamples are drawn once and used for every column, so that differences between
+    columns are paired."""
 
     def __init__(self, problems: int, *, draws: int = 2000, seed: int = 0) -> None:
         if problems < 1:
             raise ValueError("no problem to resample.")
         rng = np.random.default_rng([seed, problems])
-        # 8 bytes each, and how often a problem is drawn is small: 16 bits keep 2,000 x 10,000 at 40 MB.
+        # A problem is drawn only a few times, so 16 bits are enough: 2,000 x 10,000 counts take 40 MB.
         self.counts = np.stack([_resample(problems, rng) for _ in range(draws)])  # [draws, problems]
 
     def mean(self, values: Floats) -> list[Interval]:
@@ -165,8 +166,8 @@ class Bootstrap:
         return self._intervals(values.mean(axis=0), self._sums(values) / len(values))
 
     def ratio(self, above: Floats, below: Floats) -> Interval:
-        """sum(above) / sum(below) over problems, both [problems], with its interval. `below` has a positive sum;
-        resamples where it has none are left out."""
+        """sum(above) / sum(below) over problems, both [problems], with its interval. The sum of `below` must be
+        positive; resamples in which it is not are left out."""
         sums = self._sums(np.stack([above, below], axis=1))
         sums = sums[sums[:, 1] > 0]
         return self._intervals(above.sum(keepdims=True) / below.sum(), sums[:, :1] / sums[:, 1:])[0]
@@ -188,18 +189,18 @@ def _resample(problems: int, rng: np.random.Generator) -> NDArray[np.uint16]:
 
 
 def pooled(runs: Sequence[Interval], least: float = 0.0) -> Interval:
-    """The mean of several runs' estimates. Its interval, within [least, 1], reaches on either side as far as the wider
-    of two: Student's t over the estimates, and the runs' own intervals together (sqrt(sum of squares) / runs)."""
-    each, count = [r.mean for r in runs], len(runs)
-    middle = mean(each)
-    between = student(count - 1) * stdev(each) / math.sqrt(count) if count > 1 else 0.0
+    """The mean of several runs' estimates. On each side, its interval is as wide as the wider of two: Student's t over
+    the estimates, and the runs' own intervals combined (sqrt(sum of squares) / runs). It is cut to [least, 1]."""
+    means, count = [r.mean for r in runs], len(runs)
+    middle = mean(means)
+    between = student(count - 1) * stdev(means) / math.sqrt(count) if count > 1 else 0.0
     below = math.sqrt(sum((r.mean - r.low) ** 2 for r in runs)) / count
     above = math.sqrt(sum((r.high - r.mean) ** 2 for r in runs)) / count
     return Interval(middle, max(least, middle - max(between, below)), min(1.0, middle + max(between, above)))
 
 
 def student(freedom: int) -> float:
-    """The 97.5% quantile of Student's t; off by less than 0.001."""
+    """The 97.5% quantile of Student's t with `freedom` degrees of freedom; the error is below 0.001."""
     if freedom <= len(STUDENT):
         return STUDENT[freedom - 1]
     z, v = NORMAL, freedom
@@ -208,43 +209,44 @@ def student(freedom: int) -> float:
 
 
 def auc(scores: Floats, right: NDArray[np.bool_]) -> float | None:
-    """The chance that a right item outscores a wrong one, ties counted half; both [M]. None without either kind."""
+    """The probability that a right item has a higher score than a wrong one; ties count half. Both are [M]. None
+    unless there are right items and wrong items."""
     positive = int(right.sum())
     negative = len(right) - positive
     if not positive or not negative:
         return None
     _, group, size = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = np.cumsum(size) - (size - 1) / 2  # of each score, from 1, ties at their middle
+    rank = np.cumsum(size) - (size - 1) / 2  # of each score, from 1; tied scores get the mean of their ranks
     return float((rank[group[right]].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
 @dataclass(frozen=True, slots=True)
 class LabelQuality:
-    """How labels from N rollouts agree with the truth."""
+    """The agreement of labels from N rollouts with the truth."""
 
     accuracy: float  # share of steps whose hard label is the truth
     false_positive_rate: float | None  # share of wrong steps that are labelled right; None without a wrong step
     false_negative_rate: float | None  # share of right steps that are labelled wrong; None without a right step
     soft_cross_entropy: float  # of the truth under the soft label, in nats per step
-    steps: int  # steps that have at least N gradable rollouts: only these count
+    steps: int  # steps with at least N gradable rollouts; only these count
 
 
 def label_quality(
     correct: Ints, gradable: Ints, truth: NDArray[np.bool_], n: int, *, clip: float = 0.01
 ) -> LabelQuality | None:
-    """Quality of the labels that n of the stored rollouts would have given, in expectation over which n, exactly.
+    """Expected quality of the labels that n of the stored rollouts would give, exact over all choices of n rollouts.
 
-    `correct` and `gradable` are the counts of each step and `truth` the oracle's word on it, all [steps]. Soft labels
-    are kept `clip` away from 0 and 1 (the paper leaves its choice unstated; without one a single 0 of 8 on a right
-    step costs infinity). None if no step has n gradable rollouts. Rollouts must not have been stopped early."""
+    `correct` and `gradable` are the counts of each step, `truth` is the oracle's verdict on it; all are [steps]. Soft
+    labels are kept `clip` away from 0 and 1: the paper does not state its value, and without one a single 0 of 8 on a
+    right step costs infinity. None if no step has n gradable rollouts. Rollouts must not have been stopped early."""
     kept = gradable >= n
     correct, gradable, truth = correct[kept], gradable[kept], truth[kept]
     if not len(truth):
         return None
-    pairs, where = np.unique(np.stack([correct, gradable], axis=1), axis=0, return_inverse=True)
-    where = where.reshape(-1)
-    positive = np.array([pass_at_k(int(m), int(c), n) for c, m in pairs])[where]
-    losses = np.array([_soft_losses(int(c), int(m), n, clip) for c, m in pairs])[where]
+    pairs, pair_of = np.unique(np.stack([correct, gradable], axis=1), axis=0, return_inverse=True)
+    pair_of = pair_of.reshape(-1)
+    positive = np.array([pass_at_k(int(m), int(c), n) for c, m in pairs])[pair_of]
+    losses = np.array([_soft_losses(int(c), int(m), n, clip) for c, m in pairs])[pair_of]
     wrong, right = positive[~truth], 1 - positive[truth]
     return LabelQuality(
         accuracy=float(np.where(truth, positive, 1 - positive).mean()),
@@ -256,12 +258,13 @@ def label_quality(
 
 
 def _soft_losses(c: int, m: int, n: int, clip: float) -> tuple[float, float]:
-    """Expected cross-entropy of the soft label from n of m rollouts, c of them correct: of a wrong step, of a right."""
+    """Expected cross-entropies of the soft label from n of m rollouts, c of which are correct: if the step is wrong,
+    and if it is right."""
     wrong = right = 0.0
     total = math.comb(m, n)
     for hits in range(max(0, n - (m - c)), min(c, n) + 1):
-        chance = math.comb(c, hits) * math.comb(m - c, n - hits) / total
+        probability = math.comb(c, hits) * math.comb(m - c, n - hits) / total
         soft = min(max(hits / n, clip), 1 - clip)
-        wrong -= chance * math.log(1 - soft)
-        right -= chance * math.log(soft)
+        wrong -= probability * math.log(1 - soft)
+        right -= probability * math.log(soft)
     return wrong, right

@@ -1,1 +1,1 @@
-"""A name, or the path of your own file, becomes an object."""
+"""Loads plug-ins: by name, or from the path of a user's own file."""

@@ -1,8 +1,8 @@
-"""A name, or a path to a user's own file, becomes a plug-in object.
+"""Finds and makes plug-ins, by name or from the path of a user's own file.
 
-A plug-in is one file: `tasks/arithmetic.py` is the task "arithmetic" because of where it lies, and
-`--task ./mine.py` is a task because the path says so. The file defines one public class with its role's
-methods (protocols.py); its constructor's parameters are the plug-in's options. Nothing is registered by hand.
+A plug-in is one file. `tasks/arithmetic.py` is the task "arithmetic" because it is in the folder of tasks, and
+`--task ./mine.py` is a task because that option takes a task. The file defines one public class with the methods of
+its role (protocols.py); the parameters of its constructor are the plug-in's options. Nothing is registered by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from stepmark.errors import ConfigError, UnknownName
 
-# role -> (the folder its files lie in, the methods any of which marks its class)
+# role -> (the folder of its files, methods: a class with any of these is the plug-in)
 ROLES = {
     "task": ("tasks", ("load",)),
     "grader": ("graders", ("grade",)),
@@ -35,14 +35,14 @@ ROLES = {
     "stage": ("", ("run",)),  # those that come with Stepmark are listed in run/pipeline/; recipes name users' own
 }
 
-USER = "stepmark_user_"  # begins the module name of every user's file
+USER = "stepmark_user_"  # prefix of the module names of users' files
 
-# (role, name it once had) -> its name now. Stored recipes and verifiers are read through this table.
+# (role, old name) -> new name. Stored recipes and verifiers are read through this table.
 RENAMED = {("verifier", "surprise"): "likelihood_corrected"}
 
 
 def names(role: str) -> list[str]:
-    """The plug-ins of a role that come with Stepmark, sorted. Imports none of them."""
+    """The names of the plug-ins of a role that come with Stepmark, sorted. Imports none of them."""
     folder, _ = ROLES[role]
     if not folder:
         return []
@@ -51,7 +51,8 @@ def names(role: str) -> list[str]:
 
 
 def find(role: str, name: str) -> type[Any]:
-    """The plug-in's class. Raises UnknownName, or ConfigError when a user's file has no class for the role."""
+    """The plug-in's class. Raises UnknownName for an unknown name, and ConfigError for a user's file that can't be
+    loaded or does not define exactly one class for the role."""
     folder, methods = ROLES[role]
     if name.endswith(".py") or "/" in name:
         module = _from_path(role, Path(name))
@@ -61,7 +62,7 @@ def find(role: str, name: str) -> type[Any]:
         raise ConfigError(f"the {role} {name!r} is now called {RENAMED[role, name]!r}.")
     else:
         raise UnknownName(role, name, names(role), f"A path to your own file works too: ./my_{role}.py")
-    found = [
+    classes = [
         c
         for c in vars(module).values()
         if inspect.isclass(c)
@@ -69,21 +70,21 @@ def find(role: str, name: str) -> type[Any]:
         and not c.__name__.startswith("_")
         and any(callable(getattr(c, method, None)) for method in methods)
     ]
-    if len(found) != 1:
-        got = ", ".join(c.__name__ for c in found) or "none"
-        ways = "` or `".join(methods)
-        raise ConfigError(f"{name}: a {role} file defines one public class with a method `{ways}`; found {got}.")
-    return found[0]
+    if len(classes) != 1:
+        got = ", ".join(c.__name__ for c in classes) or "none"
+        allowed = "` or `".join(methods)
+        raise ConfigError(f"{name}: a {role} file defines one public class with a method `{allowed}`; found {got}.")
+    return classes[0]
 
 
 def options(role: str, name: str) -> dict[str, Any]:
-    """The options a plug-in takes and their defaults (inspect.Parameter.empty where one is required)."""
+    """The options of a plug-in with their defaults (inspect.Parameter.empty for a required option)."""
     return {p.name: p.default for p in inspect.signature(find(role, name)).parameters.values()}
 
 
 def load(role: str, name: str, /, **settings: Any) -> Any:
-    """The plug-in, made with these options. Raises ConfigError naming every option it doesn't take, lacks, or takes
-    another type of value for."""
+    """The plug-in, made with these options. Raises ConfigError that names every option that is unknown, missing, or has
+    a value of the wrong type."""
     cls = find(role, name)
     allowed = options(role, name)
     faults = [str(UnknownName(f"option of {role} {name}", k, allowed)) for k in settings if k not in allowed]
@@ -106,12 +107,12 @@ def load(role: str, name: str, /, **settings: Any) -> Any:
     try:
         return cls(**settings)
     except TypeError as e:
-        given = ", ".join(f"{k}={v!r}" for k, v in settings.items())
-        raise ConfigError(f"{role} {name} can't be made with {given or 'no options'}: {e}") from e
+        values = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+        raise ConfigError(f"{role} {name} can't be made with {values or 'no options'}: {e}") from e
 
 
 def _hints(cls: type[Any]) -> dict[str, Any]:
-    """Types of the constructor's parameters, as far as they can be known without loading more."""
+    """The types of the constructor's parameters; empty if they can't be known without importing more modules."""
     try:
         return typing.get_type_hints(cls.__init__)
     except (NameError, TypeError, AttributeError):  # a name that only type checkers see, or no annotations to read
@@ -119,13 +120,13 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value is of a plain type, or one of the values named. Richer types are their plug-in's to check."""
+    """Whether a value has a plain type, or is one of the values of a Literal. The plug-in itself checks other types."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return value in args
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, a) for a in args)
-    if hint in (int, float):  # True is an int to Python, and to nobody else
+    if hint in (int, float):  # True is an int in Python, but is no number here
         return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
     return isinstance(value, hint) if hint in (str, bool, types.NoneType) else True
 
@@ -138,19 +139,19 @@ def _name(hint: Any) -> str:
 
 
 def user_files() -> tuple[str, ...]:
-    """The users' own files loaded so far: a new process needs them before it can unpickle objects of theirs."""
+    """The users' files loaded so far. A new process must load them before it can unpickle objects of their classes."""
     return tuple(m.__file__ for name, m in sys.modules.items() if name.startswith(USER) and m.__file__)
 
 
 def load_user_files(paths: tuple[str, ...]) -> None:
-    """Loads in this process what `user_files` named in another. Raises ConfigError."""
+    """Loads in this process the files that `user_files` returned in another one. Raises ConfigError."""
     for path in paths:
         _from_path("plug-in", Path(path))
 
 
 def _from_path(role: str, path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"no file {path} to load a {role} from (working directory: {Path.cwd()}).")
+        raise ConfigError(f"no file {path} to load a {role} from (working directory: {Path.cwd()}). Check the path.")
     # The name must be the same in every process, so that objects of the file's class can be pickled.
     name = f"{USER}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:

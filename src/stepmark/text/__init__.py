@@ -1,1 +1,1 @@
-"""Text in, text out: steps, answers, prompts, verdicts, rationales, grades of one text. No files, no torch."""
+"""Functions of text: steps, answers, prompts, verdicts, rationales, and the grade of a text. No files, no torch."""

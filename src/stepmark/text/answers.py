@@ -1,18 +1,18 @@
-r"""From a text to the answer that it states, and from an answer to a key under which equal answers meet.
+r"""Extracts the answer that a text states, and normalises answers so that equal answers have one key.
 
-Three jobs, kept apart because they fail differently:
+There are three functions, because each fails in its own way:
 
-- `extract(text)` finds the words that state the answer. Explicit marks come first, prose second, a guess last:
+- `extract(text)` finds the words that state the answer. Explicit marks have priority, then prose, then a guess:
   the last complete `\boxed{...}`; the last `#### x` line; the last "The answer is x", "Answer: x" or "A: x";
-  otherwise the last number in the text. "Last" holds within a kind only: a mark is written for one purpose, so
+  otherwise the last number in the text. "Last" applies within a kind only: a mark has only one purpose, so
   "\boxed{7}. The answer is not 8." states 7.
-- `read_number(answer)` reads those words as one quantity: the right-hand side of the last "=", and there the
-  *first* number ("14 kg (60 - 46)" is 14), with its fraction ("25/4" is not 25, "2 and 2/3" is not 2).
+- `read_number(answer)` reads these words as one quantity: the *first* number ("14 kg (60 - 46)" is 14) on the
+  right-hand side of the last "=", with its fraction ("25/4" is not 25, "2 and 2/3" is not 2).
 - `normalise(answer)` gives the key for grouping votes: "5", "5.0", "$5", "5 apples" and "\frac{10}{2}" are one
-  answer; "1" and "12" never are, because whole values are compared, never parts of strings.
+  answer. "1" and "12" are always two, because whole values are compared, not parts of strings.
 
-Numbers are exact (`Fraction`), so 0.1 + 0.2 and 1/3 mean what they say. `bench/grader_agreement.py` measures these
-rules against published correctness flags.
+Numbers are exact (`Fraction`), so 0.1 + 0.2 and 1/3 are exact too. `bench/grader_agreement.py` measures these rules
+against published correctness flags.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections import deque
 from fractions import Fraction
 from functools import lru_cache
 
-MAX_ANSWER = 5000  # characters; what is longer than this is not an answer anybody can compare
-MAX_DIGITS = 1000  # beyond it a number is refused: converting it would cost more than it tells
+MAX_ANSWER = 5000  # characters; a longer text is not treated as an answer
+MAX_DIGITS = 1000  # a longer number is refused, because it takes too long to convert
 
-_TRIES = 50  # marks looked at from the end; keeps a text of a million broken marks linear
+_TRIES = 50  # most marks tried, from the end; so a text with a million broken marks takes linear time
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s{}$.,;]+))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -48,12 +48,12 @@ _QUANTITY = rf"""
       | (?:\s+and)?\s+(?P<top>\d+)\s*/\s*(?P<bottom>\d+)(?![\d/]) )?
     (?P<percent>\s?%)?
 """
-# In prose a minus is a sign only where nothing stands that could be subtracted from.
+# In prose a minus is a sign only if nothing stands before it from which the number could be subtracted.
 _IN_TEXT = re.compile(
     rf"(?P<sign>(?<![\w)\]%.])(?<![\d)\]%]\s)[-\u2212]\s?[$€£]?|(?<![\w)\]%])[$€£]\s?[-\u2212])?{_QUANTITY}",
     re.VERBOSE | re.ASCII,
 )
-# Words after a number are its unit; these are not units but part of the value.
+# Words after a number are its unit. These words are not units but part of the value.
 _NOT_UNIT = r"(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod|and|or|hundred|thousand|million|billion|trillion|dozen)\b"
 _UNIT_WORD = rf"(?!{_NOT_UNIT})[A-Za-z]{{2,}}"
 _UNIT = rf"(?:\s+{_UNIT_WORD}(?:[ /]{_UNIT_WORD})*(?:\^?\{{?[23]\}}?)?)?"
@@ -61,7 +61,7 @@ _WHOLE = re.compile(rf"(?P<sign>[-+\u2212]?\s?[$€£]?\s?[-\u2212]?)\s?{_QUANTI
 _INTEGER = re.compile(r"-?[1-9]\d{0,17}|0", re.ASCII)
 
 _FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))", re.ASCII)
-_DRESSING = (
+_MARKUP = (
     (re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})", re.ASCII), ","),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr|!)(?![A-Za-z])"), ""),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|°"), ""),
@@ -87,36 +87,37 @@ WORDS = {
 
 
 def extract(text: str) -> str | None:
-    """The words that state the answer, without the marks around them; None when the text states none."""
+    """The words that state the answer, without the marks around them; None if the text states no answer."""
     return _boxed(text) or _hashes(text) or _stated(text) or last_number(text)
 
 
 def token_after_cue(text: str) -> str | None:
-    """The number right after the first "answer is" (or after an "=" in that sentence), as scripts for few-shot
-    prompts read it: no fraction, no sign before a currency, no second thoughts; without the words, the last number.
-    For comparing with figures that such a script produced; `extract` reads what the text means."""
+    """The number right after the first "answer is" (or after an "=" in that sentence), as scripts for few-shot prompts
+    read it: without a fraction, without a sign before a currency, and without later corrections. In a text without
+    "answer is", the last number. Use it to compare with figures that such a script produced; `extract` reads the answer
+    that the text means."""
     m = _FEW_SHOT.search(text)
     if m is None:
         return last_number(text)
     sentence = _SPACED.sub(lambda n: n.group().replace(" ", ""), _sentence(text, m.end()))
-    found = _TOKEN.search(sentence, sentence.rfind("=") + 1) or _TOKEN.search(sentence)
-    return found and found.group()
+    number = _TOKEN.search(sentence, sentence.rfind("=") + 1) or _TOKEN.search(sentence)
+    return number and number.group()
 
 
 def last_number(text: str) -> str | None:
-    """The last number as it is written, sign and fraction included; None when there is none."""
+    """The last number as it is written, with its sign and fraction; None if there is no number."""
     for size in (256, 4096, len(text)):
         tail = text[-size:]
         last = next(iter(deque(_IN_TEXT.finditer(tail), maxlen=1)), None)
-        # A number at the window's very edge may have lost its head.
+        # The beginning of a number at the very start of the window may be cut off.
         if last is not None and (last.start() >= 64 or len(tail) == len(text)):
             return last.group().strip()
     return None
 
 
 def parse_number(answer: str, percent: bool = False) -> Fraction | None:
-    r"""The value of an answer that is one number and nothing else but dressing: currency, %, unit words, thousands
-    separators, `\frac`, a mixed fraction. "50%" is 50, or 1/2 with `percent`. None for all others."""
+    r"""The value of an answer that is one number, with or without a currency, %, unit words, thousands separators,
+    `\frac`, or a mixed fraction. "50%" is 50, or 1/2 with `percent`. None for all other answers."""
     if _INTEGER.fullmatch(answer):
         return Fraction(int(answer))
     if len(answer) > MAX_ANSWER or not any(c in "0123456789" for c in answer):
@@ -129,8 +130,8 @@ def parse_number(answer: str, percent: bool = False) -> Fraction | None:
 
 
 def read_number(answer: str, percent: bool = False) -> Fraction | None:
-    """The quantity that an answer states, even among other words (see above); None when it states none.
-    Raises OverflowError for a number of more than MAX_DIGITS digits."""
+    """The quantity that an answer states, even among other words (see above); None if it states no quantity. Raises
+    OverflowError for a number of more than MAX_DIGITS digits."""
     value = parse_number(answer, percent)
     if value is not None:
         return value
@@ -146,15 +147,15 @@ def read_number(answer: str, percent: bool = False) -> Fraction | None:
 
 
 def canonical(value: Fraction) -> str:
-    """One way to write each number: "-3", "0.25" where the decimals end, "1/3" where they don't."""
-    rest, places = value.denominator, 0
+    """The one form of each number: "-3"; "0.25" if the decimals end; "1/3" if they don't."""
+    remaining, places = value.denominator, 0
     twos = fives = 0
-    while rest % 2 == 0:
-        rest, twos = rest // 2, twos + 1
-    while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
+    while remaining % 2 == 0:
+        remaining, twos = remaining // 2, twos + 1
+    while remaining % 5 == 0:
+        remaining, fives = remaining // 5, fives + 1
     places = max(twos, fives)
-    if rest != 1:
+    if remaining != 1:
         return f"{value.numerator}/{value.denominator}"
     if not places:
         return str(value.numerator)
@@ -163,8 +164,8 @@ def canonical(value: Fraction) -> str:
 
 
 def normalise(answer: str) -> str:
-    """The key of an answer: two answers with one key are the same answer. The reverse does not hold for
-    expressions ("2x + 2" and "2(x + 1)" keep two keys); telling those apart from others is a grader's work."""
+    """The key of an answer: two answers with one key are the same answer. The reverse does not hold for expressions:
+    "2x + 2" and "2(x + 1)" have two keys. A grader can compare expressions."""
     value = parse_number(answer)
     if value is not None:
         return canonical(value)
@@ -184,7 +185,7 @@ def normalise(answer: str) -> str:
 
 
 def is_words(answer: str) -> bool:
-    r"""Whether an answer is language, not mathematics: \text{...}, or letters with a real word among them."""
+    r"""Whether an answer is language, not mathematics: \text{...}, or letters that include a real word."""
     plain = _plain(answer[:MAX_ANSWER])
     if not _PROSE.fullmatch(plain):
         return False
@@ -192,7 +193,7 @@ def is_words(answer: str) -> bool:
 
 
 def excerpt(answer: str, length: int = 60) -> str:
-    """The answer as a message shows it: quoted, on one line, no longer than a line."""
+    """The answer for a message: quoted, on one line, cut to `length` characters."""
     return repr(answer if len(answer) <= length else answer[: length - 3] + "...")
 
 
@@ -211,7 +212,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _balanced(text: str, start: int) -> str:
-    """The text from `start` up to the brace that closes the one just before it; "" when none does."""
+    """The text from `start` up to the brace that closes the brace just before `start`; "" if no brace closes it."""
     depth = 1
     for m in _BRACE.finditer(text, start, start + MAX_ANSWER):
         depth += {"{": 1, "}": -1}.get(m.group(), 0)
@@ -221,7 +222,8 @@ def _balanced(text: str, start: int) -> str:
 
 
 def _hashes(text: str) -> str | None:
-    """`#### x` is a mark where x is a number or the line ends the text; elsewhere it is a heading."""
+    """The answer of the last `#### x` line. It is a mark if x is a number or the line ends the text; otherwise it is a
+    heading."""
     end = len(text)
     for _ in range(_TRIES):
         start = text.rfind("####", 0, end)
@@ -260,7 +262,7 @@ def _sentence(text: str, start: int) -> str:
 
 
 def _trim(answer: str) -> str:
-    """Without the white space, quotes, emphasis and full stop around it."""
+    """The answer without the white space, quotes, emphasis and full stop around it."""
     answer = answer.strip(" \t\r\n*\"'`\u201c\u201d").removesuffix("\\)").removesuffix("\\]").removesuffix("$$").strip()
     if len(answer) > 1 and answer.endswith("."):
         answer = answer[:-1].rstrip(" *\"'")
@@ -271,21 +273,22 @@ def _trim(answer: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _plain(answer: str) -> str:
-    """Without LaTeX's and Markdown's dressing, which carries no meaning."""
-    for pattern, to in _DRESSING:
-        answer = pattern.sub(to, answer)
+    """The answer without LaTeX and Markdown markup that does not change its meaning."""
+    for pattern, replacement in _MARKUP:
+        answer = pattern.sub(replacement, answer)
     return " ".join(answer.split()).lstrip(" ,;:\"'").rstrip(" .,;:\"'")
 
 
 def _figures(plain: str) -> str:
-    r"""With numbers as digits: `1\frac{4}{5}` is the mixed number 1 4/5, `-\frac12` is -1/2, "325 000" is 325000."""
+    r"""`plain` with numbers as digits: `1\frac{4}{5}` is the mixed number 1 4/5, `-\frac12` is -1/2, "325 000" is
+    325000."""
     if "frac" in plain:
         plain = _FRAC.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", plain).strip()
     return _SPACED.sub(lambda m: m.group().replace(" ", ""), plain) if " " in plain else plain
 
 
 def _value(m: re.Match[str], percent: bool) -> Fraction | None:
-    """What a matched number is worth; None for a denominator of zero."""
+    """The value of a matched number; None for a denominator of zero. Raises OverflowError for too many digits."""
     if m.end() - m.start() > MAX_DIGITS or abs(int(m["exp"] or 0)) > MAX_DIGITS:
         raise OverflowError(f"a number of more than {MAX_DIGITS} digits")
     try:

@@ -1,7 +1,7 @@
-"""The grade of a whole solution, by one rule for every place that needs it.
+"""The grade of a whole solution, by one rule for all callers.
 
-A solution that ran out of tokens is UNGRADABLE whatever numbers stand in it: what it would have answered is not
-known, and a last number picked out of the middle must not win a vote.
+A solution that ran out of tokens is UNGRADABLE, whatever numbers it contains. Its answer is not known, and a number
+from the middle of the text must not win a vote.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ TRUNCATED = Grade(Verdict.UNGRADABLE, "the solution ran out of tokens before it 
 
 
 def grade_solution(solution: Solution, problem: Problem, grader: Grader) -> Grade:
-    """The grader's finding, unless the solution did not end."""
+    """The grader's grade, or TRUNCATED if the solution ran out of tokens."""
     return TRUNCATED if solution.finish is Finish.LENGTH else grader.grade(solution.text, problem)
 
 
 def flagged(text: str, correct: bool) -> Grade:
-    """The grade of a solution whose correctness a file states; its answer is read from the text, for votes."""
+    """The grade of a solution whose correctness a file states. The answer is extracted from the text, for votes."""
     answer = extract(text)
     verdict = Verdict.CORRECT if correct else Verdict.INCORRECT
     return Grade(verdict, "the flag in the file", None if answer is None else normalise(answer))

@@ -1,4 +1,4 @@
-"""A text's place between 0 and 1, by its hash: how questions and word lists divide into splits that never change."""
+"""Maps a text to a number between 0 and 1 by its hash. Questions and word lists are divided into fixed splits by it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def hash_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone. Equal questions fall into the same split, and more rows move
-    none of the others. White space and case don't count."""
+    """A number in [0, 1) that depends only on the text. So equal questions are in the same split, and added rows move
+    no other row. White space and case don't matter."""
     return int.from_bytes(hashlib.sha256(" ".join(text.split()).casefold().encode()).digest()[:6]) / 2**48

@@ -1,18 +1,19 @@
-"""What a written verification has to be before anything learns from it: judged, closed, and free of the reference.
+"""Filters and prepares rationales as training data: compares their verdicts, closes them, removes the reference.
 
-GenRM (Zhang et al., arXiv 2408.15240, section 3.2) has a model write rationales with a correct solution in sight and
-keeps those whose verdict is what is known of the solution. Two things are added here:
+GenRM (Zhang et al., arXiv 2408.15240, section 3.2) lets a model write rationales while it sees a correct solution, and
+keeps those whose verdict equals the solution's grade. We add two things:
 
-- A rationale that says "Expected Answer" teaches a verifier to lean on what it won't see. `rewrite` takes such words
-  out: whole sections and lines under such a label, sentences, or the end of a sentence ("and matches the expected
-  answer"). A judgement under such a label stays without it ("Expected Answer: Correct." is "Correct."). Nothing is
-  put in their place, so a "No" may lose its reason with the reference's figures. What is left has to say something
-  about the solution, to say the same verdict and to name no reference; otherwise the rationale is dropped.
-- A kept rationale ends in `prompts.VERDICT` and " Yes" or " No", and has that question nowhere else: a verifier that
-  writes reaches the question once, and its answer is where the score is read.
+- A rationale that says "Expected Answer" teaches a verifier to rely on something that it will not see. `rewrite`
+  removes such words: whole sections and lines under such a label, sentences, or the end of a sentence ("and matches the
+  expected answer"). A judgement under such a label stays without the label ("Expected Answer: Correct." becomes
+  "Correct."). Nothing replaces the removed words, so a "No" may lose its reason together with the reference's figures.
+  The rest must say something about the solution, state the same verdict and name no reference; otherwise the rationale
+  is dropped.
+- A kept rationale ends in `prompts.VERDICT` and " Yes" or " No", and does not contain that question elsewhere: a
+  verifier writes the question once, and the score is read at its answer.
 
-A rationale that ran out of tokens is lost even where a verdict stands in it: what was cut off may have taken it back.
-A copy of the reference that names no source is not found (verdicts.leaks).
+A rationale that ran out of tokens is lost, even if it contains a verdict: the missing part may have withdrawn it. A
+copy of the reference that names no source is not found (verdicts.leaks).
 
     python bench/rationales.py data/genrm_gsm8k
 """
@@ -29,14 +30,14 @@ from stepmark.types import Finish, Rationale
 
 Leak = Literal["drop", "rewrite", "keep"]
 LEAK = ("drop", "rewrite", "keep")
-LEAST = 5  # words that a verification has beside its verdict
-SHORT = 8  # words that a line which only leads up to something, or only says "the same", has at the most
+LEAST = 5  # fewest words in a verification besides its verdict
+SHORT = 8  # most words in a line that only introduces a verdict, or only says "the same"
 READER = Reader()
 
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]{0,9}\s*/?>")
 _BOLD = re.compile(r"</?(?:b|strong)>")
-_ASKED = re.compile(r"\bis\s+the\s+answer\s+correct\s*\??[\s*]*\(\s*yes\s*/\s*no\s*\)\s*\??[ ]*", re.IGNORECASE)
-# Words of a line that does nothing but lead up to the verdict, or to a verdict's label
+_QUESTION = re.compile(r"\bis\s+the\s+answer\s+correct\s*\??[\s*]*\(\s*yes\s*/\s*no\s*\)\s*\??[ ]*", re.IGNORECASE)
+# The words of a line that only introduces the verdict, or a verdict's label
 _LEADS = re.compile(
     r"(?:[\W_]|\b(?:verification|verdict|final|finally|grade|overall|conclusion|summary|therefore|thus|hence|so|the|is|in|"
     r"answer|my|and|judge?ment|assessment|result|evaluation|solution|of)\b)*",
@@ -54,13 +55,13 @@ def judged(
     reader: Reader = READER,
     finish: Finish = Finish.STOP,
 ) -> Rationale:
-    """The rationale that `text` is, and why it is lost if it is. `correct` is what is known of the solution; None is
-    nothing, and then no verdict is a mismatch. `leak` says what becomes of one that leans on a reference. A lost one
-    keeps its text to be looked at, unless that leaks and `leak` isn't "keep"."""
+    """Makes a rationale of `text`, with the reason if it is lost. `correct` is the solution's grade; with None no
+    verdict is a mismatch. `leak` chooses what to do with a rationale that names a reference. A lost rationale keeps its
+    text for inspection, unless the text names a reference and `leak` is not "keep"."""
 
-    def lost(why: str, said: Said = Said.UNPARSED) -> Rationale:
+    def lost(reason: str, said: Said = Said.UNPARSED) -> Rationale:
         shown = text if leak == "keep" or leaks(text) is None else ""
-        return Rationale(shown, str(said), source, why)
+        return Rationale(shown, str(said), source, reason)
 
     if finish is Finish.FAILED:
         return lost("failed")
@@ -72,7 +73,7 @@ def judged(
     if correct is not None and (said is Said.YES) != correct:
         return lost("mismatch", said)
     whole = closed(text, said, reader)
-    if READER.read(whole).said is not said:  # its other verdicts count, now that the last one is like them
+    if READER.read(whole).said is not said:  # the new last verdict may contradict other verdicts in the text
         return lost("unparsed")
     if leak == "keep" or leaks(whole) is None:
         return Rationale(whole, str(said), source)
@@ -83,28 +84,28 @@ def judged(
 
 
 def closed(text: str, said: Said, reader: Reader = READER) -> str:
-    """`text` up to its final verdict, then `prompts.VERDICT` with the answer `said` on a line of its own. Where that
-    question comes earlier it is taken out and its answer left. A text without a verdict is taken whole. Raises
-    ValueError when the text says the opposite, or `said` is no verdict."""
-    text = _plain(text)
+    """`text` up to its final verdict, then `prompts.VERDICT` with the answer `said`, on a line of its own. The question
+    is removed from earlier places, and its answer stays there. Of a text without a verdict, everything is kept. Raises
+    ValueError if the text states the opposite verdict, or if `said` is not a verdict."""
+    text = _shortened(text)
     reading = reader.read(text)
     if said is Said.UNPARSED or reading.said not in (said, Said.UNPARSED):
-        raise ValueError(f"the text says {reading.said.value!r}, and is to be closed with {said.value!r}")
+        raise ValueError(f"the text's verdict is {reading.said.value!r}; it can't be closed with {said.value!r}")
     head = text
-    for _ in range(SHORT):  # the last verdict, and others like it right above
+    for _ in range(SHORT):  # remove the last verdict, and equal verdicts directly above it
         if reading.said is not said or reading.start is None:
             break
-        head = _led(head[: reading.start])
+        head = _without_lead(head[: reading.start])
         reading = reader.read(head)
         if reading.span is None or re.search(r"\w", head[reading.span[1] :]):
             break
-    head = "\n".join(line.rstrip() for line in _ASKED.sub("", head).split("\n")).strip("\n")
+    head = "\n".join(line.rstrip() for line in _QUESTION.sub("", head).split("\n")).strip("\n")
     return f"{head}\n{VERDICT}{YES if said is Said.YES else NO}".lstrip("\n")
 
 
 def rewrite(text: str, reader: Reader = READER) -> str | None:
-    """`text`, closed, without what leans on a reference; None where it has no verdict, or where what is left is no
-    verification, says another verdict, or still leans on one."""
+    """`text`, closed, without the parts that name a reference. None if it has no verdict, or if the rest is not a
+    verification, states another verdict, or still names a reference."""
     said = reader.read(text).said
     if said is Said.UNPARSED:
         return None
@@ -115,48 +116,48 @@ def rewrite(text: str, reader: Reader = READER) -> str | None:
 
 
 def _cleaned(whole: str, said: Said) -> str | None:
-    """A closed text without its leaning parts; None where `rewrite` has none."""
+    """A closed text without the parts that name a reference; None in the same cases as `rewrite`."""
     body, _, verdict = whole.rpartition("\n")
-    body = _without(body)
+    body = _without_leaks(body)
     whole = f"{body}\n{verdict}"
     if READER.read(whole).said is not said:
         return None
-    whole = closed(whole, said, READER)  # what is left may end in a verdict that stood above the leaning part
-    return whole if leaks(whole) is None and _verifies(whole.rpartition("\n")[0]) else None
+    whole = closed(whole, said, READER)  # the rest may end in a verdict that stood above a removed part
+    return whole if leaks(whole) is None and _is_verification(whole.rpartition("\n")[0]) else None
 
 
-def _plain(text: str) -> str:
-    """`text` with HTML's bold as stars, and without long runs of white space or of one sign: those say nothing, and
-    patterns take their time with them."""
+def _shortened(text: str) -> str:
+    """`text` with HTML bold as stars, and with long runs of white space or of one sign cut short: they have no meaning,
+    and regular expressions are slow on them."""
     lines = [re.sub(r"([^\S\n]{8})[^\S\n]+", r"\1", line.rstrip()) for line in _BOLD.sub("**", text).split("\n")]
     return re.sub(r"\n{4,}", "\n\n\n", re.sub(r"([^\w\s])\1{40,}", lambda m: m[1] * 40, "\n".join(lines)))
 
 
-def _led(head: str) -> str:
-    """`head` without the words that lead up to the verdict which followed it."""
+def _without_lead(head: str) -> str:
+    """`head`, the text before a verdict, without the words that introduce the verdict."""
     fragment = head.rpartition("\n")[2]
     if fragment.strip():
         above = head[: len(head) - len(fragment)]
-        left = _LEAD.sub("", fragment)
-        if left == fragment:  # nothing taken: only marks that would have closed after the verdict
-            left = re.sub(r"\s[*_\"'“‘(\[-]+\s*$", "", left)
-        ends = [m.end() for m in _SENTENCE.finditer(left)]
-        if ends and _LEADS.fullmatch(_bare(left[ends[-1] :])):  # "Therefore, the grade is"
-            left = left[: ends[-1]]
-        head = above + left
+        shortened = _LEAD.sub("", fragment)
+        if shortened == fragment:  # no words removed: remove marks whose closing mark came after the verdict
+            shortened = re.sub(r"\s[*_\"'“‘(\[-]+\s*$", "", shortened)
+        ends = [m.end() for m in _SENTENCE.finditer(shortened)]
+        if ends and _LEADS.fullmatch(_without_markup(shortened[ends[-1] :])):  # "Therefore, the grade is"
+            shortened = shortened[: ends[-1]]
+        head = above + shortened
     while True:
         rest, _, line = head.rstrip().rpartition("\n")
-        if not head.strip() or len(line.split()) > SHORT or not _LEADS.fullmatch(_bare(line)):
+        if not head.strip() or len(line.split()) > SHORT or not _LEADS.fullmatch(_without_markup(line)):
             return head.rstrip()
         head = rest
 
 
-def _bare(line: str) -> str:
-    """`line` with its markup blanked out, as long as it was."""
+def _without_markup(line: str) -> str:
+    """`line` with its markup replaced by spaces; the length is the same."""
     return re.sub(r"[*_`#]", " ", _TAG.sub(lambda m: " " * len(m[0]), line))
 
 
-# ---- taking out ----
+# ---- removing references ----
 
 _ITEM = re.compile(r"^[\s>•+-]*(?:step\s+(\d{1,3})\b|(\d{1,3})[.)](?=\s|$))", re.IGNORECASE)
 _BULLET = re.compile(r"^\s*(?:[-+•*]\s+|\d{1,3}[.)]\s+)")
@@ -176,10 +177,10 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 # Correct or not, after a verb: "is also incorrect", "are right"
-_FOUND = r"\b(?:is|are|was|were)\s+(?:\w+\s+){0,2}(?:correct|incorrect|right|wrong|accurate|inaccurate|valid|invalid)\b"
+_RATED = r"\b(?:is|are|was|were)\s+(?:\w+\s+){0,2}(?:correct|incorrect|right|wrong|accurate|inaccurate|valid|invalid)\b"
 _JUDGES = re.compile(
-    rf"\b(?:the|this|these|all|both|each|every|that)\s+(?:\w+\s+){{0,2}}{_THING}s?\b.{{0,60}}?(?:{_FOUND}|\b(?:contains?|"
-    rf"incorrectly|correctly|misses|fails|follows)\b)|\bsteps?\s+\d+.{{0,60}}{_FOUND}|^\W*(?:in)?correct\b",
+    rf"\b(?:the|this|these|all|both|each|every|that)\s+(?:\w+\s+){{0,2}}{_THING}s?\b.{{0,60}}?(?:{_RATED}|\b(?:contains?|"
+    rf"incorrectly|correctly|misses|fails|follows)\b)|\bsteps?\s+\d+.{{0,60}}{_RATED}|^\W*(?:in)?correct\b",
     re.IGNORECASE,
 )
 _MARKED = re.compile(r"\(\W*((?:in)?correct|wrong|right|error|erroneous(?: step)?|yes|no)\b[^()]*\)\W*$", re.IGNORECASE)
@@ -201,13 +202,13 @@ _BOUND = re.compile(
     r"consistent|in line|aligning|compared|according|instead|rather|not|when)\b)",
     re.IGNORECASE,
 )
-_STANDS = re.compile(
+_VERB = re.compile(
     r"\b(?:is|are|was|were|has|have|had|should|contains?|follows?|gives?|\w*correctly|accurately|calculate[sd]?|"
     r"arrives?|reach(?:es)?|makes?|miss(?:es)?|fails?|adds?|subtracts?|multipl(?:y|ies)|divides?|uses?|states?|does|"
     r"assumes?|ignores?|confuses?|forgets?|takes?|finds?|says?|counts?|leaves?|yes|no|correct|incorrect|wrong)\b|=",
     re.IGNORECASE,
 )
-_HANGS = re.compile(
+_INCOMPLETE = re.compile(
     r"\b(?:the|a|an|same|is|are|be|was|were|to|of|not|and|or|than|different|equal|with|from|far|such|consistent|identical"
     r"|both|as|that|in|does|do|has|have|should|equivalent|close|similar)\W*$",
     re.IGNORECASE,
@@ -217,56 +218,56 @@ _JUDGEMENT = re.compile(
     r"\binvalid\b|\bshould\s+(?:be|have)\b|\b(?:yes|no)\b|✓|✔|✅|✗|✘|❌",
     re.IGNORECASE,
 )
-_TITLE = re.compile(r"[^\n]*:[*_\s]*$|#|(\*\*|__)(?:(?!\1).)+\1$")  # a line that announces what follows
+_TITLE = re.compile(r"[^\n]*:[*_\s]*$|#|(\*\*|__)(?:(?!\1).)+\1$")  # a line that is a heading of the text after it
 
 
-def _verifies(body: str) -> bool:
-    """Whether a judgement stands in it, and more than that."""
-    return len(re.findall(r"\w+", body)) >= LEAST and _JUDGEMENT.search(_bare(body)) is not None
+def _is_verification(body: str) -> bool:
+    """Whether `body` contains a judgement and at least LEAST words."""
+    return len(re.findall(r"\w+", body)) >= LEAST and _JUDGEMENT.search(_without_markup(body)) is not None
 
 
-def _without(body: str) -> str:
-    """`body` without its leaning parts. None in the list below is a line taken out."""
+def _without_leaks(body: str) -> str:
+    """`body` without the parts that name a reference. None in `kept` is a removed line."""
     lines: list[str | None] = list(body.split("\n"))
-    out: list[str | None] = []
-    last, at = 0, 0  # number of the last step or item that was kept
-    while at < len(lines):
-        line = lines[at] or ""
-        at += 1
+    kept: list[str | None] = []
+    last, i = 0, 0  # number of the last step or list item that was kept; index of the next line
+    while i < len(lines):
+        line = lines[i] or ""
+        i += 1
         words = leaks(line)
         if words is None:
-            item = _ITEM.match(_bare(line))
+            item = _ITEM.match(_without_markup(line))
             last = int(item[1] or item[2]) if item else last
-            out.append(line)
+            kept.append(line)
             continue
-        bared = _PARENTHESIS.sub(_parenthesis, line)
-        if (words := leaks(bared) or "") == "":
-            out.append(bared)
+        shortened = _PARENTHESIS.sub(_parenthesis, line)
+        if (words := leaks(shortened) or "") == "":
+            kept.append(shortened)
             continue
-        line = bared
+        line = shortened
         label = _label(line, words)
         if label is None:
-            out.append(_sentences(line))
+            kept.append(_sentences(line))
             continue
         before, value = label
-        if not value.strip(" *_:`\"'") and (following := _next(lines, at)) is not None:
-            heard = _judgement(lines[following] or "", alone=True)
-            if heard is not None:
-                out.append(before + heard)
-                at = following + 1
+        if not value.strip(" *_:`\"'") and (following := _next_line(lines, i)) is not None:
+            judgement = _judgement(lines[following] or "", alone=True)
+            if judgement is not None:
+                kept.append(before + judgement)
+                i = following + 1
                 continue
-        heard = _judgement(value)
-        out.append(_joined(before, heard))
-        if heard is None:
-            end = _end(lines, at, last, section=not value.strip(" *_:`\"'"))
-            out += [None] * (end - at)
-            at = end
-    return _tidied(out)
+        judgement = _judgement(value)
+        kept.append(_joined(before, judgement))
+        if judgement is None:
+            end = _end(lines, i, last, section=not value.strip(" *_:`\"'"))
+            kept += [None] * (end - i)
+            i = end
+    return _tidied(kept)
 
 
 def _label(line: str, words: str) -> tuple[str, str] | None:
-    """What stands before a label that names the reference, and after it; None where the words are no label's."""
-    bare = _bare(line)
+    """The text before and after a label that names the reference; None if `words` are not in a label."""
+    bare = _without_markup(line)
     start = line.find(words)
     end = start + len(words)
     if words.rstrip().endswith(":"):
@@ -287,16 +288,16 @@ def _label(line: str, words: str) -> tuple[str, str] | None:
 
 
 def _judgement(value: str, alone: bool = False) -> str | None:
-    """A judgement on the solution that stands where the reference was to stand; None where it is anything else.
-    `alone`: the value has to begin with it."""
-    plain = _bare(value).strip(" \"'.")
+    """The judgement on the solution in the value of a label that names the reference; None if there is no judgement.
+    With `alone`, the value must begin with the judgement."""
+    plain = _without_markup(value).strip(" \"'.")
     if plain.lower() in _ALONE:
         return _ALONE[plain.lower()]
     if _SAME.match(plain) and len(plain.split()) <= SHORT:
         return "Correct."
-    pieces = _SENTENCE.split(value)  # the first may be the reference's, the next the judgement: from there on
+    pieces = _SENTENCE.split(value)  # the first sentence may be the reference; the text from the judgement on is kept
     for i in range(0, len(pieces), 2):
-        piece = _bare(pieces[i]).strip(" \"'.")
+        piece = _without_markup(pieces[i]).strip(" \"'.")
         if _GOOD.match(piece) or (i == 0 and not alone and _JUDGES.search(piece)):
             rest = "".join(pieces[i:])
             return rest if leaks(rest) is None else _sentences(rest)
@@ -306,38 +307,38 @@ def _judgement(value: str, alone: bool = False) -> str | None:
     return None if marked is None or leaks(marked[0]) else f"({marked[1]})"
 
 
-def _joined(before: str, heard: str | None) -> str | None:
-    if heard is not None:
-        return before + heard
+def _joined(before: str, judgement: str | None) -> str | None:
+    if judgement is not None:
+        return before + judgement
     return before.rstrip() if len(re.findall(r"\w+", before)) > 1 else None
 
 
-def _next(lines: Sequence[str | None], at: int) -> int | None:
-    """Index of the next line that isn't blank."""
-    return next((i for i in range(at, len(lines)) if (lines[i] or "").strip()), None)
+def _next_line(lines: Sequence[str | None], start: int) -> int | None:
+    """Index of the next line, from `start`, that is not blank."""
+    return next((i for i in range(start, len(lines)) if (lines[i] or "").strip()), None)
 
 
-def _end(lines: Sequence[str | None], at: int, last: int, section: bool) -> int:
-    """Index of the first line that is no longer part of what a label began: of a section, or of the rest of a line's
-    paragraph."""
-    own = 0  # the last number of a list that the section has of its own
-    for i in range(at, len(lines)):
+def _end(lines: Sequence[str | None], start: int, last: int, section: bool) -> int:
+    """Index of the first line, from `start`, that does not belong to a label any more: to its section, or to the
+    paragraph that its line begins. `last` is the number of the last step or item before the label."""
+    in_section = 0  # the last number of a list inside the section
+    for i in range(start, len(lines)):
         line = lines[i] or ""
-        bare = _bare(line)
+        bare = _without_markup(line)
         item = _ITEM.match(bare)
         if item is not None:
             number, step = int(item[1] or item[2]), item[1] is not None
-            follows = own > 0 and number == own + 1
+            follows = in_section > 0 and number == in_section + 1
             if not section or (not follows and (number > last > 0 or (step and not last))):
                 return i
-            own = number
+            in_section = number
             continue
         if not bare.strip():
             if not section:
                 return i
             continue
         heading = line.lstrip().startswith(("**", "#")) and leaks(line) is None
-        if own:  # its steps may be judged too: only what names another part ends it
+        if in_section:  # the section may judge steps of its own, so only the heading of another part ends it
             if (heading or _HEADING.match(bare)) and not _GOOD.match(bare.partition(":")[2]):
                 return i
         elif heading or _HEADING.match(bare) or (_JUDGES.search(bare) and leaks(line) is None):
@@ -348,7 +349,7 @@ def _end(lines: Sequence[str | None], at: int, last: int, section: bool) -> int:
 
 
 def _sentences(line: str) -> str | None:
-    """`line` without the sentences, or ends of sentences, that lean on a reference; None where nothing is left."""
+    """`line` without the sentences, or ends of sentences, that name a reference; None if nothing is left."""
     line = _PARENTHESIS.sub(_parenthesis, line)
     pieces = _SENTENCE.split(line)
     kept = ""
@@ -356,7 +357,8 @@ def _sentences(line: str) -> str | None:
         piece = pieces[i] if leaks(pieces[i]) is None else _clause(pieces[i])
         if piece is not None:
             kept += piece + (pieces[i + 1] if i + 1 < len(pieces) else "")
-    if not re.search(r"\w", _bare(kept)) or re.fullmatch(r"\W*(?:[\w ]{1,40}:)?\W*", _bare(kept)):
+    bare = _without_markup(kept)
+    if not re.search(r"\w", bare) or re.fullmatch(r"\W*(?:[\w ]{1,40}:)?\W*", bare):
         return None
     for mark in ("**", "__"):
         if kept.count(mark) % 2 and not line.count(mark) % 2:
@@ -372,29 +374,30 @@ def _parenthesis(m: re.Match[str]) -> str:
 
 
 def _clause(sentence: str) -> str | None:
-    """The beginning of a sentence that can stand alone and leans on nothing; None where there is none."""
+    """The beginning of a sentence that can stand alone and does not name a reference; None if there is none."""
     end = sentence.find(leaks(sentence) or "")
     for m in reversed(list(_BOUND.finditer(sentence, 0, end))[-SHORT:]):
         head = sentence[: m.start()].rstrip(" ,;:")
-        if leaks(head) is None and _STANDS.search(_bare(head)) and not _HANGS.search(_bare(head)):
+        bare = _without_markup(head)
+        if leaks(head) is None and _VERB.search(bare) and not _INCOMPLETE.search(bare):
             return head.rstrip(".") + "." + "**" * (head.count("**") % 2)
     return None
 
 
 def _tidied(lines: Sequence[str | None]) -> str:
-    """The lines that are left, without headings whose content was taken out and without rows of blank lines."""
+    """The remaining lines, without headings whose content was removed and without runs of blank lines."""
     kept: list[str] = []  # from the last line to the first
-    empty = True  # the next thing below is a heading, or the end
-    gone = False  # something was taken out since
+    empty = True  # the next line below that is not blank is a heading, or there is none
+    removed = False  # a line below, up to that one, was removed
     for line in reversed(lines):
         if line is None:
-            gone = True
+            removed = True
             continue
-        bare = _bare(line).strip()
+        bare = _without_markup(line).strip()
         heading = len(bare) < 60 and _TITLE.match(line.strip()) is not None and not _JUDGEMENT.search(bare.rstrip(":"))
-        if heading and empty and gone:
+        if heading and empty and removed:
             continue
         if bare:
-            empty, gone = heading, False
+            empty, removed = heading, False
         kept.append(line)
     return re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", "\n".join(reversed(kept))).strip("\n")

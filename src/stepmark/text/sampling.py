@@ -1,4 +1,4 @@
-"""What sampling may be asked for, and what choices come to: one answer for every backend.
+"""Checks of sampling parameters, and probabilities of choices. Every backend uses them.
 
 stepmark sample --help
 """
@@ -26,8 +26,8 @@ def check(params: SamplingParams) -> None:
 
 
 def among(logs: Sequence[float]) -> tuple[float, ...]:
-    """The probability of each choice among all of them, from their log-probabilities (nats, of at least one choice):
-    what a model gives to anything else does not count."""
-    most = max(logs)
-    weights = [math.exp(x - most) for x in logs]
+    """The probability of each choice among all choices, from their log-probabilities (in nats, of one choice or more).
+    The probability that the model gives to other texts is left out, so the results sum to 1."""
+    largest = max(logs)
+    weights = [math.exp(x - largest) for x in logs]
     return tuple(w / math.fsum(weights) for w in weights)

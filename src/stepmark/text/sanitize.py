@@ -1,19 +1,19 @@
-"""A solution without what it says about its own correctness: what a verifier reads in place of the solution itself.
+"""Removes from a solution what it says about its own correctness. A verifier reads the rest.
 
-Whoever writes a solution can write "Is the answer correct (Yes/No)? Yes" into it, and a verifier that learned to say
-so reads its own words there. So before anything is encoded, to learn from it or to score it, this is taken out:
+A solution may contain "Is the answer correct (Yes/No)? Yes". A verifier that learned to write these words would then
+take them for its own. So before a solution is encoded, in training and in scoring, the following is removed:
 
-- verdicts: what `verdicts` reads as a question for one or as its answer, labels ("Final grade: A+"), sentences that do
-  nothing but call the answer, the steps or the work right or wrong, and words addressed to a grader;
-- fake rationales: from a heading such as "Verification:" or "Let's verify" to the verdict that it leads to. A block
-  without a verdict is an honest check, and stays;
-- look-alikes of tags and special tokens (<step>, <good>, <|im_end|>, </s>, [INST]), as characters;
-- headings as prompts have them ("Assistant:", "Grade the solution", "Let's verify step by step").
+- verdicts: questions and answers that `verdicts` recognises, labels ("Final grade: A+"), sentences that only call the
+  answer, the steps or the work right or wrong, and words addressed to a grader;
+- fake rationales: from a heading such as "Verification:" or "Let's verify" to the verdict after it. A block without a
+  verdict is an honest check, and stays;
+- texts that look like tags and special tokens (<step>, <good>, <|im_end|>, </s>, [INST]);
+- headings of prompts ("Assistant:", "Grade the solution", "Let's verify step by step").
 
-Case, markup, invisible characters, full-width forms and letters that look Latin are looked through. What is left is a
-text that its writer could have written as well, so taking something out hides nothing that leaving it out would not.
-A statement of the final answer stays, wherever it stands, since graders read it. A text with nothing to take out comes
-back as the same object. What can be said in other words than these is not found: a claim in free prose stays.
+Case, markup, invisible characters, full-width forms and letters that look like Latin letters make no difference. The
+rest is a text that the writer could have written too, so removal gives a solution no advantage that the writer could
+not have had anyway. A statement of the final answer always stays, because graders read it. A text without anything to
+remove is returned as the same object. Other wordings are not found: a claim in free prose stays.
 
     python bench/injection.py --genrm data/genrm_gsm8k/solutions.jsonl.gz
 """
@@ -31,11 +31,13 @@ from itertools import accumulate
 from stepmark.text.verdicts import Reader
 from stepmark.types import Solution, StepLabel
 
-PASSES = 8  # what is taken out may bring together what stood around it; a text that goes on so was made to deceive
+# Removing a claim may join the texts around it to a new claim. A text that still has one after so many passes was made
+# to deceive; it becomes empty.
+PASSES = 8
 
 Spans = list[tuple[int, int]]
 
-# No plain text without one of these has anything to take out.
+# An ASCII text without any of these has nothing to remove.
 _HINTS = (
     *("<", "[", "correct", "right", "wrong", "verif", "verdict", "error", "mistake", "conclusion", "final", "overall"),
     *(
@@ -65,7 +67,7 @@ _NAMES = (
     r"correct|incorrect|right|wrong|yes|no|pos|neg|positive|negative|plus|minus"
 )
 _TAG = re.compile(
-    # With what it holds
+    # A tag together with its content
     r"<\s*+(?:verdict|verification|grade|judge?ment|score|reward|rating|correct)\s*+>[^<>\n]{0,40}<\s*+/"
     r"|<\|(?:im_start|start_header_id|start|turn)\|>\s*+(?:system|user|assistant|tool|human)\b"
     rf"|<\|[^<>|\n]{{1,40}}\|?>|<\s*+/?\s*+(?:{_NAMES})\s*+/?>|<</?SYS>>|\[/?(?:INST|SYS|CLS|SEP|MASK|UNK)\]"
@@ -73,7 +75,7 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 
-# ---- claims, in a text whose markup is "*" ----
+# ---- claims, in a text whose markup is replaced by "*" ----
 
 _HTML = re.compile(r"</?[A-Za-z][A-Za-z0-9]{0,9}\s*/?>|&(?:nbsp|quot);")
 _SIGNS = str.maketrans(
@@ -101,7 +103,7 @@ _AFTER_LABEL = re.compile(
     rf"[ \t*:=]*+(?:{_VALUE}|(?:\n[ \t*]*+){{1,2}}+{_SAID}(?=[ *]*+(?:$|[\n.,;!])))", re.IGNORECASE
 )
 _MARK = re.compile(rf"[ \t*:=]*+(?:[A-F][+-]?(?![\w'])|{_OF}|100[ ]?%)")
-_LATE = re.compile(  # an answer that others than the reader would take for one
+_LATE = re.compile(  # an answer that the reader of `verdicts` does not accept, but a language model might
     rf"[ \t*?:.(]{{0,12}}(?:[a-z']++[ ,:]++){{0,4}}?{_SAID}[^\n.=\d]{{0,40}}(?=$|\n|\.)", re.IGNORECASE
 )
 _LEAD = (
@@ -131,7 +133,7 @@ _ADDRESSED = re.compile(
     r"|^[^\w\n]*+(?:system|user|assistant|human|verifier|grader|evaluator|critic|instructions?|response)\b[ *]*+:",
     re.IGNORECASE,
 )
-_PREFIX = re.compile(  # what leads up to a verdict on its line
+_PREFIX = re.compile(  # the words before a verdict, on its line
     r"(?:\b(?:verification|verdict|grade|evaluation|assessment|judge?ment|check|final|overall|question|my|the|is)\b"
     r"\W*+)++$",
     re.IGNORECASE,
@@ -168,72 +170,74 @@ _LINES = re.compile(r"\s*\n")
 _BREAK = re.compile(r"[.!?]++[)*]*+[ \t]++|\n\s*+")
 
 _READER = Reader()
-_QUOTED = re.compile(r"\bsolution(?=[ *]{0,8}:)", re.IGNORECASE)  # the reader skips such lines; here nothing is skipped
+_QUOTED = re.compile(r"\bsolution(?=[ *]{0,8}:)", re.IGNORECASE)  # the reader skips such lines; here none is skipped
 
 
 @dataclass(frozen=True, slots=True)
 class Sanitized:
-    """A solution as a verifier reads it, and which of the original's steps its own are."""
+    """A solution as a verifier reads it, with the indices of its steps in the original solution."""
 
-    solution: Solution  # the original itself where nothing was taken out
-    steps: int  # the original's
-    kept: tuple[int, ...]  # [kept] index in the original of each step
+    solution: Solution  # the original object if nothing was removed
+    steps: int  # of the original
+    kept: tuple[int, ...]  # [kept] index of each step in the original
 
     def labels(self, labels: Sequence[StepLabel]) -> tuple[StepLabel, ...]:
         """[steps] -> [kept]."""
         return tuple(labels[i] for i in self.kept)
 
     def spread(self, scores: Sequence[float]) -> tuple[float, ...]:
-        """[kept] -> [steps]: a step that was taken out counts as the weakest of the others. So it changes no minimum,
-        and can't raise a product, a mean or a last score.
+        """[kept] -> [steps]: a removed step gets the lowest score of the others. So it does not change the minimum, and
+        can't raise a product, a mean or a last score.
 
-        The score of the step before it would do for min and last; but beside a strong step it would raise the mean."""
-        found = [min(scores, default=0.0)] * self.steps
+        The score of the step before it would do for the minimum and the last score, but after a strong step it would
+        raise the mean."""
+        spread = [min(scores, default=0.0)] * self.steps
         for i, score in zip(self.kept, scores, strict=True):
-            found[i] = score
-        return tuple(found)
+            spread[i] = score
+        return tuple(spread)
 
 
 def sanitize(solution: Solution) -> Sanitized:
-    """`solution` without its claims; steps of which nothing is left are gone. Never raises."""
+    """`solution` without its claims; steps that become blank are removed. Never raises."""
     steps = len(solution.spans)
-    same = Sanitized(solution, steps, tuple(range(steps)))
-    if not _suspect(solution.text):
-        return same
-    text, spans = _without(solution.text, solution.spans)
+    unchanged = Sanitized(solution, steps, tuple(range(steps)))
+    if not _may_have_claims(solution.text):
+        return unchanged
+    text, spans = _without_claims(solution.text, solution.spans)
     if text == solution.text:
-        return same
+        return unchanged
     kept = tuple(i for i, (a, b) in enumerate(spans) if text[a:b].strip())
     if not kept:
         return Sanitized(replace(solution, text="", spans=()), steps, ())
-    # White space that a lost step leaves behind belongs to the step before it, or to the first.
+    # The white space of a removed step belongs to the step before it, or to the first.
     starts = [0, *(spans[i][0] for i in kept[1:])]
-    own = tuple(zip(starts, [*starts[1:], len(text)], strict=True))
-    return Sanitized(replace(solution, text=text, spans=own), steps, kept)
+    kept_spans = tuple(zip(starts, [*starts[1:], len(text)], strict=True))
+    return Sanitized(replace(solution, text=text, spans=kept_spans), steps, kept)
 
 
 def sanitize_text(text: str) -> str:
-    """The same for a text alone: itself where nothing is taken out."""
-    return _without(text, ())[0] if _suspect(text) else text
+    """`text` without its claims; the same object if nothing is removed."""
+    return _without_claims(text, ())[0] if _may_have_claims(text) else text
 
 
-def _suspect(text: str) -> bool:
-    low = text.lower()
-    return not text.isascii() or any(hint in low for hint in _HINTS)
+def _may_have_claims(text: str) -> bool:
+    lower = text.lower()
+    return not text.isascii() or any(hint in lower for hint in _HINTS)
 
 
-def _without(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, Spans]:
+def _without_claims(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, Spans]:
+    """The text without its claims, and the spans of its steps after that."""
     spans = list(spans)
     for _ in range(PASSES):
         cuts = _cuts(text)
         if not cuts:
             return text, spans
-        places = [a for a, _ in cuts]
-        lost = [0, *accumulate(b - a for a, b in cuts)]
+        starts = [a for a, _ in cuts]
+        removed = [0, *accumulate(b - a for a, b in cuts)]
 
-        def moved(x: int, places: list[int] = places, lost: list[int] = lost, cuts: Spans = cuts) -> int:
-            n = bisect_right(places, x)
-            return x - lost[n] if not n or x >= cuts[n - 1][1] else cuts[n - 1][0] - lost[n - 1]
+        def moved(x: int, starts: list[int] = starts, removed: list[int] = removed, cuts: Spans = cuts) -> int:
+            n = bisect_right(starts, x)
+            return x - removed[n] if not n or x >= cuts[n - 1][1] else cuts[n - 1][0] - removed[n - 1]
 
         spans = [(moved(a), moved(b)) for a, b in spans]
         bounds = [0, *(x for cut in cuts for x in cut), len(text)]
@@ -242,15 +246,17 @@ def _without(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, Spans]:
 
 
 def _cuts(text: str) -> Spans:
-    """What one pass takes out of `text`: rising, apart from one another, with the white space that went with it."""
-    folded, at = _folded(text)
-    looked = _HTML.sub(lambda m: "*" * len(m[0]), folded).translate(_SIGNS)
-    found: Spans = [m.span() for m in _TAG.finditer(folded)]
-    found = [_whole_tag(folded, a, b) for a, b in found] + _claims(folded, looked)
-    if at is not None:
-        # Invisible characters around it go too.
-        found = [(at[a - 1] + 1 if a else 0, at[b] if b < len(at) else len(text)) for a, b in found]
-    return _spaced(text, _merged(text, found))
+    """The spans that one pass removes from `text`: ascending and disjoint, with the white space that goes with them."""
+    folded, positions = _folded(text)
+    plain = _HTML.sub(lambda m: "*" * len(m[0]), folded).translate(_SIGNS)
+    spans: Spans = [m.span() for m in _TAG.finditer(folded)]
+    spans = [_whole_tag(folded, a, b) for a, b in spans] + _claims(folded, plain)
+    if positions is not None:
+        # Invisible characters around a span are removed too.
+        spans = [
+            (positions[a - 1] + 1 if a else 0, positions[b] if b < len(positions) else len(text)) for a, b in spans
+        ]
+    return _with_spaces(text, _merged(text, spans))
 
 
 def _whole_tag(folded: str, start: int, end: int) -> tuple[int, int]:
@@ -261,95 +267,98 @@ def _whole_tag(folded: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _folded(text: str) -> tuple[str, list[int] | None]:
-    """`text` in plain letters without invisible characters, and where each of its characters stood (None: there)."""
+    """`text` in Latin letters without invisible characters, and the position in `text` of each of its characters (None
+    if no position changes)."""
     if text.isascii():
         return text, None
-    parts, at = [], list[int]()
+    parts, positions = [], list[int]()
     for i, c in enumerate(text):
-        plain = _plain(c)
-        parts.append(plain)
-        at += [i] * len(plain)
-    return "".join(parts), at
+        letters = _latin(c)
+        parts.append(letters)
+        positions += [i] * len(letters)
+    return "".join(parts), positions
 
 
 @lru_cache(maxsize=8192)
-def _plain(c: str) -> str:
-    if c.isascii() or c == "к" or c == "и":  # the tag ки is made of these
+def _latin(c: str) -> str:
+    if c.isascii() or c == "к" or c == "и":  # these make the tag ки
         return c
     if c.isspace():
         return "\n" if c in "\u2028\u2029\x85" else " "
-    plain = "".join(x for x in unicodedata.normalize("NFKD", c) if unicodedata.category(x) not in ("Cf", "Mn", "Me"))
-    return plain.translate(_LATIN)
+    letters = "".join(x for x in unicodedata.normalize("NFKD", c) if unicodedata.category(x) not in ("Cf", "Mn", "Me"))
+    return letters.translate(_LATIN)
 
 
-def _claims(folded: str, looked: str) -> Spans:
-    sentences = _sentences(looked)
+def _claims(folded: str, plain: str) -> Spans:
+    """Spans of claims. `folded` is the text in Latin letters, `plain` the same with its markup replaced by "*"."""
+    sentences = _sentences(plain)
     starts = [a for a, _ in sentences]
-    verdicts, others = _verdicts(looked), _statements(looked, sentences)
-    hit: dict[int, tuple[int, int]] = {}  # sentence -> from its first claim to the end of its last
-    closing: set[int] = set()  # sentences with a verdict
-    for a, b in sorted(verdicts + others):
+    verdicts, statements = _verdicts(plain), _statements(plain, sentences)
+    claims: dict[int, tuple[int, int]] = {}  # sentence -> from the start of its first claim to the end of its last
+    closing: set[int] = set()  # sentences in which a verdict ends
+    for a, b in sorted(verdicts + statements):
         for i in range(max(0, bisect_right(starts, a) - 1), bisect_left(starts, b)):
-            low, high = hit.get(i, (b, a))
-            hit[i] = (min(low, max(a, starts[i])), max(high, min(b, sentences[i][1])))
+            low, high = claims.get(i, (b, a))
+            claims[i] = (min(low, max(a, starts[i])), max(high, min(b, sentences[i][1])))
     for _, b in verdicts:
         closing.add(max(0, bisect_left(starts, b) - 1))
-    found = [_part(folded, looked, *sentences[i], a, b) for i, (a, b) in hit.items()]
-    return found + list(_blocks(folded, looked, sentences, set(hit), closing))
+    spans = [_claim_span(folded, plain, *sentences[i], a, b) for i, (a, b) in claims.items()]
+    return spans + list(_blocks(folded, plain, sentences, set(claims), closing))
 
 
-def _verdicts(looked: str) -> Spans:
-    """Questions for a verdict and labels, with their answers."""
-    found: Spans = []
-    for a, b in _READER.places(_QUOTED.sub(lambda m: "*" * len(m[0]), looked)):
-        late = _LATE.match(looked, b)
-        found.append((a, late.end() if late else b))
-    for m in _LABEL.finditer(looked):
-        value = _AFTER_LABEL.match(looked, m.end()) or (m["sure"] and _MARK.match(looked, m.end()))
+def _verdicts(plain: str) -> Spans:
+    """Questions and labels of verdicts, with their answers."""
+    spans: Spans = []
+    for a, b in _READER.places(_QUOTED.sub(lambda m: "*" * len(m[0]), plain)):
+        late = _LATE.match(plain, b)
+        spans.append((a, late.end() if late else b))
+    for m in _LABEL.finditer(plain):
+        value = _AFTER_LABEL.match(plain, m.end()) or (m["sure"] and _MARK.match(plain, m.end()))
         if value:
-            found.append((m.start(), value.end()))
-    return found
+            spans.append((m.start(), value.end()))
+    return spans
 
 
-def _statements(looked: str, sentences: Spans) -> Spans:
+def _statements(plain: str, sentences: Spans) -> Spans:
     """Sentences, or parts of them, that call the work right or wrong or are addressed to a verifier."""
     return [
         (a + m.start(), a + m.end())
         for a, b in sentences
         for pattern in (_STATED, _ADDRESSED)
-        for m in pattern.finditer(looked[a:b])
+        for m in pattern.finditer(plain[a:b])
     ]
 
 
-def _part(folded: str, looked: str, start: int, end: int, a: int, b: int) -> tuple[int, int]:
-    """Of the sentence [start, end) with a claim in [a, b): all of it, unless what is around that says something."""
+def _claim_span(folded: str, plain: str, start: int, end: int, a: int, b: int) -> tuple[int, int]:
+    """The part to remove of the sentence [start, end) with a claim in [a, b): all of it, except text before or after
+    the claim that is part of the solution."""
     near = max(start, a - LONGEST_PREFIX)
-    m = _PREFIX.search(looked[near:a])
-    before = looked[start : near + m.start() if m else a]
-    plain = folded[start : start + len(before)].rstrip(" \t*_`\"'(,;:-")
-    if not (_content(folded[start : start + len(plain)]) or before.rstrip(" *").endswith((",", ";", "(", "-"))):
-        plain = ""
-    if _content(folded[b:end]):
+    m = _PREFIX.search(plain[near:a])
+    before = plain[start : near + m.start() if m else a]
+    kept = folded[start : start + len(before)].rstrip(" \t*_`\"'(,;:-")
+    if not (_has_content(folded[start : start + len(kept)]) or before.rstrip(" *").endswith((",", ";", "(", "-"))):
+        kept = ""
+    if _has_content(folded[b:end]):
         end -= len(folded[b:end].lstrip(" \t*_`\"'),;:.-!?"))
-    return start + len(plain), max(end, b)
+    return start + len(kept), max(end, b)
 
 
-def _content(text: str) -> bool:
-    """Whether a piece of a sentence is part of a solution: a number or an answer is in it."""
+def _has_content(text: str) -> bool:
+    """Whether a piece of a sentence is part of a solution: it contains a number or an answer."""
     return bool(_ANSWER.search(text) or _NUMBER.search(_NO_CONTENT.sub("", text)))
 
 
 def _blocks(
-    folded: str, looked: str, sentences: Spans, claims: set[int], closing: set[int]
+    folded: str, plain: str, sentences: Spans, claims: set[int], closing: set[int]
 ) -> Iterator[tuple[int, int]]:
-    """Sentences from a heading to the verdict that it leads to, or to the last judgement before the next answer.
-    Answers that stand among them are left, unless they repeat the one before or the last."""
-    heads = [_HEAD.match(looked[a:b]) for a, b in sentences]
+    """The sentences from a heading to the verdict after it, or to the last judgement before the next answer. Answers
+    among them stay, unless they repeat the answer before them or the last answer of the text."""
+    heads = [_HEAD.match(plain[a:b]) for a, b in sentences]
     if not any(heads):
         return
-    n, words = len(sentences), [looked[a:b].strip(" *.").casefold() for a, b in sentences]
+    n, words = len(sentences), [plain[a:b].strip(" *.").casefold() for a, b in sentences]
     answers = [i not in claims and bool(_ANSWER.search(folded, a, b)) for i, (a, b) in enumerate(sentences)]
-    judges = [i in claims or bool(_JUDGED.search(looked[a:b])) for i, (a, b) in enumerate(sentences)]
+    judges = [i in claims or bool(_JUDGED.search(plain[a:b])) for i, (a, b) in enumerate(sentences)]
     verdict, judgement = [n] * (n + 1), [-1] * n  # the next verdict; the last judgement before an answer or heading
     judged = -1
     for i in range(n - 1, -1, -1):
@@ -358,53 +367,54 @@ def _blocks(
         judgement[i] = judged
         judged = -1 if heads[i] else judged
     last = max((i for i in range(n) if answers[i]), default=-1)
-    said, done = "", 0
+    previous, block_end = "", 0  # the answer before; index after the last sentence of the block
     for i, (a, b) in enumerate(sentences):
         head = heads[i]
-        if head and i >= done:
-            # "Let's check: 3 * 4 = 12" opens no block.
-            if head["noun"] is None and "=" in looked[a:b]:
+        if head and i >= block_end:
+            # "Let's check: 3 * 4 = 12" does not begin a block.
+            if head["noun"] is None and "=" in plain[a:b]:
                 end = i if judges[i] else -1
             else:
                 end = verdict[i] if verdict[i] < n else judgement[i]
             if end >= i:
-                done = end + 1
-        if i < done and (not answers[i] or words[i] == said or (i < last and words[i] == words[last])):
+                block_end = end + 1
+        if i < block_end and (not answers[i] or words[i] == previous or (i < last and words[i] == words[last])):
             yield a, b
         elif answers[i]:
-            said = words[i]
+            previous = words[i]
 
 
-def _sentences(looked: str) -> Spans:
-    """Spans of sentences without the white space between them; a number or a bullet belongs to what it introduces."""
-    found, start = Spans(), 0
-    for m in _BREAK.finditer(looked):
+def _sentences(plain: str) -> Spans:
+    """Spans of sentences without the white space between them; a number or a bullet belongs to the text after it."""
+    spans, start = Spans(), 0
+    for m in _BREAK.finditer(plain):
         end = m.end()
-        mark = looked[start : m.start()]
+        mark = plain[start : m.start()]
         if "\n" not in m[0] and len(mark) < 12 and not any(c.isalpha() or c == "=" for c in mark):
             continue
-        if looked[start:end].strip():
-            found.append((start, start + len(looked[start:end].rstrip())))
+        if plain[start:end].strip():
+            spans.append((start, start + len(plain[start:end].rstrip())))
         start = end
-    if looked[start:].strip():
-        found.append((start, start + len(looked[start:].rstrip())))
-    return found
+    if plain[start:].strip():
+        spans.append((start, start + len(plain[start:].rstrip())))
+    return spans
 
 
 def _merged(text: str, cuts: Spans) -> Spans:
-    """Rising and apart: cuts with nothing but white space between them are one."""
-    found: Spans = []
+    """The cuts, ascending and disjoint: cuts with nothing but white space between them become one."""
+    merged: Spans = []
     for a, b in sorted(cuts):
-        if found and (a <= found[-1][1] or not text[found[-1][1] : a].strip()):
-            found[-1] = (found[-1][0], max(found[-1][1], b))
+        if merged and (a <= merged[-1][1] or not text[merged[-1][1] : a].strip()):
+            merged[-1] = (merged[-1][0], max(merged[-1][1], b))
         elif b > a:
-            found.append((a, b))
-    return found
+            merged.append((a, b))
+    return merged
 
 
-def _spaced(text: str, cuts: Spans) -> Spans:
-    """With the white space that would be left over: lines that are gone leave no empty line, words one space."""
-    found: Spans = []
+def _with_spaces(text: str, cuts: Spans) -> Spans:
+    """The cuts with the white space that would be left over: a removed line leaves no empty line, removed words leave
+    one space."""
+    widened: Spans = []
     last = len(text.rstrip())
     for a, b in cuts:
         left, right = a, b
@@ -412,17 +422,17 @@ def _spaced(text: str, cuts: Spans) -> Spans:
             left -= 1
         while right < len(text) and text[right] in " \t":
             right += 1
-        opens, closes = not left or text[left - 1] == "\n", right == len(text) or text[right] in "\r\n"
+        at_start, at_end = not left or text[left - 1] == "\n", right == len(text) or text[right] in "\r\n"
         if right >= last:
-            found.append((len(text[:left].rstrip()), len(text)))
+            widened.append((len(text[:left].rstrip()), len(text)))
             break
-        if opens and closes:
-            rest = _LINES.match(text, right)
-            found.append((left, rest.end() if rest else right))
-        elif closes:
-            found.append((left, right))
-        elif opens:
-            found.append((a, right))
+        if at_start and at_end:
+            newline = _LINES.match(text, right)
+            widened.append((left, newline.end() if newline else right))
+        elif at_end:
+            widened.append((left, right))
+        elif at_start:
+            widened.append((a, right))
         else:
-            found.append((a, right if left < a else b))
-    return _merged(text, found)
+            widened.append((a, right if left < a else b))
+    return _merged(text, widened)

@@ -1,8 +1,8 @@
-"""Text <-> steps, without losing a character.
+"""Splits a text into steps without losing a character.
 
-A split is a list of [start, end) spans that lie end to end and cover the text; white space between two
-steps belongs to the one before it, so `"".join(text[a:b] for a, b in spans) == text` always, no step is blank,
-and a text that ends in separators does not end in an empty step.
+A split is a list of consecutive [start, end) spans that cover the text. White space between two steps belongs to the
+step before it. So `"".join(text[a:b] for a, b in spans) == text` always holds, no step is blank, and a text that ends
+in separators does not end in an empty step.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import re
 
 from stepmark.errors import UnknownName
 
-# A step begins where one of these matches at its `start` group (or at the match's end, without the group).
+# A step begins at the end of each match.
 SPLITTERS: dict[str, re.Pattern[str]] = {
     "line": re.compile(r"\n\s*"),
     "paragraph": re.compile(r"\n[ \t]*\n\s*"),
-    # After . ! ? and an optional closing mark, before something that opens a sentence; or at a new line.
+    # After . ! ? and an optional closing mark, before a character that can begin a sentence; or at a new line.
     "sentence": re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))[ \t]+(?=[\"'(\[$]?[A-Z0-9])|\n\s*"),
     "numbered": re.compile(r"(?<!\s)\s+(?=Step \d+\s*[:.])"),
 }
 
 
 def split(text: str, how: str = "line") -> tuple[tuple[int, int], ...]:
-    """Spans of the steps of `text`; none for a blank text. Raises UnknownName for an unknown `how`."""
+    """Spans of the steps of `text`; no spans for a blank text. Raises UnknownName for an unknown `how`."""
     if how not in SPLITTERS:
         raise UnknownName("way to split steps", how, SPLITTERS)
     if not text.strip():
@@ -35,5 +35,5 @@ def split(text: str, how: str = "line") -> tuple[tuple[int, int], ...]:
 
 
 def prefixes(text: str, spans: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
-    """For each step, the text up to and including it."""
+    """For each step, the text up to the end of the step."""
     return tuple(text[:end] for _, end in spans)

@@ -1,26 +1,26 @@
-"""The Yes or No that a verification rationale ends in, and whether the rationale leans on a reference answer.
+"""Reads the verdict, Yes or No, of a verification rationale, and finds rationales that rely on a reference answer.
 
-GenRM (Zhang et al., arXiv 2408.15240) keeps a rationale for training only if its verdict is what is known of the
-solution, and reads votes from rationales that a verifier writes. Either needs the verdict that a text states, and
-no other: what can't be read is `Said.UNPARSED` with a reason, never a guess, and never a No.
+GenRM (Zhang et al., arXiv 2408.15240) keeps a rationale for training only if its verdict equals the solution's grade,
+and reads votes from rationales that a verifier writes. Both need the verdict that the text states. A text without a
+readable verdict is `Said.UNPARSED` with a reason; it is never a guess and never a No.
 
-What counts as a verdict, after markup (bold, HTML tags, quotes, full-width punctuation) is looked through:
+A verdict has one of two forms. Markup (bold, HTML tags, quotes, full-width punctuation) is ignored:
 
-- an answer to one of `Reader.questions`: "Is the answer correct (Yes/No)? **No**", also on the next line or after
-  an echo such as "Answer:";
+- an answer to one of `Reader.questions`: "Is the answer correct (Yes/No)? **No**". The answer may be on the next line,
+  or after an echo such as "Answer:";
 - a closing label: "Verdict: No", "Final grade: Verification: Yes", "Overall verification is: No".
 
-An answer is one of a few whole words that nothing but punctuation or "because" follows: "not", "nobody", "no errors
-were found" and "Yes/No" are no answers. Letter grades and marks ("A+", "3 out of 4") aren't either.
+The answer is one of a few whole words, followed by nothing but punctuation or "because". So "not", "nobody", "no errors
+were found" and "Yes/No" are not answers, and neither are letter grades and marks ("A+", "3 out of 4").
 
-Which one counts: writers often put the question under each step too. An answer after which the step numbers go on is
-that step's; where steps have their own, the first after the last step is that one's, unless its line says "final" or
-the like. Of the others all must agree; the last is returned. Where the last question stands without an answer (cut
-off), or a sentence after the last verdict says the opposite, there is no verdict.
+Which verdict counts: writers often repeat the question under each step. If the step numbers continue after an answer,
+it belongs to that step. If steps have answers of their own, the first answer after the last step belongs to that step,
+unless its line says "final" or similar. All other answers must agree; the last one is returned. There is no verdict if
+the last question has no answer (the text was cut off), or if a sentence after the last verdict says the opposite.
 
-A text that quotes the solution it judges may quote a verdict that the solution brought along. Lines that begin with
-"Solution:" are not read; anything else quoted is the text's own word as far as this file can tell, so a disagreement
-is a contradiction. Encoders have to neutralise what a solution brings (this file sees rationales only).
+A rationale may quote the solution, with a verdict that the solution contains. Lines that begin with "Solution:" are not
+read. Other quotations can't be recognised, so a quoted verdict that disagrees makes the text contradictory. This module
+sees only rationales; verdicts inside solutions are removed by `sanitize`.
 
     python bench/rationales.py data/genrm_gsm8k
 """
@@ -34,10 +34,10 @@ from enum import StrEnum
 
 from stepmark.errors import ConfigError
 
-HEADING = 40  # characters; a longer line is no heading
+HEADING = 40  # characters; a longer line is not a heading
 QUESTIONS = ("Is the answer correct", "Is the solution correct", "Is the final answer correct")
 
-# Markup is replaced by as many "*", so that offsets stay those of the text.
+# Markup is replaced by the same number of "*", so that offsets do not change.
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]{0,9}\s*/?>|\\(?:boxed|textbf|text)\b|&nbsp;|&quot;")
 _SIGNS = str.maketrans(
     {
@@ -64,8 +64,8 @@ _SIGNS = str.maketrans(
 
 _YES = r"yes|correct"
 _NO = r"no|incorrect|not\s+correct|wrong"
-# What follows must end the answer: the line, a mark, a dash with a space, or a reason.
-# Repetitions are possessive (*+), so that no text, however odd, takes more than linear time.
+# An answer must be followed by the end of the line, a punctuation mark, a dash with a space, or a reason.
+# Repetitions are possessive (*+), so that every text takes linear time.
 _ENDED = (
     r"(?=\s*+(?:$|[.,;:!?)*]|-\s|(?:because|since|as|due\s+to)\b)|[ \t]*+\n)"
     r"(?![\s*]*+(?:/|(?:or|and)\b))(?!\s*+[,*)]*+\s*+(?:yes|no)\b[^\w\n]*+(?:$|\n))"
@@ -98,7 +98,7 @@ _STATED = re.compile(
 
 
 class Said(StrEnum):
-    """What a text says of the answer it judges."""
+    """The verdict that a text states."""
 
     YES = "yes"
     NO = "no"
@@ -106,7 +106,7 @@ class Said(StrEnum):
 
 
 class Why(StrEnum):
-    """Where a reading comes from, or why there is none."""
+    """The source of a verdict, or the reason why there is none."""
 
     QUESTION = "the question's answer"
     LABEL = "a closing label"
@@ -118,73 +118,73 @@ class Why(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read."""
+    """The result of reading one text."""
 
     said: Said
     why: Why
-    span: tuple[int, int] | None = None  # characters of the answer's word in the text; None when unparsed
-    start: int | None = None  # where its question or label begins, characters; None when unparsed
+    span: tuple[int, int] | None = None  # [start, end) of the answer's word, in characters; None if unparsed
+    start: int | None = None  # start of its question or label, in characters; None if unparsed
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """One question or label of the text."""
+class _Verdict:
+    """One question or label in a text, with its answer."""
 
-    start: int  # where it begins, characters
+    start: int  # in characters
     yes: bool | None  # None: a question without an answer
-    word: tuple[int, int]  # the answer's characters
-    final: bool  # its line, or the heading above it, says that it closes the text
+    word: tuple[int, int]  # [start, end) of the answer, in characters
+    final: bool  # whether its line, or the heading above it, says "final" or similar
     why: Why
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads verdicts. Case, markup and white space of the questions don't matter; "(Yes/No)" and "?" may be left out.
-    Raises ConfigError when there is no question."""
+    """Reads verdicts. Case, markup and white space in the questions don't matter; "(Yes/No)" and "?" may be missing.
+    Raises ConfigError if there are no questions, or one has no words."""
 
-    questions: tuple[str, ...] = QUESTIONS  # what the text was asked to answer, without "(Yes/No)?"
-    strict: bool = False  # the plain rule of the release's kind: see `_plain`
+    questions: tuple[str, ...] = QUESTIONS  # the questions that the text answers, without "(Yes/No)?"
+    strict: bool = False  # use the simple rule of the published data: see `_read_strictly`
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.questions or not all(map(_words, self.questions)):
             raise ConfigError(
-                f"questions is {self.questions!r}; it must be a tuple of questions, each with words in it."
+                f"questions is {self.questions!r}; it must be a tuple of one or more questions, each with words in it."
             )
         object.__setattr__(self, "_pattern", _compiled(self.questions))
 
     def read(self, text: str) -> Reading:
         """The verdict of `text`. Never raises."""
         if self.strict:
-            return _plain(text, self.questions)
-        plain = _looked_through(text)
-        found = list(_verdicts(plain, self._pattern))
-        if not found:
+            return _read_strictly(text, self.questions)
+        plain = _without_markup(text)
+        verdicts = list(_verdicts(plain, self._pattern))
+        if not verdicts:
             return Reading(Said.UNPARSED, Why.MISSING)
-        if found[-1].yes is None:
+        if verdicts[-1].yes is None:
             return Reading(Said.UNPARSED, Why.UNANSWERED)
-        whole = _of_the_whole([f for f in found if f.yes is not None], plain)
-        if not whole:
+        overall = _overall([v for v in verdicts if v.yes is not None], plain)
+        if not overall:
             return Reading(Said.UNPARSED, Why.STEPS)
-        last = whole[-1]
-        if len({f.yes for f in whole}) > 1 or _denied(plain[last.word[1] :], bool(last.yes)):
+        last = overall[-1]
+        if len({v.yes for v in overall}) > 1 or _is_contradicted(plain[last.word[1] :], bool(last.yes)):
             return Reading(Said.UNPARSED, Why.CONTRADICTORY)
         return Reading(Said.YES if last.yes else Said.NO, last.why, last.word, last.start)
 
     def places(self, text: str) -> tuple[tuple[int, int], ...]:
-        """[start, end) of every question and label in `text`, answered or not, in order."""
-        return tuple(m.span() for m in self._pattern.finditer(_looked_through(text)))
+        """[start, end) of every question and label in `text`, with or without an answer, in order."""
+        return tuple(m.span() for m in self._pattern.finditer(_without_markup(text)))
 
 
 def read(text: str) -> Reading:
-    """The verdict of `text` by the default reader."""
+    """The verdict of `text`, read by the default reader."""
     return _DEFAULT.read(text)
 
 
 def _compiled(questions: tuple[str, ...]) -> re.Pattern[str]:
-    asked = "|".join(r"[\W_]+".join(map(re.escape, _words(q))) for q in questions)
-    question = rf"\b(?P<question>{asked})\b(?:{_GAP}{_CHOICE})?(?:{_GAP}(?:{_ECHO}{_GAP})?{_ANSWER})?"
-    # The two alternatives can't share group names, so the label's have their own.
+    stems = "|".join(r"[\W_]+".join(map(re.escape, _words(q))) for q in questions)
+    question = rf"\b(?P<question>{stems})\b(?:{_GAP}{_CHOICE})?(?:{_GAP}(?:{_ECHO}{_GAP})?{_ANSWER})?"
+    # The two alternatives can't share group names, so the groups of the label are renamed.
     label = _LABEL.replace("(?P<yes>", "(?P<label_yes>").replace("(?P<no>", "(?P<label_no>")
     return re.compile(f"{question}|(?P<label>{label})", re.IGNORECASE)
 
@@ -194,65 +194,66 @@ def _words(question: str) -> list[str]:
     return re.findall(r"\w+", stem)
 
 
-def _looked_through(text: str) -> str:
-    """`text` with its markup blanked out, as long as it was."""
+def _without_markup(text: str) -> str:
+    """`text` with its markup replaced by "*" and its "Solution:" lines by spaces; the length is the same."""
     plain = _TAG.sub(lambda m: "*" * len(m[0]), text).translate(_SIGNS)
     return _QUOTE.sub(lambda m: " " * len(m[0]), plain)
 
 
-def _verdicts(plain: str, pattern: re.Pattern[str]) -> list[_Found]:
-    found: list[_Found] = []
+def _verdicts(plain: str, pattern: re.Pattern[str]) -> list[_Verdict]:
+    verdicts: list[_Verdict] = []
     for m in pattern.finditer(plain):
         yes, no = ("yes", "no") if m["question"] else ("label_yes", "label_no")
         word = m.span(yes) if m[yes] else m.span(no)
         answer = True if m[yes] else False if m[no] else None
         why = Why.QUESTION if m["question"] else Why.LABEL
-        final = _closes(plain, m.start()) or bool(_CLOSING.match(m[0]))
-        found.append(_Found(m.start(), answer, word, final, why))
-    return found
+        final = _is_final(plain, m.start()) or bool(_CLOSING.match(m[0]))
+        verdicts.append(_Verdict(m.start(), answer, word, final, why))
+    return verdicts
 
 
-def _closes(plain: str, at: int) -> bool:
-    """Whether what leads up to `at`, on its line or in a heading above it, says "final" or the like."""
-    head, _, line = plain[:at].rpartition("\n")
+def _is_final(plain: str, start: int) -> bool:
+    """Whether the text before `start`, on its line or in a heading above it, says "final" or similar."""
+    head, _, line = plain[:start].rpartition("\n")
     above = head.rstrip().rpartition("\n")[2].strip("* ")
     return bool(_CLOSING.search(line) or (len(above) < HEADING and _CLOSING.search(above)))
 
 
-def _of_the_whole(found: list[_Found], plain: str) -> list[_Found]:
-    """Those that aren't a single step's."""
+def _overall(verdicts: list[_Verdict], plain: str) -> list[_Verdict]:
+    """The verdicts on the whole solution: those that do not belong to a single step."""
     steps = [(m.start(), int(m[1] or m[2])) for m in _STEP.finditer(plain)]
-    starts, last_of = [at for at, _ in steps], {n: at for at, n in steps}
-    whole, own = [], False  # own: steps have their own verdicts
-    for f in found:
-        before = bisect(starts, f.start)
-        goes_on = before > 0 and last_of.get(steps[before - 1][1] + 1, -1) > f.start
-        if f.final or not goes_on:
-            whole.append(f)
+    starts, last_start = [start for start, _ in steps], {n: start for start, n in steps}
+    overall, steps_have_verdicts = [], False
+    for v in verdicts:
+        before = bisect(starts, v.start)
+        steps_continue = before > 0 and last_start.get(steps[before - 1][1] + 1, -1) > v.start
+        if v.final or not steps_continue:
+            overall.append(v)
         else:
-            own = True
-    return whole[1:] if own and whole and not whole[0].final else whole
+            steps_have_verdicts = True
+    return overall[1:] if steps_have_verdicts and overall and not overall[0].final else overall
 
 
-def _denied(rest: str, yes: bool) -> bool:
-    """Whether a sentence after the verdict says the opposite of it."""
+def _is_contradicted(rest: str, yes: bool) -> bool:
+    """Whether a sentence in `rest`, the text after the verdict, says the opposite of it."""
     return any((m["no"] is not None) if yes else (m["no"] is None) for m in _STATED.finditer(rest))
 
 
-def _plain(text: str, questions: tuple[str, ...]) -> Reading:
-    """The strict rule: the first question to the letter, "(Yes/No)?", stars or white space, then Yes or No.
-    The last such place counts, whatever else the text says."""
+def _read_strictly(text: str, questions: tuple[str, ...]) -> Reading:
+    """The strict rule: the exact words of the first question, "(Yes/No)?", stars or white space, then Yes or No. The
+    last match counts, whatever else the text says."""
     rule = re.compile(re.escape(questions[0]) + r" \(Yes/No\)\?[\s*]*(Yes|No)\b")
-    found = list(rule.finditer(text))
-    if not found:
+    matches = list(rule.finditer(text))
+    if not matches:
         return Reading(Said.UNPARSED, Why.MISSING)
-    return Reading(Said.YES if found[-1][1] == "Yes" else Said.NO, Why.QUESTION, found[-1].span(1), found[-1].start())
+    last = matches[-1]
+    return Reading(Said.YES if last[1] == "Yes" else Said.NO, Why.QUESTION, last.span(1), last.start())
 
 
 _DEFAULT = Reader()
 
-# Words for something that a verifier at work hasn't got. "The correct answer is 12" names no source and isn't here:
-# a verifier may have found that itself.
+# Phrases that name something which a verifier does not see. "The correct answer is 12" is not among them: it names no
+# source, and a verifier may have computed the answer itself.
 _SOURCE = r"(?:answers?|solutions?|values?|results?|outputs?)"
 _LEAK = re.compile(
     rf"\b(?:expected|reference|ground[ -]?truth)[ ]+{_SOURCE}\b"
@@ -268,8 +269,8 @@ _LEAK = re.compile(
 
 
 def leaks(text: str) -> str | None:
-    """The first words by which `text` leans on a reference that a verifier at work won't see ("Expected Answer",
-    "the answer key"), or None. A reference that is copied without being named is not found."""
-    looked = _TAG.sub(lambda m: " " * len(m[0]), text)
-    m = _LEAK.search(re.sub(r"[*_`\s]", " ", looked))
+    """The first words in `text` that name a reference which a verifier does not see ("Expected Answer", "the answer
+    key"); None if there are none. A copy of the reference that does not name it is not found."""
+    plain = _TAG.sub(lambda m: " " * len(m[0]), text)
+    m = _LEAK.search(re.sub(r"[*_`\s]", " ", plain))
     return None if m is None else text[m.start() : m.end()]

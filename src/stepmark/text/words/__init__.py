@@ -1,1 +1,1 @@
-"""What the made-up word tasks share: their words, and comparisons written out in words."""
+"""The parts that the synthetic word tasks share: lists of words, and comparisons written as text."""

@@ -1,5 +1,5 @@
-"""Workings of a problem compared with another's, in words: what the rationales of made-up tasks end in, and what a
-generator may read of them before.
+"""Comparisons of two workings of a problem, written as text. The rationales of synthetic tasks end in them, and a
+generator may be trained on them first.
 
     The answer is ab.
     Again:
@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 AGAIN = "Again:"  # the line between two workings of one problem
-DRILLED = 0.4  # share of the parts that differ in a drill
-UNDRILLED = 0.3  # share of the drills in which none does
+DRILLED = 0.4  # share of the parts that are replaced in a drill
+UNDRILLED = 0.3  # share of the drills in which no part is replaced
 
 
 def compared(true: Sequence[str], said: Sequence[str], same: bool | None = None) -> str:
-    """Two answers side by side, part by part, and what that comes to. To compare two lists as wholes a small model
-    would have to learn from one word of its text, the verdict; two parts side by side are soon compared. The last word
-    makes the verdict a matter of one word, whatever the length of the lists: all parts are the same, unless `same` says
-    what it is."""
+    """Compares two answers part by part and states the result. A small model can't learn to compare two whole lists:
+    the verdict, one word of its text, is its only signal. It learns soon to compare two parts side by side. The last
+    word states the result for all parts, so that the verdict depends on one word, whatever the length of the lists.
+    `same` replaces that result."""
     pairs = list(zip_longest(true, said, fillvalue="nothing"))
     parts = ", ".join(f"{a} {b} {_same(a == b)}" for a, b in pairs)
     return f"Compare {parts}: {_same(all(a == b for a, b in pairs) if same is None else same)}."
@@ -34,12 +34,13 @@ def _same(same: bool) -> str:
 
 
 def drill(parts: Sequence[str], others: Sequence[str], rng: random.Random) -> list[str]:
-    """`parts`, mostly with some of them replaced by one of `others`: something to compare with."""
+    """`parts`, in most calls with some of them replaced by one of `others`, to be compared with `parts`."""
     if rng.random() < UNDRILLED:
         return list(parts)
     return [rng.choice(others) if rng.random() < DRILLED else part for part in parts]
 
 
 def thread(first: Sequence[str], second: Sequence[str]) -> str:
-    """The lines of a worked answer; after `AGAIN`, those of a second working, which ends in a comparison with it."""
+    """The lines of a worked answer, then `AGAIN`, then the lines of a second working, which ends in a comparison with
+    the first."""
     return "\n".join([*first, AGAIN, *second])
