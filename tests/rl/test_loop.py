@@ -84,6 +84,8 @@ def test_a_kl_target_raises_the_weight_where_the_policy_runs_away(tmp_path, band
 class TestGuards:
     """The verifier pays for the wrong arm, so reward and accuracy part."""
 
+    # Enough attempts to meet the wrong arm, and updates small enough not to leave both arms, however a machine rounds
+    slow = {"lr": 5e-3, "samples": 128}  # noqa: RUF012 - a constant
     wrong = Arms((("Left?", "2"), ("Right?", "1")))
 
     def held(self, states):
@@ -97,16 +99,17 @@ class TestGuards:
 
     @pytest.fixture
     def right_policy(self, tmp_path_factory, bandit, states):
-        """A policy that takes the right arm."""
+        """A policy that takes the right arm, and now and then the wrong one."""
         out = tmp_path_factory.mktemp("right") / "policy"
-        run(bandit, states, out)
+        run(bandit, states, out, updates=15)
         return out
 
     def test_it_stops_and_hands_on_the_best(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
         found = run(
-            right_policy, learned, tmp_path, self.wrong, held, guard="stop", evaluate_every=2, patience=2, updates=60
-        )
+            right_policy, learned, tmp_path, self.wrong, held,
+            guard="stop", evaluate_every=2, patience=2, updates=60, **self.slow,
+        )  # fmt: skip
         assert found.stopped.startswith("over-optimised: accuracy on 20 held-out problems fell from")
         assert found.updates < 60
         assert found.looks[0].update == 0
@@ -120,7 +123,7 @@ class TestGuards:
         learned, held = self.one_state(states)
         found = run(
             right_policy, learned, tmp_path, self.wrong, held,
-            guard="rollback", rollbacks=1, kl=0.01, evaluate_every=2, patience=1, updates=60,
+            guard="rollback", rollbacks=1, kl=0.01, evaluate_every=2, patience=1, updates=60, **self.slow,
         )  # fmt: skip
         lines = [json.loads(line) for line in (tmp_path / "reinforce.jsonl").read_text().splitlines()]
         back = next(i for i, line in enumerate(lines) if line["rollbacks"] == 1)
@@ -131,7 +134,9 @@ class TestGuards:
 
     def test_without_it_the_last_policy_is_worse(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
-        found = run(right_policy, learned, tmp_path, self.wrong, held, guard="off", best=False, evaluate_every=10)
+        found = run(
+            right_policy, learned, tmp_path, self.wrong, held, guard="off", best=False, evaluate_every=10, **self.slow
+        )
         assert found.best == found.updates == 30 and not found.stopped
         assert found.looks[-1].accuracy < found.looks[0].accuracy
 
@@ -152,7 +157,7 @@ class TestGuards:
 
     def test_an_alarm_after_the_last_update_stops_nothing(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
-        changes = {"guard": "stop", "patience": 1, "updates": 20, "evaluate_every": 20}
+        changes = {"guard": "stop", "patience": 1, "updates": 20, "evaluate_every": 20, **self.slow}
         found = run(right_policy, learned, tmp_path, self.wrong, held, **changes)
         assert found.looks[-1].accuracy < found.looks[0].accuracy
         assert (found.stopped, found.updates, found.best) == ("", 20, 0)

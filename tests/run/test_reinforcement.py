@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,7 +199,12 @@ def test_what_was_lost_is_made_again_and_nothing_else(done):
     whole = {r.key: r for r in Records(place, Verification)}
     place.write_text("".join(place.read_text().splitlines(keepends=True)[:7]))
     again = execute.run(made(), path)
-    assert {r.key: r for r in Records(place, Verification)} == whole
+    # Those that were lost are scored in a batch of another shape, which may round otherwise.
+    anew = {r.key: r for r in Records(place, Verification)}
+    assert anew.keys() == whole.keys()
+    for key, r in anew.items():
+        assert (r.score, *r.scores) == pytest.approx((whole[key].score, *whole[key].scores), abs=1e-6)
+        assert replace(r, score=0.0, scores=()) == replace(whole[key], score=0.0, scores=())
     assert again.metrics["after"] == found.metrics["after"]
 
 
