@@ -1,4 +1,5 @@
-"""Tiny random models of several architectures, sharp enough that all they read shows in what they say; a server."""
+"""Tiny random models of several architectures, and a server. The models have large weights, so that every input token
+changes the output."""
 
 import importlib.util
 import sys
@@ -25,7 +26,7 @@ SMALL = {
     "initializer_range": 0.3,
     "tie_word_embeddings": False,
 }
-# name -> (config class, its settings); gemma2, mistral_window and llama_dynamic can't share prefixes, or not always
+# name -> (config class, its settings); gemma2, mistral_window and llama_dynamic can't always share prefixes
 ARCHITECTURES = {
     "llama": ("LlamaConfig", {}),
     "llama_grouped": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -35,7 +36,7 @@ ARCHITECTURES = {
     "gpt2": ("GPT2Config", {"n_positions": 160}),
     "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}),  # caps its scores
     "mistral_window": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 16}),
-    "llama_wide": ("LlamaConfig", {"num_key_value_heads": 2, "head_dim": 32}),  # vLLM on a CPU knows no narrower heads
+    "llama_wide": ("LlamaConfig", {"num_key_value_heads": 2, "head_dim": 32}),  # the narrowest heads of vLLM on a CPU
     "llama_dynamic": ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
 }
 
@@ -51,7 +52,7 @@ def fault_server():
 
 @pytest.fixture(scope="session")
 def server_of_llama(fault_server, model_of):
-    """A server without faults of what the backend `local` says."""
+    """A server without faults that returns rollouts of the backend `local`."""
     local = LocalBackend(model_of("llama"), device="cpu")
 
     def say(body, text, n):
@@ -66,15 +67,15 @@ def server_of_llama(fault_server, model_of):
 
 @pytest.fixture(scope="session")
 def model_of(tmp_path_factory):
-    """Architecture name -> checkpoint directory, made once."""
-    place = tmp_path_factory.mktemp("models")
+    """Architecture name -> checkpoint directory, created once."""
+    directory = tmp_path_factory.mktemp("models")
     corpus = [c + "".join(LINES) for c in CONTEXTS] * 20
-    made: dict[str, str] = {}
+    created: dict[str, str] = {}
 
     def make(name: str) -> str:
-        if name not in made:
-            made[name] = str(_create(place / name, name, corpus))
-        return made[name]
+        if name not in created:
+            created[name] = str(_create(directory / name, name, corpus))
+        return created[name]
 
     return make
 
@@ -91,7 +92,7 @@ def _create(path: Path, name: str, corpus: list[str]) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.3)
-        # Texts end now and then, at different lengths.
+        # Texts end at different lengths.
         head = model.get_output_embeddings().weight
         head[tokenizer.eos_token_id] *= 2
     checkpoints.save(path, model, tokenizer)

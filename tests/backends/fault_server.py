@@ -1,10 +1,10 @@
-"""An OpenAI-compatible server on loopback that is as honest, as limited or as faulty as it is told to be.
+"""An OpenAI-compatible server on loopback. Its settings make it limited or faulty.
 
     with Server(say) as server:
         OpenAIBackend("tiny", server.url)
 
-`say` makes the continuations of a request. Faults come one by one from `server.faults`, or by chance from a kind in
-`chance_of`. `server.log` says what went out: "served" only for choices that a client could use.
+`say` gives the continuations of a request. Faults come in order from `server.faults`, or at random from the kinds in
+`chance_of`. `server.log` records the answers: "served" only for choices that a client could use.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-# What a request may meet in place of a good answer.
+# Faults in place of a good answer.
 FAULTS = (
     "429",
     "500",
@@ -39,7 +39,7 @@ FAULTS = (
 class Said:
     text: str
     finish: str | None = "stop"
-    logprobs: tuple[float, ...] | None = None  # None: one for each word
+    logprobs: tuple[float, ...] | None = None  # None gives one per word
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Entry:
 @dataclass
 class Server:
     say: object  # (body, text, n) -> a sequence of Said
-    models: tuple | None = ("tiny",)  # None: it has no list of them
+    models: tuple | None = ("tiny",)  # None: it has no list of models
     key: str = ""
     chance_of: tuple = ()
-    rate: float = 0.0  # of requests that meet a fault by chance
+    rate: float = 0.0  # share of requests with a random fault
     seed: int = 0
     delay: float = 0.0  # seconds before any answer
     slow: float = 5.0  # seconds before a slow one
@@ -65,15 +65,15 @@ class Server:
     honours_n: bool = True
     logprobs: bool = True
     usage: bool = True
-    continues: bool = True  # a begun assistant's turn
-    refuses: tuple = ()  # parameters that it refuses, or one value of them: ("top_k", -1)
+    continues: bool = True  # it can continue an assistant's turn
+    refuses: tuple = ()  # parameters that it refuses, or pairs of a parameter and a value: ("top_k", -1)
     refusal: tuple = (400, "Unrecognized request argument: {}")
     status: tuple = ()  # (status, body, headers) for every completion
     context: int = 10**6  # tokens
     faults: list = field(default_factory=list)  # for the next completions: a fault, "" for none
     log: list = field(default_factory=list)
-    bodies: list = field(default_factory=list)  # of the completions asked for
-    open: int = 0  # requests under way
+    bodies: list = field(default_factory=list)  # of the completion requests
+    open: int = 0  # running requests
     peak: int = 0
     dropped: int = 0  # requests whose client went away
     deck: list = field(default_factory=list)
@@ -98,7 +98,7 @@ class Server:
 
     @property
     def served(self):
-        """Usable choices that went out, but for the probe's."""
+        """The number of usable choices sent, without those of the probe."""
         return sum(e.choices for e in self.log if e.text not in ("Hello", "Count.") and "apple" not in e.text)
 
     @property
@@ -136,8 +136,8 @@ class Server:
 
     async def _answer(self, method, path, headers, data, writer):
         if self.key and headers.get("authorization") != f"Bearer {self.key}":
-            said = {"error": {"message": f"Incorrect API key: {headers.get('authorization')}"}}
-            return await self._send(writer, 401, json.dumps(said))
+            error = {"error": {"message": f"Incorrect API key: {headers.get('authorization')}"}}
+            return await self._send(writer, 401, json.dumps(error))
         if path == "/v1/models" and self.models is not None:
             return await self._send(writer, 200, json.dumps({"data": [{"id": m} for m in self.models]}))
         if method != "POST" or path not in ("/v1/completions", "/v1/chat/completions"):
@@ -161,8 +161,8 @@ class Server:
             return await self._send(writer, status[0], reply, status[1])
         if fault in ("429", "500", "503"):
             note(fault)
-            more = self.headers_429 if fault == "429" else {}
-            return await self._send(writer, int(fault), '{"error": {"message": "try later"}}', more)
+            extra_headers = self.headers_429 if fault == "429" else {}
+            return await self._send(writer, int(fault), '{"error": {"message": "try later"}}', extra_headers)
         if fault == "slow":
             note(fault)
             await asyncio.sleep(self.slow)
@@ -200,39 +200,39 @@ class Server:
         return True
 
     def _by_chance(self):
-        if not self.deck:  # every kind comes before any comes again
+        if not self.deck:  # all kinds come once before any kind repeats
             self.deck = self.rng.sample(self.chance_of, len(self.chance_of))
         return self.deck.pop()
 
-    # ---- what it says ----
+    # ---- replies ----
 
     def _reply(self, body, text, chat, fault):
         for p in self.refuses:
             name, value = p if isinstance(p, tuple) else (p, body.get(p))
             if name in body and body[name] == value:
                 hint = ". Use 'max_completion_tokens' instead." * (name == "max_tokens")
-                said = self.refusal[1].format(name) + hint
-                return (self.refusal[0], {}), json.dumps({"error": {"message": said}})
+                outputs = self.refusal[1].format(name) + hint
+                return (self.refusal[0], {}), json.dumps({"error": {"message": outputs}})
         if self.models and len(self.models) > 1 and body["model"] not in self.models:
             return (404, {}), json.dumps({"error": {"message": f"The model `{body['model']}` does not exist"}})
         if self.status:
             return (self.status[0], self.status[2]), self.status[1]
         prompt = self._prompt_tokens(body, text, chat)
         if prompt + body["max_tokens" if "max_tokens" in body else "max_completion_tokens"] > self.context:
-            said = f"This model's maximum context length is {self.context} tokens, and your prompt has at least 1."
-            return (400, {}), json.dumps({"error": {"message": said}})
+            outputs = f"This model's maximum context length is {self.context} tokens, and your prompt has at least 1."
+            return (400, {}), json.dumps({"error": {"message": outputs}})
         n = body.get("n", 1) if self.honours_n else 1
         if fault == "fewer":
             n -= 1
         if fault == "more":
             n += 1
-        said = list(self.say(body, text, n)) if n else []
-        if fault == "null" and said:
-            said[0] = Said("", None)
-        choices = [self._choice(i, s, chat, body.get("logprobs")) for i, s in enumerate(said)]
+        outputs = list(self.say(body, text, n)) if n else []
+        if fault == "null" and outputs:
+            outputs[0] = Said("", None)
+        choices = [self._choice(i, s, chat, body.get("logprobs")) for i, s in enumerate(outputs)]
         whole = {"object": "completion", "choices": choices}
         if self.usage:
-            whole["usage"] = {"prompt_tokens": prompt, "completion_tokens": sum(_count(s) for s in said)}
+            whole["usage"] = {"prompt_tokens": prompt, "completion_tokens": sum(_count(s) for s in outputs)}
         return (200, {}), json.dumps(whole)
 
     def _prompt_tokens(self, body, text, chat):
@@ -242,11 +242,11 @@ class Server:
         begun = body["messages"][-1]["role"] == "assistant"
         return words + 4 + (0 if self.continues else 5) * begun
 
-    def _choice(self, index, said, chat, asked):
-        choice = {"index": index, "finish_reason": said.finish}
-        choice |= {"message": {"role": "assistant", "content": said.text}} if chat else {"text": said.text}
-        if asked and self.logprobs:
-            values = said.logprobs if said.logprobs is not None else (-0.5,) * _count(said)
+    def _choice(self, index, output, chat, wants_logprobs):
+        choice = {"index": index, "finish_reason": output.finish}
+        choice |= {"message": {"role": "assistant", "content": output.text}} if chat else {"text": output.text}
+        if wants_logprobs and self.logprobs:
+            values = output.logprobs if output.logprobs is not None else (-0.5,) * _count(output)
             pairs = [{"token": "?", "logprob": x} for x in values]
             choice["logprobs"] = (
                 {"content": pairs} if chat else {"tokens": list("?" * len(values)), "token_logprobs": values}
@@ -254,5 +254,5 @@ class Server:
         return choice
 
 
-def _count(said):
-    return len(said.logprobs) if said.logprobs is not None else max(1, len(said.text.split()))
+def _count(output):
+    return len(output.logprobs) if output.logprobs is not None else max(1, len(output.text.split()))

@@ -1,6 +1,6 @@
-"""Labels against a server in a child process, kills it, labels to the end: `python labelling_job.py URL PLACE KILLS`.
+"""Labels in child processes that it kills, and then to the end: `python labelling_job.py URL DIRECTORY KILLS`.
 
-The children are forked from a process that has everything imported, so that a kill costs no start of Python."""
+The children are forked from a process with all imports done, so that a kill does not cost a start of Python."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def main(url, place, kills):
         return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
 
     for i in range(kills):
-        # A moment in the work: a little after the ledger has grown by some random amount.
+        # A random moment in the work, shortly after the ledger has grown to a random size.
         target = PROBLEMS * 2 * ROLLOUTS * (i + rng.random()) / (kills + 1)
         child = start()
         status = 0

@@ -1,4 +1,4 @@
-"""What every backend in the folder keeps to, discovered by file name."""
+"""The contract of every backend in the folder, discovered by file name."""
 
 import dataclasses
 import importlib.util
@@ -11,13 +11,13 @@ from stepmark.protocols import Backend
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=6, seed=1)
-# vLLM has an environment of its own, where test_vllm.py runs this file.
+# vLLM has its own environment, in which test_vllm.py runs this file.
 NAMES = [name for name in registry.names("backend") if name != "vllm" or importlib.util.find_spec("vllm")]
 
 
 @pytest.fixture(params=NAMES)
 def backend(request, model_of) -> Backend:
-    """A backend made as the command line makes it. A new file in the folder gets its settings here."""
+    """A backend, loaded in the same way as by the command line. A new file in the folder needs its settings here."""
     settings = {
         "openai": lambda: {"model": "tiny", "url": request.getfixturevalue("server_of_llama").url, "seeds": True},
         "vllm": lambda: {"path": model_of("llama_wide"), "dtype": "float32", "eager": True},
@@ -30,8 +30,8 @@ def backend(request, model_of) -> Backend:
 def test_it_is_a_backend_made_without_loading_anything(backend):
     assert isinstance(backend, Backend)
     assert dataclasses.is_dataclass(backend)
-    again = pickle.loads(pickle.dumps(backend))  # noqa: S301
-    assert again == backend
+    copied = pickle.loads(pickle.dumps(backend))  # noqa: S301
+    assert copied == backend
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(backend, dataclasses.fields(backend)[0].name, None)
 

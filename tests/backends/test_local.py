@@ -1,4 +1,4 @@
-"""The rollout engine against plain transformers: same ids, tokens and probabilities, whatever shares the batch."""
+"""The rollout engine against plain transformers: same ids, tokens and probabilities in any batch."""
 
 import dataclasses
 import math
@@ -39,13 +39,13 @@ def step_prefixes(n: int = 1) -> list[Prompt]:
 
 def rolled(backend: LocalBackend, prompts: list[Prompt], **params: object) -> dict[str, Rollout]:
     rollouts = list(backend.sample(prompts, SamplingParams(**params)))  # type: ignore[arg-type]
-    found = {r.key: r for r in rollouts}
-    assert len(found) == len(rollouts) == sum(p.n for p in prompts)
-    return found
+    by_key = {r.key: r for r in rollouts}
+    assert len(by_key) == len(rollouts) == sum(p.n for p in prompts)
+    return by_key
 
 
-def same(a: dict[str, Rollout], b: dict[str, Rollout]) -> None:
-    """Equal rollouts. Rounding may tip a draw that falls on the edge between two tokens, so one in fifty may differ."""
+def assert_same(a: dict[str, Rollout], b: dict[str, Rollout]) -> None:
+    """Checks that rollouts are equal. Rounding can change a draw at the border of two tokens, so 1 in 50 may differ."""
     assert a.keys() == b.keys()
     tipped = 0
     for k in a:
@@ -57,16 +57,16 @@ def same(a: dict[str, Rollout], b: dict[str, Rollout]) -> None:
 
 
 @pytest.mark.parametrize("name", SHARING + OTHERS)
-def test_greedy_is_what_generate_gives(model_of, name):
+def test_greedy_agrees_with_generate(model_of, name):
     path = model_of(name)
     backend = LocalBackend(path, device="cpu")
-    got = rolled(backend, step_prefixes(), temperature=0, max_tokens=24)
+    rollouts = rolled(backend, step_prefixes(), temperature=0, max_tokens=24)
     model, tokenizer = load_model(path, device="cpu", attention=None), load_tokenizer(path)
     ended = 0
     for prompt in step_prefixes():
         ids = token_ids(tokenizer, prompt.text)[0]
         out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=24)[0, len(ids) :].tolist()
-        rollout = got[f"{prompt.id}#0"]
+        rollout = rollouts[f"{prompt.id}#0"]
         assert rollout.text == tokenizer.decode(out, skip_special_tokens=True)
         assert rollout.tokens == len(out)
         assert rollout.finish == (Finish.STOP if out[-1] == tokenizer.eos_token_id else Finish.LENGTH)
@@ -76,28 +76,28 @@ def test_greedy_is_what_generate_gives(model_of, name):
 
 @pytest.mark.parametrize("name", SHARING)
 def test_sharing_changes_nothing(model_of, name):
-    """Long enough to outgrow the first capacity, few enough places to be refilled and repacked often."""
+    """Texts are longer than the first capacity, and the batch is small, so places are refilled and repacked often."""
     backend = LocalBackend(model_of(name), device="cpu", batch=13)
     prompts = step_prefixes(n=5)
     shared = rolled(backend, prompts, max_tokens=40, seed=3)
-    same(shared, rolled(dataclasses.replace(backend, sharing=False), prompts, max_tokens=40, seed=3))
+    assert_same(shared, rolled(dataclasses.replace(backend, sharing=False), prompts, max_tokens=40, seed=3))
     lengths = [r.tokens for r in shared.values()]
     assert min(lengths) < 8 and max(lengths) > 16
     assert {r.finish for r in shared.values()} == {Finish.STOP, Finish.LENGTH}
 
 
 def counted(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of each pass that decodes, from now on."""
-    backend._load()  # which decodes too
+    """The list of the numbers of rows in each decoding pass from now on."""
+    backend._load()  # loading decodes too
     computed: list[int] = []
     whole = Engine.decode
-    monkeypatch.setattr(Engine, "decode", lambda *given: computed.append(len(logits := whole(*given))) or logits)
+    monkeypatch.setattr(Engine, "decode", lambda *args: computed.append(len(logits := whole(*args))) or logits)
     return computed
 
 
 @pytest.mark.parametrize("batch", [0, 50])
 @pytest.mark.parametrize(("temperature", "choices"), [(0.1, ()), (0.1, ("3", "7"))])
-def test_rollouts_that_begin_alike_are_computed_once_and_part(model_of, monkeypatch, batch, temperature, choices):
+def test_rollouts_with_the_same_beginning_are_computed_once(model_of, monkeypatch, batch, temperature, choices):
     path, prompts = model_of("llama_grouped"), step_prefixes(n=30)
     params = {"temperature": temperature, "max_tokens": 40, "seed": 2, "stop": (" =",) if choices else ()}
     backend = LocalBackend(path, device="cpu", batch=batch)
@@ -105,32 +105,32 @@ def test_rollouts_that_begin_alike_are_computed_once_and_part(model_of, monkeypa
     shared = rolled(backend, prompts, choices=choices, **params)
     drawn = sum(r.tokens for r in shared.values())
     assert 0 < sum(computed) < 0.7 * drawn
-    assert len({r.text for r in shared.values()}) > 2 * len(prompts)  # yet they part
+    assert len({r.text for r in shared.values()}) > 2 * len(prompts)  # and yet they differ
     plain = rolled(dataclasses.replace(backend, sharing=False), prompts, choices=choices, **params)
-    same(*({k: dataclasses.replace(r, choices=()) for k, r in found.items()} for found in (shared, plain)))
+    assert_same(*({k: dataclasses.replace(r, choices=()) for k, r in group.items()} for group in (shared, plain)))
     assert any(r.choices for r in shared.values()) is bool(choices)
     for k, r in shared.items():
         if r.text == plain[k].text:
             assert r.choices == pytest.approx(plain[k].choices, abs=1e-3)
 
 
-def test_rollouts_without_chance_cost_one(model_of, monkeypatch):
+def test_greedy_rollouts_cost_one_row(model_of, monkeypatch):
     backend = LocalBackend(model_of("llama"), device="cpu")
     computed = counted(backend, monkeypatch)
-    got = rolled(backend, [Prompt("p", CONTEXTS[0], n=50)], temperature=0, max_tokens=20)
-    assert len({(r.text, r.logprob) for r in got.values()}) == 1
-    assert computed == [1] * (got["p#0"].tokens - 1)
+    rollouts = rolled(backend, [Prompt("p", CONTEXTS[0], n=50)], temperature=0, max_tokens=20)
+    assert len({(r.text, r.logprob) for r in rollouts.values()}) == 1
+    assert computed == [1] * (rollouts["p#0"].tokens - 1)
 
 
-def test_batch_order_and_company_change_nothing(model_of):
+def test_batch_size_order_and_other_prompts_change_nothing(model_of):
     path = model_of("llama_grouped")
     prompts = step_prefixes(n=4)
     usual = rolled(LocalBackend(path, device="cpu"), prompts, max_tokens=30)
     assert len({r.text for r in usual.values()}) > len(usual) // 2
     for batch in (1, 4, 7):
-        same(usual, rolled(LocalBackend(path, device="cpu", batch=batch), prompts[::-1], max_tokens=30))
+        assert_same(usual, rolled(LocalBackend(path, device="cpu", batch=batch), prompts[::-1], max_tokens=30))
     alone = rolled(LocalBackend(path, device="cpu"), prompts[5:6], max_tokens=30)
-    same({k: usual[k] for k in alone}, alone)
+    assert_same({k: usual[k] for k in alone}, alone)
 
 
 def test_more_can_be_asked_for_later(model_of):
@@ -138,7 +138,7 @@ def test_more_can_be_asked_for_later(model_of):
     whole = rolled(backend, [Prompt("p", CONTEXTS[0], n=9)], max_tokens=12)
     first = rolled(backend, [Prompt("p", CONTEXTS[0], n=4)], max_tokens=12)
     rest = rolled(backend, [Prompt("p", CONTEXTS[0], n=5, first=4)], max_tokens=12)
-    same(whole, first | rest)
+    assert_same(whole, first | rest)
     assert len({r.text for r in whole.values()}) > 4
     assert rolled(backend, [Prompt("p", CONTEXTS[0], n=0)]) == {}
     other = rolled(backend, [Prompt("p", CONTEXTS[0], n=9)], max_tokens=12, seed=1)
@@ -148,16 +148,19 @@ def test_more_can_be_asked_for_later(model_of):
 @pytest.mark.parametrize("name", SHARING)
 @pytest.mark.parametrize(("temperature", "top_p", "batch"), [(0.0, 1.0, 60), (0.7, 0.9, 13), (1.0, 1.0, 5)])
 def test_logprob_is_the_models_own(model_of, name, temperature, top_p, batch):
-    """Recomputed for every rollout by one plain forward pass, at temperature 1 whatever was sampled at. Also shows
-    that no row ever read another row's cache, however often places were freed, refilled and repacked."""
+    """Recomputes every rollout with one plain forward pass, at temperature 1 for any sampling temperature.
+
+    It also shows that no row reads another row's cache after places were freed, refilled and repacked."""
     path = model_of(name)
     model, tokenizer = load_model(path, device="cpu", attention=None), load_tokenizer(path)
     prompts = [token_ids(tokenizer, p.text)[0] for p in step_prefixes()]
     rows, trunks = [], []
     for longest, members in group([tuple(ids) for ids in prompts]):
         part = [(i, index) for i in members for index in range(4)]
-        made = [Stream(len(rows) + r, len(prompts[i]), key(0, str(i), index), 36) for r, (i, index) in enumerate(part)]
-        trunks.append(Trunk(tuple(prompts[longest]), tuple(made)))
+        streams = [
+            Stream(len(rows) + r, len(prompts[i]), key(0, str(i), index), 36) for r, (i, index) in enumerate(part)
+        ]
+        trunks.append(Trunk(tuple(prompts[longest]), tuple(streams)))
         rows += part
     assert len(trunks) == len(CONTEXTS)
     ends = np.arange(len(tokenizer)) == tokenizer.eos_token_id
@@ -181,7 +184,8 @@ def reference(path: str) -> torch.nn.Module:
 
 
 def chi_square(counts: Counter[int], expected: torch.Tensor, n: int) -> tuple[float, int]:
-    """The statistic over cells of at least five expected, the others pooled; and its degrees of freedom."""
+    """The statistic over cells with an expected count of at least five, with the others pooled, and its degrees of
+    freedom."""
     p = expected.double()
     big = [i for i in range(len(p)) if p[i] * n >= 5]
     cells = [(counts[i], float(p[i]) * n) for i in big]
@@ -197,10 +201,10 @@ def test_draws_follow_the_distribution(temperature, top_p):
     logits = torch.randn(40, generator=torch.Generator().manual_seed(1)) * 1.2
     keys = np.array([key(0, "p", i) for i in range(n)], dtype=np.uint64)
     u = torch.from_numpy(uniforms(keys, np.zeros(n, dtype=np.int64)))
-    rows = logits.expand(100, -1).clone()  # with 200 draws from each
+    rows = logits.expand(100, -1).clone()  # 200 draws from each row
     ids, logprobs = (x.ravel() for x in draw(rows, u.reshape(100, -1), temperature, top_p))
     p = (logits.double() / temperature).softmax(0)
-    # By hand: tokens from the most probable on, until their mass reaches top_p.
+    # By hand: the most probable tokens until their mass reaches top_p.
     kept, mass = [], 0.0
     for i in p.argsort(descending=True).tolist():
         if mass < top_p:
@@ -216,20 +220,20 @@ def test_draws_follow_the_distribution(temperature, top_p):
 
 
 def test_rollouts_follow_the_models_distribution(model_of):
-    """The second token, given the first: it has been through the shared cache."""
+    """Tests the second token, given the first, since it uses the shared cache."""
     path = model_of("llama_grouped")
     n = 6000
     backend = LocalBackend(path, device="cpu", batch=3000)
-    got = list(backend.sample([Prompt("p", CONTEXTS[1], LINES[0], n=n)], SamplingParams(max_tokens=2, seed=5)))
+    rollouts = list(backend.sample([Prompt("p", CONTEXTS[1], LINES[0], n=n)], SamplingParams(max_tokens=2, seed=5)))
     model, tokenizer = load_model(path, device="cpu", attention=None), load_tokenizer(path)
     ids = token_ids(tokenizer, CONTEXTS[1] + LINES[0])[0]
-    # Which tokens they were shows in the log-probability, which differs for every pair.
+    # The log-probability identifies the tokens, since it differs for every pair.
     with torch.inference_mode():
         first = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         top = int(first.argmax())
         second = model(torch.tensor([[*ids, top]])).logits[0, -1].log_softmax(-1)
     pairs = {round(float(first[top] + second[t]), 3): t for t in range(len(second))}
-    seen = Counter(pairs[round(r.logprob, 3)] for r in got if r.tokens == 2 and round(r.logprob, 3) in pairs)
+    seen = Counter(pairs[round(r.logprob, 3)] for r in rollouts if r.tokens == 2 and round(r.logprob, 3) in pairs)
     total = sum(seen.values())
     assert total == pytest.approx(n * float(first[top].exp()), rel=0.2)
     likely = {t: float(second[t].exp()) for t in second.argsort(descending=True)[:3].tolist()}
@@ -240,7 +244,7 @@ def test_rollouts_follow_the_models_distribution(model_of):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_text_ends_before_its_first_stop_string(model_of, data):
-    """Any piece of what is said without stop strings, within a token or across several, stops it right there."""
+    """Any substring of a text without stop strings, within or across tokens, ends the text there as a stop string."""
     path = model_of("llama")
     backend = LocalBackend(path, device="cpu")
     prompt = Prompt("p", data.draw(st.sampled_from(CONTEXTS)))
@@ -250,12 +254,13 @@ def test_a_text_ends_before_its_first_stop_string(model_of, data):
     stop = free[start : start + data.draw(st.integers(1, 6))]
     if not stop or "\ufffd" in stop:
         return
-    got = rolled(backend, [prompt], max_tokens=30, seed=seed, stop=(stop, "never said"))["p#0"]
-    assert got.text == free[: free.index(stop)]
-    assert got.finish is Finish.STOP
-    tokens = [rolled(backend, [prompt], max_tokens=m, seed=seed)["p#0"].text for m in (got.tokens - 1, got.tokens) if m]
-    assert stop in tokens[-1]
-    assert got.tokens == 1 or stop not in tokens[0]
+    rollout = rolled(backend, [prompt], max_tokens=30, seed=seed, stop=(stop, "never said"))["p#0"]
+    assert rollout.text == free[: free.index(stop)]
+    assert rollout.finish is Finish.STOP
+    budgets = [m for m in (rollout.tokens - 1, rollout.tokens) if m]
+    texts = [rolled(backend, [prompt], max_tokens=m, seed=seed)["p#0"].text for m in budgets]
+    assert stop in texts[-1]
+    assert rollout.tokens == 1 or stop not in texts[0]
 
 
 def test_budget_and_positions(model_of):
@@ -267,23 +272,24 @@ def test_budget_and_positions(model_of):
     tight = Prompt("tight", "7\n" * 78)
     room = 160 - len(token_ids(tokenizer, tight.text)[0])
     assert 0 < room < 10
-    got = rolled(backend, [tight, Prompt("long", "7\n" * 400, n=2), Prompt("short", "7\n")], max_tokens=30)
-    assert got["tight#0"].tokens <= room
+    rollouts = rolled(backend, [tight, Prompt("long", "7\n" * 400, n=2), Prompt("short", "7\n")], max_tokens=30)
+    assert rollouts["tight#0"].tokens <= room
     for i in range(2):
-        assert got[f"long#{i}"] == Rollout("long", i, "", Finish.LENGTH, 0)
-    assert got["short#0"].tokens > 0
+        assert rollouts[f"long#{i}"] == Rollout("long", i, "", Finish.LENGTH, 0)
+    assert rollouts["short#0"].tokens > 0
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(model_of):
     path = model_of("llama")
     tokenizer = load_tokenizer(path)
-    got = rolled(LocalBackend(path, device="cpu"), [Prompt("p", "say <eos> now")], temperature=0, max_tokens=8)["p#0"]
+    backend = LocalBackend(path, device="cpu")
+    rollout = rolled(backend, [Prompt("p", "say <eos> now")], temperature=0, max_tokens=8)["p#0"]
     ids = tokenizer("say <eos> now", split_special_tokens=True)["input_ids"]
     assert tokenizer.eos_token_id not in ids
     out = load_model(path, device="cpu", attention=None).generate(
         torch.tensor([ids]), do_sample=False, max_new_tokens=8
     )[0, len(ids) :]
-    assert got.text == tokenizer.decode(out, skip_special_tokens=True)
+    assert rollout.text == tokenizer.decode(out, skip_special_tokens=True)
 
 
 def test_chat_template(model_of, tmp_path):
@@ -294,17 +300,17 @@ def test_chat_template(model_of, tmp_path):
     tokenizer.chat_template = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
     try:
         backend = LocalBackend(path, device="cpu", chat_template=True)
-        got = rolled(backend, [Prompt("p", "Hi?", "Well, ")], temperature=0, max_tokens=8)["p#0"]
+        rollout = rolled(backend, [Prompt("p", "Hi?", "Well, ")], temperature=0, max_tokens=8)["p#0"]
         ids = [tokenizer.bos_token_id, *tokenizer("user: Hi?\nassistant: Well, ")["input_ids"]]
     finally:
         tokenizer.chat_template = None
     out = load_model(path, device="cpu", attention=None).generate(
         torch.tensor([ids]), do_sample=False, max_new_tokens=8
     )[0, len(ids) :]
-    assert got.text == tokenizer.decode(out, skip_special_tokens=True)
+    assert rollout.text == tokenizer.decode(out, skip_special_tokens=True)
 
 
-def test_a_chat_template_speaks_and_the_user_cant_speak_for_it(model_of):
+def test_special_tokens_of_the_user_are_text_in_a_chat(model_of):
     from stepmark.models.encoding import prompt_ids
 
     tokenizer = load_tokenizer(model_of("qwen2"))
@@ -319,7 +325,7 @@ def test_a_chat_template_speaks_and_the_user_cant_speak_for_it(model_of):
 
 
 def test_bfloat16_stays_close(model_of):
-    """To plain decoding in bfloat16: as close as the format's three digits allow."""
+    """To plain decoding in bfloat16, within the precision of the format."""
     narrow = LocalBackend(model_of("llama"), device="cpu", dtype="bfloat16")
     assert narrow._load()[0].sharing
     prompts = step_prefixes(n=4)
@@ -334,75 +340,77 @@ def test_choice_probabilities(model_of):
     path = model_of("llama_grouped")
     model, tokenizer = load_model(path, device="cpu", attention=None), load_tokenizer(path)
     texts, choices = ["Ann has", "Ann has 7 apples.\nIs it so? "], ["Y", "N", " apples. Ben"]
-    got = LocalBackend(path, device="cpu").choice_probs(texts, choices)
-    for text, found in zip(texts, got, strict=True):
+    probabilities = LocalBackend(path, device="cpu").choice_probs(texts, choices)
+    for text, row in zip(texts, probabilities, strict=True):
         sums = []
         for choice in choices:
-            ids, way = (token_ids(tokenizer, t)[0] for t in (text, choice))
+            ids, choice_ids = (token_ids(tokenizer, t)[0] for t in (text, choice))
             with torch.inference_mode():
-                logprobs = model(torch.tensor([ids + way])).logits[0].log_softmax(-1)
-            sums.append(sum(float(logprobs[len(ids) + t - 1, token]) for t, token in enumerate(way)))
-        assert found == pytest.approx(torch.tensor(sums).softmax(0).tolist(), abs=1e-4)
-        assert sum(found) == pytest.approx(1)
+                logprobs = model(torch.tensor([ids + choice_ids])).logits[0].log_softmax(-1)
+            sums.append(sum(float(logprobs[len(ids) + t - 1, token]) for t, token in enumerate(choice_ids)))
+        assert row == pytest.approx(torch.tensor(sums).softmax(0).tolist(), abs=1e-4)
+        assert sum(row) == pytest.approx(1)
     with pytest.raises(ConfigError, match="at least one token"):
         LocalBackend(path, device="cpu").choice_probs(texts, ["Y", ""])
 
 
 @pytest.mark.parametrize("name", ("llama", "llama_one_kv_head", "gpt2", "gemma2"))
-def test_what_follows_a_stop_string_is_told_in_passing(model_of, name):
-    """The same rollouts as without, and the probabilities that asking for them afterwards gives."""
+def test_rollouts_have_the_choices_after_a_stop_string(model_of, name):
+    """The rollouts are the same as without choices, and the probabilities are those of `choice_probs`."""
     path, stop, choices = model_of(name), "e", ("a", " ")
     backend = LocalBackend(path, device="cpu", batch=7)
     prompts = [Prompt(f"{c}", context, n=80) for c, context in enumerate(CONTEXTS)]
-    asked = {"max_tokens": 24, "stop": (stop,)}
-    plain, told = rolled(backend, prompts, **asked), rolled(backend, prompts, **asked, choices=choices)
-    same(plain, {k: dataclasses.replace(r, choices=()) for k, r in told.items()})
-    alone = rolled(LocalBackend(path, device="cpu", sharing=False), prompts, **asked, choices=choices)
-    both = [k for k in told if told[k].text == alone[k].text and told[k].choices]
+    params = {"max_tokens": 24, "stop": (stop,)}
+    plain, with_choices = rolled(backend, prompts, **params), rolled(backend, prompts, **params, choices=choices)
+    assert_same(plain, {k: dataclasses.replace(r, choices=()) for k, r in with_choices.items()})
+    alone = rolled(LocalBackend(path, device="cpu", sharing=False), prompts, **params, choices=choices)
+    both = [k for k in with_choices if with_choices[k].text == alone[k].text and with_choices[k].choices]
     assert len(both) >= 8
-    assert all(told[k].choices == pytest.approx(alone[k].choices, abs=1e-4) for k in both)
+    assert all(with_choices[k].choices == pytest.approx(alone[k].choices, abs=1e-4) for k in both)
     tokenizer = load_tokenizer(path)
     compared = 0
-    for r in told.values():
+    for r in with_choices.values():
         if r.finish is Finish.LENGTH or not r.choices:
             continue
         assert sum(r.choices) == pytest.approx(1.0)
         before = CONTEXTS[int(r.prompt_id)]
         text = before + r.text + stop
-        if len(token_ids(tokenizer, text)[0]) == len(token_ids(tokenizer, before)[0]) + r.tokens:  # drawn as it is read
+        # Compares rollouts whose text encodes to the drawn tokens.
+        if len(token_ids(tokenizer, text)[0]) == len(token_ids(tokenizer, before)[0]) + r.tokens:
             assert r.choices == pytest.approx(backend.choice_probs([text], choices)[0], abs=1e-4)
             compared += 1
-    assert compared or name != "llama"  # of random models, few draw what reads back as the same tokens
+    assert compared or name != "llama"  # random models seldom draw tokens that their text encodes to
     assert not any(r.choices for r in rolled(backend, prompts, max_tokens=24, choices=choices).values())
-    # A choice of several tokens can't be told in passing.
-    longer = rolled(backend, prompts, **asked, choices=("a", "zqx"))
+    # Rollouts have no probabilities for choices of several tokens.
+    longer = rolled(backend, prompts, **params, choices=("a", "zqx"))
     assert not any(r.choices for r in longer.values())
 
 
-def test_the_model_may_be_used_otherwise_in_between(model_of):
+def test_the_model_can_be_used_between_rollouts(model_of):
     backend = LocalBackend(model_of("llama"), device="cpu", batch=4)
     usual = rolled(backend, step_prefixes(), max_tokens=20)
-    found = {}
+    rollouts = {}
     for rollout in backend.sample(step_prefixes(), SamplingParams(max_tokens=20)):
-        found[rollout.key] = rollout
+        rollouts[rollout.key] = rollout
         backend.choice_probs(["Ann"], ["Y", "N"])
-    same(usual, found)
+    assert_same(usual, rollouts)
 
 
-def test_a_checkpoint_written_anew_is_loaded_anew(model_of, tmp_path):
+def test_a_checkpoint_that_is_written_again_is_loaded_again(model_of, tmp_path):
     for name in ("llama", "qwen2"):
-        place = tmp_path / "here"
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(model_of(name), place)
-        for file in place.glob("*.safetensors"):
+        directory = tmp_path / "here"
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(model_of(name), directory)
+        for file in directory.glob("*.safetensors"):
             file.touch()
         a, b = (
-            rolled(LocalBackend(p, device="cpu"), step_prefixes(), max_tokens=9) for p in (str(place), model_of(name))
+            rolled(LocalBackend(p, device="cpu"), step_prefixes(), max_tokens=9)
+            for p in (str(directory), model_of(name))
         )
-        same(a, b)
+        assert_same(a, b)
 
 
-def test_bad_settings_are_told_all_at_once(model_of, tmp_path):
+def test_all_invalid_settings_are_reported_at_once(model_of, tmp_path):
     with pytest.raises(ConfigError, match="batch"):
         LocalBackend("x", batch=-1)
     backend = LocalBackend(model_of("llama"), device="cpu")

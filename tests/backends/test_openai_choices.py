@@ -1,5 +1,5 @@
-"""How likely choices are, asked of a server on loopback with a model of words, known to the last digit, that is as
-honest or as limited as it is told to be."""
+"""Probabilities of choices from a server on loopback. Its word model has known probabilities, and settings make it
+limited or wrong."""
 
 import hashlib
 import json
@@ -41,92 +41,92 @@ def words(text):
     return re.findall(r" ?[^\W\d_]+|\s|[^\w\s]| ?\d", text)
 
 
-def logs(before):
-    """Token -> log-probability after these tokens: depends on the last two, sharply."""
-    said = "|".join(before[-2:])
-    weights = {t: 6 * hashlib.sha256(f"{said}>{t}".encode()).digest()[0] / 255 for t in VOCABULARY}
+def log_probs_after(before):
+    """Token -> log-probability after these tokens. It depends strongly on the last two."""
+    context = "|".join(before[-2:])
+    weights = {t: 6 * hashlib.sha256(f"{context}>{t}".encode()).digest()[0] / 255 for t in VOCABULARY}
     total = math.log(sum(map(math.exp, weights.values())))
     return {t: w - total for t, w in weights.items()}
 
 
-def logp(before, token):
-    return logs(before).get(token, -9.0 - len(token))
+def log_prob(before, token):
+    return log_probs_after(before).get(token, -9.0 - len(token))
 
 
-def expected(text, ways):
+def expected(text, options):
     start = words(text)
     sums = []
-    for way in ways:
-        tokens = words(way)
-        sums.append(sum(logp(start + tokens[:i], token) for i, token in enumerate(tokens)))
+    for option in options:
+        tokens = words(option)
+        sums.append(sum(log_prob(start + tokens[:i], token) for i, token in enumerate(tokens)))
     total = sum(map(math.exp, sums))
     return [math.exp(s) / total for s in sums]
 
 
 @pytest.fixture(autouse=True)
 def anew():
-    """Ports come again; what was found out about an earlier server must not."""
+    """Drops what is known of earlier servers, since ports are reused."""
     probe.forget()
     choices.forget()
 
 
 @pytest.fixture
 def serve(fault_server):
-    """Settings -> a server of that model."""
+    """Settings -> a server with the word model."""
     servers = []
 
     class Words(fault_server.Server):
         echo = "good"  # ignored, shifted (values of the next token), refused
-        top = 20  # most likely tokens that it lists
-        most = 20  # that may be asked for; more are refused
-        ids = False  # speaks in token ids
-        named = False  # says how likely named tokens are; the likeliest are not listed then
-        bos = ""  # opens what it echoes
-        marks = False  # shows a space as tokenizers write it
+        top = 20  # length of its list of the most probable tokens
+        most = 20  # largest length that can be requested; more is refused
+        ids = False  # gives token ids
+        named = False  # gives named tokens, and then no list
+        bos = ""  # first token of an echo
+        marks = False  # writes a space as tokenizers do
         listed = True  # gives log-probabilities at all
-        chatty = False  # answers a completion as a chat
+        chatty = False  # answers a completion like a chat
         known = ()  # id -> token
-        opens = False  # its tokenizer opens a text with a space
+        opens = False  # its tokenizer adds a space before a text
 
         def _prompt_tokens(self, body, text, chat):
             return 3
 
         def _reply(self, body, text, chat, fault):
             status, reply = super()._reply(body, text, chat, fault)
-            asked = body.get("top_logprobs" if chat else "logprobs")
-            if status[0] != 200 or asked is None:
+            requested = body.get("top_logprobs" if chat else "logprobs")
+            if status[0] != 200 or requested is None:
                 return status, self._with_ids(body, text, reply) if status[0] == 200 else reply
-            if asked > self.most:
+            if requested > self.most:
                 return (400, {}), json.dumps({"error": {"message": f"logprobs must be at most {self.most}"}})
             if body.get("echo") and self.echo == "refused":
                 return (400, {}), json.dumps({"error": {"message": "echo is not available here"}})
             before = [self.known[i] for i in text] if isinstance(text, list) else self._words(text)
-            found = logs(before)
+            log_probs = log_probs_after(before)
             if body["temperature"] == 0:
-                new = max(found, key=found.get)
+                new = max(log_probs, key=log_probs.get)
             else:
-                new = self.rng.choices(list(found), [math.exp(v) for v in found.values()])[0]
+                new = self.rng.choices(list(log_probs), [math.exp(v) for v in log_probs.values()])[0]
             whole = json.loads(reply)
-            said, rows = new, []
+            text_out, rows = new, []
             echoed = body.get("echo") and self.echo != "ignored"
             if echoed:
                 tokens = [self.bos] * bool(self.bos) + before
-                at = 1 if self.echo == "shifted" else 0
+                offset = 1 if self.echo == "shifted" else 0
                 for i in range(bool(self.bos), len(tokens)):
-                    past = tokens[bool(self.bos) : i + at]
-                    rows.append((tokens[i], logp(past, tokens[i]) if past else None, {}))
+                    past = tokens[bool(self.bos) : i + offset]
+                    rows.append((tokens[i], log_prob(past, tokens[i]) if past else None, {}))
                 rows = [(self.bos, None, {})] * bool(self.bos) + rows
-                said = "".join(t for t, _, _ in rows) + new
+                text_out = "".join(t for t, _, _ in rows) + new
             if body.get("max_tokens") or not echoed:
-                likeliest = sorted(found, key=found.get, reverse=True)[: min(asked, self.top)]
+                likeliest = sorted(log_probs, key=log_probs.get, reverse=True)[: min(requested, self.top)]
                 if self.named and body.get("logprob_token_ids"):
                     likeliest = [new, *(self.known[i] for i in body["logprob_token_ids"])]
-                rows.append((new, found[new], {t: logp(before, t) for t in likeliest}))
+                rows.append((new, log_probs[new], {t: log_prob(before, t) for t in likeliest}))
             choice = whole["choices"][0]
             if chat:
-                choice["message"]["content"] = said
+                choice["message"]["content"] = text_out
             else:
-                choice["text"] = said
+                choice["text"] = text_out
             show = self._show(body)
             if self.listed:
                 choice["logprobs"] = (
@@ -155,8 +155,8 @@ def serve(fault_server):
             if not (self.ids and body.get("return_token_ids")):
                 return reply
             whole = json.loads(reply)
-            found = text if isinstance(text, list) else [self._id(t) for t in self._words(text)]
-            whole["choices"][0]["prompt_token_ids"] = found
+            ids = text if isinstance(text, list) else [self._id(t) for t in self._words(text)]
+            whole["choices"][0]["prompt_token_ids"] = ids
             return json.dumps(whole)
 
         def _words(self, text):
@@ -193,11 +193,11 @@ def backend(server, **settings):
     return OpenAIBackend("tiny", server.url, **FAST | settings)
 
 
-def check(server, ways, texts=TEXTS, **settings):
-    found = backend(server, **settings).choice_probs(texts, ways)
-    for text, row in zip(texts, found, strict=True):
-        assert row == pytest.approx(expected(text, ways), abs=1e-9)
-    return found
+def check(server, options, texts=TEXTS, **settings):
+    rows = backend(server, **settings).choice_probs(texts, options)
+    for text, row in zip(texts, rows, strict=True):
+        assert row == pytest.approx(expected(text, options), abs=1e-9)
+    return rows
 
 
 HONEST = [
@@ -219,13 +219,13 @@ HONEST = [
 
 
 @pytest.mark.parametrize("settings", HONEST, ids=lambda s: ",".join(s) or "plain")
-@pytest.mark.parametrize("ways", [PAIR, LONGER], ids=["tokens", "longer"])
-def test_choices_are_as_likely_as_the_model_has_them(serve, settings, ways):
-    check(serve(**settings), ways)
+@pytest.mark.parametrize("options", [PAIR, LONGER], ids=["tokens", "longer"])
+def test_choices_have_the_probabilities_of_the_model(serve, settings, options):
+    check(serve(**settings), options)
 
 
 @pytest.mark.parametrize("settings", [{"echo": "ignored"}, {"echo": "shifted"}, {"echo": "refused"}], ids=str)
-def test_without_an_echo_to_rely_on_the_likeliest_tokens_tell(serve, settings):
+def test_without_a_reliable_echo_the_list_of_tokens_is_used(serve, settings):
     server = serve(**settings)
     check(server, PAIR)
     with pytest.raises(BackendError, match=r"not all of .* Maybe.*vLLM"):
@@ -239,17 +239,17 @@ def test_a_choice_that_is_not_listed_is_an_error_and_never_a_zero(serve, echo):
 
 
 @pytest.mark.parametrize("echo", ["ignored", "shifted", "refused"])
-def test_a_server_that_gives_nothing_to_read_is_named_with_what_to_do(serve, echo):
+def test_a_server_without_log_probabilities_is_an_error_with_advice(serve, echo):
     with pytest.raises(BackendError, match=r"no log-probabilities.*vLLM"):
         backend(serve(echo=echo, top=0)).choice_probs(TEXTS, PAIR)
 
 
-def test_a_server_that_ignores_log_probabilities_is_found_out(serve):
-    with pytest.raises(BackendError, match=r"ignores that log-probabilities are asked for.*vLLM"):
+def test_a_server_that_ignores_log_probabilities_is_detected(serve):
+    with pytest.raises(BackendError, match=r"ignores the request for log-probabilities.*vLLM"):
         backend(serve(listed=False, logprobs=False)).choice_probs(TEXTS, PAIR)
 
 
-def test_a_chat_is_read_by_its_likeliest_tokens(serve):
+def test_a_chat_is_read_by_its_list_of_tokens(serve):
     server = serve()
     check(server, PAIR, chat=True)
     assert all("messages" in body and not body.get("echo") for body in server.bodies)
@@ -257,11 +257,11 @@ def test_a_chat_is_read_by_its_likeliest_tokens(serve):
         backend(server, chat=True).choice_probs(TEXTS, LONGER)
 
 
-def test_a_choice_that_merges_with_the_text_is_an_error_unless_the_server_speaks_in_ids(serve):
-    text, ways = "It is no", ("t sure", " Yes")
+def test_a_choice_that_merges_with_the_text_is_an_error_unless_the_server_gives_ids(serve):
+    text, options = "It is no", ("t sure", " Yes")
     with pytest.raises(BackendError, match="merges the beginning of 't sure'"):
-        backend(serve()).choice_probs([text], ways)
-    check(serve(ids=True), ways, [text])
+        backend(serve()).choice_probs([text], options)
+    check(serve(ids=True), options, [text])
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -298,9 +298,9 @@ def test_one_request_brings_all_choices_and_equal_texts_are_asked_for_once(serve
     server = serve(ids=True)
     check(server, PAIR)
     before = len(server.bodies)
-    found = check(server, PAIR, TEXTS * 5)
+    rows = check(server, PAIR, TEXTS * 5)
     assert len(server.bodies) - before == len(TEXTS) + len(PAIR)
-    assert found[:4] == found[4:8]
+    assert rows[:4] == rows[4:8]
     assert backend(server).choice_probs([], PAIR) == []
 
 
@@ -314,7 +314,7 @@ def test_requests_run_side_by_side_up_to_the_limit_and_failures_that_may_pass_ar
     assert server.counts["429"] == server.counts["truncated"] == 1
 
 
-def test_what_stays_broken_is_an_error(serve):
+def test_a_lasting_fault_is_an_error(serve):
     server = serve(ids=True)
     check(server, PAIR)
     server.faults.extend(["500"] * 200)
@@ -326,10 +326,10 @@ def test_what_stays_broken_is_an_error(serve):
         backend(server).choice_probs(TEXTS, PAIR)
 
 
-@pytest.mark.parametrize("ways", [(), ("",), (" Yes", "")])
-def test_choices_have_to_be_something(serve, ways):
+@pytest.mark.parametrize("options", [(), ("",), (" Yes", "")])
+def test_empty_choices_are_refused(serve, options):
     with pytest.raises(ConfigError, match="choices"):
-        backend(serve()).choice_probs(TEXTS, ways)
+        backend(serve()).choice_probs(TEXTS, options)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_choices_have_to_be_something(serve, ways):
         {"content": [{"token": "a", "logprob": True}]},
     ],
 )
-def test_log_probabilities_that_are_none_are_malformed(logprobs):
+def test_invalid_log_probabilities_are_malformed(logprobs):
     reply = {"choices": [{"text": "a", "finish_reason": "length", "logprobs": logprobs}]}
     with pytest.raises(Malformed):
         listing.parse(json.dumps(reply).encode())

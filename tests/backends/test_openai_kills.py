@@ -1,4 +1,4 @@
-"""Many rollouts behind a ledger, through every fault and through kills: each once, and what was paid for kept."""
+"""Many rollouts with a ledger, under all faults and kills: each is stored once, and paid rollouts are kept."""
 
 import json
 import re
@@ -17,7 +17,7 @@ PARAMS = SamplingParams(max_tokens=50)
 
 @pytest.fixture(autouse=True)
 def anew():
-    """Ports come again; what was found out about an earlier server must not."""
+    """Drops what is known of earlier servers, since ports are reused."""
     probe.forget()
 
 
@@ -30,42 +30,42 @@ def test_a_thousand_rollouts_with_every_fault(fault_server, tmp_path):
 
 
 def check_a_thousand(server, faults, tmp_path):
-    made = OpenAIBackend("tiny", server.url, backoff=0.001, retries=8, timeout=1.0, price_input=1.0, price_output=1.0)
-    ledger = Ledger(tmp_path / "rollouts.jsonl", made.price)
+    openai = OpenAIBackend("tiny", server.url, backoff=0.001, retries=8, timeout=1.0, price_input=1.0, price_output=1.0)
+    ledger = Ledger(tmp_path / "rollouts.jsonl", openai.price)
     ledger.open(lambda _: True)
     prompts = [Prompt(f"p{i}@0", f"question {i}", n=4) for i in range(250)]
-    got = list(Recorded(made, ledger).sample(prompts, PARAMS))
+    rollouts = list(Recorded(openai, ledger).sample(prompts, PARAMS))
     stored = list(ledger.records)
-    assert sorted(r.key for r in got) == sorted(f"p{i}@0#{j}" for i in range(250) for j in range(4))
-    assert sorted(stored, key=lambda r: r.key) == sorted(got, key=lambda r: r.key)
-    good = [r for r in got if r.finish is Finish.STOP]
-    failed = [r for r in got if r.finish is Finish.FAILED]
+    assert sorted(r.key for r in rollouts) == sorted(f"p{i}@0#{j}" for i in range(250) for j in range(4))
+    assert sorted(stored, key=lambda r: r.key) == sorted(rollouts, key=lambda r: r.key)
+    good = [r for r in rollouts if r.finish is Finish.STOP]
+    failed = [r for r in rollouts if r.finish is Finish.FAILED]
     assert len(good) + len(failed) == 1000
     for r in good:
         question = f"question {r.prompt_id[1:-2]}"
         assert r.text in {f"{question} {i}" for i in range(4)}
     assert all(not r.text and r.reason for r in failed)
-    # Every fault came, each good choice was asked for once, and an end that is none is no answer.
+    # Every fault happened, each good choice was requested once, and an invalid finish reason is no answer.
     assert set(server.counts) == {*faults, "served"}
     assert server.served == len(good)
     assert len(failed) == server.counts["null"] < 40
     assert ledger.spent.rollouts == 1000
     assert ledger.spent.failed == len(failed)
-    # Those that failed, and only those, are got at the next sitting.
+    # The next call requests the failed rollouts only.
     server.rate = 0.0
-    known = {r.key: r for rollouts in ledger.open(lambda _: True).values() for r in rollouts}
+    known = {r.key: r for group in ledger.open(lambda _: True).values() for r in group}
     assert len(known) == len(good)
-    again = list(Recorded(made, ledger, known).sample(prompts, PARAMS))
-    assert {r.finish for r in again} == {Finish.STOP}
+    retried = list(Recorded(openai, ledger, known).sample(prompts, PARAMS))
+    assert {r.finish for r in retried} == {Finish.STOP}
     assert len(list(ledger.records)) == 1000 == len({r.key for r in ledger.records})
     assert server.served == 1000
 
 
 def test_labelling_survives_kills_and_pays_twice_only_for_what_was_in_flight(fault_server, tmp_path, request):
-    """Every continuation is right, so that a fault counted as a wrong answer would show."""
+    """Every continuation is right, so a fault that counted as a wrong answer would be visible."""
 
     def right(body, text, n):
-        a, b, c = [*map(int, re.findall(r"\d+", text)), 0, 0, 0][:3]  # the probe says Hello
+        a, b, c = [*map(int, re.findall(r"\d+", text)), 0, 0, 0][:3]  # the probe sends Hello
         lines = [f"{a} + {b} = {a + b}", f"{a + b} + {c} = {a + b + c}", f"The answer is {a + b + c}."]
         done = sum(line in text for line in lines)
         return [fault_server.Said("\n".join(lines[done:]))] * n
@@ -84,16 +84,16 @@ def test_labelling_survives_kills_and_pays_twice_only_for_what_was_in_flight(fau
     assert sorted(r.key for r in rollouts) == sorted(f"{p}#{j}" for p in prompts for j in range(6))
     good = sum(r.finish is Finish.STOP for r in rollouts)
     assert good + sum(r.finish is Finish.FAILED for r in rollouts) == len(rollouts)
-    # 4 requests of 3 rollouts could be under way at each kill.
+    # At each kill, up to 4 requests of 3 rollouts were running.
     assert good <= server.served <= good + kills * 4 * 3
     assert set(fault_server.FAULTS) <= set(server.counts)
 
-    labels = [x for found in Records(tmp_path / "labels.jsonl", LabelledSolution) for x in found.labels[:-1]]
+    labels = [x for labelled in Records(tmp_path / "labels.jsonl", LabelledSolution) for x in labelled.labels[:-1]]
     assert len(labels) == len(prompts)
     for x in labels:
         assert x.correct == x.gradable > 0
         assert x.gradable + x.failed == 6
-    # The sums that were kept up with every line are those of the lines.
+    # The running sums are those of all lines.
     spent = ledger.spent
     ledger.open(lambda _: False)
     assert ledger.spent == spent

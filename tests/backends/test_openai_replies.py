@@ -1,4 +1,4 @@
-"""Reading what a server says: whatever it is, a reply or a reason."""
+"""Reading replies and errors of a server, valid or not."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -38,7 +38,7 @@ REPLY = st.fixed_dictionaries(
 
 
 @given(REPLY | JSON)
-def test_whatever_a_server_says_is_a_reply_or_malformed(value):
+def test_any_json_is_a_reply_or_malformed(value):
     body = json.dumps(value).encode()
     try:
         reply = replies.parse(body)
@@ -78,9 +78,9 @@ def test_retry_after_reads_seconds_and_dates(seconds, ahead):
 
 
 @given(st.text() | st.sampled_from(["nan", "inf", "-inf", "1e999", "-5", "Wed, 99 Foo", "0, 0 0 0:0:0", "١"]))
-def test_retry_after_never_trips(value):
-    found = replies.retry_after(value, 1e9)
-    assert found is None or 0 <= found < float("inf")
+def test_retry_after_never_raises(value):
+    seconds = replies.retry_after(value, 1e9)
+    assert seconds is None or 0 <= seconds < float("inf")
 
 
 @pytest.mark.parametrize(
@@ -113,14 +113,14 @@ def test_retry_after_never_trips(value):
         ('{"error": {"code": "context_length_exceeded", "message": "too long"}}', None),
     ],
 )
-def test_a_full_context_is_told_in_many_words(body, limit):
+def test_a_full_context_is_recognised_in_many_messages(body, limit):
     assert replies.too_long(body.encode())
     assert replies.context_limit(body.encode()) == limit
     assert not replies.too_long(b'{"error": "temperature must be a number of at most 2"}')
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("message", "named"),
     [
         ("n must be 1", True),
         ("'n'", True),
@@ -130,13 +130,13 @@ def test_a_full_context_is_told_in_many_words(body, limit):
         ("n\n", True),
     ],
 )
-def test_an_error_names_a_parameter_or_not(said, named):
-    assert replies.names(json.dumps({"error": said}).encode(), "n") is named
+def test_an_error_names_a_parameter_or_not(message, named):
+    assert replies.names(json.dumps({"error": message}).encode(), "n") is named
 
 
 @pytest.mark.parametrize(
     "body",
     ['{"error": {"message": "oh no"}}', '{"error": "oh no"}', '{"message": "oh no"}', '{"detail": "oh no"}', "oh no"],
 )
-def test_a_servers_own_words_are_found(body):
+def test_a_servers_own_message_is_found(body):
     assert replies.message(body.encode()) == "oh no"

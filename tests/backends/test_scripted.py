@@ -1,4 +1,4 @@
-"""The public fake says what it was told to."""
+"""The scripted backend returns its texts."""
 
 import pickle
 
@@ -13,10 +13,10 @@ def by_length(text: str) -> list[str]:
     return [f"{len(text)}\n"]
 
 
-def test_continuations_go_round_by_index():
+def test_continuations_repeat_by_index():
     backend = ScriptedBackend({"q\nstep\n": ["a b", ("c", Finish.LENGTH)]})
-    got = list(backend.sample([Prompt("p", "q\n", "step\n", n=4, first=1)], SamplingParams()))
-    assert [(r.index, r.text, r.finish, r.tokens) for r in got] == [
+    rollouts = list(backend.sample([Prompt("p", "q\n", "step\n", n=4, first=1)], SamplingParams()))
+    assert [(r.index, r.text, r.finish, r.tokens) for r in rollouts] == [
         (1, "c", Finish.LENGTH, 1),
         (2, "a b", Finish.STOP, 2),
         (3, "c", Finish.LENGTH, 1),
@@ -24,7 +24,7 @@ def test_continuations_go_round_by_index():
     ]
 
 
-def test_a_function_can_be_the_script_and_travels():
+def test_a_function_can_be_the_script_and_is_picklable():
     backend = pickle.loads(pickle.dumps(ScriptedBackend(by_length)))  # noqa: S301
     assert [r.text for r in backend.sample([Prompt("p", "four")], SamplingParams())] == ["4\n"]
 
@@ -47,8 +47,8 @@ def test_default_and_a_text_without_continuation():
 )
 def test_it_is_cut_as_a_model_is(budget, stop, text, finish, tokens):
     backend = ScriptedBackend(default=(" one two\nthree\n",))
-    got = next(backend.sample([Prompt("p", "q")], SamplingParams(max_tokens=budget, stop=stop)))
-    assert (got.text, got.finish, got.tokens) == (text, finish, tokens)
+    rollout = next(backend.sample([Prompt("p", "q")], SamplingParams(max_tokens=budget, stop=stop)))
+    assert (rollout.text, rollout.finish, rollout.tokens) == (text, finish, tokens)
 
 
 def likely(text: str) -> dict[str, float]:
@@ -64,19 +64,19 @@ def test_choices_have_the_shares_of_their_weights():
     assert pickle.loads(pickle.dumps(backend)) == backend  # noqa: S301
 
 
-def test_choices_that_nothing_is_known_of_are_an_error():
+def test_choices_without_weights_are_an_error():
     with pytest.raises(BackendError, match=r"' Maybe'.*usual"):
         ScriptedBackend(chances=likely).choice_probs(["q?"], (" Maybe",))
     with pytest.raises(BackendError, match="chances"):
         ScriptedBackend().choice_probs(["q?"], (" Yes", " No"))
 
 
-def test_a_rollout_brings_choices_where_a_stop_string_ended_it():
-    told = ["it is so. Right? Yes", "it is so.", "one two three four five Right? No"]
+def test_a_rollout_that_a_stop_string_ended_has_choices():
+    texts = ["it is so. Right? Yes", "it is so.", "one two three four five Right? No"]
     params = SamplingParams(max_tokens=4, stop=("ght?", "Right?"), choices=(" Yes", " No"))
-    cut, plain, long = ScriptedBackend({"q\n": told}, chances=likely).sample([Prompt("p", "q\n", n=3)], params)
-    assert (cut.text, cut.choices) == ("it is so. ", (0.75, 0.25))
+    stopped, plain, long = ScriptedBackend({"q\n": texts}, chances=likely).sample([Prompt("p", "q\n", n=3)], params)
+    assert (stopped.text, stopped.choices) == ("it is so. ", (0.75, 0.25))
     assert (plain.text, plain.choices) == ("it is so.", ())
     assert (long.finish, long.choices) == (Finish.LENGTH, ())
-    [unknown] = ScriptedBackend({"q\n": told}).sample([Prompt("p", "q\n")], params)
-    assert (unknown.text, unknown.choices) == (cut.text, ())
+    [unknown] = ScriptedBackend({"q\n": texts}).sample([Prompt("p", "q\n")], params)
+    assert (unknown.text, unknown.choices) == (stopped.text, ())

@@ -1,4 +1,4 @@
-"""The backend `vllm`: what it says where vLLM is missing; and where it is there, the contract and vllm_inside.py."""
+"""The backend `vllm`: its errors without vLLM, and with vLLM the contract and vllm_inside.py."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from stepmark.types import Prompt, SamplingParams
 HERE = Path(__file__).parent
 
 
-def test_all_faults_of_its_settings_are_named_at_once():
+def test_all_invalid_settings_are_reported_at_once():
     with pytest.raises(ConfigError) as e:
         registry.load("backend", "vllm", path="x", dtype="float8", gpu_memory=1.5, max_length=-1, tensor_parallel=0)
     assert len(e.value.faults) == 4
@@ -28,13 +28,13 @@ def test_without_vllm_it_says_what_to_install(tiny, monkeypatch):
         list(registry.load("backend", "vllm", path=tiny).sample([Prompt("p", "Ann")], SamplingParams()))
 
 
-def test_a_checkpoint_that_is_not_there_is_found_before_vllm_is(tmp_path):
+def test_a_missing_checkpoint_is_reported_before_missing_vllm(tmp_path):
     backend = registry.load("backend", "vllm", path=str(tmp_path / "none"))
     with pytest.raises(CheckpointError, match="none"):
         list(backend.sample([Prompt("p", "Ann")], SamplingParams()))
 
 
-def test_it_keeps_the_contract_and_says_what_the_local_engine_says(vllm):
+def test_it_keeps_the_contract_and_agrees_with_the_local_engine(vllm):
     root = HERE.parents[1]
     files = [str(HERE / "test_backends_contract.py"), str(HERE / "vllm_inside.py")]
     options = ["-q", "-k", "vllm", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]

@@ -1,4 +1,4 @@
-"""Tests of the backend `vllm` with vLLM: test_vllm.py runs them in the environment that has it, on CPU."""
+"""Tests of the backend `vllm` with vLLM. test_vllm.py runs them in the environment with vLLM, on a CPU."""
 
 import itertools
 import shutil
@@ -38,15 +38,15 @@ def rollouts(backend, prompts, params):
     return {r.key: r for r in backend.sample(prompts, params)}
 
 
-def test_greedy_is_what_the_local_engine_gives(backend, local):
+def test_greedy_agrees_with_the_local_engine(backend, local):
     prompts = [Prompt(f"{i}{j}", c, p) for i, c in enumerate(CONTEXTS) for j, p in enumerate(("", LINE, LINE * 2))]
     params = SamplingParams(max_tokens=24, temperature=0)
-    there, here = rollouts(backend, prompts, params), rollouts(local, prompts, params)
-    assert set(there) == set(here)
-    for key, r in there.items():
-        assert (r.finish, r.tokens) == (here[key].finish, here[key].tokens)
-        assert r.text.rstrip("\ufffd") == here[key].text.rstrip("\ufffd")  # half a character at the end
-        assert r.logprob == pytest.approx(here[key].logprob, abs=1e-3)
+    from_vllm, from_local = rollouts(backend, prompts, params), rollouts(local, prompts, params)
+    assert set(from_vllm) == set(from_local)
+    for key, r in from_vllm.items():
+        assert (r.finish, r.tokens) == (from_local[key].finish, from_local[key].tokens)
+        assert r.text.rstrip("\ufffd") == from_local[key].text.rstrip("\ufffd")  # half a character at the end
+        assert r.logprob == pytest.approx(from_local[key].logprob, abs=1e-3)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 0.8)])
@@ -71,7 +71,7 @@ def test_tokens_follow_the_model_and_their_log_probabilities_are_its_own(backend
     for r in drawn:
         assert min(abs(r.logprob - x) for x in known[r.text]) < 1e-4
     assert sum(mean >= 5 for mean in means.values()) >= 3
-    for text, mean in means.items():  # the seeds are given: these draws are the same each time
+    for text, mean in means.items():  # the seeds are fixed, so the draws are always the same
         assert abs(seen[text] - mean) < 5 * max(1.0, mean * (1 - mean / n)) ** 0.5
 
 
@@ -80,11 +80,11 @@ def test_a_text_ends_before_the_first_of_its_stop_strings(backend):
     text = max((r.text for r in free.values()), key=len)
     for late, early in itertools.product((9, 8, 7), (5, 4, 3)):
         stop = (text[late : late + 2], "", text[early : early + 2])
-        found = rollouts(backend, [Prompt("p", CONTEXTS[0], n=20)], SamplingParams(max_tokens=24, stop=stop))
+        stopped = rollouts(backend, [Prompt("p", CONTEXTS[0], n=20)], SamplingParams(max_tokens=24, stop=stop))
         for key, r in free.items():
             cuts = [r.text.index(s) for s in stop if s and s in r.text]
             expected = (r.text[: min(cuts)], Finish.STOP) if cuts else (r.text, r.finish)
-            assert (found[key].text, found[key].finish) == expected
+            assert (stopped[key].text, stopped[key].finish) == expected
 
 
 def test_budget_and_positions(backend, path):
@@ -93,15 +93,15 @@ def test_budget_and_positions(backend, path):
     while len(token_ids(tokenizer, question)[0]) < POSITIONS - 3:
         question = "a" + question
     prompts = [Prompt("near", question), Prompt("over", "Ann has 4. " * 100, n=2), Prompt("short", "Ann")]
-    found = rollouts(backend, prompts, SamplingParams(max_tokens=5, temperature=0))
-    assert found["near#0"].tokens <= 3
-    assert [(found[k].text, found[k].finish, found[k].tokens) for k in ("over#0", "over#1")] == [
+    by_key = rollouts(backend, prompts, SamplingParams(max_tokens=5, temperature=0))
+    assert by_key["near#0"].tokens <= 3
+    assert [(by_key[k].text, by_key[k].finish, by_key[k].tokens) for k in ("over#0", "over#1")] == [
         ("", Finish.LENGTH, 0)
     ] * 2
-    assert found["short#0"].finish is Finish.STOP or found["short#0"].tokens == 5
+    assert by_key["short#0"].finish is Finish.STOP or by_key["short#0"].tokens == 5
 
 
-def test_seeds_make_rollouts_repeatable_whatever_else_is_under_way(backend, path):
+def test_seeds_make_rollouts_repeatable_beside_other_requests(backend, path):
     params = SamplingParams(max_tokens=12, seed=5)
     alone = [next(backend.sample([Prompt("p", "Ann", first=i)], params)).text for i in range(20)]
     crowd = [Prompt(f"q{i}", CONTEXTS[i % 3], n=5) for i in range(40)]
@@ -112,7 +112,7 @@ def test_seeds_make_rollouts_repeatable_whatever_else_is_under_way(backend, path
     assert {r.text for r in free.sample([Prompt("p", "Ann", n=20)], params)} != set(alone)
 
 
-def test_a_sampling_that_is_left_or_interleaved_disturbs_no_other(backend):
+def test_unfinished_and_interleaved_calls_do_not_disturb_others(backend):
     params = SamplingParams(max_tokens=12)
     whole = rollouts(backend, [Prompt("a", "Ann", n=6), Prompt("b", "Ben", n=6)], params)
     left = backend.sample([Prompt("x", "Cat", n=50)], params)
@@ -135,10 +135,10 @@ def test_a_request_that_vllm_refuses_is_a_failed_rollout_and_the_others_go_on(ba
         add(name, prompt, request)
 
     monkeypatch.setattr(engine, "add_request", refusing)
-    found = rollouts(backend, [Prompt("bad", "bad", n=2), Prompt("good", "good")], SamplingParams(max_tokens=3))
-    assert [found[k].finish for k in ("bad#0", "bad#1")] == [Finish.FAILED] * 2
-    assert "not this one" in found["bad#0"].reason
-    assert found["good#0"].finish is not Finish.FAILED
+    by_key = rollouts(backend, [Prompt("bad", "bad", n=2), Prompt("good", "good")], SamplingParams(max_tokens=3))
+    assert [by_key[k].finish for k in ("bad#0", "bad#1")] == [Finish.FAILED] * 2
+    assert "not this one" in by_key["bad#0"].reason
+    assert by_key["good#0"].finish is not Finish.FAILED
 
 
 def test_an_engine_that_breaks_is_an_error_and_not_an_answer(backend, monkeypatch):
@@ -150,7 +150,7 @@ def test_an_engine_that_breaks_is_an_error_and_not_an_answer(backend, monkeypatc
         list(backend.sample([Prompt("p", "Ann")], SamplingParams()))
 
 
-def test_what_vllm_refuses_is_said_in_our_words(backend, path, tmp_path):
+def test_errors_of_vllm_become_errors_of_ours(backend, path, tmp_path):
     with pytest.raises(ConfigError, match="top_p"):
         list(backend.sample([Prompt("p", "Ann")], SamplingParams(top_p=0.0)))
     with pytest.raises(ConfigError, match="max_tokens"):
@@ -166,25 +166,25 @@ def test_what_vllm_refuses_is_said_in_our_words(backend, path, tmp_path):
 
 
 @pytest.mark.parametrize("choices", [(" 4", " 7"), ("n", " Ben has", "."), (" Yes", " No", " Maybe so")])
-def test_choices_are_as_likely_as_the_local_engine_finds_them(backend, local, choices):
-    # Each as the engine calculates in float32, in an order of its own: logits of size 100 differ by 1e-5 or so.
+def test_choices_have_the_probabilities_of_the_local_engine(backend, local, choices):
+    # Both engines calculate in float32, in different orders, so logits of size 100 differ by about 1e-5.
     texts = [*CONTEXTS, *CONTEXTS[:2], "Ben has 4 + 3 = 7. So"]
-    there, here = backend.choice_probs(texts, choices), local.choice_probs(texts, choices)
-    for a, b in zip(there, here, strict=True):
+    from_vllm, from_local = backend.choice_probs(texts, choices), local.choice_probs(texts, choices)
+    for a, b in zip(from_vllm, from_local, strict=True):
         assert sum(a) == pytest.approx(1)
         assert a == pytest.approx(b, abs=1e-4)
-    assert max(abs(x - 1 / len(choices)) for row in here for x in row) > 0.1
+    assert max(abs(x - 1 / len(choices)) for row in from_local for x in row) > 0.1
     assert backend.choice_probs([], choices) == []
 
 
-def test_choices_are_found_while_a_sampling_is_under_way_and_disturb_it_not(backend, local):
+def test_choice_probabilities_during_a_sampling_do_not_disturb_it(backend, local):
     params = SamplingParams(max_tokens=12)
     whole = rollouts(backend, [Prompt("a", "Ann", n=6)], params)
-    going = backend.sample([Prompt("a", "Ann", n=6)], params)
-    first = next(going)
-    [found] = backend.choice_probs([CONTEXTS[0]], (" 4", " 7"))
-    assert found == pytest.approx(local.choice_probs([CONTEXTS[0]], (" 4", " 7"))[0], abs=1e-4)
-    assert {r.key: r for r in (first, *going)} == whole
+    running = backend.sample([Prompt("a", "Ann", n=6)], params)
+    first = next(running)
+    [probabilities] = backend.choice_probs([CONTEXTS[0]], (" 4", " 7"))
+    assert probabilities == pytest.approx(local.choice_probs([CONTEXTS[0]], (" 4", " 7"))[0], abs=1e-4)
+    assert {r.key: r for r in (first, *running)} == whole
 
 
 def test_a_text_without_room_for_a_choice_is_an_error(backend):

@@ -1,4 +1,4 @@
-"""What every executor in the folder keeps to, discovered by file name."""
+"""The contract of every executor in the folder, discovered by file name."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ from stepmark.protocols import Executor
 
 @pytest.fixture(params=registry.names("executor"))
 def executor(request) -> Executor:
-    """An executor with two workers where it has any."""
+    """An executor, with two workers if it has the option."""
     options = registry.options("executor", request.param)
     return registry.load("executor", request.param, **({"workers": 2} if "workers" in options else {}))
 
@@ -41,13 +41,13 @@ def fail_oddly(unit: int) -> int:
 def test_each_unit_once(executor):
     assert isinstance(executor, Executor)
     assert pickle.loads(pickle.dumps(executor)) == executor  # noqa: S301
-    got = list(executor.map(functools.partial(add, more=10), range(7)))
-    assert sorted(got) == list(range(10, 17))
+    results = list(executor.map(functools.partial(add, more=10), range(7)))
+    assert sorted(results) == list(range(10, 17))
     assert list(executor.map(functools.partial(add, more=10), [])) == []
 
 
 def test_units_are_taken_as_they_are_needed(executor):
-    """A stream of units may be endless."""
+    """The stream of units may be infinite."""
     taken = []
 
     def units():
@@ -61,12 +61,12 @@ def test_units_are_taken_as_they_are_needed(executor):
 
 
 def test_an_exception_ends_it_after_the_results_already_made(executor):
-    got = []
+    results = []
     with pytest.raises(ConfigError, match="no thing named '4'"):
         for result in executor.map(functools.partial(fail_at, bad=4), range(100)):
-            got.append(result)  # noqa: PERF402 - list(...) would lose those before the exception
-    assert set(range(4)) <= set(got)
-    assert len(got) < 12
+            results.append(result)  # noqa: PERF402 - list(...) would lose the results before the exception
+    assert set(range(4)) <= set(results)
+    assert len(results) < 12
     with pytest.raises(Exception, match="0 and 2"):
         list(executor.map(fail_oddly, [0]))
 
@@ -76,8 +76,8 @@ def pid(_: int) -> int:
 
 
 def test_work_may_come_from_a_users_own_file(executor, tmp_path):
-    place = tmp_path / "mine.py"
-    place.write_text(
+    file = tmp_path / "mine.py"
+    file.write_text(
         "from dataclasses import dataclass\n"
         "from stepmark.types import Grade, Verdict\n\n"
         "@dataclass(frozen=True)\n"
@@ -86,6 +86,6 @@ def test_work_may_come_from_a_users_own_file(executor, tmp_path):
         "    def grade(self, text, problem):\n"
         "        return Grade(Verdict.CORRECT if text == self.word else Verdict.INCORRECT, 'compared')\n"
     )
-    grader = registry.load("grader", str(place), word="no")
-    got = list(executor.map(functools.partial(grader.grade, problem=None), ["no", "yes"]))
-    assert sorted(g.correct for g in got) == [False, True]
+    grader = registry.load("grader", str(file), word="no")
+    grades = list(executor.map(functools.partial(grader.grade, problem=None), ["no", "yes"]))
+    assert sorted(g.correct for g in grades) == [False, True]

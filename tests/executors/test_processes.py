@@ -1,4 +1,4 @@
-"""Worker processes: their threads, their death, and their parent's."""
+"""Worker processes: their threads, and the end of workers and parents."""
 
 import os
 import signal
@@ -46,10 +46,10 @@ def wait_until(condition, seconds=20.0) -> None:
 
 def test_each_worker_has_one_thread_and_this_process_keeps_its_setting(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    got = list(ProcessesExecutor(workers=2).map(environment, range(6)))
-    assert {threads for _, threads in got} == {"1"}
-    assert os.getpid() not in {pid for pid, _ in got}
-    assert 1 <= len({pid for pid, _ in got}) <= 2
+    results = list(ProcessesExecutor(workers=2).map(environment, range(6)))
+    assert {threads for _, threads in results} == {"1"}
+    assert os.getpid() not in {pid for pid, _ in results}
+    assert 1 <= len({pid for pid, _ in results}) <= 2
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
@@ -60,15 +60,15 @@ def test_no_more_workers_than_units():
 
 
 def test_a_dead_worker_is_named_with_its_unit_and_the_rest_is_kept():
-    got = []
+    results = []
     with pytest.raises(StageError, match=r"SIGKILL.*while it worked on 3\b"):
         for result in ProcessesExecutor(workers=2).map(die_at_three, range(50)):
-            got.append(result)  # noqa: PERF402 - list(...) would lose those before the exception
-    assert {0, 1, 2} <= set(got)
-    assert len(got) <= 5
+            results.append(result)  # noqa: PERF402 - list(...) would lose the results before the exception
+    assert {0, 1, 2} <= set(results)
+    assert len(results) <= 5
 
 
-def test_work_that_cannot_travel_is_refused():
+def test_work_that_cannot_be_pickled_is_refused():
     with pytest.raises(StageError, match="serial"):
         list(ProcessesExecutor(workers=2).map(lambda unit: unit, [1]))
 
@@ -80,12 +80,12 @@ def test_leaving_half_way_ends_the_workers(tmp_path):
     assert not any(map(alive, pids))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_their_parent_however_it_ends(tmp_path, how):
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent_however_it_ends(tmp_path, signal_number):
     script = tmp_path / "parent.py"
     script.write_text(
         "import signal, sys\n"
-        # A shell that runs the suite in the background leaves SIGINT ignored, which children inherit.
+        # A shell that runs the suite in the background ignores SIGINT, and children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from stepmark.executors.processes import ProcessesExecutor\n"
@@ -99,9 +99,9 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path, how):
     wait_until(lambda: len(list(marks.iterdir())) == 2)
     pids = [int(p.name) for p in marks.iterdir()]
     assert all(map(alive, pids))
-    parent.send_signal(how)
+    parent.send_signal(signal_number)
     stderr = parent.communicate(timeout=20)[1]
     wait_until(lambda: not any(map(alive, pids)))
-    if how is signal.SIGINT:
+    if signal_number is signal.SIGINT:
         assert stderr.rstrip().endswith("KeyboardInterrupt")
         assert stderr.count("Traceback") == 1

@@ -1,4 +1,4 @@
-"""The released rationales as a format: what is read, judged, and set aside."""
+"""The format of the released rationales: reading, checks, and quarantined rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOOD = f"Step 1: 1 + 1 = 2 is correct.\n\n**Final Grade:** Verification: {VERDIC
 LEAKING = f"Step 1: 1 + 1 = 2 is correct.\nExpected Answer: 1 + 1 = 2\n\nVerification: {VERDICT} Yes"
 
 
-def row(question=7, sample=2, **more):
+def row(question=7, sample=2, **fields):
     return {
         "question_id": question,
         "sample_id": sample,
@@ -30,7 +30,7 @@ def row(question=7, sample=2, **more):
         "target": "2",
         "reference_solution": "One and one make 2.",
         "rationale": GOOD,
-    } | more
+    } | fields
 
 
 def read(tmp_path, *rows, **options):
@@ -39,27 +39,27 @@ def read(tmp_path, *rows, **options):
     return list(GenRMRationales(**options).read(path))
 
 
-def test_a_question_has_its_solutions_their_grades_and_what_was_written_about_them(tmp_path):
+def test_a_question_has_its_solutions_with_grades_and_rationales(tmp_path):
     wrong = row(sample=0, solution="1 + 1 = 3. The answer is 3.", correct=False, rationale=GOOD[:-3] + "No")
-    [found] = read(tmp_path, row(), wrong | {"rationale": GOOD}, wrong | {"reference_solution": "Another one."})
-    assert isinstance(found, Imported)
-    p = found.problem
+    [imported] = read(tmp_path, row(), wrong | {"rationale": GOOD}, wrong | {"reference_solution": "Another one."})
+    assert isinstance(imported, Imported)
+    p = imported.problem
     assert (p.id, p.question, p.answer, p.reference) == ("q7", "1 + 1 (7)?", "2", "One and one make 2.")
-    assert [s.id for s in found.solutions] == [g.key for g in found.grades] == ["q7#0", "q7#2"]
-    assert [(g.grade.correct, g.grade.answer) for g in found.grades] == [(False, "3"), (True, "2")]
-    assert [x.key for x in found.rationales] == ["q7#0", "q7#2"]
-    assert [x.grade for x in found.rationales] == [g.grade for g in found.grades]
-    assert [x.labels for x in found.rationales] == [(StepLabel(0, 0, source="none"),) * 2] * 2
-    of_wrong, of_right = (x.rationales for x in found.rationales)
+    assert [s.id for s in imported.solutions] == [g.key for g in imported.grades] == ["q7#0", "q7#2"]
+    assert [(g.grade.correct, g.grade.answer) for g in imported.grades] == [(False, "3"), (True, "2")]
+    assert [x.key for x in imported.rationales] == ["q7#0", "q7#2"]
+    assert [x.grade for x in imported.rationales] == [g.grade for g in imported.grades]
+    assert [x.labels for x in imported.rationales] == [(StepLabel(0, 0, source="none"),) * 2] * 2
+    of_wrong, of_right = (x.rationales for x in imported.rationales)
     assert [(r.said, r.lost, r.source) for r in of_wrong] == [("yes", "mismatch", "reference"), ("no", "", "reference")]
     assert of_wrong[1].text.endswith(f"\n{VERDICT}{NO}")
     assert [r.text for r in of_right] == [f"Step 1: 1 + 1 = 2 is correct.\n{VERDICT}{YES}"]
 
 
 @pytest.mark.parametrize(("leak", "lost", "words"), [("rewrite", "", 0), ("drop", "leak", 0), ("keep", "", 1)])
-def test_what_becomes_of_a_leak_is_the_users(tmp_path, leak, lost, words):
-    [found] = read(tmp_path, row(rationale=LEAKING), leak=leak)
-    [rationale] = found.rationales[0].rationales
+def test_the_option_leak_decides_about_leaks(tmp_path, leak, lost, words):
+    [imported] = read(tmp_path, row(rationale=LEAKING), leak=leak)
+    [rationale] = imported.rationales[0].rationales
     assert (rationale.lost, rationale.rewritten) == (lost, leak == "rewrite")
     assert rationale.text.count("Expected Answer") == words
 
@@ -70,9 +70,9 @@ def test_the_plain_rule_keeps_less(tmp_path):
     assert losses == ["", "unparsed"]
 
 
-def test_rows_of_a_question_may_stand_apart_and_it_comes_with_its_last(tmp_path):
-    found = read(tmp_path, row(1, 0), row(2, 0), row(1, 1), row(3, 5), row(2, 1))
-    assert [(x.problem.id, len(x.solutions)) for x in found] == [("q1", 2), ("q3", 1), ("q2", 2)]
+def test_rows_of_a_question_can_be_apart_and_it_comes_with_its_last_row(tmp_path):
+    imported = read(tmp_path, row(1, 0), row(2, 0), row(1, 1), row(3, 5), row(2, 1))
+    assert [(x.problem.id, len(x.solutions)) for x in imported] == [("q1", 2), ("q3", 1), ("q2", 2)]
 
 
 @pytest.mark.parametrize(
@@ -93,28 +93,28 @@ def test_rows_of_a_question_may_stand_apart_and_it_comes_with_its_last(tmp_path)
         ("{broken", "JSON"),
     ],
 )
-def test_a_bad_row_is_set_aside_with_its_line_and_the_rest_goes_on(tmp_path, bad, words):
-    # Before and after the bad row, so that it is neither the first nor the last of its question
-    found = read(tmp_path, row(1), bad, row(1, 3), row(3))
-    [fault] = [x for x in found if isinstance(x, Quarantined)]
+def test_a_bad_row_is_quarantined_with_its_line_and_the_rest_goes_on(tmp_path, bad, words):
+    # Good rows come before and after the bad row, so it is neither the first nor the last of its question.
+    items = read(tmp_path, row(1), bad, row(1, 3), row(3))
+    [fault] = [x for x in items if isinstance(x, Quarantined)]
     assert fault.line == 2
     assert words in fault.reason
-    assert [(x.problem.id, len(x.solutions)) for x in found if isinstance(x, Imported)] == [("q1", 2), ("q3", 1)]
+    assert [(x.problem.id, len(x.solutions)) for x in items if isinstance(x, Imported)] == [("q1", 2), ("q3", 1)]
 
 
-def test_a_bad_last_row_does_not_keep_its_question_back(tmp_path):
-    fault, found = read(tmp_path, row(1), row(1, correct="no"))
+def test_a_bad_last_row_does_not_hold_back_its_question(tmp_path):
+    fault, imported = read(tmp_path, row(1), row(1, correct="no"))
     assert isinstance(fault, Quarantined)
-    assert found.problem.id == "q1"
+    assert imported.problem.id == "q1"
     assert [type(x) for x in read(tmp_path, row(1, correct="no"))] == [Quarantined]
 
 
 @given(st.permutations([(q, s) for q in range(3) for s in range(3)]))
 def test_no_row_is_lost_in_any_order(tmp_path_factory, order):
     folder = tmp_path_factory.mktemp("rows")
-    found = read(folder, *(row(q, s) for q, s in order))
-    assert sorted(x.problem.id for x in found) == ["q0", "q1", "q2"]
-    for x in found:
+    imported = read(folder, *(row(q, s) for q, s in order))
+    assert sorted(x.problem.id for x in imported) == ["q0", "q1", "q2"]
+    for x in imported:
         assert [s.sample for s in x.solutions] == [0, 1, 2]
         assert all(len(y.rationales) == 1 for y in x.rationales)
 
@@ -124,8 +124,8 @@ def test_it_is_a_plug_in_with_options(tmp_path):
     assert isinstance(reader, Format)
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress((json.dumps(row()) + "\n").encode()))
-    [found] = reader.read(path)
-    assert found.problem.id == "q7"
+    [imported] = reader.read(path)
+    assert imported.problem.id == "q7"
     with pytest.raises(ConfigError, match="leak"):
         load("format", "genrm_rationales", leaks="drop")
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):

@@ -1,4 +1,4 @@
-"""The released GSM8K solutions as a format: what is read, and what is set aside."""
+"""The format of the released GSM8K solutions: reading, and quarantined rows."""
 
 import json
 
@@ -9,9 +9,9 @@ from stepmark.formats.genrm_release import GenRMRelease
 from stepmark.types import Imported, Quarantined
 
 
-def row(**more):
+def row(**fields):
     solutions = [{"sample_id": 2, "solution": "1 + 1 = 2. The answer is 2.", "correct": True}]
-    return {"question_id": 7, "question": "1 + 1?", "solutions": solutions} | more
+    return {"question_id": 7, "question": "1 + 1?", "solutions": solutions} | fields
 
 
 def read(tmp_path, *rows):
@@ -25,13 +25,13 @@ def test_a_row_becomes_a_problem_with_graded_solutions_in_order(tmp_path):
         {"sample_id": 5, "solution": "First this. Then that. The answer is 3.", "correct": False},
         {"sample_id": 0, "solution": "The answer is 2.", "correct": True},
     ]
-    [found] = read(tmp_path, row(solutions=solutions))
-    assert isinstance(found, Imported)
-    assert (found.problem.id, found.problem.question) == ("q7", "1 + 1?")
-    assert [s.id for s in found.solutions] == ["q7#0", "q7#5"]
-    assert [g.key for g in found.grades] == ["q7#0", "q7#5"]
-    assert [(g.grade.correct, g.grade.answer) for g in found.grades] == [(True, "2"), (False, "3")]
-    assert found.solutions[1].steps == ("First this.", "Then that.", "The answer is 3.")
+    [imported] = read(tmp_path, row(solutions=solutions))
+    assert isinstance(imported, Imported)
+    assert (imported.problem.id, imported.problem.question) == ("q7", "1 + 1?")
+    assert [s.id for s in imported.solutions] == ["q7#0", "q7#5"]
+    assert [g.key for g in imported.grades] == ["q7#0", "q7#5"]
+    assert [(g.grade.correct, g.grade.answer) for g in imported.grades] == [(True, "2"), (False, "3")]
+    assert imported.solutions[1].steps == ("First this.", "Then that.", "The answer is 3.")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_row_becomes_a_problem_with_graded_solutions_in_order(tmp_path):
         "{broken",
     ],
 )
-def test_a_bad_row_is_set_aside_with_its_line_and_the_rest_goes_on(tmp_path, bad):
+def test_a_bad_row_is_quarantined_with_its_line_and_the_rest_goes_on(tmp_path, bad):
     first, second, third = read(tmp_path, row(question_id=1), bad, row(question_id=3))
     assert isinstance(second, Quarantined)
     assert second.line == 2

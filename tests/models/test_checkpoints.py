@@ -1,4 +1,4 @@
-"""Model directories: made, loaded, and refused for what they lack."""
+"""Model directories: created, loaded, and refused when something is missing."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def test_a_new_model_loads_with_plain_transformers_and_depends_on_its_seed_alone
     shape = Shape(hidden=16, heads=2, kv_heads=1, layers=1, vocab=300, max_length=64)
     texts = [p.question for p in problems[:20]]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        torch.rand(3)  # what was drawn before doesn't matter
+        torch.rand(3)  # earlier random numbers have no effect
         checkpoints.create(tmp_path / name, texts, shape, seed)
     a, b, c = (AutoModelForCausalLM.from_pretrained(tmp_path / n).eval() for n in "abc")
     assert torch.equal(a(IDS).logits, b(IDS).logits)
@@ -63,14 +63,14 @@ def test_all_faults_of_a_shape_come_at_once(tmp_path):
     shape = Shape(hidden=18, heads=4, kv_heads=3, layers=0, vocab=-1, intermediate=-5)
     with pytest.raises(ConfigError) as e:
         checkpoints.create(tmp_path / "m", ["a"], shape)
-    said = "\n".join(e.value.faults)
+    message = "\n".join(e.value.faults)
     assert len(e.value.faults) == 5
     for word in ("layers", "vocab", "intermediate", "even multiple of heads", "multiple of kv_heads"):
-        assert word in said
+        assert word in message
     assert not (tmp_path / "m").exists()
 
 
-def test_every_shape_that_is_taken_runs(tmp_path):
+def test_every_accepted_shape_runs(tmp_path):
     with pytest.raises(ConfigError, match="even multiple"):
         checkpoints.create(tmp_path / "odd", ["a"], Shape(hidden=6, heads=2))
     path = checkpoints.create(tmp_path / "even", ["a"], Shape(hidden=4, heads=2, kv_heads=2, layers=1))
@@ -78,7 +78,7 @@ def test_every_shape_that_is_taken_runs(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c", "nowhere"])
-def test_a_directory_that_is_not_there(path):
+def test_a_missing_directory(path):
     for load in (checkpoints.load_model, checkpoints.load_tokenizer):
         with pytest.raises(CheckpointError, match="no checkpoint directory"):
             load(path)
@@ -136,8 +136,8 @@ def test_spoilt_checkpoints_are_refused_and_never_half_random(copy, spoil, said)
 def test_a_missing_head_is_random_only_where_it_is_to_be_trained(tiny):
     with pytest.raises(CheckpointError, match=r"which would be random: score"):
         checkpoints.load_model(tiny, "TokenClassification", device="cpu")
-    found = checkpoints.load_model(tiny, "TokenClassification", device="cpu", new_head=True, num_labels=2)
-    assert found.score.weight.shape == (2, 16)
+    model = checkpoints.load_model(tiny, "TokenClassification", device="cpu", new_head=True, num_labels=2)
+    assert model.score.weight.shape == (2, 16)
 
 
 def test_a_checkpoints_own_code_runs_only_when_trusted(copy, tmp_path):
@@ -166,7 +166,7 @@ def test_the_positions_of_a_checkpoint_with_its_own_code_are_known_where_it_is_t
     assert checkpoints.positions(copy, trust_remote_code=True) == 77
 
 
-def test_a_directory_written_anew_is_read_anew(copy, tiny, tmp_path):
+def test_a_directory_that_is_written_again_is_read_again(copy, tiny, tmp_path):
     assert len(checkpoints.load_tokenizer(copy)) > 300
     shutil.rmtree(copy)
     checkpoints.create(copy, ["other words"] * 3, Shape(hidden=16, heads=2))
@@ -175,12 +175,12 @@ def test_a_directory_written_anew_is_read_anew(copy, tiny, tmp_path):
 
 def test_a_save_that_is_cut_short_leaves_no_config(tiny, tmp_path, monkeypatch):
     model, tokenizer = checkpoints.load_model(tiny, device="cpu"), checkpoints.load_tokenizer(tiny)
-    place = checkpoints.os.replace
+    real_replace = checkpoints.os.replace
 
     def replace(a, b):
         if Path(b).name == "model.safetensors":
             raise KeyboardInterrupt
-        place(a, b)
+        real_replace(a, b)
 
     monkeypatch.setattr(checkpoints.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
@@ -193,7 +193,7 @@ def test_a_save_that_is_cut_short_leaves_no_config(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "m" / ".partial").exists()
 
 
-def test_devices_and_types_that_are_not_there(monkeypatch):
+def test_missing_devices_and_unknown_dtypes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert checkpoints.resolve_device("auto") == "cpu"
     with pytest.raises(ConfigError, match="no usable GPU"):

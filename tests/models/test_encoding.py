@@ -1,4 +1,4 @@
-"""Text -> ids: literal, once, and tags that are one token."""
+"""Text -> ids: special tokens are taken literally, and tags are one token."""
 
 import shutil
 
@@ -16,7 +16,7 @@ TEXT = st.lists(st.sampled_from(MARKS) | st.text(st.characters(codec="utf-8"), m
 
 @pytest.fixture(scope="module")
 def opening(tiny, tmp_path_factory):
-    """A tokenizer that opens each text with BOS and closes it with EOS, as many of the hub's do."""
+    """A tokenizer that adds BOS and EOS to each text, as many on the hub do."""
     from tokenizers import processors
 
     path = shutil.copytree(tiny, tmp_path_factory.mktemp("opening") / "m")
@@ -44,8 +44,8 @@ def test_text_never_becomes_a_special_token(tiny, text):
 
 
 @given(TEXT)
-def test_a_tokenizer_that_opens_texts_opens_this_one_once_and_never_closes_it(opening, text):
-    assert opening("a")["input_ids"][0] == opening.bos_token_id  # the fixture does what it says
+def test_bos_is_added_once_and_eos_never(opening, text):
+    assert opening("a")["input_ids"][0] == opening.bos_token_id  # checks the fixture
     assert opening("a")["input_ids"][-1] == opening.eos_token_id
     ids, spans = token_ids(opening, text)
     assert ids[0] == opening.bos_token_id
@@ -71,7 +71,7 @@ def test_boundaries_by_hand():
 
 
 @given(st.lists(st.integers(0, 4), max_size=20), st.lists(st.integers(0, 60), max_size=8).map(sorted))
-def test_boundaries_cover_the_text_before_a_cut_with_no_token_too_many(lengths, cuts):
+def test_boundaries_cover_the_text_before_a_cut_with_the_fewest_tokens(lengths, cuts):
     spans, end = [], 0
     for n in lengths:
         spans.append((end, end + n))

@@ -1,4 +1,4 @@
-"""Entailment against plain transformers, one pair at a time; labels by name; what is too long."""
+"""Entailment against plain transformers, one pair at a time; labels by name; pairs that are too long."""
 
 import json
 import shutil
@@ -36,11 +36,11 @@ def pairs(problems):
     return [(a, b) for a, b in zip(lines, [*lines[3:], "short", lines[0], "x y z"], strict=True)]
 
 
-def test_it_says_what_plain_transformers_says(entailer, pairs):
-    found = probabilities(entailer, pairs)
-    wanted = [plain(entailer, a, b, 1) for a, b in pairs]
-    assert found == pytest.approx(wanted, abs=1e-5)
-    assert max(wanted) - min(wanted) > 0.2  # else nothing was told apart
+def test_it_agrees_with_plain_transformers(entailer, pairs):
+    probability = probabilities(entailer, pairs)
+    expected = [plain(entailer, a, b, 1) for a, b in pairs]
+    assert probability == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 0.2  # else the test compares equal numbers
     assert probabilities(entailer, pairs, entailment=2) == pytest.approx(
         [plain(entailer, a, b, 2) for a, b in pairs], abs=1e-5
     )
@@ -48,24 +48,24 @@ def test_it_says_what_plain_transformers_says(entailer, pairs):
 
 def test_equal_pairs_are_equal_and_order_is_kept(entailer, pairs):
     once = probabilities(entailer, pairs)
-    again = probabilities(entailer, [*reversed(pairs), *pairs])
-    assert again == [*reversed(once), *once] or again == pytest.approx([*reversed(once), *once], abs=1e-6)
+    repeated = probabilities(entailer, [*reversed(pairs), *pairs])
+    assert repeated == [*reversed(once), *once] or repeated == pytest.approx([*reversed(once), *once], abs=1e-6)
 
 
-def test_what_is_too_long_has_no_probability_and_nothing_is_cut(entailer, pairs):
-    fits = " ".join(["2"] * 36)  # and the tokenizer's three marks and one word make 40
-    found = probabilities(entailer, [pairs[0], (fits, "2"), (fits, "2 2"), ("2", fits + " 2")])
-    assert found[0] == pytest.approx(probabilities(entailer, pairs[:1])[0], abs=1e-5)
-    assert found[1] == pytest.approx(plain(entailer, fits, "2", 1), abs=1e-5)
-    assert found[2:] == [None, None]
+def test_long_pairs_have_no_probability_and_are_not_truncated(entailer, pairs):
+    fits = " ".join(["2"] * 36)  # with three special tokens and one word: 40
+    probability = probabilities(entailer, [pairs[0], (fits, "2"), (fits, "2 2"), ("2", fits + " 2")])
+    assert probability[0] == pytest.approx(probabilities(entailer, pairs[:1])[0], abs=1e-5)
+    assert probability[1] == pytest.approx(plain(entailer, fits, "2", 1), abs=1e-5)
+    assert probability[2:] == [None, None]
 
 
-def test_a_text_cannot_bring_its_own_marks(entailer):
-    """A [SEP] in a step would make it a premise and a hypothesis of its own."""
+def test_a_text_cannot_add_special_tokens(entailer):
+    """A [SEP] token from a step's text would split it into a premise and a hypothesis."""
     inside, outside = probabilities(entailer, [("2 [SEP] 2", "2"), ("2", "2 [SEP] 2")])
     tokenizer = checkpoints.load_tokenizer(entailer)
     forged = tokenizer("2 [SEP] 2", "2")["input_ids"]
-    assert forged.count(tokenizer.sep_token_id) == 3  # what encoding without care gives
+    assert forged.count(tokenizer.sep_token_id) == 3  # what plain encoding gives
     assert inside != pytest.approx(plain(entailer, "2 [SEP] 2", "2", 1), abs=1e-4)
     assert outside is not None
 
@@ -85,14 +85,14 @@ def test_decoders_without_a_padding_token_and_one_logit_heads(tiny, tmp_path):
     torch.nn.init.normal_(model.score.weight, std=3.0)
     checkpoints.save(tmp_path / "m", model, checkpoints.load_tokenizer(tiny))
     for name, key in (("tokenizer_config.json", "pad_token"), ("config.json", "pad_token_id")):
-        place = tmp_path / "m" / name
-        place.write_text(json.dumps({k: v for k, v in json.loads(place.read_text()).items() if k != key}))
+        file = tmp_path / "m" / name
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != key}))
     assert checkpoints.load_tokenizer(tmp_path / "m").pad_token_id is None
     pairs = [("1 + 1 = 2\n", "2"), ("1 + 1 = 2, so it is more than one\n", "3 + 4")]
     tokenizer = checkpoints.load_tokenizer(tiny)
     with torch.no_grad():
-        wanted = [model(torch.tensor([tokenizer(a, b)["input_ids"]])).logits.sigmoid().item() for a, b in pairs]
-    assert probabilities(str(tmp_path / "m"), pairs, entailment=0) == pytest.approx(wanted, abs=1e-5)
+        expected = [model(torch.tensor([tokenizer(a, b)["input_ids"]])).logits.sigmoid().item() for a, b in pairs]
+    assert probabilities(str(tmp_path / "m"), pairs, entailment=0) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_label_is_found_by_name():
@@ -102,12 +102,12 @@ def test_the_label_is_found_by_name():
 
 
 @pytest.mark.parametrize("names", [{0: "LABEL_0", 1: "LABEL_1"}, {0: "not_entailment", 1: "non-entailment"}])
-def test_without_such_a_name_the_error_lists_the_labels(names):
+def test_without_an_entailment_label_the_error_lists_the_labels(names):
     with pytest.raises(ConfigError, match=f"0: {names[0]}, 1: {names[1]}.*entailment="):
         label_index(names, None, "m")
 
 
-def test_a_label_that_there_is_not_and_a_model_that_is_none(entailer, tmp_path):
+def test_an_unknown_label_and_a_missing_model(entailer, tmp_path):
     with pytest.raises(ConfigError, match=r"no label 7\. It has 0: contradiction"):
         probabilities(entailer, [("a", "b")], entailment=7)
     with pytest.raises(CheckpointError):

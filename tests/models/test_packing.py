@@ -1,4 +1,4 @@
-"""Packing changes no number: rows, masks, and losses against plain transformers on one sequence at a time."""
+"""Packing changes no result: rows, masks, and losses against plain transformers on one sequence at a time."""
 
 import copy
 from dataclasses import fields
@@ -17,12 +17,12 @@ from stepmark.stages.train import Generator
 from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier
 
-TOTALS = Totals(7.0, 11.0, 3.0)  # any numbers: each part of the loss is divided by its own
+TOTALS = Totals(7.0, 11.0, 3.0)  # arbitrary numbers; each part of the loss is divided by one of them
 LENGTHS = st.lists(st.integers(1, 40), max_size=80)
 
 
 @given(LENGTHS, st.integers(1, 50), st.randoms(use_true_random=False))
-def test_every_sequence_is_in_one_row_that_holds_it(lengths, room, random):
+def test_every_sequence_is_in_one_row_with_room_for_it(lengths, room, random):
     order = list(range(len(lengths)))
     random.shuffle(order)
     rows = packing.pack(lengths, order, room)
@@ -54,7 +54,7 @@ def test_a_batch_by_hand():
 
 
 @given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=4))
-def test_parts_of_one_are_batched_as_so_many_sequences(rows):
+def test_parts_of_one_encoded_are_batched_like_separate_sequences(rows):
     """Each list of lengths is one Encoded with that many parts."""
     number = iter(range(1, 10_000))
 
@@ -62,24 +62,24 @@ def test_parts_of_one_are_batched_as_so_many_sequences(rows):
         ids = tuple(next(number) for _ in range(length))
         return Encoded(ids, at=(length - 1, 0), targets=(0.25, 1.0), weights=tuple(0.5 + i for i in ids))
 
-    def together(each):
-        starts = np.cumsum([0, *(len(e) for e in each)]).tolist()
+    def join(sequences):
+        starts = np.cumsum([0, *(len(e) for e in sequences)]).tolist()
         return Encoded(
-            tuple(i for e in each for i in e.ids),
-            at=tuple(start + t for start, e in zip(starts, each, strict=False) for t in e.at),
-            targets=tuple(t for e in each for t in e.targets),
-            weights=tuple(w for e in each for w in e.weights),
+            tuple(i for e in sequences for i in e.ids),
+            at=tuple(start + t for start, e in zip(starts, sequences, strict=False) for t in e.at),
+            targets=tuple(t for e in sequences for t in e.targets),
+            weights=tuple(w for e in sequences for w in e.weights),
             parts=tuple(starts[1:-1]),
         )
 
     apart = [[sequence(n) for n in lengths] for lengths in rows]
-    joined = [together(each) for each in apart]
+    joined = [join(sequences) for sequences in apart]
     assert [e.longest for e in joined] == [max(lengths) for lengths in rows]
-    flat = [e for each in apart for e in each]
-    for one, other in (([[e] for e in joined], apart), ([joined], [flat])):
-        found, expected = packing.batch(one, 0), packing.batch(other, 0)
+    flat = [e for sequences in apart for e in sequences]
+    for left, right in (([[e] for e in joined], apart), ([joined], [flat])):
+        actual, expected = packing.batch(left, 0), packing.batch(right, 0)
         for field in fields(expected):
-            assert torch.equal(getattr(found, field.name), getattr(expected, field.name)), field.name
+            assert torch.equal(getattr(actual, field.name), getattr(expected, field.name)), field.name
 
 
 def test_log_probabilities_by_hand():
@@ -90,27 +90,27 @@ def test_log_probabilities_by_hand():
     logits[0, 3, 2] = 1.0  # before the second's
     logits[1, 0, 2] = 3.0  # before the second's in the other row
     b = packing.batch([[first, second], [second]], 3)
-    found = packing.log_probs_of(logits, lambda kept: kept, b)
+    log_probs = packing.log_probs_of(logits, lambda kept: kept, b)
     expected = [0.5 * (2 - np.log(np.exp(2) + 3)), 0.0, 1 - np.log(np.e + 3), 3 - np.log(np.exp(3) + 3)]
-    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+    assert log_probs.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_next_token_loss_by_hand():
     e = Encoded((0, 1, 2), weights=(1.0, 1.0, 0.5))
     logits = torch.zeros(1, 3, 4)
-    logits[0, 0, 1] = 2.0  # at position 0 the model says 1, which comes next
+    logits[0, 0, 1] = 2.0  # at position 0 the model predicts 1, the next token
     logits[0, 1, 2] = 1.0
-    logits[0, 2, 0] = 9.0  # nothing comes after the last: not read
-    found = packing.next_token_loss(logits, packing.batch([[e]], 3))
+    logits[0, 2, 0] = 9.0  # no token follows the last one, so this is not read
+    loss = packing.next_token_loss(logits, packing.batch([[e]], 3))
     expected = (np.log(np.exp(2) + 3) - 2) + 0.5 * (np.log(np.e + 3) - 1)
-    assert found.item() == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_cross_entropy_by_hand_keeps_soft_labels():
     p = torch.tensor([0.8, 0.3, 0.5])
-    found = cross_entropy((1 - p).log(), p.log(), torch.tensor([0.9, 0.0, 1.0]))
+    loss = cross_entropy((1 - p).log(), p.log(), torch.tensor([0.9, 0.0, 1.0]))
     expected = -(0.9 * np.log(0.8) + 0.1 * np.log(0.2)) - np.log(0.7) - np.log(0.5)
-    assert found.item() == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("which", ["next token", "scores"])
@@ -123,20 +123,22 @@ def test_gradients_are_those_of_finite_differences(which):
     def loss(x):
         if which == "next token":
             return packing.next_token_loss(x.reshape(1, 8, 3), b)
-        logs = x.reshape(3, 8)[:, :2].log_softmax(-1)
-        return cross_entropy(logs[:, 0], logs[:, 1], y)
+        log_probs = x.reshape(3, 8)[:, :2].log_softmax(-1)
+        return cross_entropy(log_probs[:, 0], log_probs[:, 1], y)
 
-    x, way = torch.randn(24, requires_grad=True), torch.randn(24)
+    x, direction = torch.randn(24, requires_grad=True), torch.randn(24)
     (gradient,) = torch.autograd.grad(loss(x), x)
-    step = 1e-2 * way
+    shift = 1e-2 * direction
     with torch.no_grad():
-        assert (gradient @ way).item() == pytest.approx(((loss(x + step) - loss(x - step)) / 0.02).item(), rel=2e-3)
+        assert (gradient @ direction).item() == pytest.approx(
+            ((loss(x + shift) - loss(x - shift)) / 0.02).item(), rel=2e-3
+        )
 
 
 def plain_next_tokens(model, e):
     """Sum of weighted -log p(ids[t] | ids[:t]) by a plain forward of one sequence."""
-    logs = model(input_ids=torch.tensor([e.ids])).logits[0].float().log_softmax(-1)
-    return -sum(e.weights[t] * logs[t - 1, e.ids[t]] for t in range(1, len(e.ids)))
+    log_probs = model(input_ids=torch.tensor([e.ids])).logits[0].float().log_softmax(-1)
+    return -sum(e.weights[t] * log_probs[t - 1, e.ids[t]] for t in range(1, len(e.ids)))
 
 
 def plain_scores(log_bad, log_good, targets):
@@ -153,7 +155,7 @@ def generator(tiny):
 
 def orm_token(tiny):
     def plain(model, e):
-        logit = model(input_ids=torch.tensor([e.ids])).logits[0, 0]  # the class pools the last token itself
+        logit = model(input_ids=torch.tensor([e.ids])).logits[0, 0]  # the class takes the last token by itself
         return 0.0, plain_scores([torch.sigmoid(-logit).log()], [torch.sigmoid(logit).log()], e.targets)
 
     return OutcomeVerifier(tiny, head="token"), plain
@@ -165,8 +167,8 @@ def tagged(kind):
         good, bad = (tokenizer.convert_tokens_to_ids(t) for t in ("<good>", "<bad>"))
 
         def plain(model, e):
-            logs = model(input_ids=torch.tensor([e.ids])).logits[0].log_softmax(-1)
-            scores = plain_scores(logs[list(e.at), bad], logs[list(e.at), good], e.targets)
+            log_probs = model(input_ids=torch.tensor([e.ids])).logits[0].log_softmax(-1)
+            scores = plain_scores(log_probs[list(e.at), bad], log_probs[list(e.at), good], e.targets)
             return 0.7 * plain_next_tokens(model, e), scores
 
         soft = {"labels": "soft"} if kind is ProcessVerifier else {}
@@ -183,12 +185,12 @@ def orm_every_token(head):
         def plain(model, e):
             ids = torch.tensor([e.ids])
             if head == "tag":
-                logs = model(input_ids=ids).logits[0][:, [bad, good]].log_softmax(-1)
+                log_probs = model(input_ids=ids).logits[0][:, [bad, good]].log_softmax(-1)
             else:
                 logit = model.score(model.base_model(input_ids=ids).last_hidden_state)[0, :, 0]
-                logs = torch.stack([torch.sigmoid(-logit).log(), torch.sigmoid(logit).log()], -1)
+                log_probs = torch.stack([torch.sigmoid(-logit).log(), torch.sigmoid(logit).log()], -1)
             y = e.targets[0]
-            losses = -(y * logs[:, 1] + (1 - y) * logs[:, 0])
+            losses = -(y * log_probs[:, 1] + (1 - y) * log_probs[:, 0])
             first = e.at[0]
             text = 0.7 * plain_next_tokens(model, e) if head == "tag" else 0.0
             ends = 0.75 * losses[-1] / TOTALS.sequences
@@ -203,8 +205,8 @@ def orm_every_token(head):
 
 def prm_token(tiny):
     def plain(model, e):
-        logs = model(input_ids=torch.tensor([e.ids])).logits[0].log_softmax(-1)
-        return 0.0, plain_scores(logs[list(e.at), 0], logs[list(e.at), 1], e.targets)
+        log_probs = model(input_ids=torch.tensor([e.ids])).logits[0].log_softmax(-1)
+        return 0.0, plain_scores(log_probs[list(e.at), 0], log_probs[list(e.at), 1], e.targets)
 
     return ProcessVerifier(tiny, head="token", labels="soft"), plain
 
@@ -225,25 +227,25 @@ def test_packed_losses_and_gradients_are_those_of_single_sequences(name, tiny, p
     trainee, plain = TRAINEES[name](tiny)
     torch.manual_seed(0)
     model = trainee.build().eval()
-    given = problems[:18] if name == "generator" else examples
-    encoded = [e for e in map(trainee.encode_example, given) if e is not None]
+    items = problems[:18] if name == "generator" else examples
+    encoded = [e for e in map(trainee.encode_example, items) if e is not None]
     rows = packing.pack([len(e) for e in encoded], range(len(encoded)), 250)
     assert max(map(len, rows)) > 1
     batch = packing.batch([[encoded[i] for i in row] for row in rows], trainee.pad_id)
-    other = copy.deepcopy(model)
-    found = trainee.loss(model, batch, TOTALS)
-    parts = [plain(other, e) for e in encoded]
+    copied = copy.deepcopy(model)
+    loss = trainee.loss(model, batch, TOTALS)
+    parts = [plain(copied, e) for e in encoded]
     expected = sum(n for n, _ in parts) / TOTALS.next_tokens + sum(s for _, s in parts) / TOTALS.scores
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    found.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
     expected.backward()
-    for (where, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
-        assert (p.grad is None) == (q.grad is None), where
+    for (parameter, p), q in zip(model.named_parameters(), copied.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), parameter
         if p.grad is not None:
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda m, w=where: f"{w}: {m}")
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda m, w=parameter: f"{w}: {m}")
 
 
-def test_a_sequences_neighbours_change_nothing_at_its_tags(tiny, examples):
+def test_neighbours_in_a_row_change_no_outputs(tiny, examples):
     trainee = ProcessVerifier(tiny)
     model = trainee.build().eval()
     first, second, third = map(trainee.encode_example, examples[:3])

@@ -1,4 +1,4 @@
-"""What verifier kinds share: cards, batches, results."""
+"""Shared parts of the verifier kinds: cards, batches and results."""
 
 import json
 import random
@@ -29,23 +29,23 @@ def trained(request, tiny, examples, tmp_path_factory):
 @pytest.mark.parametrize("tokens", [1, 300, 16384])
 def test_a_score_depends_on_its_solution_alone(trained, examples, solve, monkeypatch, tokens):
     question = examples[0][0].question
-    given = [x.solution for _, x in examples]
-    given += [solve("a"), solve("b\n" * 20), solve("cut", finish=Finish.LENGTH), solve(""), solve("x = 1\n" * 90)]
-    alone = [trained.verify(question, [s])[0] for s in given]
+    solutions = [x.solution for _, x in examples]
+    solutions += [solve("a"), solve("b\n" * 20), solve("cut", finish=Finish.LENGTH), solve(""), solve("x = 1\n" * 90)]
+    alone = [trained.verify(question, [s])[0] for s in solutions]
     monkeypatch.setattr(scoring, "SCORING_TOKENS", tokens)
-    order = list(range(len(given)))
+    order = list(range(len(solutions)))
     random.Random(0).shuffle(order)
-    for found, i in zip(trained.verify(question, [given[i] for i in order]), order, strict=True):
-        assert found.solution_id == given[i].id
-        assert found.outcome is alone[i].outcome
-        assert found.scores == pytest.approx(alone[i].scores, abs=1e-5)
-        assert found.score == pytest.approx(alone[i].score, abs=1e-5)
+    for verification, i in zip(trained.verify(question, [solutions[i] for i in order]), order, strict=True):
+        assert verification.solution_id == solutions[i].id
+        assert verification.outcome is alone[i].outcome
+        assert verification.scores == pytest.approx(alone[i].scores, abs=1e-5)
+        assert verification.score == pytest.approx(alone[i].score, abs=1e-5)
     assert {v.outcome for v in alone} == {Outcome.SCORED, Outcome.TRUNCATED, Outcome.FAILED}
     assert trained.verify(question, []) == []
 
 
 @pytest.mark.parametrize("room", [9, 10, 11])
-def test_what_fits_exactly_is_read_to_its_end_and_one_token_more_is_not(solve, room):
+def test_a_sequence_of_exactly_the_largest_length_is_scored(solve, room):
     def encode(s):
         return Encoded(tuple(range(10)), at=(9,))
 
@@ -53,16 +53,18 @@ def test_what_fits_exactly_is_read_to_its_end_and_one_token_more_is_not(solve, r
         assert batch.ids.shape == (1, 10)
         return torch.tensor([0.25])
 
-    [found] = scoring.verify([solve("a")], encode, read, aggregate="last", max_length=room, pad_id=0, device="cpu")
-    assert found.outcome is (Outcome.TRUNCATED if room < 10 else Outcome.SCORED)
-    assert found.scores == (() if room < 10 else (0.25,))
-    assert found.tokens == (0 if room < 10 else 10)
+    [verification] = scoring.verify(
+        [solve("a")], encode, read, aggregate="last", max_length=room, pad_id=0, device="cpu"
+    )
+    assert verification.outcome is (Outcome.TRUNCATED if room < 10 else Outcome.SCORED)
+    assert verification.scores == (() if room < 10 else (0.25,))
+    assert verification.tokens == (0 if room < 10 else 10)
 
 
-def test_zero_is_a_score_like_another(solve):
-    """Dropping zeros would move every later step's score."""
+def test_zero_is_a_valid_score(solve):
+    """If zeros were dropped, the scores of later steps would shift."""
     values = torch.tensor([0.5, 0.0, 1.0, 0.0])
-    [found] = scoring.verify(
+    [verification] = scoring.verify(
         [solve("a\nb\nc\nd")],
         lambda s: Encoded((1, 2, 3, 4), at=(0, 1, 2, 3)),
         lambda b: values,
@@ -71,16 +73,16 @@ def test_zero_is_a_score_like_another(solve):
         pad_id=0,
         device="cpu",
     )
-    assert found.scores == (0.5, 0.0, 1.0, 0.0)
-    assert found.score == 0.0
-    assert found.outcome is Outcome.SCORED
+    assert verification.scores == (0.5, 0.0, 1.0, 0.0)
+    assert verification.score == 0.0
+    assert verification.outcome is Outcome.SCORED
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_one_solution_without_numbers_leaves_the_others_theirs(solve, bad):
-    given = [solve("a\nb", sample=i) for i in range(3)]
-    found = scoring.verify(
-        given,
+def test_a_nan_score_fails_one_solution_only(solve, bad):
+    solutions = [solve("a\nb", sample=i) for i in range(3)]
+    verifications = scoring.verify(
+        solutions,
         lambda s: Encoded((1, 2), at=(0, 1)),
         lambda b: torch.tensor([0.1, 0.2, 0.3, bad, 0.5, 0.6]),
         aggregate="min",
@@ -88,8 +90,8 @@ def test_one_solution_without_numbers_leaves_the_others_theirs(solve, bad):
         pad_id=0,
         device="cpu",
     )
-    assert [v.outcome for v in found] == [Outcome.SCORED, Outcome.FAILED, Outcome.SCORED]
-    assert [v.scores for v in found] == [pytest.approx((0.1, 0.2)), (), pytest.approx((0.5, 0.6))]
+    assert [v.outcome for v in verifications] == [Outcome.SCORED, Outcome.FAILED, Outcome.SCORED]
+    assert [v.scores for v in verifications] == [pytest.approx((0.1, 0.2)), (), pytest.approx((0.5, 0.6))]
 
 
 def test_batches_hold_near_equal_lengths_and_every_sequence_once():

@@ -1,8 +1,7 @@
-"""Every verifier kind in the folder, made and trained once for all suites that run over them.
+"""Every verifier kind in the folder, built and trained once for all suites that run over the kinds.
 
-A kind that trains in the loop has `build`; one with a closed way to its numbers has `fit`; one that is used as it is
-stands in UNTRAINED, with settings under which it can say something. Options that only some kinds take are given where
-they are taken."""
+A kind that trains in the training loop has `build`. A kind with a closed-form fit has `fit`. A kind that is not trained
+is in UNTRAINED, with settings that let it score. Options that only some kinds accept go to those kinds only."""
 
 import pytest
 
@@ -23,30 +22,30 @@ QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=Fal
 
 @pytest.fixture(scope="session")
 def make(tiny):
-    """kind -> it with its own defaults, on the tiny model where it takes a path."""
+    """kind -> a verifier of that kind with its defaults, on the tiny model if it takes a path."""
 
-    def made(kind, **more):
-        taken = registry.options("verifier", kind)
-        given = {"path": tiny, "device": "cpu", **UNTRAINED.get(kind, {}), **more}
-        return registry.load("verifier", kind, **{k: v for k, v in given.items() if k in taken})
+    def build_kind(kind, **overrides):
+        accepted = registry.options("verifier", kind)
+        options = {"path": tiny, "device": "cpu", **UNTRAINED.get(kind, {}), **overrides}
+        return registry.load("verifier", kind, **{k: v for k, v in options.items() if k in accepted})
 
-    return made
+    return build_kind
 
 
 @pytest.fixture(scope="session")
 def teach():
-    """verifier, examples, directory -> trained there, quickly."""
+    """(verifier, examples, directory) -> the verifier trained quickly into the directory."""
     return lambda verifier, examples, out: train(verifier, examples, out, QUICK)
 
 
 @pytest.fixture(scope="session")
 def graded(examples, labelled):
-    """The shared examples, and for each question another solution with the other grade."""
-    others = {Verdict.CORRECT: Verdict.INCORRECT, Verdict.INCORRECT: Verdict.CORRECT}
+    """The shared examples, and for each question another solution with the opposite grade."""
+    opposite = {Verdict.CORRECT: Verdict.INCORRECT, Verdict.INCORRECT: Verdict.CORRECT}
     return [
         *examples,
         *(
-            labelled(p, "so it is 7\nThe answer is 8.", [1.0, 0.0], others[x.grade.verdict], sample=1)
+            labelled(p, "so it is 7\nThe answer is 8.", [1.0, 0.0], opposite[x.grade.verdict], sample=1)
             for p, x in examples
         ),
     ]
@@ -64,18 +63,18 @@ def trains(kind):
 
 @pytest.fixture(scope="session")
 def below(kind, make, teach, graded, tmp_path_factory):
-    """Verifiers for a kind that blends several."""
+    """The option `verifiers` for a kind that blends several; {} for other kinds."""
     if "verifiers" not in registry.options("verifier", kind):
         return {}
-    places = [tmp_path_factory.mktemp("below") / name for name in ("linear", "orm")]
-    for at in places:
-        teach(make(at.name), graded, at)
-    return {"verifiers": [str(at) for at in places]}
+    directories = [tmp_path_factory.mktemp("below") / name for name in ("linear", "orm")]
+    for directory in directories:
+        teach(make(directory.name), graded, directory)
+    return {"verifiers": [str(directory) for directory in directories]}
 
 
 @pytest.fixture(scope="session")
 def place(kind, trains, make, teach, graded, below, tmp_path_factory):
-    """Where the kind was trained. Skips for one that isn't."""
+    """The directory of the trained verifier. Skips kinds that are not trained."""
     if not trains:
         pytest.skip(f"{kind} is not trained, so it has no directory")
     out = tmp_path_factory.mktemp("contract") / kind

@@ -1,4 +1,4 @@
-"""Several verifiers as one: the mean of their log-odds."""
+"""The blend of several verifiers: the mean of their log-odds."""
 
 import math
 
@@ -18,18 +18,18 @@ QUICK = TrainSettings(tensorboard=False, device="cpu")
 
 @pytest.fixture(scope="module")
 def examples(examples, labelled):
-    """The shared ones, and for each question another solution with the other grade."""
-    others = {Verdict.CORRECT: Verdict.INCORRECT, Verdict.INCORRECT: Verdict.CORRECT}
+    """The shared examples, and for each question another solution with the opposite grade."""
+    opposite = {Verdict.CORRECT: Verdict.INCORRECT, Verdict.INCORRECT: Verdict.CORRECT}
     return [
         pair
         for p, x in examples
-        for pair in ((p, x), labelled(p, "so it is 7", [1.0], others[x.grade.verdict], sample=1))
+        for pair in ((p, x), labelled(p, "so it is 7", [1.0], opposite[x.grade.verdict], sample=1))
     ]
 
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory, examples):
-    """Two linear models that disagree: the second learned from half of the examples."""
+    """Two linear verifiers that disagree: the second was fitted on half of the examples."""
     run = tmp_path_factory.mktemp("run")
     train(LinearVerifier(), examples, run / "a", QUICK)
     train(LinearVerifier(strength=50.0, buckets=64), examples[: len(examples) // 2], run / "b", QUICK)
@@ -39,11 +39,11 @@ def members(tmp_path_factory, examples):
 def test_the_score_is_the_mean_of_the_log_odds(members, examples, tmp_path):
     train(BlendVerifier(verifiers=[str(m) for m in members]), examples, tmp_path / "blend", QUICK)
     problem = examples[0][0]
-    given = [x.solution for _, x in examples]
-    a, b = (stepmark.load_verifier(m).verify(problem.question, given) for m in members)
-    found = stepmark.load_verifier(tmp_path / "blend").verify(problem.question, given)
-    assert len({v.score for v in found}) > 1
-    for x, y, z in zip(a, b, found, strict=True):
+    solutions = [x.solution for _, x in examples]
+    a, b = (stepmark.load_verifier(m).verify(problem.question, solutions) for m in members)
+    blended = stepmark.load_verifier(tmp_path / "blend").verify(problem.question, solutions)
+    assert len({v.score for v in blended}) > 1
+    for x, y, z in zip(a, b, blended, strict=True):
         assert x.score != y.score
         mean = (math.log(x.score / (1 - x.score)) + math.log(y.score / (1 - y.score))) / 2
         assert z.score == z.scores[0] == pytest.approx(1 / (1 + math.exp(-mean)))
@@ -52,23 +52,25 @@ def test_the_score_is_the_mean_of_the_log_odds(members, examples, tmp_path):
 def test_what_a_member_could_not_score_is_not_scored(members, examples, labelled, tmp_path):
     train(BlendVerifier(verifiers=tuple(map(str, members))), examples, tmp_path / "blend", QUICK)
     problem = examples[0][0]
-    _, made = labelled(problem, "so it is\n", [1.0])
-    cut = made.solution
-    cut = type(cut)(cut.id, cut.problem_id, cut.sample, cut.text, cut.spans, Finish.LENGTH)
-    [v] = stepmark.load_verifier(tmp_path / "blend").verify(problem.question, [cut])
+    _, example = labelled(problem, "so it is\n", [1.0])
+    truncated = example.solution
+    truncated = type(truncated)(
+        truncated.id, truncated.problem_id, truncated.sample, truncated.text, truncated.spans, Finish.LENGTH
+    )
+    [v] = stepmark.load_verifier(tmp_path / "blend").verify(problem.question, [truncated])
     assert v.outcome is Outcome.TRUNCATED
     assert (v.score, v.scores) == (0.0, ())
 
 
-def test_surprise_too_stands_on_a_verifier_that_runs_no_model(members, examples, tiny, tmp_path):
-    made = LikelihoodCorrectedVerifier(path=str(tiny), verifier=str(members[0]), device="cpu")
-    train(made, examples, tmp_path / "surprise", QUICK)
+def test_likelihood_correction_works_on_a_verifier_without_a_model(members, examples, tiny, tmp_path):
+    verifier = LikelihoodCorrectedVerifier(path=str(tiny), verifier=str(members[0]), device="cpu")
+    train(verifier, examples, tmp_path / "corrected", QUICK)
     problem, labelled = examples[0]
-    [v] = stepmark.load_verifier(tmp_path / "surprise", device="cpu").verify(problem.question, [labelled.solution])
+    [v] = stepmark.load_verifier(tmp_path / "corrected", device="cpu").verify(problem.question, [labelled.solution])
     assert v.outcome is Outcome.SCORED
 
 
-def test_it_needs_two_verifiers_that_are_there(members, examples, tmp_path):
+def test_it_needs_two_existing_verifiers(members, examples, tmp_path):
     with pytest.raises(ConfigError, match="at least two"):
         train(BlendVerifier(verifiers=[str(members[0])]), examples, tmp_path / "one", QUICK)
     with pytest.raises(CheckpointError, match="is no verifier"):
@@ -79,7 +81,7 @@ def test_it_needs_two_verifiers_that_are_there(members, examples, tmp_path):
         BlendVerifier(path=str(tmp_path)).verify("q", [])
 
 
-def test_a_recipe_says_what_it_builds_on():
+def test_a_recipe_names_the_members():
     raw = {
         "name": "x",
         "sample": {

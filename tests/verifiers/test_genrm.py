@@ -1,5 +1,5 @@
-"""The generative verifier: what it learns (equation 6), what it reads (p(Yes), the mean over K rationales), and how
-what went wrong is told."""
+"""The generative verifier: its loss (equation 6), its score (the mean p(Yes) over K rationales), and its outcomes and
+errors."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ def rationale(lines, answer, **fields):
 
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory, problems):
-    """A tiny model whose tokenizer knows Yes and No."""
+    """A tiny model whose tokenizer has Yes and No as tokens."""
     corpus = GenerativeVerifier("nowhere", mode="cot").corpus()
     texts = [f"{p.question}\n{p.reference}" for p in problems] + list(corpus) * 200
     shape = checkpoints.Shape(hidden=32, heads=2, kv_heads=1, layers=2, vocab=420, max_length=256)
@@ -38,15 +38,15 @@ def knowing(tmp_path_factory, problems):
 
 @pytest.fixture(scope="module")
 def lessons(problems, labelled):
-    """A right and a wrong solution of each of 12 problems, each with a rationale that ends in what is known."""
-    made = []
+    """A right and a wrong solution of each of 12 problems, each with a rationale that ends in the right verdict."""
+    examples = []
     for p in problems[:12]:
         for sample, (text, verdict, answer) in enumerate(
             ((p.reference, Verdict.CORRECT, YES), ("so 9.\nThe answer is 9.", Verdict.INCORRECT, NO))
         ):
             problem, x = labelled(p, text, [1.0] * (text.count("\n") + 1), verdict, sample=sample)
-            made.append((problem, replace(x, rationales=(rationale(f"so it is{answer}.", answer),))))
-    return made
+            examples.append((problem, replace(x, rationales=(rationale(f"so it is{answer}.", answer),))))
+    return examples
 
 
 def by_hand(path, text):
@@ -54,25 +54,25 @@ def by_hand(path, text):
     tokenizer, model = checkpoints.load_tokenizer(path), checkpoints.load_model(path, dtype="float32", device="cpu")
     ids = tokenizer(text)["input_ids"]
     with torch.inference_mode():
-        chances = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+        probabilities = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
     known = [[tokenizer(VERDICT + f)["input_ids"] for f in forms] for forms in FORMS]
     start = len(tokenizer(VERDICT)["input_ids"])
-    yes, no = (sum(float(chances[ids[start]]) for ids in forms if len(ids) == start + 1) for forms in known)
+    yes, no = (sum(float(probabilities[ids[start]]) for ids in forms if len(ids) == start + 1) for forms in known)
     return yes / (yes + no)
 
 
-def test_direct_scores_are_the_models_own_chance_of_yes(knowing, problems, solve):
+def test_direct_scores_are_the_models_probability_of_yes(knowing, problems, solve):
     verifier = GenerativeVerifier(knowing, device="cpu")
     texts = ["3 + 4 = 7\nThe answer is 7.", "The answer is 8."]
-    found = verifier.verify(problems[0].question, [solve(t) for t in texts])
-    for v, text in zip(found, texts, strict=True):
-        asked = f"{problems[0].question}\n{text}\n{VERDICT}"
-        assert v.score == pytest.approx(by_hand(knowing, asked), abs=1e-6)
+    verifications = verifier.verify(problems[0].question, [solve(t) for t in texts])
+    for v, text in zip(verifications, texts, strict=True):
+        prompt = f"{problems[0].question}\n{text}\n{VERDICT}"
+        assert v.score == pytest.approx(by_hand(knowing, prompt), abs=1e-6)
         assert (v.outcome, v.votes, v.rationales) == (Outcome.SCORED, (), ())
-        assert v.tokens == len(checkpoints.load_tokenizer(knowing)(asked)["input_ids"])
+        assert v.tokens == len(checkpoints.load_tokenizer(knowing)(prompt)["input_ids"])
 
 
-def test_votes_are_the_chance_of_yes_after_each_rationale_and_the_score_their_mean(taught, problems, solve):
+def test_votes_are_p_yes_after_each_rationale_and_the_score_is_their_mean(taught, problems, solve):
     verifier = replace(stepmark.load_verifier(taught), votes=6, keep=6, temperature=3.0)
     s = solve("so 9.\nThe answer is 9.")
     [v] = verifier.verify(problems[0].question, [s])
@@ -81,14 +81,16 @@ def test_votes_are_the_chance_of_yes_after_each_rationale_and_the_score_their_me
     for text, vote in zip(v.rationales, v.votes, strict=True):
         assert text.endswith(VERDICT)
         if "\ufffd" not in text:
-            asked = f"{problems[0].question}\n{s.text}\nVerification:\n{text}"
-            assert vote == pytest.approx(by_hand(taught, asked), abs=1e-4)
+            prompt = f"{problems[0].question}\n{s.text}\nVerification:\n{text}"
+            assert vote == pytest.approx(by_hand(taught, prompt), abs=1e-4)
     assert v.score == pytest.approx(sum(v.votes) / len(v.votes))
     assert v.tokens > len(checkpoints.load_tokenizer(taught)(f"{problems[0].question}\n{s.text}")["input_ids"])
 
 
 def test_solutions_of_one_text_share_their_votes_and_seeds_change_them(taught, problems, solve):
-    verifier = replace(stepmark.load_verifier(taught), votes=4, temperature=3.0)  # it knows its lines too well
+    verifier = replace(
+        stepmark.load_verifier(taught), votes=4, temperature=3.0
+    )  # at temperature 1 it would repeat its training text
     twice = [solve("so 9.\nThe answer is 9.", sample=i) for i in range(2)]
     a, b = verifier.verify(problems[0].question, twice)
     assert (a.votes, a.rationales) == (b.votes, b.rationales)
@@ -99,15 +101,15 @@ def test_solutions_of_one_text_share_their_votes_and_seeds_change_them(taught, p
 
 def test_several_questions_at_once_change_no_score(taught, problems, solve):
     verifier = replace(stepmark.load_verifier(taught), votes=3)
-    asked = [(p.question, [solve(p.reference, p.id), solve("The answer is 1.", p.id, 1)]) for p in problems[:3]]
-    together = verifier.verify_many(asked)
-    alone = [v for question, solutions in asked for v in verifier.verify(question, solutions)]
+    requests = [(p.question, [solve(p.reference, p.id), solve("The answer is 1.", p.id, 1)]) for p in problems[:3]]
+    together = verifier.verify_many(requests)
+    alone = [v for question, solutions in requests for v in verifier.verify(question, solutions)]
     assert [v.votes for v in together] == [pytest.approx(v.votes, abs=1e-5) for v in alone]
 
 
 @pytest.fixture(scope="module")
 def taught(knowing, lessons, tmp_path_factory):
-    """A cot verifier that learned its lessons by heart."""
+    """A cot verifier that overfitted on its examples."""
     out = tmp_path_factory.mktemp("taught") / "genrm"
     train(GenerativeVerifier(knowing, mode="cot", max_tokens=60), lessons, out, replace(QUICK, epochs=40))
     return str(out)
@@ -134,22 +136,22 @@ def test_the_loss_is_verification_plus_lambda_times_generation(knowing, lessons,
     tokenizer = checkpoints.load_tokenizer(knowing)
     sums, counts = {True: 0.0, False: 0.0}, {True: 0, False: 0}
     for p, x in lessons[:6]:
-        given = f"{p.question}\n"
+        prompt = f"{p.question}\n"
         answer = YES if x.grade.correct else NO
-        checked = f"{given}{x.solution.text}\n"
-        pairs = [(checked + VERDICT, answer, "", True)]
+        with_solution = f"{prompt}{x.solution.text}\n"
+        pairs = [(with_solution + VERDICT, answer, "", True)]
         if mode == "cot":
-            pairs = [(f"{checked}Verification:\n", x.rationales[0].text, "<eos>", True)]
+            pairs = [(f"{with_solution}Verification:\n", x.rationales[0].text, "<eos>", True)]
         if x.grade.correct:
-            pairs.append((given, x.solution.text, "<eos>", False))
-        for before, after, end, verification in pairs:
-            start, ids = (tokenizer(t)["input_ids"] for t in (before, before + after))
+            pairs.append((prompt, x.solution.text, "<eos>", False))
+        for input_text, target_text, end, verification in pairs:
+            start, ids = (tokenizer(t)["input_ids"] for t in (input_text, input_text + target_text))
             ids = ids + [tokenizer.eos_token_id] * bool(end)
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0]
-            wanted = torch.tensor(ids[len(start) :])
-            sums[verification] += float(cross_entropy(logits[len(start) - 1 : -1], wanted, reduction="sum"))
-            counts[verification] += len(wanted)
+            target_ids = torch.tensor(ids[len(start) :])
+            sums[verification] += float(cross_entropy(logits[len(start) - 1 : -1], target_ids, reduction="sum"))
+            counts[verification] += len(target_ids)
     expected = sums[True] / counts[True] + weight * sums[False] / counts[False]
     assert float(verifier.loss(model, batch, totals)) == pytest.approx(expected, rel=1e-5)
     without = replace(verifier, generation=0.0)
@@ -176,8 +178,8 @@ def test_without_verifications_it_learns_generation_alone(knowing, lessons, tmp_
         count += len(e.ids) - start
     assert float(loss.detach()) == pytest.approx(0.3 * nats / count, rel=1e-5)
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
-    found = train(verifier, lessons[:6], tmp_path / "control", QUICK)
-    assert found.examples == len(items)
+    trained = train(verifier, lessons[:6], tmp_path / "control", QUICK)
+    assert trained.examples == len(items)
     for options in ({"examples": 0}, {"examples": 1, "generation": 1.0}):
         with pytest.raises(ConfigError, match="or 0 where generation is above 0"):
             GenerativeVerifier(knowing, **options)
@@ -192,7 +194,7 @@ def test_a_solution_that_is_only_a_reference_is_generated_never_verified(knowing
         assert replace(verifier, generation=0.0).choose([reference]) == []
 
 
-def test_a_replayed_text_is_generated_whatever_it_says(knowing, problems, labelled):
+def test_a_replayed_text_is_generated_whatever_its_grade(knowing, problems, labelled):
     p, x = labelled(problems[0], "The answer is 7.", [1.0], Verdict.UNGRADABLE)
     replayed = p, replace(x, labels=(StepLabel(0, 0, source="reference"),))
     for weight, expected in ((1.0, ["The answer is 7."]), (0.0, [])):
@@ -200,7 +202,7 @@ def test_a_replayed_text_is_generated_whatever_it_says(knowing, problems, labell
         assert [item.said for item in verifier.choose([replayed])] == expected
 
 
-def test_rationales_that_were_lost_and_solutions_that_nobody_could_grade_teach_nothing(knowing, problems, labelled):
+def test_lost_rationales_and_ungradable_solutions_are_not_learned_from(knowing, problems, labelled):
     p, x = labelled(problems[0], "The answer is 7.", [1.0])
     lost = replace(x, rationales=(rationale("so", YES, lost="leak"), rationale("it is", YES)))
     verifier = GenerativeVerifier(knowing, mode="cot", balance=False)
@@ -227,10 +229,10 @@ def test_balance_takes_as_many_of_each_verdict_whatever_the_order(knowing, probl
 
 
 def test_verifications_of_one_text_count_as_often_as_they_come(knowing, problems, labelled):
-    said = {Verdict.CORRECT: (YES, 3), Verdict.INCORRECT: (NO, 1)}
+    answers = {Verdict.CORRECT: (YES, 3), Verdict.INCORRECT: (NO, 1)}
     examples = [
         (p, replace(x, rationales=(rationale("the same words.", answer),) * count))
-        for verdict, (answer, count) in said.items()
+        for verdict, (answer, count) in answers.items()
         for p, x in [labelled(problems[0], f"so {count}.", [1.0], verdict)]
     ]
     verifier = GenerativeVerifier(knowing, mode="cot")
@@ -238,35 +240,35 @@ def test_verifications_of_one_text_count_as_often_as_they_come(knowing, problems
     assert len(replace(verifier, balance=False, examples=2).choose(examples)) == 2
 
 
-def test_the_target_is_all_that_is_weighed(knowing, lessons):
+def test_only_the_target_has_weight(knowing, lessons):
     tokenizer = checkpoints.load_tokenizer(knowing)
     p, x = lessons[1]
     for mode, expected in (("direct", NO), ("cot", x.rationales[0].text + "<eos>")):
         verifier = GenerativeVerifier(knowing, mode=mode, balance=False)
-        found = verifier.encode_example(verifier.choose([(p, x)])[0])
-        said = tokenizer.decode([i for i, w in zip(found.ids, found.weights, strict=True) if w])
-        assert said == expected
-        # What is trained is what is asked, to the token.
-        asked = verifier.ask(p.question, x.solution.text)
-        start = tokenizer(asked)["input_ids"]
-        assert list(found.ids[: len(start)]) == start
-        assert not any(found.weights[: len(start)])
+        encoded = verifier.encode_example(verifier.choose([(p, x)])[0])
+        target = tokenizer.decode([i for i, w in zip(encoded.ids, encoded.weights, strict=True) if w])
+        assert target == expected
+        # Training and scoring use the same prompt tokens.
+        prompt = verifier.ask(p.question, x.solution.text)
+        start = tokenizer(prompt)["input_ids"]
+        assert list(encoded.ids[: len(start)]) == start
+        assert not any(encoded.weights[: len(start)])
 
 
 def test_rationales_without_an_end_are_truncated_and_long_texts_are_refused(taught, problems, solve):
     verifier = replace(stepmark.load_verifier(taught), votes=2, max_tokens=3)
     long = solve("1 + 1 = 2\n" * 80)
-    cut, too_long, fine = verifier.verify(problems[0].question, [solve("The answer is 9."), long, solve("")])
-    assert (cut.outcome, cut.scores, cut.votes) == (Outcome.TRUNCATED, (), ())
-    assert "end" in cut.reason
-    assert cut.tokens > 0
+    truncated, too_long, empty = verifier.verify(problems[0].question, [solve("The answer is 9."), long, solve("")])
+    assert (truncated.outcome, truncated.scores, truncated.votes) == (Outcome.TRUNCATED, (), ())
+    assert "end" in truncated.reason
+    assert truncated.tokens > 0
     assert too_long.outcome is Outcome.TRUNCATED
     assert "reads 256" in too_long.reason
-    assert fine.outcome is Outcome.FAILED
+    assert empty.outcome is Outcome.FAILED
 
 
-def test_a_backend_that_is_asked_again_gives_the_same_votes(taught, problems, solve, monkeypatch):
-    """A server can't say in passing what would follow: the verifier asks it once more, and finds the same."""
+def test_a_second_request_gives_the_same_votes(taught, problems, solve, monkeypatch):
+    """A server gives no choices with its rollouts. The verifier asks with a second request and gets the same votes."""
     from stepmark.backends.local import LocalBackend
 
     verifier = replace(stepmark.load_verifier(taught), votes=3, keep=3)
@@ -280,17 +282,17 @@ def test_a_backend_that_is_asked_again_gives_the_same_votes(taught, problems, so
             yield r
 
     monkeypatch.setattr(LocalBackend, "sample", blind)
-    [asked] = verifier.verify(problems[0].question, [s])
-    assert asked.rationales == fused.rationales
-    assert asked.votes == pytest.approx(fused.votes, abs=1e-5)
+    [separate] = verifier.verify(problems[0].question, [s])
+    assert separate.rationales == fused.rationales
+    assert separate.votes == pytest.approx(fused.votes, abs=1e-5)
 
 
 @pytest.mark.parametrize("said", ["it is so.", "it is so.\n", ""])
 def test_the_question_stands_on_a_line_of_its_own_for_every_backend(taught, problems, solve, monkeypatch, said):
-    """What follows the question elsewhere, which some backends say in passing, is no score."""
+    """Some backends return the choices after a question that does not begin a line. These are no score."""
     own = f"Verification:\n{said.strip()}\n{VERDICT}" if said else f"Verification:\n{VERDICT}"
     backend = ScriptedBackend(
-        lambda text: [f"{said}{VERDICT} Yes", said],  # the question reached, and left out
+        lambda text: [f"{said}{VERDICT} Yes", said],  # with the question, and without it
         chances=lambda text: {YES: 0.8, NO: 0.2} if text.endswith(own) else {YES: 0.1, NO: 0.9},
     )
     monkeypatch.setattr(GenerativeVerifier, "_backend", backend)
@@ -304,15 +306,15 @@ def test_a_backend_without_probabilities_is_refused(taught, problems, solve):
         def sample(self, prompts, params):
             return iter(())
 
-    found = registry.load
+    load = registry.load
     verifier = stepmark.load_verifier(taught)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "load", lambda role, *a, **k: Silent() if role == "backend" else found(role, *a, **k))
+        patch.setattr(registry, "load", lambda role, *a, **k: Silent() if role == "backend" else load(role, *a, **k))
         with pytest.raises(ConfigError, match="choice_probs"):
             verifier.verify(problems[0].question, [solve("The answer is 9.")])
 
 
-def test_a_prompt_of_ones_own_is_filled_once(knowing):
+def test_a_custom_prompt_is_filled_once(knowing):
     verifier = GenerativeVerifier(
         knowing, prompt="Check this.\n{problem}Proposed: {solution}\n", template="Q: {question}\n"
     )
@@ -324,7 +326,7 @@ def test_a_prompt_of_ones_own_is_filled_once(knowing):
         GenerativeVerifier(knowing, prompt="{solution}")
 
 
-def test_settings_that_make_no_sense_are_told_together():
+def test_all_invalid_settings_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         GenerativeVerifier("x", mode="both", votes=0, temperature=-1.0, generation=-0.5)
     assert len(caught.value.faults) == 4
@@ -332,7 +334,7 @@ def test_settings_that_make_no_sense_are_told_together():
         GenerativeVerifier("x", mode="cot", temperature=0.0)
 
 
-def test_its_card_keeps_what_was_learned_and_not_where(taught):
+def test_its_card_keeps_the_settings_of_training_only(taught):
     card = json.loads(Path(taught, "verifier.json").read_text())
     assert card["kind"] == "genrm"
     assert card["options"]["mode"] == "cot"

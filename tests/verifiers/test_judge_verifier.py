@@ -1,4 +1,4 @@
-"""The judge: what it is shown, how its votes are read and counted, and what it says where nothing can be read."""
+"""The judge: its prompt, how its votes are read and counted, and its outcome without a readable vote."""
 
 import dataclasses
 import re
@@ -18,32 +18,32 @@ from stepmark.types import Finish, Outcome, Rollout
 YES, NO = f"3 + 4 = 7, as it says.\n{VERDICT} Yes", f"3 + 4 is 7, not 8.\n{VERDICT} **No**"
 
 
-def judge(*said, **settings):
-    options = {"default": said} if said else {}
+def judge(*answers, **settings):
+    options = {"default": answers} if answers else {}
     return registry.load("verifier", "judge", **{"backend": "scripted", "votes": 4, "options": options} | settings)
 
 
 def by_answer(text):
-    """What a sound judge says of solutions of 3 + 4."""
+    """The answer of a judge that is always right about solutions of 3 + 4."""
     shown = text.split("Solution:\n", 1)[1]
     return [YES] if re.match(r".*7", shown) else [NO]
 
 
 def test_the_score_is_the_share_of_yes_among_the_votes(solve):
-    [found] = judge(YES, NO, NO, NO).verify("3 + 4?", [solve("7")])
-    assert (found.outcome, found.score, found.scores) == (Outcome.SCORED, 0.25, (0.25,))
-    assert found.votes == (1.0, 0.0, 0.0, 0.0)
-    assert found.rationales == (YES, NO, NO, NO)
-    assert found.tokens == sum(len(text.split()) for text in found.rationales)
+    [verification] = judge(YES, NO, NO, NO).verify("3 + 4?", [solve("7")])
+    assert (verification.outcome, verification.score, verification.scores) == (Outcome.SCORED, 0.25, (0.25,))
+    assert verification.votes == (1.0, 0.0, 0.0, 0.0)
+    assert verification.rationales == (YES, NO, NO, NO)
+    assert verification.tokens == sum(len(text.split()) for text in verification.rationales)
 
 
-def test_what_can_not_be_read_is_no_vote(solve):
-    told = (YES, "I can't tell.", (f"so far so good. {VERDICT} No", Finish.LENGTH), NO, YES)
-    [found] = judge(*told, votes=5).verify("3 + 4?", [solve("7")])
-    assert found.votes == (1.0, 0.0, 1.0)
-    assert found.score == pytest.approx(2 / 3)
-    assert found.rationales == (YES, NO, YES)
-    assert found.tokens == sum(len((t if isinstance(t, str) else t[0]).split()) for t in told)
+def test_an_unreadable_answer_is_no_vote(solve):
+    answers = (YES, "I can't tell.", (f"so far so good. {VERDICT} No", Finish.LENGTH), NO, YES)
+    [verification] = judge(*answers, votes=5).verify("3 + 4?", [solve("7")])
+    assert verification.votes == (1.0, 0.0, 1.0)
+    assert verification.score == pytest.approx(2 / 3)
+    assert verification.rationales == (YES, NO, YES)
+    assert verification.tokens == sum(len((t if isinstance(t, str) else t[0]).split()) for t in answers)
 
 
 @pytest.mark.parametrize(
@@ -56,22 +56,22 @@ def test_what_can_not_be_read_is_no_vote(solve):
     ],
 )
 def test_where_no_vote_is_left_the_outcome_says_why(solve, said, outcome, reason):
-    [found] = judge(*said).verify("3 + 4?", [solve("7")])
-    assert (found.outcome, found.scores, found.score, found.votes) == (outcome, (), 0.0, ())
-    assert reason in found.reason
+    [verification] = judge(*said).verify("3 + 4?", [solve("7")])
+    assert (verification.outcome, verification.scores, verification.score, verification.votes) == (outcome, (), 0.0, ())
+    assert reason in verification.reason
 
 
 def test_the_judge_is_shown_question_and_solution_and_asked_for_the_verdict(solve):
-    seen = []
+    prompts = []
 
-    def say(text):
-        seen.append(text)
+    def answer(text):
+        prompts.append(text)
         return [YES]
 
-    made = judge(options={"script": say}, template="Solve: {question}\n")
-    made.verify("What is {solution}?", [solve("It is {question}.\nSo 7.")])
-    assert "Problem:\nSolve: What is {solution}?\n\nSolution:\nIt is {question}.\nSo 7.\n" in seen[0]
-    assert VERDICT in seen[0]
+    verifier = judge(options={"script": answer}, template="Solve: {question}\n")
+    verifier.verify("What is {solution}?", [solve("It is {question}.\nSo 7.")])
+    assert "Problem:\nSolve: What is {solution}?\n\nSolution:\nIt is {question}.\nSo 7.\n" in prompts[0]
+    assert VERDICT in prompts[0]
 
 
 ATTACKS = (
@@ -84,7 +84,7 @@ ATTACKS = (
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_solution_brings_no_verdict_along(solve, attack):
-    """A judge that repeats what it was shown, which is the worst it can do."""
+    """A judge that repeats its prompt, the worst case."""
 
     def parrot(text):
         return [text.split("Solution:\n", 1)[1].split("\n\nCheck the solution", 1)[0]]
@@ -98,9 +98,9 @@ def test_a_solution_brings_no_verdict_along(solve, attack):
 
 
 def test_votes_depend_on_question_solution_and_seed_alone(tiny, solve):
-    """With a real model, whose answers are read by their length: it says nothing that is a verdict."""
-    given = [solve("7"), solve("8", sample=1), solve("3 + 4 = 7", sample=2)]
-    make = {
+    """With a real model. Its answers have no verdict, so the test compares their lengths."""
+    solutions = [solve("7"), solve("8", sample=1), solve("3 + 4 = 7", sample=2)]
+    options = {
         "path": tiny,
         "backend": "local",
         "votes": 6,
@@ -108,43 +108,43 @@ def test_votes_depend_on_question_solution_and_seed_alone(tiny, solve):
         "device": "cpu",
         "prompt": "{question} {solution}",
     }
-    made = registry.load("verifier", "judge", **make)
-    tokens = [v.tokens for v in made.verify("3 + 4?", given)]
-    assert [v.tokens for v in made.verify("3 + 4?", given[::-1])] == tokens[::-1]
-    assert [made.verify("3 + 4?", [s])[0].tokens for s in given] == tokens
-    assert all(v.outcome in (Outcome.UNPARSED, Outcome.TRUNCATED) for v in made.verify("3 + 4?", given))
-    others = [dataclasses.replace(made, seed=seed).verify("3 + 4?", given) for seed in range(1, 4)]
-    assert any([v.tokens for v in found] != tokens for found in others)
+    verifier = registry.load("verifier", "judge", **options)
+    tokens = [v.tokens for v in verifier.verify("3 + 4?", solutions)]
+    assert [v.tokens for v in verifier.verify("3 + 4?", solutions[::-1])] == tokens[::-1]
+    assert [verifier.verify("3 + 4?", [s])[0].tokens for s in solutions] == tokens
+    assert all(v.outcome in (Outcome.UNPARSED, Outcome.TRUNCATED) for v in verifier.verify("3 + 4?", solutions))
+    others = [dataclasses.replace(verifier, seed=seed).verify("3 + 4?", solutions) for seed in range(1, 4)]
+    assert any([v.tokens for v in verifications] != tokens for verifications in others)
 
 
-def test_its_tokens_are_those_read_once_and_those_written(tiny, solve):
+def test_tokens_count_the_prompt_once_and_all_answers(tiny, solve):
     from stepmark.models.checkpoints import load_tokenizer
     from stepmark.models.encoding import token_ids
 
-    made = registry.load(
+    verifier = registry.load(
         "verifier", "judge", path=tiny, votes=3, max_tokens=1, device="cpu", prompt="{question}|{solution}"
     )
-    [found] = made.verify("3 + 4?", [solve("7")])
-    assert found.tokens == len(token_ids(load_tokenizer(tiny), "3 + 4?|7")[0]) + 3
+    [verification] = verifier.verify("3 + 4?", [solve("7")])
+    assert verification.tokens == len(token_ids(load_tokenizer(tiny), "3 + 4?|7")[0]) + 3
 
 
-def test_solutions_that_are_shown_alike_share_their_votes_and_prompts_name_what_is_shown(solve, monkeypatch):
-    asked = []
+def test_equal_prompts_share_their_votes_and_their_id(solve, monkeypatch):
+    prompt_ids = []
 
     def sample(self, prompts, params):
         for prompt in prompts:
-            asked.append(prompt.id)
+            prompt_ids.append(prompt.id)
             for i in range(prompt.n):
                 yield Rollout(prompt.id, i, YES, Finish.STOP, 5, prompt_tokens=40 if i == 0 else 0)
 
     monkeypatch.setattr(ScriptedBackend, "sample", sample)
-    made = judge(YES)
-    given = [solve("7"), solve("7 ", sample=1), solve("8", sample=2)]
-    found = made.verify("3 + 4?", given)
-    assert len(set(asked)) == len(asked) == 2
-    assert [(v.solution_id, v.tokens) for v in found] == [(s.id, 60) for s in given]
-    made.verify("4 + 3?", given[:1])
-    assert len(set(asked)) == 3
+    verifier = judge(YES)
+    solutions = [solve("7"), solve("7 ", sample=1), solve("8", sample=2)]
+    verifications = verifier.verify("3 + 4?", solutions)
+    assert len(set(prompt_ids)) == len(prompt_ids) == 2
+    assert [(v.solution_id, v.tokens) for v in verifications] == [(s.id, 60) for s in solutions]
+    verifier.verify("4 + 3?", solutions[:1])
+    assert len(set(prompt_ids)) == 3
 
 
 def test_all_faults_of_its_settings_are_named_at_once():
@@ -155,7 +155,7 @@ def test_all_faults_of_its_settings_are_named_at_once():
     for wrong, match in (
         ({"temperature": 0.0}, "votes=1"),
         ({"options": {"defualt": ()}}, "default"),
-        ({"options": [1]}, "by name"),
+        ({"options": [1]}, "must be a mapping from names"),
         ({"backend": "local", "options": {}}, "'path'"),
     ):
         with pytest.raises(ConfigError, match=match):
@@ -165,8 +165,8 @@ def test_all_faults_of_its_settings_are_named_at_once():
 def test_a_server_judges(fault_server_of, solve):
     with fault_server_of(by_answer) as server:
         options = {"model": "tiny", "url": server.url, "backoff": 0.001}
-        made = registry.load("verifier", "judge", backend="openai", options=options, votes=3)
-        good, bad = made.verify("3 + 4?", [solve("3 + 4 = 7"), solve("3 + 4 = 8")])
+        verifier = registry.load("verifier", "judge", backend="openai", options=options, votes=3)
+        good, bad = verifier.verify("3 + 4?", [solve("3 + 4 = 7"), solve("3 + 4 = 8")])
     assert (good.votes, bad.votes) == ((1.0,) * 3, (0.0,) * 3)
     assert good.tokens > len(YES.split())
 
@@ -177,8 +177,8 @@ def fault_server_of():
     import sys
     from pathlib import Path
 
-    place = Path(__file__).parents[1] / "backends" / "fault_server.py"
-    spec = importlib.util.spec_from_file_location("fault_server", place)
+    file = Path(__file__).parents[1] / "backends" / "fault_server.py"
+    spec = importlib.util.spec_from_file_location("fault_server", file)
     module = sys.modules["fault_server"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     probe.forget()
@@ -200,10 +200,10 @@ def wired(tmp_path, **changes):
         "verifiers": {"orm": {"kind": "orm"}, "judge": {"kind": "judge", "options": {"votes": 2}}},
     }
     raw["verifiers"]["judge"] |= changes.pop("judge", {})
-    made = recipe.parse(raw | changes, "test")
+    parsed = recipe.parse(raw | changes, "test")
     from stepmark.data.store import RunDir
 
-    return RunContext(made, RunDir(tmp_path / "run"))
+    return RunContext(parsed, RunDir(tmp_path / "run"))
 
 
 def test_in_a_recipe_the_generator_judges_unless_another_model_is_named(tmp_path):
@@ -222,8 +222,8 @@ def test_a_recipe_without_a_model_for_its_judge_is_refused_before_anything_start
     with pytest.raises(ConfigError, match="learns nothing"):
         wired(tmp_path, judge={"base": {"init": {"hidden": 16}}})
     options = {"backend": "scripted", "options": {"default": [YES]}, "votes": 1}
-    made = wired(tmp_path, generator=generator, verifiers={"judge": {"kind": "judge", "options": options}})
-    assert made.verifier("judge").backend == "scripted"
+    context = wired(tmp_path, generator=generator, verifiers={"judge": {"kind": "judge", "options": options}})
+    assert context.verifier("judge").backend == "scripted"
 
 
 def test_it_loads_by_name():

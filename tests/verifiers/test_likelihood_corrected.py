@@ -1,4 +1,4 @@
-"""The surprise verifier: its features, its fit, and that it stands on any other verifier or on none."""
+"""The likelihood-corrected verifier: its features and its fit, on any other verifier and without one."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=Fal
 
 @pytest.fixture(scope="module")
 def run(tiny, examples, tmp_path_factory):
-    """A run directory with a generator, an orm, a prm, and a surprise verifier on each and on none."""
+    """A run directory with a generator, an orm, a prm, and three corrected verifiers: of each, and without another."""
     place = tmp_path_factory.mktemp("run") / "a"
     shutil.copytree(tiny, place / "generator")
     generator = str(place / "generator")
@@ -36,8 +36,9 @@ def run(tiny, examples, tmp_path_factory):
     return place
 
 
-def plain_lows(path, problem, solution, end=True):
-    """Least log p of each step's tokens by a plain forward; a line's end belongs to it, the end token to the last."""
+def plain_lowest(path, problem, solution, end=True):
+    """Lowest log p of each step's tokens by a plain forward pass. The newline belongs to its line, the end token to the
+    last one."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
@@ -47,12 +48,12 @@ def plain_lows(path, problem, solution, end=True):
     parts[-1] += [tokenizer.eos_token_id] * end
     ids = [t for part in parts for t in part]
     with torch.no_grad():
-        logs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-    lows, at = [], len(parts[0])
+        log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    lowest, start = [], len(parts[0])
     for part in parts[1:]:
-        lows.append(min(logs[t - 1, ids[t]].item() for t in range(at, at + len(part))))
-        at += len(part)
-    return lows
+        lowest.append(min(log_probs[t - 1, ids[t]].item() for t in range(start, start + len(part))))
+        start += len(part)
+    return lowest
 
 
 def logit(p):
@@ -60,16 +61,16 @@ def logit(p):
 
 
 def features(run, examples, name):
-    """Each solution's [scores, 2] features, from plain forwards and the other verifier's public scores."""
-    found = []
+    """Each solution's [scores, 2] features, from plain forward passes and the other verifier's scores."""
+    rows = []
     for problem, example in examples:
-        lows, scores = plain_lows(run / "generator", problem, example.solution), None
+        lowest, scores = plain_lowest(run / "generator", problem, example.solution), None
         if name:
             verifier = stepmark.load_verifier(run / name, device="cpu")
             scores = verifier.verify(problem.question, [example.solution])[0].scores
-            lows = [min(lows)] if name == "orm" else lows
-        found.append(np.column_stack([logit(np.array(scores or [0.5] * len(lows))), lows]))
-    return found
+            lowest = [min(lowest)] if name == "orm" else lowest
+        rows.append(np.column_stack([logit(np.array(scores or [0.5] * len(lowest))), lowest]))
+    return rows
 
 
 @pytest.mark.parametrize("name", ["orm", "prm", ""])
@@ -85,7 +86,7 @@ def test_the_fit_is_a_logistic_regression_on_the_weakest_steps(run, examples, na
     expected = LogisticRegression(C=1 / (RIDGE * len(y)), tol=1e-10, max_iter=10_000).fit(weakest, y)
     assert [a, b] == pytest.approx(expected.coef_[0].tolist(), rel=5e-3, abs=2e-3)
     assert c == pytest.approx(expected.intercept_[0], rel=5e-3, abs=5e-3)
-    # and its scores are the regression's probabilities, of every step
+    # The scores are the regression's probabilities of all steps.
     problem, example = examples[1]
     verifier = stepmark.load_verifier(run / f"surprise_{name}", device="cpu")
     [scored] = verifier.verify(problem.question, [example.solution])
@@ -108,13 +109,15 @@ def test_coefficients_are_recovered(separable):
     assert _logistic(x, y) == pytest.approx([*expected.coef_[0], expected.intercept_[0]], rel=1e-3)
 
 
-def test_surprise_is_a_plain_forwards_and_the_end_counts(run, problems, solve, tmp_path):
+def test_the_likelihood_is_that_of_a_plain_forward_pass_with_the_end_token(run, problems, solve, tmp_path):
     from safetensors.torch import load_file, save_file
 
     run = shutil.copytree(run, tmp_path / "run")
     weights = load_file(run / "generator" / "model.safetensors")
     weights["model.embed_tokens.weight"][checkpoints.load_tokenizer(run / "generator").eos_token_id] *= 50
-    save_file(weights, run / "generator" / "model.safetensors", metadata={"format": "pt"})  # now ends can surprise
+    save_file(
+        weights, run / "generator" / "model.safetensors", metadata={"format": "pt"}
+    )  # now the end token can be unlikely
     place = run / "surprise_"
     stored = json.loads((place / "likelihood_corrected.json").read_text())
     stored["coefficients"] = {"logit": 0.0, "log_likelihood": 0.5, "constant": 1.0}
@@ -123,11 +126,11 @@ def test_surprise_is_a_plain_forwards_and_the_end_counts(run, problems, solve, t
     for p in problems[:12]:
         for text in ("7", "a = 1\n7", p.reference):
             s = solve(text)
-            lows = plain_lows(run / "generator", p, s)
-            ends += lows != plain_lows(run / "generator", p, s, end=False)
-            [found] = verifier.verify(p.question, [s])
-            assert [2 * (logit(x) - 1) for x in found.scores] == pytest.approx(lows, abs=1e-3)
-    assert ends  # somewhere the end was the step's greatest surprise
+            lowest = plain_lowest(run / "generator", p, s)
+            ends += lowest != plain_lowest(run / "generator", p, s, end=False)
+            [verification] = verifier.verify(p.question, [s])
+            assert [2 * (logit(x) - 1) for x in verification.scores] == pytest.approx(lowest, abs=1e-3)
+    assert ends  # at least once the end token was the least likely token of its step
 
 
 @pytest.mark.parametrize("name", ["orm", "prm", ""])
@@ -136,14 +139,14 @@ def test_a_run_directory_can_be_moved(run, examples, tmp_path, name):
     before = stepmark.load_verifier(run / f"surprise_{name}", device="cpu").verify(problem.question, [example.solution])
     moved = shutil.copytree(run, tmp_path / "elsewhere" / "b")
     away = run.with_name("away")
-    run.rename(away)  # what is read must be what was moved along
+    run.rename(away)  # only the copies may be read
     try:
-        again = stepmark.load_verifier(moved / f"surprise_{name}", device="cpu").verify(
+        after = stepmark.load_verifier(moved / f"surprise_{name}", device="cpu").verify(
             problem.question, [example.solution]
         )
     finally:
         away.rename(run)
-    assert again == before
+    assert after == before
 
 
 def test_a_run_reached_through_a_link_finds_its_models(run, examples, tmp_path):
@@ -157,37 +160,37 @@ def test_a_run_reached_through_a_link_finds_its_models(run, examples, tmp_path):
 
 @pytest.mark.parametrize("name", ["orm", "prm", ""])
 def test_what_cannot_be_scored_stays_unscored(run, solve, name):
-    given = [solve("a\nb", finish=Finish.LENGTH), solve(" "), solve("7 + 7 = 14\n" * 100), solve("a\nb")]
-    found = stepmark.load_verifier(run / f"surprise_{name}", device="cpu").verify("Q?", given)
-    assert [v.outcome for v in found] == [Outcome.TRUNCATED, Outcome.FAILED, Outcome.TRUNCATED, Outcome.SCORED]
-    assert [(v.scores, v.score) for v in found[:3]] == [((), 0.0)] * 3
+    solutions = [solve("a\nb", finish=Finish.LENGTH), solve(" "), solve("7 + 7 = 14\n" * 100), solve("a\nb")]
+    verifications = stepmark.load_verifier(run / f"surprise_{name}", device="cpu").verify("Q?", solutions)
+    assert [v.outcome for v in verifications] == [Outcome.TRUNCATED, Outcome.FAILED, Outcome.TRUNCATED, Outcome.SCORED]
+    assert [(v.scores, v.score) for v in verifications[:3]] == [((), 0.0)] * 3
 
 
 def test_steps_and_questions_of_any_shape_get_a_score(run, solve):
     verifier = replace(stepmark.load_verifier(run / "surprise_", device="cpu"))
     for question, text in (("", "a"), ("", "a\nb\n"), ("Q", "\n\na\n\n\nb\n\n"), ("<eos>", "a\n<step>\nb")):
-        [found] = verifier.verify(question, [solve(text)])
-        assert found.outcome is Outcome.SCORED
-        assert len(found.scores) == len(solve(text).spans)
-        assert all(0 < s < 1 for s in found.scores)
+        [verification] = verifier.verify(question, [solve(text)])
+        assert verification.outcome is Outcome.SCORED
+        assert len(verification.scores) == len(solve(text).spans)
+        assert all(0 < s < 1 for s in verification.scores)
 
 
-def test_a_text_without_anything_before_it_gets_a_score(tiny, examples, tmp_path, solve):
+def test_a_text_with_an_empty_prompt_gets_a_score(tiny, examples, tmp_path, solve):
     train(LikelihoodCorrectedVerifier(tiny, template="{question}", device="cpu"), examples, tmp_path / "out", QUICK)
-    [found] = stepmark.load_verifier(tmp_path / "out", device="cpu").verify("", [solve("a\nb")])
-    assert len(found.scores) == 2
+    [verification] = stepmark.load_verifier(tmp_path / "out", device="cpu").verify("", [solve("a\nb")])
+    assert len(verification.scores) == 2
 
 
 def test_labels_of_one_kind_are_refused_and_more_labels_then_taken(tiny, problems, labelled, examples, tmp_path):
-    one = [labelled(p, "a\nb", [1.0, 1.0]) for p in problems[:3]]
+    all_right = [labelled(p, "a\nb", [1.0, 1.0]) for p in problems[:3]]
     with pytest.raises(DataError, match="3 graded solutions, all right or all wrong"):
-        train(LikelihoodCorrectedVerifier(tiny, device="cpu"), one, tmp_path / "out", QUICK)
+        train(LikelihoodCorrectedVerifier(tiny, device="cpu"), all_right, tmp_path / "out", QUICK)
     done = train(LikelihoodCorrectedVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
     assert done == train(LikelihoodCorrectedVerifier(tiny, device="cpu"), examples, tmp_path / "out", QUICK)
     problem, first = examples[0]
-    other = [(problem, replace(first, solution=replace(first.solution, text=first.solution.text + " ")))]
+    changed = [(problem, replace(first, solution=replace(first.solution, text=first.solution.text + " ")))]
     with pytest.raises(ConfigChanged, match='"data"'):
-        train(LikelihoodCorrectedVerifier(tiny, device="cpu"), other + examples[1:], tmp_path / "out", QUICK)
+        train(LikelihoodCorrectedVerifier(tiny, device="cpu"), changed + examples[1:], tmp_path / "out", QUICK)
 
 
 def test_an_unfitted_verifier_says_so(tiny, solve):
@@ -195,18 +198,20 @@ def test_an_unfitted_verifier_says_so(tiny, solve):
         LikelihoodCorrectedVerifier(tiny, device="cpu").verify("Q", [solve("a")])
 
 
-def test_the_generators_own_length_counts_too(run, examples, tmp_path, solve):
+def test_the_generators_length_limit_holds_too(run, examples, tmp_path, solve):
     short = checkpoints.create(
         tmp_path / "short", ["a = 1\n"] * 3, checkpoints.Shape(hidden=16, heads=2, max_length=30)
     )
     kind = LikelihoodCorrectedVerifier(str(short), verifier=str(run / "prm"), device="cpu")
-    given = [*examples, *(replace_text(e, solve("x\ny")) for e in examples)]
-    done = train(kind, given, tmp_path / "out", QUICK)
-    assert 0 < done.examples <= 2 * len(examples)  # only the short ones could be read
-    found = stepmark.load_verifier(tmp_path / "out", device="cpu").verify("Q", [solve("7 = 7\n" * 20), solve("a\nb")])
-    assert [v.outcome for v in found] == [Outcome.TRUNCATED, Outcome.SCORED]
-    assert isinstance(found[0], Verification)
-    assert "30" in found[0].reason
+    both_lengths = [*examples, *(replace_text(e, solve("x\ny")) for e in examples)]
+    done = train(kind, both_lengths, tmp_path / "out", QUICK)
+    assert 0 < done.examples <= 2 * len(examples)  # the generator can read only the short ones
+    verifications = stepmark.load_verifier(tmp_path / "out", device="cpu").verify(
+        "Q", [solve("7 = 7\n" * 20), solve("a\nb")]
+    )
+    assert [v.outcome for v in verifications] == [Outcome.TRUNCATED, Outcome.SCORED]
+    assert isinstance(verifications[0], Verification)
+    assert "30" in verifications[0].reason
 
 
 def replace_text(example, solution):

@@ -1,4 +1,4 @@
-"""The linear baseline: what it learns, what it refuses, and that its file is all there is to it."""
+"""The linear baseline: its fit, the inputs that it refuses, and loading from its file alone."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ def solution(problem: str, sample: int, text: str, finish: Finish = Finish.STOP)
 
 def example(problem: Problem, sample: int, text: str, verdict: Verdict) -> tuple[Problem, LabelledSolution]:
     s = solution(problem.id, sample, text)
-    nothing = (StepLabel(0, 0, source="none"),) * len(s.spans)
-    return problem, LabelledSolution(s, GradedSolution(s.id, problem.id, Grade(verdict, "")).grade, nothing)
+    no_evidence = (StepLabel(0, 0, source="none"),) * len(s.spans)
+    return problem, LabelledSolution(s, GradedSolution(s.id, problem.id, Grade(verdict, "")).grade, no_evidence)
 
 
 def examples(questions: int = 30) -> list[tuple[Problem, LabelledSolution]]:
     """Right solutions of easy questions outnumber wrong ones; "so we add" is right, "so we double" is wrong."""
-    out = []
+    result = []
     for q in range(questions):
         problem = Problem(f"p{q}", f"Ann has {q} pears and {q + 7} figs. How many?", "", "test")
         for i in range(4):
             right = i < (3 if q % 2 else 1)
-            how = "so we add" if right else "so we double"
-            text = f"Ann has {q} and {q + 7}, {how} {i}.\nThe answer is {q + i}."
-            out.append(example(problem, i, text, Verdict.CORRECT if right else Verdict.INCORRECT))
-    return out
+            phrase = "so we add" if right else "so we double"
+            text = f"Ann has {q} and {q + 7}, {phrase} {i}.\nThe answer is {q + i}."
+            result.append(example(problem, i, text, Verdict.CORRECT if right else Verdict.INCORRECT))
+    return result
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("fitted") / "linear"
-    done = train.train(LinearVerifier(), examples(), place)
+    directory = tmp_path_factory.mktemp("fitted") / "linear"
+    done = train.train(LinearVerifier(), examples(), directory)
     assert done.examples == 120
-    return place
+    return directory
 
 
 def test_tells_new_solutions_apart_and_is_loaded_by_its_directory_alone(fitted: Path) -> None:
@@ -69,16 +69,16 @@ def test_tells_new_solutions_apart_and_is_loaded_by_its_directory_alone(fitted: 
     assert pickle.loads(pickle.dumps(LinearVerifier("anywhere"))) == LinearVerifier("anywhere")  # noqa: S301
 
 
-def test_how_easy_a_question_is_earns_nothing(tmp_path: Path) -> None:
-    """Solutions that differ in nothing but the question's ease: a fit on unweighted labels would tell them apart."""
-    made = []
+def test_the_difficulty_of_a_question_changes_no_score(tmp_path: Path) -> None:
+    """Solutions that differ only in how easy the question is: a fit without weights would separate them."""
+    examples = []
     for q in range(40):
         problem = Problem(f"p{q}", f"How many of {q}?", "", "test")
         word = "easy" if q % 2 else "hard"
         for i in range(4):
             right = i < (3 if q % 2 else 1)
-            made.append(example(problem, i, word, Verdict.CORRECT if right else Verdict.INCORRECT))
-    train.train(LinearVerifier(), made, tmp_path / "even")
+            examples.append(example(problem, i, word, Verdict.CORRECT if right else Verdict.INCORRECT))
+    train.train(LinearVerifier(), examples, tmp_path / "even")
     easy, hard = (
         stepmark.load_verifier(tmp_path / "even").verify("How many?", [solution("x", 0, word)])[0].score
         for word in ("easy", "hard")
@@ -87,10 +87,10 @@ def test_how_easy_a_question_is_earns_nothing(tmp_path: Path) -> None:
 
 
 def test_what_did_not_end_or_is_empty_is_not_scored(fitted: Path) -> None:
-    given = [solution("x", 0, "so we add", Finish.LENGTH), Solution("x#1", "x", 1, "", ()), solution("x", 2, "...")]
-    cut, empty, odd = stepmark.load_verifier(fitted).verify("How many?", given)
-    assert (cut.outcome, empty.outcome, odd.outcome) == (Outcome.TRUNCATED, Outcome.FAILED, Outcome.SCORED)
-    assert (cut.solution_id, empty.solution_id, odd.solution_id) == ("x#0", "x#1", "x#2")
+    solutions = [solution("x", 0, "so we add", Finish.LENGTH), Solution("x#1", "x", 1, "", ()), solution("x", 2, "...")]
+    truncated, empty, odd = stepmark.load_verifier(fitted).verify("How many?", solutions)
+    assert (truncated.outcome, empty.outcome, odd.outcome) == (Outcome.TRUNCATED, Outcome.FAILED, Outcome.SCORED)
+    assert (truncated.solution_id, empty.solution_id, odd.solution_id) == ("x#0", "x#1", "x#2")
 
 
 def test_fitting_again_changes_nothing(fitted: Path, tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_fitting_again_changes_nothing(fitted: Path, tmp_path: Path) -> None:
     assert train.train(LinearVerifier(), examples(), fitted).examples == 120
 
 
-def test_labels_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+def test_labels_of_one_kind_are_refused(tmp_path: Path) -> None:
     only_right = [e for e in examples() if e[1].grade.verdict is Verdict.CORRECT]
     unknown = [example(p, x.solution.sample, x.solution.text, Verdict.UNGRADABLE) for p, x in examples(2)]
     with pytest.raises(DataError, match="30 questions has both a right and a wrong"):
         train.train(LinearVerifier(), only_right + unknown, tmp_path / "one")
 
 
-def test_directories_that_are_none_of_its_own_are_refused(fitted: Path, tmp_path: Path) -> None:
+def test_directories_of_other_verifiers_are_refused(fitted: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no linear\.safetensors"):
         LinearVerifier(str(tmp_path)).verify("q", [solution("x", 0, "a")])
     with pytest.raises(CheckpointError, match="262144 weights for 8 buckets"):
@@ -124,17 +124,17 @@ def test_the_card_tells_how_it_was_fitted(fitted: Path) -> None:
     assert card["kind"] == "linear" and card["options"] == {"buckets": 1 << 18, "strength": 0.5}
 
 
-def test_orders_by_more_than_length(fitted: Path) -> None:
-    given = examples(6)
+def test_it_ranks_by_more_than_length(fitted: Path) -> None:
+    graded = examples(6)
     scores, correct = [], []
-    for problem, labelled in given:
+    for problem, labelled in graded:
         scores.append(stepmark.load_verifier(fitted).verify(problem.question, [labelled.solution])[0].score)
         correct.append(labelled.grade.verdict is Verdict.CORRECT)
     assert auc(np.array(scores), np.array(correct)) == 1.0
 
 
 def test_a_recipe_needs_no_model_for_it(tmp_path: Path) -> None:
-    """Imported solutions in, metrics out; the votes it weighs are better than plain ones where the words tell."""
+    """From imported solutions to metrics. Best-of-N by the verifier beats voting when words show which are right."""
     released = tmp_path / "solutions.jsonl"
     rows = []
     for q in range(60):

@@ -1,4 +1,4 @@
-"""The outcome verifier: one score at one index, for both heads."""
+"""The outcome verifier: one score at one index, with both heads."""
 
 import shutil
 from dataclasses import replace
@@ -35,39 +35,39 @@ def trained(request, tiny, examples, tmp_path_factory):
 @given(question=TEXT, text=TEXT)
 def test_a_sequence_is_the_tokenizers_own_and_one_closing_token(tiny, head, question, text):
     tokenizer = checkpoints.load_tokenizer(tiny)
-    found = OutcomeVerifier(tiny, head=head).encode(question, Solution("p#0", "p", 0, text, ((0, len(text)),)))
+    encoded = OutcomeVerifier(tiny, head=head).encode(question, Solution("p#0", "p", 0, text, ((0, len(text)),)))
     close = tokenizer.convert_tokens_to_ids("<step>") if head == "tag" else tokenizer.eos_token_id
     read = sanitize_text(text).rstrip()
-    assert list(found.ids) == [*token_ids(tokenizer, f"{question}\n{read}")[0], close]
-    assert found.at == (len(found.ids) - 1,)
-    assert not set(found.ids[:-1]) & set(tokenizer.all_special_ids)
+    assert list(encoded.ids) == [*token_ids(tokenizer, f"{question}\n{read}")[0], close]
+    assert encoded.at == (len(encoded.ids) - 1,)
+    assert not set(encoded.ids[:-1]) & set(tokenizer.all_special_ids)
 
 
 @pytest.mark.parametrize("head", ["tag", "token"])
-def test_the_label_is_the_grade_and_an_ungradable_solution_teaches_nothing(tiny, head, problems, labelled):
+def test_the_label_is_the_grade_and_ungradable_solutions_are_left_out(tiny, head, problems, labelled):
     verifier = OutcomeVerifier(tiny, head=head)
     p = problems[0]
     for verdict, targets in ((Verdict.CORRECT, (1.0,)), (Verdict.INCORRECT, (0.0,))):
         example = labelled(p, "a\nb", [1.0, None], verdict)
-        found = verifier.encode_example(example)
-        assert found.targets == targets
+        encoded = verifier.encode_example(example)
+        assert encoded.targets == targets
         scored = verifier.encode(p.question, example[1].solution)
-        assert (scored.ids, scored.at) == (found.ids, found.at)
+        assert (scored.ids, scored.at) == (encoded.ids, encoded.at)
     assert verifier.encode_example(labelled(p, "a\nb", [1.0, 1.0], Verdict.UNGRADABLE)) is None
     assert verifier.encode_example(labelled(p, " \n", [], Verdict.INCORRECT)) is None
 
 
 @pytest.mark.parametrize("head", ["tag", "token"])
-def test_every_token_of_the_solution_and_none_of_the_question_is_asked(tiny, head, problems, labelled):
+def test_every_token_gives_targets_to_the_solution_only(tiny, head, problems, labelled):
     tokenizer = checkpoints.load_tokenizer(tiny)
     problem, example = labelled(problems[0], "a = 1\nb = 2", [1.0, 1.0])
     question, answer = (len(tokenizer(t)["input_ids"]) for t in (problem.question + "\n", example.solution.text))
     verifier = OutcomeVerifier(tiny, head=head, every_token=0.5)
-    found = verifier.encode_example((problem, example))
-    assert found.at == tuple(range(question, question + answer + 1))
-    assert found.targets == (1.0,) * (answer + 1)
+    encoded = verifier.encode_example((problem, example))
+    assert encoded.at == tuple(range(question, question + answer + 1))
+    assert encoded.targets == (1.0,) * (answer + 1)
     scored = verifier.encode(problem.question, example.solution)
-    assert (scored.ids, scored.at) == (found.ids, found.at[-1:])
+    assert (scored.ids, scored.at) == (encoded.ids, encoded.at[-1:])
     for share in (-0.1, 1.1):
         with pytest.raises(ConfigError, match="every_token is a share"):
             OutcomeVerifier(tiny, every_token=share)
@@ -78,8 +78,8 @@ def test_balance_keeps_as_many_right_as_wrong_of_each_question(problems, labelle
     question = dict(zip("ab", problems, strict=False))
     given = [labelled(question[q], "x", [1.0], v, sample=i) for i, (q, v) in enumerate(drawn)]
     kept = OutcomeVerifier("", balance=True).choose(given)
-    places = [given.index(k) for k in kept]
-    assert places == sorted(places)
+    indices = [given.index(k) for k in kept]
+    assert indices == sorted(indices)
     for p in question.values():
         verdicts = [x.grade.verdict for q, x in given if q == p]
         fewer = min(verdicts.count(Verdict.CORRECT), verdicts.count(Verdict.INCORRECT))
@@ -89,10 +89,10 @@ def test_balance_keeps_as_many_right_as_wrong_of_each_question(problems, labelle
     assert OutcomeVerifier("").choose(given) == given
 
 
-def test_only_ungradable_solutions_are_nothing_to_learn_from(tiny, problems, labelled, tmp_path):
-    given = [labelled(problems[0], "a\nb", [1.0, 1.0], Verdict.UNGRADABLE)]
+def test_training_on_ungradable_solutions_only_is_an_error(tiny, problems, labelled, tmp_path):
+    examples = [labelled(problems[0], "a\nb", [1.0, 1.0], Verdict.UNGRADABLE)]
     with pytest.raises(DataError, match="none of the 1 examples"):
-        train(OutcomeVerifier(tiny), given, tmp_path / "out", QUICK)
+        train(OutcomeVerifier(tiny), examples, tmp_path / "out", QUICK)
 
 
 class OneIndex(torch.nn.Module):
@@ -129,8 +129,8 @@ def test_training_and_scoring_read_the_closing_tokens_own_index(tiny, problems, 
     moved = replace(encoded, at=(encoded.at[0] - 1,))
     assert verifier.loss(model, packing.batch([[moved]], 0), packing.Totals(1, 1)).item() > 50
     monkeypatch.setattr(scoring, "cached_model", lambda *_: model)
-    [found] = verifier.verify(problem.question, [example.solution])
-    assert found.scores == pytest.approx((1.0,))
+    [verification] = verifier.verify(problem.question, [example.solution])
+    assert verification.scores == pytest.approx((1.0,))
 
 
 def test_scores_are_those_of_plain_transformers(trained, examples):
@@ -152,9 +152,9 @@ def test_scores_are_those_of_plain_transformers(trained, examples):
         expected = logits[:, [bad, good]].softmax(-1)[:, 1]
     else:
         expected = torch.sigmoid(logits[:, 0])
-    found = [verifier.verify(p.question, [x.solution])[0] for p, x in examples[:6]]
-    assert [v.score for v in found] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert all(v.scores == (v.score,) for v in found)
+    verifications = [verifier.verify(p.question, [x.solution])[0] for p, x in examples[:6]]
+    assert [v.score for v in verifications] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert all(v.scores == (v.score,) for v in verifications)
 
 
 def test_the_card_brings_back_what_was_trained(trained, tiny):
@@ -167,8 +167,8 @@ def test_the_card_brings_back_what_was_trained(trained, tiny):
 
 def test_it_learns_which_solutions_are_right(tiny, problems, labelled, tmp_path, solve):
     texts = {Verdict.CORRECT: "so it is 7\nyes", Verdict.INCORRECT: "so it is 8\nno"}
-    given = [labelled(p, t, [1.0, 1.0], v) for p in problems[:30] for v, t in texts.items()]
-    train(OutcomeVerifier(tiny, head="token"), given, tmp_path / "out", replace(QUICK, epochs=12, lr=1e-2))
+    examples = [labelled(p, t, [1.0, 1.0], v) for p in problems[:30] for v, t in texts.items()]
+    train(OutcomeVerifier(tiny, head="token"), examples, tmp_path / "out", replace(QUICK, epochs=12, lr=1e-2))
     verifier = stepmark.load_verifier(tmp_path / "out", device="cpu")
     right, wrong = verifier.verify(problems[90].question, [solve(t) for t in texts.values()])
     assert right.score > 0.8
@@ -202,8 +202,8 @@ def test_training_again_in_the_same_place_is_noticed(tiny, examples, tmp_path, s
 
 def test_unfinished_empty_and_too_long_solutions_get_no_score(trained, solve):
     long = solve("7 + 7 = 14\n" * 100)
-    given = [solve("a\nb", finish=Finish.LENGTH), solve("\n "), long, solve("a\nb")]
-    found = stepmark.load_verifier(trained, device="cpu").verify("Q?", given)
-    assert [v.outcome for v in found] == [Outcome.TRUNCATED, Outcome.FAILED, Outcome.TRUNCATED, Outcome.SCORED]
-    assert [bool(v.scores) for v in found] == [False, False, False, True]
-    assert "256" in found[2].reason
+    solutions = [solve("a\nb", finish=Finish.LENGTH), solve("\n "), long, solve("a\nb")]
+    verifications = stepmark.load_verifier(trained, device="cpu").verify("Q?", solutions)
+    assert [v.outcome for v in verifications] == [Outcome.TRUNCATED, Outcome.FAILED, Outcome.TRUNCATED, Outcome.SCORED]
+    assert [bool(v.scores) for v in verifications] == [False, False, False, True]
+    assert "256" in verifications[2].reason

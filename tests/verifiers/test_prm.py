@@ -1,4 +1,4 @@
-"""The process verifier: where its tags stand, what it learns there, and that it reads the same places."""
+"""The process verifier: where its tags are, what it learns there, and that scoring reads the same indices."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def ids(tiny):
 
 @pytest.fixture(scope="module")
 def crossing(tiny, tmp_path_factory):
-    """A tokenizer whose tokens run across lines and across question and solution, and that opens texts with BOS."""
+    """A tokenizer whose tokens cross the borders of lines and of question and solution, and that adds BOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -82,20 +82,20 @@ def check_encoding(path, question, text, how):
     verifier = ProcessVerifier(path)
     tokenizer = checkpoints.load_tokenizer(path)
     s = solution(text, how)
-    found = verifier.encode(question, s)
+    encoded = verifier.encode(question, s)
     s = sanitize(s).solution
     text = s.text
-    given, spans = token_ids(tokenizer, f"{question}\n{text}")
+    ids, spans = token_ids(tokenizer, f"{question}\n{text}")
     tag = tokenizer.convert_tokens_to_ids("<step>")
-    assert len(found.at) == len(s.spans)
-    assert [i for i, t in enumerate(found.ids) if t == tag] == list(found.at)  # user text adds none
-    rest = [t for t in found.ids if t != tag]
-    assert rest == given[: len(rest)]
-    if s.spans:  # nothing is left out but the white space after the last step
-        assert not (f"{question}\n{text}"[spans[len(rest)][0] :].strip() if len(rest) < len(given) else "")
+    assert len(encoded.at) == len(s.spans)
+    assert [i for i, t in enumerate(encoded.ids) if t == tag] == list(encoded.at)  # user text adds none
+    rest = [t for t in encoded.ids if t != tag]
+    assert rest == ids[: len(rest)]
+    if s.spans:  # only the white space after the last step is left out
+        assert not (f"{question}\n{text}"[spans[len(rest)][0] :].strip() if len(rest) < len(ids) else "")
     assert not set(rest[1:]) & set(tokenizer.all_special_ids)
-    # Each tag stands after all of its step, and not after all of the next.
-    for k, (at, (_, end)) in enumerate(zip(found.at, s.spans, strict=True)):
+    # Each tag comes after the whole of its step, and before the end of the next one.
+    for k, (at, (_, end)) in enumerate(zip(encoded.at, s.spans, strict=True)):
         covered = at - k
         step_end = len(question) + 1 + len(text[:end].rstrip())
         assert spans[covered - 1][1] >= step_end
@@ -108,16 +108,16 @@ def test_without_its_tags_a_sequence_is_the_tokenizers_own(tiny, question, text,
 
 
 @given(TEXT, TEXT, st.sampled_from(sorted(steps.SPLITTERS)))
-def test_also_where_tokens_cross_steps_and_texts_are_opened(crossing, question, text, how):
+def test_also_with_tokens_across_steps_and_a_bos_token(crossing, question, text, how):
     check_encoding(crossing, question, text, how)
 
 
 def test_the_crossing_tokenizer_does_cross(crossing):
     spans = token_ids(checkpoints.load_tokenizer(crossing), "a = 4\nb = 4\n")[1]
     assert any(start < 5 and end > 6 for start, end in spans)
-    found = ProcessVerifier(crossing).encode("Q", solution("a = 4\nb = 4\n"))
-    assert found.ids[0] == 1
-    assert 2 not in found.ids
+    encoded = ProcessVerifier(crossing).encode("Q", solution("a = 4\nb = 4\n"))
+    assert encoded.ids[0] == 1
+    assert 2 not in encoded.ids
 
 
 def test_targets_are_the_steps_with_evidence(tiny, problems, labelled, ids):
@@ -126,9 +126,9 @@ def test_targets_are_the_steps_with_evidence(tiny, problems, labelled, ids):
     soft = ProcessVerifier(tiny, labels="soft").encode_example((problem, example))
     assert hard.targets == (1.0, 0.0, 1.0)
     assert soft.targets == (0.9, 0.0, 0.1)
-    every = [i for i, t in enumerate(soft.ids) if t == ids["step"]]
-    assert len(every) == 4  # a step without evidence keeps its tag
-    assert soft.at == hard.at == (every[0], every[2], every[3])
+    tag_indices = [i for i, t in enumerate(soft.ids) if t == ids["step"]]
+    assert len(tag_indices) == 4  # a step without evidence keeps its tag
+    assert soft.at == hard.at == (tag_indices[0], tag_indices[2], tag_indices[3])
     batch = packing.batch([[soft]], 0)
     assert batch.targets.tolist() == pytest.approx([0.9, 0.0, 0.1], abs=1e-7)
 
@@ -137,9 +137,9 @@ def test_targets_are_the_steps_with_evidence(tiny, problems, labelled, ids):
 def test_as_many_targets_as_labels(tiny, problems, labelled, tenths):
     shares = [t if t is None else t / 10 for t in tenths]
     example = labelled(problems[0], "\n".join(f"x = {i}" for i in range(len(shares))), shares)
-    found = ProcessVerifier(tiny, labels="soft").encode_example(example)
+    encoded = ProcessVerifier(tiny, labels="soft").encode_example(example)
     known = tuple(s for s in shares if s is not None)
-    assert (found.targets if found else ()) == known
+    assert (encoded.targets if encoded else ()) == known
 
 
 def test_labels_and_steps_must_be_as_many(tiny, problems, labelled):
@@ -148,16 +148,16 @@ def test_labels_and_steps_must_be_as_many(tiny, problems, labelled):
         ProcessVerifier(tiny).encode_example((problem, replace(example, labels=example.labels[:1])))
 
 
-def test_tags_weigh_nothing_in_the_texts_own_loss(tiny, problems, labelled, ids):
-    found = ProcessVerifier(tiny, language_weight=1.0).encode_example(labelled(problems[0], "a\nb", [1.0, 0.0]))
-    assert [w for t, w in zip(found.ids, found.weights, strict=True) if t == ids["step"]] == [0.0, 0.0]
-    assert sum(found.weights) == len(found.ids) - 2
+def test_tags_have_no_weight_in_the_language_loss(tiny, problems, labelled, ids):
+    encoded = ProcessVerifier(tiny, language_weight=1.0).encode_example(labelled(problems[0], "a\nb", [1.0, 0.0]))
+    assert [w for t, w in zip(encoded.ids, encoded.weights, strict=True) if t == ids["step"]] == [0.0, 0.0]
+    assert sum(encoded.weights) == len(encoded.ids) - 2
     with pytest.raises(ConfigError, match="language_weight needs head=tag"):
         ProcessVerifier(tiny, head="token", language_weight=1.0)
 
 
 class OneIndex(torch.nn.Module):
-    """A model whose outputs say `good` at the very index of a tag, and `bad` with certainty everywhere else."""
+    """A model that is sure of `good` at the index of a tag, and of `bad` everywhere else."""
 
     def __init__(self, ids, size):
         super().__init__()
@@ -188,12 +188,12 @@ def test_training_and_scoring_read_the_tags_own_index(tiny, problems, labelled, 
     batch = packing.batch([[encoded, encoded], [encoded]], 0)
     loss = verifier.loss(model, batch, packing.Totals(9, 1)).item()
     assert loss == pytest.approx(0, abs=1e-6)
-    for shift in (-1, 1):  # the same targets at any other index cost a lot
+    for shift in (-1, 1):  # the same targets at any other index give a high loss
         moved = replace(encoded, at=tuple(max(0, i + shift) for i in encoded.at[:-1]), targets=encoded.targets[:-1])
         assert verifier.loss(model, packing.batch([[moved]], 0), packing.Totals(2, 1)).item() > 50
     monkeypatch.setattr(scoring, "cached_model", lambda *_: model)
-    [found] = verifier.verify(problem.question, [example.solution])
-    assert found.scores == pytest.approx((1.0, 1.0, 1.0))
+    [verification] = verifier.verify(problem.question, [example.solution])
+    assert verification.scores == pytest.approx((1.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module", params=["tag", "token"])
@@ -220,10 +220,10 @@ def test_scores_are_those_of_a_plain_forward(trained, examples, ids):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row])).logits[0, at]
         pair = logits[:, [ids["bad"], ids["good"]]] if head == "tag" else logits
-        [found] = verifier.verify(problem.question, [example.solution])
-        assert found.scores == pytest.approx(pair.softmax(-1)[:, 1].tolist(), abs=1e-5)
-        assert found.score == min(found.scores)
-        assert found.outcome is Outcome.SCORED
+        [verification] = verifier.verify(problem.question, [example.solution])
+        assert verification.scores == pytest.approx(pair.softmax(-1)[:, 1].tolist(), abs=1e-5)
+        assert verification.score == min(verification.scores)
+        assert verification.outcome is Outcome.SCORED
 
 
 def test_the_card_brings_back_what_was_trained(trained, tiny):
@@ -247,7 +247,7 @@ def test_a_tag_that_moved_is_refused(trained, tmp_path, solve):
         stepmark.load_verifier(path, device="cpu").verify("?", [solve("a\nb")])
 
 
-def test_a_head_that_was_never_trained_is_not_scored_with(tiny, solve):
+def test_an_untrained_head_is_refused(tiny, solve):
     with pytest.raises(CheckpointError, match="would be random"):
         ProcessVerifier(tiny, head="token", device="cpu").verify("?", [solve("a\nb")])
 
@@ -258,12 +258,12 @@ def test_tags_must_be_single_tokens_and_different(tiny, solve, tags):
         ProcessVerifier(tiny, device="cpu", **tags).verify("?", [solve("a\nb")])
 
 
-def test_outputs_that_are_no_numbers_are_no_scores(tiny, solve, monkeypatch):
+def test_nan_outputs_are_no_scores(tiny, solve, monkeypatch):
     model = checkpoints.load_model(tiny, device="cpu")
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     monkeypatch.setattr(scoring, "cached_model", lambda *_: model)
-    [found] = ProcessVerifier(tiny, device="cpu").verify("?", [solve("a\nb")])
-    assert (found.outcome, found.scores, found.score) == (Outcome.FAILED, (), 0.0)
+    [verification] = ProcessVerifier(tiny, device="cpu").verify("?", [solve("a\nb")])
+    assert (verification.outcome, verification.scores, verification.score) == (Outcome.FAILED, (), 0.0)
 
 
 def test_it_tells_wrong_steps_from_right_ones_that_it_has_not_seen(tmp_path):
@@ -294,5 +294,5 @@ def test_it_tells_wrong_steps_from_right_ones_that_it_has_not_seen(tmp_path):
         scores += verifier.verify(p.question, [s])[0].scores
         position += range(len(flags))
     assert roc_auc_score(right, scores) > 0.8
-    first = [i for i, k in enumerate(position) if k == 0]  # among first steps, so that the place alone tells nothing
+    first = [i for i, k in enumerate(position) if k == 0]  # among first steps only, so that the position is no signal
     assert roc_auc_score([right[i] for i in first], [scores[i] for i in first]) > 0.75

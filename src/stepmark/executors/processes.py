@@ -1,11 +1,11 @@
 """Executor `processes`: spawned worker processes on this machine, one torch thread each.
 
-Several processes with one thread each, not one process with several: beside any other load, two threads per
-matrix product were measured at a twentieth of the speed of one.
+There are several processes with one thread each, not one process with several threads. On a machine with other load,
+two threads per matrix product were measured at a twentieth of the speed of one.
 
-The work is pickled once and sent to each worker as it starts, so a model that the work loads on first use is
-loaded once per worker. A worker gets one unit at a time: at most `workers` units are under way, and a result is
-handed on as soon as it is there. Workers end with the parent, even when the parent is killed with -9.
+The work is pickled once and sent to each worker at its start, so a model that the work loads on first use is loaded
+once per worker. A worker gets one unit at a time, so at most `workers` units run at once. A result is yielded as soon
+as it arrives. Workers end with the parent, even when the parent is killed with -9.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stepmark.plugins import registry
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
-# Read by the numerical libraries when they are first imported, so it has to be there when a worker starts.
+# Numerical libraries read these when they are first imported, so they must be set when a worker starts.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ENVIRONMENT = ONE_THREAD | {"TOKENIZERS_PARALLELISM": "false"}
 
@@ -45,8 +45,8 @@ class ProcessesExecutor:
             raise ConfigError(f"workers must be at least 1, or 0 for one per core, got {self.workers}.")
 
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
-        """Results as they come. When a unit raises, or its worker dies, no further unit is begun; those under way
-        are finished and yielded first. Raises what the unit raised, or StageError for a dead worker."""
+        """Results as they arrive. When a unit raises, or its worker dies, no new unit starts. Running units are
+        finished and yielded first; then it raises the unit's exception, or StageError for a dead worker."""
         try:
             payload = pickle.dumps(work)
         except (pickle.PicklingError, TypeError, AttributeError) as e:
@@ -66,23 +66,23 @@ def _cores() -> int:
 class _Worker:
     process: Any
     connection: Connection
-    unit: object = None  # what it works on
-    done: int = 0  # units that it finished
+    unit: object = None  # the unit that it works on
+    done: int = 0  # number of finished units
 
 
-def _run(most: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any]:
+def _run(max_workers: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any]:
     idle: list[_Worker] = []
     busy: list[_Worker] = []
     failure: BaseException | None = None
-    # Also at exit of the interpreter, which would wait for the workers if a half-used generator kept them.
+    # It also runs when the interpreter exits, which would else wait for the workers of an unfinished generator.
     stop = Finalize(None, _stop, args=(idle, busy), exitpriority=10)
     try:
         while True:
-            while failure is None and len(busy) < most:
+            while failure is None and len(busy) < max_workers:
                 try:
                     unit = next(units)
                 except StopIteration:
-                    most = 0
+                    max_workers = 0
                     break
                 worker = idle.pop() if idle else _start(payload)
                 worker.unit = unit
@@ -96,13 +96,13 @@ def _run(most: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any]:
                 worker = next(w for w in busy if w.connection is ready)
                 busy.remove(worker)
                 try:
-                    good, value = worker.connection.recv()
+                    succeeded, value = worker.connection.recv()
                 except (EOFError, ConnectionResetError):
                     failure = failure or _death(worker)
                     continue
                 worker.done += 1
                 idle.append(worker)
-                if good:
+                if succeeded:
                     yield value
                 else:
                     failure = failure or value
@@ -114,8 +114,9 @@ def _run(most: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any]:
 
 def _start(payload: bytes) -> _Worker:
     context = mp.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, payload, registry.user_files()), name="stepmark-worker")
+    connection, worker_connection = context.Pipe()
+    args = worker_connection, payload, registry.user_files()
+    process = context.Process(target=_work, args=args, name="stepmark-worker")
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     try:
@@ -126,13 +127,13 @@ def _start(payload: bytes) -> _Worker:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-        there.close()
-    return _Worker(process, here)
+        worker_connection.close()
+    return _Worker(process, connection)
 
 
 def _stop(idle: list[_Worker], busy: list[_Worker]) -> None:
     for worker in idle + busy:
-        worker.connection.close()  # an idle worker leaves by itself
+        worker.connection.close()  # an idle worker then ends by itself
     for worker in busy:
         worker.process.terminate()
     for worker in idle + busy:
@@ -145,25 +146,25 @@ def _stop(idle: list[_Worker], busy: list[_Worker]) -> None:
 def _death(worker: _Worker) -> StageError:
     worker.process.join()
     code = worker.process.exitcode
-    why = f"exit status {code}"
-    advice = "Its last words are above."
+    reason = f"exit status {code}"
+    advice = "Its last messages are above."
     if code is not None and code < 0:
-        why = f"signal {signal.Signals(-code).name}"
+        reason = f"signal {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
-            why += ", which is what Linux sends when memory runs out"
+            reason += ", which Linux sends when memory runs out"
             advice = "Give it fewer workers, or a smaller batch."
     elif not worker.done:
-        advice = "Its last words are above. A script that starts workers needs `if __name__ == '__main__':`."
+        advice = "Its last messages are above. A script that starts workers needs `if __name__ == '__main__':`."
     return StageError(
-        f"a worker process ended ({why}) while it worked on {reprlib.repr(worker.unit)}. {advice} "
+        f"a worker process ended ({reason}) while it worked on {reprlib.repr(worker.unit)}. {advice} "
         "Results of finished units are kept; the same command goes on from there."
     )
 
 
 def _work(connection: Connection, payload: bytes, user_files: tuple[str, ...]) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    """The main loop of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal too, and ends its workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     work: Callable[[Any], Any] | None = None
     while True:
         try:
@@ -186,7 +187,7 @@ def _work(connection: Connection, payload: bytes, user_files: tuple[str, ...]) -
             connection.send((False, StageError(f"a result can't be sent back from a worker process: {e}")))
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = mp.parent_process()
     if parent is not None:
         parent.join()
@@ -194,13 +195,13 @@ def _leave_with_parent() -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or the nearest kind of it that survives being sent."""
+    """The error, or an exception of its nearest base class that can be pickled."""
     error.__cause__ = error.__context__ = None
     for kind in (None, *(c for c in type(error).__mro__ if issubclass(c, Exception))):
         try:
             candidate = error if kind is None else kind(str(error))
-            again = pickle.loads(pickle.dumps(candidate))  # noqa: S301 - what was just dumped
-            if isinstance(again, Exception) and str(again) == str(candidate):
+            copied = pickle.loads(pickle.dumps(candidate))  # noqa: S301 - our own pickle
+            if isinstance(copied, Exception) and str(copied) == str(candidate):
                 return candidate
         except Exception:
             continue

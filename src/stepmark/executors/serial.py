@@ -1,4 +1,4 @@
-"""Executor `serial`: one unit after the other, in this process. For tests, debugging, and a single GPU."""
+"""Executor `serial`: one unit after another, in this process. For tests, debugging, and a single GPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class SerialExecutor:
-    """Runs the work here."""
+    """Runs units in this process."""
 
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
-        """Results in the order of `units`, each made when it is asked for."""
+        """Results in the order of `units`. Each is computed when it is requested."""
         return map(work, units)

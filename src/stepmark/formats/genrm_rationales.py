@@ -1,17 +1,18 @@
-"""Rationales about GSM8K solutions, as the authors of GenRM (Zhang et al., arXiv 2408.15240) had them written.
+"""Rationales for GSM8K solutions, as the authors of GenRM (Zhang et al., arXiv 2408.15240) released them.
 
 One row per rationale:
 
     {"question_id": 0, "sample_id": 3, "question": "...", "solution": "...", "correct": true, "target": "88",
      "reference_solution": "...", "rationale": "..."}
 
-The writer saw the reference solution and most rationales name it, so each is judged (text/rationales.py): kept if its
-verdict is the flag `correct`, `leak` says what becomes of one that leans on the reference ("drop", "rewrite", "keep"),
-and those that are lost stay with the reason. A solution may have several rationales. The flag is the grade, `target`
-the problem's answer; of the reference solutions, another one in nearly each row, the first is the problem's.
+The model that wrote the rationales saw the reference solution, and most rationales mention it. So each rationale is
+checked (text/rationales.py). It is kept if its verdict equals the flag `correct`. The option `leak` is the rule for a
+rationale that relies on the reference ("drop", "rewrite", "keep"). Lost rationales stay, with the reason. A solution
+may have several rationales. The flag is the grade, and `target` is the problem's answer. Nearly every row has another
+reference solution; the first one is the problem's.
 
-Rows of a question may stand anywhere. The file is read twice: once to see where each question ends, so that only
-questions that have begun and not ended are held (in the release up to 600 of 1,400).
+The rows of a question can be anywhere in the file. The file is read twice. The first pass finds the last row of each
+question, so that the second pass holds only unfinished questions (in the release up to 600 of 1,400).
 
     python bench/rationales.py data/genrm_gsm8k
 """
@@ -49,33 +50,33 @@ FIELDS = (
     rows.Field("target", 10_000, required=False, number=True),
     rows.Field("reference_solution", required=False),
 )
-SOURCE = "reference"  # who wrote them: a model with a reference in sight
+SOURCE = "reference"  # they were written by a model that saw the reference solution
 
 
 @dataclass
 class _Solution:
-    """A solution and what has been read about it."""
+    """A solution with its grade and the rationales read so far."""
 
     solution: Solution
     grade: Grade
-    line: int  # where it came first
+    line: int  # of its first row
     rationales: list[Rationale] = field(default_factory=list)
 
 
 @dataclass
 class _Question:
-    """A question whose rows are still coming."""
+    """A question that is not complete yet."""
 
     problem: Problem
-    line: int  # where it came first
+    line: int  # of its first row
     solutions: dict[int, _Solution] = field(default_factory=dict)  # by sample
 
     def imported(self) -> Imported:
-        found = [self.solutions[sample] for sample in sorted(self.solutions)]
+        solutions = [self.solutions[sample] for sample in sorted(self.solutions)]
         return Imported(
             self.problem,
-            tuple(x.solution for x in found),
-            tuple(GradedSolution(x.solution.id, self.problem.id, x.grade) for x in found),
+            tuple(x.solution for x in solutions),
+            tuple(GradedSolution(x.solution.id, self.problem.id, x.grade) for x in solutions),
             tuple(
                 LabelledSolution(
                     x.solution,
@@ -83,21 +84,21 @@ class _Question:
                     (StepLabel(0, 0, source="none"),) * len(x.solution.spans),
                     tuple(x.rationales),
                 )
-                for x in found
+                for x in solutions
             ),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class GenRMRationales:
-    """The format."""
+    """Reads the format."""
 
-    steps: str = "sentence"  # how solutions split into steps: most are one paragraph
-    leak: Literal["drop", "rewrite", "keep"] = "rewrite"  # what becomes of a rationale that leans on the reference
-    strict: bool = False  # read verdicts by the plain rule alone (verdicts.Reader)
+    steps: str = "sentence"  # how solutions split into steps; most solutions are one paragraph
+    leak: Literal["drop", "rewrite", "keep"] = "rewrite"  # the rule for a rationale that relies on the reference
+    strict: bool = False  # read verdicts by the plain rule only (verdicts.Reader)
 
     def read(self, path: Place) -> Iterator[Imported | Quarantined]:
-        """Each question where its last row stands, with its solutions and what was written about them."""
+        """Each question, at its last row, with its solutions and their rationales."""
         last = {row.text["question_id"]: row.line for row in rows.read(path, FIELDS) if isinstance(row, rows.Row)}
         open_: dict[str, _Question] = {}
         reader = Reader(strict=self.strict)
@@ -113,7 +114,7 @@ class GenRMRationales:
                 yield open_.pop(id).imported()
 
     def _add(self, row: rows.Row, open_: dict[str, _Question], reader: Reader) -> str | None:
-        """Adds the row to its question; or says why it can't be."""
+        """Adds the row to its question. Returns None, or the reason why it can't be added."""
         t, correct = row.text, row.values.get("correct")
         if not isinstance(correct, bool):
             return f"field 'correct': true or false is needed, got {correct!r}"

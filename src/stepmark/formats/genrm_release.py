@@ -4,8 +4,8 @@ One row per question:
 
     {"question_id": 0, "question": "...", "solutions": [{"sample_id": 0, "solution": "...", "correct": true}, ...]}
 
-The reference answer is not in the file, so a problem's `answer` is "" and the flag is the grade. The answers that
-votes are counted by are read from the texts.
+The file has no reference answers, so a problem's `answer` is "", and the flag is the grade. The answers for voting are
+read from the texts.
 
     stepmark run recipes/gsm8k_orm.yaml sample.train.file=solutions.jsonl.gz sample.test.file=solutions.jsonl.gz
 """
@@ -30,32 +30,32 @@ from stepmark.types import (
 
 @dataclass(frozen=True, slots=True)
 class GenRMRelease:
-    """The format."""
+    """Reads the format."""
 
-    steps: str = "sentence"  # how solutions split into steps: most are one paragraph
+    steps: str = "sentence"  # how solutions split into steps; most solutions are one paragraph
 
     def read(self, path: Place) -> Iterator[Imported | Quarantined]:
-        """The questions with their solutions. A row with one bad solution is left out whole, with the reason."""
+        """The questions with their solutions. A row with a bad solution is quarantined as a whole, with the reason."""
         question = rows.Field("question")
         for row in rows.read(path, (question,), id_field="question_id"):
             yield row if isinstance(row, Quarantined) else self._problem(row)
 
     def _problem(self, row: rows.Row) -> Imported | Quarantined:
-        listed = row.values.get("solutions")
-        if not isinstance(listed, list) or not listed:
+        entries = row.values.get("solutions")
+        if not isinstance(entries, list) or not entries:
             return Quarantined(row.file, row.line, "field 'solutions': a list with at least one solution is needed")
         problem = Problem(f"q{row.id}", row.text["question"], "", "genrm_release")
-        found: dict[int, tuple[Solution, GradedSolution]] = {}
-        for i, entry in enumerate(listed, 1):
+        by_sample: dict[int, tuple[Solution, GradedSolution]] = {}
+        for i, entry in enumerate(entries, 1):
             match entry:
                 case {"sample_id": int(sample), "solution": str(text), "correct": bool(correct)} if (
-                    text.strip() and sample >= 0 and sample not in found
+                    text.strip() and sample >= 0 and sample not in by_sample
                 ):
                     id = f"{problem.id}#{sample}"
                     solution = Solution(id, problem.id, sample, text, split(text, self.steps))
-                    found[sample] = solution, GradedSolution(id, problem.id, flagged(text, correct))
+                    by_sample[sample] = solution, GradedSolution(id, problem.id, flagged(text, correct))
                 case _:
                     need = "a new sample_id, a solution that is not empty, and correct: true or false"
-                    return Quarantined(row.file, row.line, f"solution {i} of {len(listed)} needs {need}")
-        solutions, grades = zip(*(found[sample] for sample in sorted(found)), strict=True)
+                    return Quarantined(row.file, row.line, f"solution {i} of {len(entries)} needs {need}")
+        solutions, grades = zip(*(by_sample[sample] for sample in sorted(by_sample)), strict=True)
         return Imported(problem, solutions, grades)

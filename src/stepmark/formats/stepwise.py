@@ -1,7 +1,7 @@
-"""Format `stepwise`: one object a line with `prompt`, `completions` and `labels`, as TRL's step-wise data sets have it.
+"""Format `stepwise`: JSON lines with `prompt`, `completions` and `labels`, the format of TRL's step-wise data sets.
 
-`completions` are the steps, without the white space between them; `labels` has a value for each: true or false, or,
-for soft estimates, a share from 0 to 1.
+`completions` are the steps, without the white space between them. `labels` has one value per step: true or false for
+hard estimates, a share from 0 to 1 for soft ones.
 
     stepmark export --labels labels.jsonl --format stepwise --out rows.jsonl
 """
@@ -25,9 +25,9 @@ class Stepwise:
     def write(
         self, rows: Iterable[tuple[Problem, LabelledSolution]], path: Place, estimate: Literal["hard", "soft"]
     ) -> None:
-        """One line for each solution, every step of which has a label."""
+        """Writes one line per solution; every step has a label."""
         with replacing_file(Path(path)) as file:
-            for problem, found in rows:
-                labels = [x.soft if estimate == "soft" else bool(x.hard) for x in found.labels]
-                row = {"prompt": problem.question, "completions": list(found.solution.steps), "labels": labels}
+            for problem, labelled in rows:
+                labels = [x.soft if estimate == "soft" else bool(x.hard) for x in labelled.labels]
+                row = {"prompt": problem.question, "completions": list(labelled.solution.steps), "labels": labels}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

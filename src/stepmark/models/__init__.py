@@ -1,1 +1,1 @@
-"""What knows tensors and checkpoints. Torch is imported here, in backends, verifiers, rl and training only."""
+"""Checkpoints, encoding, batches and scoring. Only this package, backends, verifiers, rl and training import torch."""

@@ -1,10 +1,9 @@
 """Model directories in the Hugging Face layout: make a tiny one, load any, safely.
 
-`create` trains a byte-level BPE tokenizer on a task's own texts and puts a randomly initialised Llama beside
-it. From there on nothing knows that it is tiny: training, sampling and scoring load it as they load a 7B model.
+`create` trains a byte-level BPE tokenizer on a task's own texts and adds a randomly initialised Llama. Training,
+sampling and scoring load it in the same way as a 7B model.
 
-Safety: weights are read from safetensors only, and code that comes with a checkpoint runs only when
-`trust_remote_code=True` is given by hand.
+Safety: weights are read from safetensors only, and a checkpoint's own code runs only with `trust_remote_code=True`.
 
     stepmark init --task arithmetic --out base/
 """
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Reserved in every vocabulary that we make: where a verifier reads a score, and the two words it chooses between.
+# Reserved in every vocabulary that we make: the tag where a verifier reads a score, and the two words of the score.
 STEP, GOOD, BAD = "<step>", "<good>", "<bad>"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -42,22 +41,22 @@ class Shape:
     hidden: int = 64  # width of the residual stream
     layers: int = 2
     heads: int = 4
-    kv_heads: int = 1  # fewer than `heads` shrinks the cache, which is what sampling waits for
+    kv_heads: int = 1  # fewer than `heads` makes the cache smaller, and so sampling faster
     intermediate: int = 0  # width of the feed-forward block; 0 means about 8/3 of `hidden`
-    vocab: int = 2048  # at most; a small corpus fills less
+    vocab: int = 2048  # largest vocabulary; a small corpus gives a smaller one
     max_length: int = 512  # positions
-    digits: bool = False  # True splits numbers into digits, which real text needs; False keeps them whole
-    words: bool = False  # True makes the most frequent words one token each, and spells all others in characters
+    digits: bool = False  # True splits numbers into digits, which real text needs; False does not
+    words: bool = False  # True makes each frequent word one token, and encodes all other words byte by byte
 
 
 def create(path: Place, texts: Iterable[str], shape: Shape | None = None, seed: int = 0) -> Path:
-    """A new checkpoint directory at `path`: tokenizer learned from `texts`, random weights from `seed`.
+    """Creates a checkpoint directory at `path`: tokenizer trained on `texts`, random weights from `seed`.
 
-    Raises ConfigError for an impossible shape, CheckpointError when `path` already holds a model."""
+    Raises ConfigError for an invalid shape, CheckpointError when `path` already holds a model."""
     shape = shape or Shape()
     path = Path(path)
     if (path / "config.json").exists():
-        raise CheckpointError(f"{path} already holds a model. Choose another directory or delete it.")
+        raise CheckpointError(f"{path} already holds a model. Choose another directory, or delete this one.")
     faults = [
         f"{k} must be at least 1, got {v}."
         for k, v in asdict(shape).items()
@@ -65,7 +64,7 @@ def create(path: Place, texts: Iterable[str], shape: Shape | None = None, seed: 
     ]
     if shape.intermediate < 0:
         faults.append(f"intermediate must be at least 0, got {shape.intermediate}.")
-    if shape.heads > 0 and shape.hidden % (2 * shape.heads):  # rotary positions turn pairs of numbers
+    if shape.heads > 0 and shape.hidden % (2 * shape.heads):  # rotary embeddings rotate pairs
         faults.append(f"hidden ({shape.hidden}) must be an even multiple of heads ({shape.heads}).")
     if shape.kv_heads > 0 and shape.heads % shape.kv_heads:
         faults.append(f"heads ({shape.heads}) must be a multiple of kv_heads ({shape.kv_heads}).")
@@ -134,7 +133,7 @@ def _learn_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerB
 
 
 def save(path: Place, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes model and tokenizer; `config.json` comes last, so a directory that has one is whole."""
+    """Writes model and tokenizer. `config.json` is written last, so a directory that has it is complete."""
     path = Path(path)
     partial = path / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -142,17 +141,17 @@ def save(path: Place, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     tokenizer.save_pretrained(partial)
     with _quietly():
         model.save_pretrained(partial)
-    for place in sorted(partial.rglob("*"), key=lambda p: p.name == "config.json"):
-        if place.is_file():
-            there = path / place.relative_to(partial)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(place, there)
+    for file in sorted(partial.rglob("*"), key=lambda p: p.name == "config.json"):
+        if file.is_file():
+            target = path / file.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
     shutil.rmtree(partial)
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' progress bars and its report of new heads: progress is ours to show."""
+    """Turns off transformers' progress bars and its warning about new heads."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -167,7 +166,7 @@ def _quietly() -> Iterator[None]:
 
 
 def check(path: Place) -> None:
-    """Raises CheckpointError when a local directory can't be a checkpoint, saying what it lacks."""
+    """Raises CheckpointError, with what is missing, when a local directory is no checkpoint."""
     path = Path(path)
     if not path.exists():
         if str(path).startswith((".", "/")) or str(path).count("/") != 1:
@@ -175,12 +174,12 @@ def check(path: Place) -> None:
         return  # "owner/name": a hub id, for transformers to find
     if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"{path} has no config.json, so it is no Hugging Face checkpoint. Make one: stepmark init --help"
+            f"{path} has no config.json, so it is no Hugging Face checkpoint. Create one; see: stepmark init --help"
         )
     if not any(path.glob("*.safetensors")):
-        held = ", ".join(sorted(p.name for p in path.glob("*.bin"))) or "no weights"
+        weights = ", ".join(sorted(p.name for p in path.glob("*.bin"))) or "no weights"
         raise CheckpointError(
-            f"{path} has {held}; weights are read from safetensors only, since other formats can run code."
+            f"{path} has {weights}; weights are read from safetensors only, since other formats can run code."
         )
 
 
@@ -191,7 +190,7 @@ def load_tokenizer(path: Place, trust_remote_code: bool = False) -> PreTrainedTo
 
 
 def version(path: Place) -> int:
-    """Changes when a local checkpoint is written anew, so that nothing cached outlives it."""
+    """A number that changes when a local checkpoint is written again. Caches use it to drop old entries."""
     try:
         return (Path(path) / "config.json").stat().st_mtime_ns
     except OSError:
@@ -209,7 +208,7 @@ def _cached_tokenizer(path: str, _version: int, trust_remote_code: bool) -> PreT
 
 
 def digest(path: Place) -> str:
-    """Of a local checkpoint what it holds, wherever it lies: weights and settings. Of a hub id that itself."""
+    """Hash of a local checkpoint's weights and settings, independent of its path. For a hub id, the id itself."""
     files = sorted(f for f in Path(path).glob("*") if f.suffix in (".safetensors", ".json", ".joblib", ".npz"))
     if not files:
         return str(path)
@@ -234,22 +233,22 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of a local or hub checkpoint, in evaluation mode, on its device.
 
-    `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor...; with
-    `new_head` it may be missing from the checkpoint, and is random then. `attention` is sdpa for packed batches,
-    whose masks of bool eager attention would add; None takes what the architecture has. `config` changes
-    configuration fields, e.g. num_labels. Raises CheckpointError, for missing weights too."""
+    `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor... With `new_head`
+    the checkpoint may lack the head, which is then random. `attention`: packed batches need sdpa, since eager attention
+    would add their bool masks to the logits; None takes the architecture's default. `config` changes configuration
+    fields, e.g. num_labels. Raises CheckpointError, also for missing weights."""
     check(path)
     import torch
     import transformers
     from safetensors import SafetensorError
 
-    where = resolve_device(device)
+    resolved_device = resolve_device(device)
     auto = getattr(transformers, f"AutoModelFor{head}")
     try:
         with _quietly():
-            model, found = auto.from_pretrained(
+            model, loading_info = auto.from_pretrained(
                 str(path),
-                dtype=resolve_dtype(dtype, where),
+                dtype=resolve_dtype(dtype, resolved_device),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 attn_implementation=attention,
@@ -258,43 +257,43 @@ def load_model(
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise CheckpointError(f"no model could be loaded from {path}: {e}") from e
-    missing = sorted(k for k in found["missing_keys"] if not new_head or k.startswith(model.base_model_prefix + "."))
+    base = model.base_model_prefix + "."
+    missing = sorted(k for k in loading_info["missing_keys"] if not new_head or k.startswith(base))
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} weights of a {type(model).__name__}, which would be random: "
-            f"{', '.join(missing[:4])}. Train it first, or ask for the head that it was trained with."
+            f"{', '.join(missing[:4])}. Train it first, or use the head that it was trained with."
         )
-    return cast("PreTrainedModel", model.to(torch.device(where)).eval())
+    return cast("PreTrainedModel", model.to(torch.device(resolved_device)).eval())
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" becomes "cuda" where there is one. Raises ConfigError for a device that is not there."""
+    """ "auto" becomes "cuda" if there is a GPU, else "cpu". Raises ConfigError for a missing device."""
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {device!r} was asked for, and this machine has no usable GPU. Use device=auto or cpu."
-        )
+        raise ConfigError(f"got device {device!r}, but this machine has no usable GPU. Use device=auto or device=cpu.")
     return device
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
-    """ "auto" is bfloat16 on a GPU and float32 on a CPU. Raises ConfigError for an unknown one."""
+    """ "auto" is bfloat16 on a GPU and float32 on a CPU. Raises ConfigError for an unknown dtype."""
     import torch
 
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     if dtype == "auto":
         return torch.bfloat16 if device.startswith("cuda") else torch.float32
-    found: torch.dtype = getattr(torch, dtype)
-    return found
+    resolved: torch.dtype = getattr(torch, dtype)
+    return resolved
 
 
 def positions(path: Place, trust_remote_code: bool = False) -> float:
-    """Tokens that the model of a checkpoint reads; infinite where its configuration sets no end. Raises
-    CheckpointError for a directory without a configuration that can be read, or whose own code is not to be run."""
+    """Largest number of tokens that the model of a checkpoint can read; infinite if its configuration sets no limit.
+
+    Raises CheckpointError when the configuration can't be read, or needs code that is not trusted."""
     return _positions(str(path), version(path), trust_remote_code)
 
 
@@ -310,5 +309,5 @@ def _positions(path: str, _version: int, trust_remote_code: bool) -> float:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding id; where a tokenizer has none any id will do, since padding is always masked out."""
+    """The padding id. Without one any id works, since padding is always masked."""
     return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0

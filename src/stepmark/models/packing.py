@@ -1,8 +1,8 @@
 """Sequences -> rectangular batches: packed end to end for training, padded for scoring.
 
-In a packed row each sequence attends to itself alone (a block-diagonal causal mask) and counts its positions
-from zero, so packing changes no number but the speed; a test holds it to that. The parts of one Encoded are as
-much strangers to each other as two sequences are; all that they share is the batch.
+In a packed row each sequence attends only to itself (a block-diagonal causal mask), and its positions start at zero.
+So packing changes the speed and no result, which a test checks. The parts of one Encoded are separate in the same way;
+they only share the batch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from stepmark.models.encoding import Encoded
 if TYPE_CHECKING:
     import torch
 
-OPEN_ROWS = 32  # rows that may still take a sequence while packing: more finds better fits, slower
+OPEN_ROWS = 32  # rows that can still take a sequence while packing; more rows pack better and slower
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors for one forward pass. B rows of L tokens, K places where scores are read."""
+    """Tensors for one forward pass. B rows of L tokens, K positions where scores are read."""
 
     ids: torch.Tensor  # int64 [B, L]
     positions: torch.Tensor  # int64 [B, L], from zero in each sequence
@@ -37,17 +37,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What one optimiser update holds in all its batches, so that a mean is over the update and not over
-    whichever batch a sequence fell into."""
+    """Sums over all batches of one update. Dividing by them gives means over the update, not over one batch."""
 
-    scores: float  # places with a target
+    scores: float  # positions with a target
     next_tokens: float  # sum of next-token weights
-    sequences: float = 1.0  # how many sequences
+    sequences: float = 1.0  # number of sequences
 
 
 def pack(lengths: Sequence[int], order: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Groups sequences into rows of at most `row_tokens` (a longer sequence gets a row of its own), taking
-    them in `order` and putting each where it leaves the least room. Every index comes back exactly once."""
+    """Groups sequences into rows of at most `row_tokens`; a longer sequence gets its own row.
+
+    Takes the sequences in `order`, and puts each into the row where it leaves the least room. Every index is in the
+    result exactly once."""
     closed: list[list[int]] = []
     rows: list[list[int]] = []
     room: list[int] = []
@@ -68,13 +69,13 @@ def pack(lengths: Sequence[int], order: Sequence[int], row_tokens: int) -> list[
 
 
 def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -> Batch:
-    """Lays each row's sequences end to end and pads the rows to one length."""
+    """Concatenates the sequences of each row, and pads the rows to one length."""
     import torch
 
     height, width = len(rows), max(sum(len(e) for e in row) for row in rows)
     ids = np.full((height, width), pad_id, dtype=np.int64)
     positions = np.zeros((height, width), dtype=np.int64)
-    owner = np.zeros((height, width), dtype=np.int64)  # which sequence of its row a token belongs to; 0 is padding
+    owner = np.zeros((height, width), dtype=np.int64)  # the sequence of its row that a token belongs to; 0 is padding
     weights = np.zeros((height, width), dtype=np.float32)
     at_rows: list[int] = []
     at_columns: list[int] = []
@@ -90,13 +91,13 @@ def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -
                 owner[b, first:last] = first + 1
             if e.weights:
                 weights[b, start:end] = e.weights
-                weights[b, cuts[:-1]] = 0.0  # nothing before it predicts a sequence's first token
+                weights[b, cuts[:-1]] = 0.0  # the first token of a sequence is not predicted
             at_rows += [b] * len(e.at)
             at_columns += [start + t for t in e.at]
             targets += e.targets
             start = end
-    own = torch.from_numpy(owner)
-    same = own[:, :, None] == own[:, None, :]
+    sequence = torch.from_numpy(owner)
+    same = sequence[:, :, None] == sequence[:, None, :]
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     tensors = (
         torch.from_numpy(ids),
@@ -111,15 +112,16 @@ def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -
 
 
 def next_token_loss(logits: torch.Tensor, b: Batch) -> torch.Tensor:
-    """Sum over tokens of weight * -log p(token | what precedes it in its own sequence), in nats.
+    """Sum over tokens of weight * -log p(token | the tokens before it in its sequence), in nats.
 
-    `logits` [B, L, V] are the model's, unshifted: the one shift by a position happens here."""
+    `logits` [B, L, V] are the model's outputs, unshifted; the shift by one position happens here."""
     return next_token_loss_of(logits, lambda kept: kept, b)
 
 
 def next_token_loss_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
-    """The same from the last hidden states [B, L, D] and the output layer, which is then applied only where a token
-    counts: with small models it is a large part of the work."""
+    """`next_token_loss` from the last hidden states [B, L, D] and the output layer `head`.
+
+    The output layer runs only at tokens with a weight. In small models it is a large part of the work."""
     import torch
 
     keep = b.weights[:, 1:] > 0
@@ -129,15 +131,15 @@ def next_token_loss_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torc
 
 
 def log_probs_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
-    """[K] for each place where a score is read: the sum of weight * log p over the tokens that it sees, itself
-    included, of its own sequence; in nats. Read at a sequence's end it is the weighted tokens' joint log-probability.
+    """[K] at each position where a score is read: the sum of weight * log p, in nats, over the tokens of its sequence
+    up to and including it. At the end of a sequence it is the joint log-probability of the weighted tokens.
 
-    `hidden` [B, L, D] and the output layer as above; for a loss, so it keeps gradients."""
+    `hidden` [B, L, D] and `head` as in `next_token_loss_of`. It keeps gradients, for use in a loss."""
     import torch
 
     keep = b.weights[:, 1:] > 0
     picked = head(hidden[:, :-1][keep]).float()
-    logs = -torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none") * b.weights[:, 1:][keep]
-    dense = torch.zeros_like(b.weights[:, 1:]).masked_scatter(keep, logs)
+    losses = torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none")
+    dense = torch.zeros_like(b.weights[:, 1:]).masked_scatter(keep, -losses * b.weights[:, 1:][keep])
     seen = b.mask[b.rows, 0, b.columns, 1:]
     return (dense[b.rows] * seen).sum(-1)

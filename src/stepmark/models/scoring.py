@@ -1,8 +1,7 @@
-"""What every verifier kind that runs a model needs: its card on disk, its batches, its results.
+"""Scoring for all verifier kinds that run a model: cached models, tag ids, batches and results.
 
-A verifier directory is a Hugging Face checkpoint plus `verifier.json`, the card: which kind reads the scores,
-with which settings, and the token ids that the settings stood for when it was trained. Loading compares them
-with today's tokenizer and refuses to score with tags that moved.
+A verifier directory is a Hugging Face checkpoint plus a card, `verifier.json` (plugins/verifier_card.py). The card has
+the kind, its settings, and the token ids of its tags at training time. A verifier checks the card before it scores.
 """
 
 from __future__ import annotations
@@ -24,43 +23,45 @@ from stepmark.types import Finish, Outcome, Solution, Verification
 if TYPE_CHECKING:
     import torch
 
-SURE = 1e-6  # scores are kept this far from 0 and 1, where their log-odds end
+SURE = 1e-6  # scores are clipped to [SURE, 1 - SURE], so that their log-odds are finite
 SCORING_TOKENS = 16384  # tokens in a scoring batch, padding included: bounds memory, changes no score
 
 
 def logit(r: float) -> float:
-    """log(r / (1 - r)), finite: scores are kept a little away from 0 and 1."""
+    """log(r / (1 - r)), finite, since `r` is clipped to [SURE, 1 - SURE]."""
     r = min(max(r, SURE), 1 - SURE)
     return math.log(r / (1 - r))
 
 
 def relative(path: str, out: Path) -> str:
-    """A path that survives the whole run directory's being moved; a hub id stays what it is."""
+    """`path` relative to `out`, so that it stays valid when the run directory moves. A hub id is returned unchanged."""
     return os.path.relpath(Path(path).resolve(), out.resolve()) if path and Path(path).exists() else path
 
 
 def absolute(path: str, at: str) -> str:
-    """What `relative` made of a path, from the directory it was made for."""
-    there = Path(at).resolve() / path
-    return os.path.normpath(there) if path and there.exists() else path
+    """The inverse of `relative`: the path, seen from the directory `at`."""
+    joined = Path(at).resolve() / path
+    return os.path.normpath(joined) if path and joined.exists() else path
 
 
 def tag_ids(path: str, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
-    """(what, text) pairs -> what: its one token id. Raises EncodingError for one of several tokens, or two alike."""
+    """(name, text) pairs -> {name: token id}. Raises EncodingError for a text of several tokens, or two equal ids."""
     return _tag_ids(path, checkpoints.version(path), trust_remote_code, *tags)
 
 
 @lru_cache(maxsize=64)
 def _tag_ids(path: str, _version: int, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
     tokenizer = checkpoints.load_tokenizer(path, trust_remote_code)
-    ids = {what: special_id(tokenizer, text, what) for what, text in tags}
+    ids = {name: special_id(tokenizer, text, name) for name, text in tags}
     if len(set(ids.values())) < len(ids):
-        raise EncodingError(f"the tags {', '.join(f'{w} {t!r}' for w, t in tags)} must be different tokens.")
+        raise EncodingError(
+            f"the tags {', '.join(f'{name} {text!r}' for name, text in tags)} must be different tokens."
+        )
     return ids
 
 
 def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
-    """The model of a verifier directory, loaded once in a process. Its card is checked by the caller."""
+    """The model of a verifier directory, loaded once per process. The caller checks the card."""
     return _cached_model(path, checkpoints.version(path), head, dtype, device, trust_remote_code)
 
 
@@ -70,11 +71,11 @@ def _cached_model(path: str, _version: int, head: str, dtype: str, device: str, 
 
 
 def outputs(model: Any, batch: packing.Batch) -> torch.Tensor:
-    """The last hidden states [B, L, D] of a transformers model, whatever head it carries."""
-    found: torch.Tensor = model.base_model(
+    """The last hidden states [B, L, D] of a transformers model with any head."""
+    hidden: torch.Tensor = model.base_model(
         input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
-    return found
+    return hidden
 
 
 def cross_entropy(log_bad: torch.Tensor, log_good: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -93,21 +94,21 @@ def verify(
     device: str,
     per_step: bool = False,
 ) -> list[Verification]:
-    """Scores solutions in batches of near-equal length; `read` gives the [K] probabilities of a batch.
+    """Scores solutions in batches of near-equal length. `read` gives the [K] probabilities of a batch.
 
-    What is encoded is the solution without its claims about itself (text/sanitize.py). With `per_step`, where the
-    encoding has one place for each step that is left, every step of the original gets a score.
-    A solution that did not end, or does not fit into `max_length` tokens, is TRUNCATED, never cut and scored."""
+    The solution is encoded without its claims about itself (text/sanitize.py). With `per_step` the encoding has one
+    position for each step that is left, and every step of the original solution gets a score.
+    A solution that did not end, or is longer than `max_length` tokens, is TRUNCATED; it is never cut and scored."""
     import torch
 
     results: dict[int, Verification] = {}
     encoded: dict[int, Encoded] = {}
-    read_as: dict[int, Sanitized] = {}
+    sanitized: dict[int, Sanitized] = {}
     for i, s in enumerate(solutions):
         bad = unfinished(s, aggregate)
         if bad is None:
-            read_as[i] = sanitize(s)
-            encoded[i] = encode(read_as[i].solution)
+            sanitized[i] = sanitize(s)
+            encoded[i] = encode(sanitized[i].solution)
             bad = too_long(s, aggregate, len(encoded[i]), max_length)
         if bad is not None:
             results[i] = bad
@@ -122,14 +123,14 @@ def verify(
                     results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
                     continue
                 if per_step:
-                    scores = read_as[i].spread(scores)
+                    scores = sanitized[i].spread(scores)
                 total = aggregation.aggregate(scores, aggregate)
                 results[i] = Verification(solutions[i].id, scores, total, aggregate, tokens=len(encoded[i]))
     return [results[i] for i in range(len(solutions))]
 
 
 def unfinished(s: Solution, aggregate: str) -> Verification | None:
-    """What to say of a solution that can't be scored by any verifier; None for one that can."""
+    """The verification of a solution that no verifier can score; None for any other solution."""
     if s.finish is Finish.LENGTH:
         return _unscored(s, aggregate, "the solution ran out of tokens before its end")
     if not s.spans:
@@ -140,14 +141,14 @@ def unfinished(s: Solution, aggregate: str) -> Verification | None:
 
 
 def too_long(s: Solution, aggregate: str, tokens: int, allowed: float) -> Verification | None:
-    """What to say of a solution that a model can't read to its end; None for one that it can."""
+    """The verification of a solution that is too long for a model; None for any other solution."""
     if tokens <= allowed:
         return None
     return _unscored(s, aggregate, f"{tokens} tokens; the verifier reads {allowed:.0f}")
 
 
 def max_length(model: Any) -> float:
-    """Tokens that a model reads, question and tags included; infinite where its configuration sets no end."""
+    """Largest number of tokens that a model can read, question and tags included; infinite without a limit."""
     return float(getattr(model.config, "max_position_embeddings", math.inf))
 
 
@@ -156,7 +157,7 @@ def _unscored(s: Solution, aggregate: str, reason: str, outcome: Outcome = Outco
 
 
 def by_length(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
-    """Keys of sequences of near-equal length, in groups that make scoring batches."""
+    """Groups of keys for scoring batches; the sequences of a group have near-equal length."""
     group: list[int] = []
     for i in sorted(encoded, key=lambda i: len(encoded[i])):
         if group and len(encoded[i]) * (len(group) + 1) > SCORING_TOKENS:

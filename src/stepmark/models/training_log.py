@@ -1,7 +1,7 @@
-"""What every training leaves beside its weights: what it was asked for, and one line for each logged update.
+"""The files that every training writes beside its weights: its settings, and one line per logged update.
 
-OUT/training.json       what was asked for; another call's is refused
-OUT/NAME.jsonl          a line per logged update
+OUT/training.json       settings and data of the training; a call with others is refused
+OUT/NAME.jsonl          one line per logged update
 OUT/tensorboard/        the same figures for TensorBoard
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from stepmark.data import store
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigChanged
 
-# Settings that may differ when a training goes on
+# Settings that may change when a training resumes
 FREE = ("checkpoint_seconds", "tensorboard", "device")
 
 
@@ -52,27 +51,9 @@ def _upgraded(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(identity: dict[str, Any]) -> list[str]:
-    """What of it must stay the same."""
+    """The part of `identity` that must stay the same, as lines of JSON."""
     settings = {k: v for k, v in identity.get("settings", {}).items() if k not in FREE}
     return json.dumps({**identity, "settings": settings}, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
-
-
-def autocast(precision: str, device: str) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 where it is asked for, or where it is faster: on a GPU."""
-    import torch
-
-    use = precision == "bfloat16" or (precision == "auto" and device.startswith("cuda"))
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16) if use else contextlib.nullcontext()
-
-
-def rate(update: int, updates: int, peak: float, warmup: float, final: float) -> float:
-    """The learning rate of an update: it rises linearly over the share `warmup` of all updates, then falls along a
-    cosine to the share `final` of the peak."""
-    warm = max(1, round(warmup * updates))
-    if update < warm:
-        return peak * (update + 1) / warm
-    done = (update - warm) / max(1, updates - warm)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 Write = Callable[[int, Mapping[str, Any], Mapping[str, Any]], None]
@@ -80,8 +61,9 @@ Write = Callable[[int, Mapping[str, Any], Mapping[str, Any]], None]
 
 @contextlib.contextmanager
 def writer(out: Path, name: str, update: int, tensorboard: bool) -> Iterator[Write]:
-    """Gives what writes a line: the number of updates, the figures that TensorBoard gets too, and the others. Lines
-    past `update`, the checkpoint that a training goes on from, are dropped: they will be written again."""
+    """A function that writes one line: the update, the figures that also go to TensorBoard, and the other fields.
+
+    Drops lines after `update`, the checkpoint that the training resumes from, since they will be written again."""
     log = out / name
     kept = _whole_lines(log, update)
     store.write_text(log, "".join(line + "\n" for line in kept))
@@ -92,9 +74,9 @@ def writer(out: Path, name: str, update: int, tensorboard: bool) -> Iterator[Wri
 
             board = SummaryWriter(str(out / "tensorboard"), purge_step=update + 1)
 
-    def write(update: int, figures: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+    def write(update: int, figures: Mapping[str, Any], other_fields: Mapping[str, Any]) -> None:
         with log.open("a") as f:
-            f.write(json.dumps({"update": update, **figures, **more}) + "\n")
+            f.write(json.dumps({"update": update, **figures, **other_fields}) + "\n")
         if board is not None:
             for key, value in figures.items():
                 board.add_scalar(key, value, update)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stepmark.backends.local.engine import Engine
-from stepmark.models import checkpoints, training_log
+from stepmark.models import checkpoints, optimization
 from stepmark.rl import losses
 from stepmark.rl.episodes import episodes
 from stepmark.rl.learner import Learner
@@ -55,7 +55,7 @@ def divergence_on(
     """The same of models that are loaded."""
     s = learner.settings
     params = SamplingParams(max_tokens=s.max_tokens, temperature=s.temperature, stop=s.stop, seed=s.seed)
-    with training_log.autocast(s.precision, learner.device):
+    with optimization.autocast(s.precision, learner.device):
         drawn = episodes(
             engine, tokenizer, problems, samples=SAMPLES, params=params, template=template, steps=steps, chat=chat
         )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from stepmark.errors import DataError
-from stepmark.models import checkpoints, training_log
+from stepmark.models import checkpoints, optimization
 from stepmark.models.encoding import Encoded
 from stepmark.rl import losses
 from stepmark.rl.advantages import Floats, gae, group_relative, penalised, token_rewards, whitened
@@ -135,7 +135,7 @@ class Learner:
             old, reference, values, advantages, returns = (
                 torch.from_numpy(np.concatenate([x[i] for i in members])).to(self.device) for x in data
             )
-            with training_log.autocast(s.precision, self.device):
+            with optimization.autocast(s.precision, self.device):
                 seen = self.policy(b)
             loss, clipped = losses.policy_loss(seen.logprobs, old, advantages, s.clip)
             totals["policy_loss"] += float(loss.detach())
@@ -160,4 +160,4 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _rate(self, update: int) -> float:
-        return training_log.rate(update, self.settings.updates, self.settings.lr, WARMUP, FINAL)
+        return optimization.learning_rate(update, self.settings.updates, self.settings.lr, WARMUP, FINAL)

@@ -35,7 +35,7 @@ from stepmark.backends.local.engine import Engine
 from stepmark.data import store
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
-from stepmark.models import checkpoints, training_log
+from stepmark.models import checkpoints, optimization, training_log
 from stepmark.protocols import Grader, RewardSource
 from stepmark.rl import guards, losses
 from stepmark.rl.distance import divergence_on
@@ -238,7 +238,7 @@ class _Loop:
             for epoch in {place // size for place in places}
         }
         chosen = [self.problems[int(orders[place // size][place % size])] for place in places]
-        with training_log.autocast(s.precision, self.device):
+        with optimization.autocast(s.precision, self.device):
             return episodes(
                 self.engine,
                 self.tokenizer,
@@ -269,7 +269,7 @@ class _Loop:
         if not self.held_out:
             return
         with self._timed("looks"):
-            with training_log.autocast(self.settings.precision, self.device):
+            with optimization.autocast(self.settings.precision, self.device):
                 greedy = replace(self.params, temperature=0.0)
                 answers = episodes(self.engine, self.tokenizer, self.held_out, samples=1, params=greedy, **self.drawing)
             paid = {e.problem.id: r for e, r in zip(answers, self._paid(answers), strict=True)}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from stepmark.models import packing, training_log
+from stepmark.models import optimization, packing
 from stepmark.models.encoding import Encoded
 from stepmark.rl.advantages import Floats
 from stepmark.rl.episodes import Episode
@@ -136,7 +136,7 @@ def read(
     logs: list[Floats] = [np.zeros(0, np.float32)] * len(found)
     values = list(logs)
     order = sorted(range(len(found)), key=lambda i: -len(found[i]))
-    with torch.no_grad(), training_log.autocast(settings.precision, device):
+    with torch.no_grad(), optimization.autocast(settings.precision, device):
         for b, members in batches(found, order, pad_id, device, settings.row_tokens, settings.batch_tokens):
             seen = model(b)
             cuts = np.cumsum([own(found[i]) for i in members])[:-1]

@@ -31,7 +31,7 @@ import numpy as np
 from stepmark.data import store
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
-from stepmark.models import checkpoints, packing, training_log
+from stepmark.models import checkpoints, optimization, packing, training_log
 from stepmark.models.encoding import Encoded, token_ids
 from stepmark.text.prompts import Template
 from stepmark.types import Place, Problem, Progress
@@ -310,7 +310,7 @@ class _Loop(Generic[Example]):
         total = 0.0
         for group in groups:
             b = packing.batch(group, self.trainee.pad_id, self.device)
-            with training_log.autocast(self.settings.precision, self.device):
+            with optimization.autocast(self.settings.precision, self.device):
                 loss = self.trainee.loss(self.model, b, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
@@ -328,7 +328,7 @@ class _Loop(Generic[Example]):
 
     def _rate(self, update: int) -> float:
         s = self.settings
-        return training_log.rate(update, self.updates, s.lr, s.warmup, s.final_lr)
+        return optimization.learning_rate(update, self.updates, s.lr, s.warmup, s.final_lr)
 
     # ---- what survives a kill ----
 

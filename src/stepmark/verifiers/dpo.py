@@ -1,21 +1,23 @@
-"""Implicit verifier: how much likelier a solution became by preferring right ones to wrong ones (Rafailov et al., 2023,
-arXiv 2305.18290, equations 5 and 7; as a verifier in V-STaR, arXiv 2402.06457, and a baseline of GenRM's).
+"""Implicit verifier (DPO): the score of a solution is how much likelier preference training made it.
+
+Training prefers right solutions to wrong ones (Rafailov et al., 2023, arXiv 2305.18290, equations 5 and 7). V-STaR
+(arXiv 2402.06457) uses it as a verifier, and GenRM (arXiv 2408.15240) compares with it.
 
     L = -log sigmoid( beta * [ R(y+) - R(y-) ] ),       R(y) = log pi(y | x) - log ref(y | x)
     score = sigmoid( beta * R(y) )
 
-pi is what learns, ref the checkpoint that it started from; y ends with the end token, since generation does. y+ and y-
-are a right and a wrong solution of one question: up to `pairs` of them, spread evenly over its solutions. Questions
-without both kinds, ungradable solutions and repeated texts teach nothing.
+pi is the model that learns, and ref is the checkpoint that it started from. y ends with the end token, as a generated
+text does. y+ and y- are a right and a wrong solution of one question. A question gives up to `pairs` pairs, spread
+evenly over its solutions. Questions without both kinds, ungradable solutions and repeated texts are not learned from.
 
-- R is a sum over tokens, and training settles only its differences within a question. Where every token became a
-  little less likely, as often happens, a text longer than those trained on is ranked low for its length alone.
-  length_normalized=True takes the mean over tokens, in training and in scoring (ours; it wants a larger beta).
-- The level being free, 0.5 is no boundary between right and wrong: compare scores within a question.
-- `score_beta` changes no ranking, but weighted votes and blends see how far apart scores are.
-- The reference reads each batch beside pi, where others read all pairs once before: this way both are in the batch's
-  own precision, so that training starts at log 2 exactly and what is learned from doesn't depend on the device. It
-  takes a third more work.
+- R is a sum over tokens, and training fixes only its differences within a question. Training often makes every token a
+  little less likely. A text longer than the training texts then gets a low rank because of its length alone.
+  length_normalized=True takes the mean over tokens, in training and in scoring (ours; it needs a larger beta).
+- The level of R is free, so 0.5 is no boundary between right and wrong. Compare scores within a question only.
+- `score_beta` changes no ranking, but it changes how far apart scores are, which weighted votes and blends use.
+- The reference model reads each batch together with pi. Other implementations read all pairs once before training. Here
+  both models run in the precision of the batch, so the loss starts at log 2 exactly, and the training data holds no
+  number that depends on the device. It costs a third more work.
 
     stepmark train dpo --base generator/ --task arithmetic --labels L.jsonl --out dpo/
 """
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two solutions of one question, to learn from together."""
+    """A right and a wrong solution of one question, learned from together."""
 
     question: str
     right: Solution
@@ -52,14 +54,14 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class ImplicitVerifier:
-    """Trains from the checkpoint at `path`, its reference then; or scores with the verifier there."""
+    """Trains from the checkpoint at `path`, which is then the reference; or scores with the verifier at `path`."""
 
     path: str  # a causal language model to start from, or a trained verifier
-    reference: str = ""  # for scoring: where the checkpoint is that it started from, seen from `path`; its card says
-    beta: float = 0.1  # how dear it is to leave the reference
-    score_beta: float = 0.0  # what R is multiplied by for a score; 0 takes beta
-    pairs: int = 4  # of a right and a wrong solution, at most so many for a question
-    length_normalized: bool = False  # R per token
+    reference: str = ""  # for scoring: the checkpoint that it started from, relative to `path`; set by its card
+    beta: float = 0.1  # strength of the pull to the reference
+    score_beta: float = 0.0  # factor of R in the score; 0 takes beta
+    pairs: int = 4  # largest number of pairs per question
+    length_normalized: bool = False  # R is the mean over tokens, not the sum
     template: str = "{question}\n"
     dtype: str = "float32"
     device: str = "auto"
@@ -76,14 +78,15 @@ class ImplicitVerifier:
         if faults:
             raise ConfigError(faults)
 
-    # ---- text to ids: the one place, for training and scoring ----
+    # ---- text to token ids, for training and scoring alike ----
 
     def encode(self, question: str, solution: Solution) -> Encoded:
-        """Question, solution without its claims about itself, and end token; the last two are weighed. Raises
-        EncodingError without an end token."""
+        """Question, solution without its claims about itself, and end token. Solution and end token have weight 1.
+
+        Raises EncodingError for a tokenizer without an end token."""
         tokenizer = self._tokenizer()
         if tokenizer.eos_token_id is None:
-            raise EncodingError(f"{self.path}: its tokenizer has no end token, and a solution's likelihood needs one.")
+            raise EncodingError(f"{self.path}: the tokenizer has no end token, and a solution's likelihood needs one.")
         context = Template(self.template).render(question)
         ids, spans = token_ids(tokenizer, context + sanitize_text(solution.text).rstrip())
         (start,) = boundaries(spans, [len(context)])
@@ -98,35 +101,38 @@ class ImplicitVerifier:
         )
 
     def choose(self, examples: Sequence[tuple[Problem, LabelledSolution]]) -> Sequence[Pair]:
-        """The pairs to learn from, the same at every call, by question in the order they first came.
+        """The pairs to learn from, the same at every call. Questions keep the order in which they first came.
 
         Raises DataError when no question has a right and a wrong solution."""
         if self.reference:
             raise ConfigError(
-                f"dpo: in training the reference is the checkpoint that it starts from, {self.path}; "
-                f"got reference={self.reference!r}. Leave it out, or start from that one."
+                f"dpo: in training the reference is the checkpoint that training starts from, {self.path}; "
+                f"got reference={self.reference!r}. Leave it out, or start from that checkpoint."
             )
-        # By text: a text that is right here and wrong there says nothing, and one drawn twice says it once.
-        found: dict[str, dict[str, tuple[Solution, set[Verdict]]]] = {}
-        for problem, x in examples:
-            read_as = sanitize(x.solution)
-            if x.grade.verdict is not Verdict.UNGRADABLE and read_as.kept:
-                texts = found.setdefault(problem.question, {})
-                texts.setdefault(read_as.solution.text.rstrip(), (x.solution, set()))[1].add(x.grade.verdict)
+        # By text: a text drawn twice counts once, and a text graded both right and wrong is left out.
+        by_question: dict[str, dict[str, tuple[Solution, set[Verdict]]]] = {}
+        for problem, labelled in examples:
+            sanitized = sanitize(labelled.solution)
+            if labelled.grade.verdict is not Verdict.UNGRADABLE and sanitized.kept:
+                texts = by_question.setdefault(problem.question, {})
+                text = sanitized.solution.text.rstrip()
+                texts.setdefault(text, (labelled.solution, set()))[1].add(labelled.grade.verdict)
         pairs = []
-        for question, texts in found.items():
+        for question, texts in by_question.items():
             right = [s for s, verdicts in texts.values() if verdicts == {Verdict.CORRECT}]
             wrong = [s for s, verdicts in texts.values() if verdicts == {Verdict.INCORRECT}]
             pairs += [Pair(question, right[i], wrong[j]) for i, j in _spread(len(right), len(wrong), self.pairs)]
         if not pairs:
             raise DataError(
-                f"none of the {len(found)} questions with graded solutions has both a right and a wrong one, and dpo "
-                "learns from such pairs alone. Sample more solutions of each question."
+                f"none of the {len(by_question)} questions with graded solutions has both a right and a wrong one, and "
+                "dpo learns from such pairs only. Sample more solutions of each question."
             )
         return pairs
 
     def encode_example(self, example: Pair) -> Encoded | None:
-        """Both solutions, each after the question, as two parts of one sequence: the right one has target 1."""
+        """Both solutions, each after the question, as two parts of one sequence. The right one has target 1.
+
+        None when both have the same ids."""
         right, wrong = (self.encode(example.question, s) for s in (example.right, example.wrong))
         if right.ids == wrong.ids:
             return None
@@ -144,7 +150,7 @@ class ImplicitVerifier:
 
         reference = self._model(self.path, "float32", str(batch.ids.device))
         ratios = self._ratios(model, reference, batch)
-        margins = (ratios * (2 * batch.targets - 1)).reshape(-1, 2).sum(-1)  # a pair's two places follow one another
+        margins = (ratios * (2 * batch.targets - 1)).reshape(-1, 2).sum(-1)  # the two places of a pair are neighbours
         return -logsigmoid(self.beta * margins).sum() / totals.sequences
 
     def save(self, model: torch.nn.Module, out: Path) -> None:
@@ -160,34 +166,37 @@ class ImplicitVerifier:
     # ---- scoring ----
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
-        """One verification per solution, in order, with a single score each; `tokens` are those of both models.
+        """One verification per solution, in order, with a single score each. `tokens` counts both models.
 
-        Raises CheckpointError when the reference is gone, or reads text in other tokens."""
+        Raises CheckpointError when the reference is missing or has another vocabulary."""
         reference = self._reference()
         verifier_card.check_card(self.path, self._ids(), Template(self.template).hash)
         model, frozen = (self._model(path, self.dtype, self.device) for path in (self.path, reference))
         scale = self.score_beta or self.beta
-        found = scoring.verify(
+        verifications = scoring.verify(
             solutions,
             lambda s: self.encode(question, s),
-            # In double precision sigmoid tells a log ratio of 300 nats from one of 290, which in single are both 1.
+            # Double precision: in single precision the sigmoids of log ratios of 300 and 290 nats would both be 1.
             lambda b: (scale * self._ratios(model, frozen, b).double()).sigmoid(),
             aggregate="last",
             max_length=min(scoring.max_length(model), scoring.max_length(frozen)),
             pad_id=self.pad_id,
             device=str(model.device),
         )
-        return [replace(v, tokens=2 * v.tokens) for v in found]
+        return [replace(v, tokens=2 * v.tokens) for v in verifications]
 
-    # ---- shared by both ----
+    # ---- shared by training and scoring ----
 
     def _ratios(self, model: Any, reference: Any, batch: packing.Batch) -> torch.Tensor:
-        """[K] R(y) of each solution: summed over its tokens, or their mean."""
+        """[K] R(y) of each solution: the sum over its tokens, or with `length_normalized` the mean."""
         import torch
 
         with torch.no_grad():
-            before = packing.log_probs_of(scoring.outputs(reference, batch), reference.get_output_embeddings(), batch)
-        ratios = packing.log_probs_of(scoring.outputs(model, batch), model.get_output_embeddings(), batch) - before
+            reference_log_probs = packing.log_probs_of(
+                scoring.outputs(reference, batch), reference.get_output_embeddings(), batch
+            )
+        log_probs = packing.log_probs_of(scoring.outputs(model, batch), model.get_output_embeddings(), batch)
+        ratios = log_probs - reference_log_probs
         if not self.length_normalized:
             return ratios
         seen = batch.mask[batch.rows, 0, batch.columns]
@@ -199,25 +208,24 @@ class ImplicitVerifier:
     def _reference(self) -> str:
         if not self.reference:
             raise CheckpointError(
-                f"{self.path} was not trained as a dpo verifier, so there is no reference to compare it with. "
+                f"{self.path} was not trained as a dpo verifier, so it has no reference to compare with. "
                 "Train one: stepmark train dpo --help"
             )
-        place = scoring.absolute(self.reference, self.path)
+        reference = scoring.absolute(self.reference, self.path)
+        versions = checkpoints.version(self.path), checkpoints.version(reference)
         try:
-            same = _same_words(
-                self.path, checkpoints.version(self.path), place, checkpoints.version(place), self.trust_remote_code
-            )
+            same = _same_vocabulary(self.path, versions[0], reference, versions[1], self.trust_remote_code)
         except CheckpointError as e:
             raise CheckpointError(
-                f"{self.path} scores against the checkpoint that it was trained from, {place}, which can't be used: "
-                f"{e} Move or copy both together, or say where it is: reference=DIRECTORY."
+                f"{self.path} needs the checkpoint that it was trained from, {reference}, which can't be used: {e} "
+                "Move or copy both together, or say where the checkpoint is: reference=DIRECTORY."
             ) from e
         if not same:
             raise CheckpointError(
-                f"{self.path} scores against the checkpoint that it was trained from, and {place} reads text in other "
-                "tokens than it does: it is another one. Say where the right one is: reference=DIRECTORY."
+                f"{self.path} needs the checkpoint that it was trained from, but {reference} encodes text in other "
+                "tokens, so it is another model. Say where the right one is: reference=DIRECTORY."
             )
-        return place
+        return reference
 
     def _tokenizer(self) -> Any:
         return checkpoints.load_tokenizer(self.path, self.trust_remote_code)
@@ -227,14 +235,14 @@ class ImplicitVerifier:
 
 
 @lru_cache(maxsize=16)
-def _same_words(a: str, _version_a: int, b: str, _version_b: int, trust_remote_code: bool) -> bool:
+def _same_vocabulary(a: str, _version_a: int, b: str, _version_b: int, trust_remote_code: bool) -> bool:
     """Whether two checkpoints have the same vocabulary."""
     first, second = (checkpoints.load_tokenizer(path, trust_remote_code).get_vocab() for path in (a, b))
     return first == second
 
 
-def _spread(n: int, m: int, most: int) -> Iterator[tuple[int, int]]:
-    """The first `most` of all n * m pairs of indices, ordered so that each index comes up as often as any other."""
-    turns = math.lcm(n, m)
-    for k in range(min(n * m, most)):
-        yield k % n, (k + k // turns) % m
+def _spread(n: int, m: int, limit: int) -> Iterator[tuple[int, int]]:
+    """The first `limit` of all n * m pairs of indices, ordered so that each index appears as often as any other."""
+    period = math.lcm(n, m)
+    for k in range(min(n * m, limit)):
+        yield k % n, (k + k // period) % m

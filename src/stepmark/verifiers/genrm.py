@@ -1,19 +1,20 @@
 """Generative verifier: verification as next-token prediction (GenRM, Zhang et al., arXiv 2408.15240, section 3).
 
-- mode="direct" (equations 4 and 5): the target is one token, " Yes" or " No", after the solution and the question
-  whether its answer is correct; the score is p(Yes).
-- mode="cot" (section 3.3): the target is a written verification that ends in that question and its answer. To score,
-  `votes` rationales are sampled, and the score is the mean of p(Yes) after each: not a vote on what they say.
-- generation > 0 (equation 6): L = SFT(verification) + lambda * SFT(correct solutions), each term a mean over its own
-  tokens of an update. The correct solutions are those of the examples, and those that a recipe adds: references, and
-  texts that the generator learned from, lest a small model forget them.
+- mode="direct" (equations 4 and 5): the model reads the solution and the question whether its answer is correct. The
+  target is one token, " Yes" or " No". The score is p(Yes).
+- mode="cot" (section 3.3): the target is a written verification that ends in that question and its answer. Scoring
+  samples `votes` rationales. The score is the mean of p(Yes) after each of them, not the share of rationales that end
+  in Yes.
+- generation > 0 (equation 6): L = SFT(verification) + lambda * SFT(correct solutions). Each term is a mean over its own
+  tokens in an update. The correct solutions are those of the examples and those that a recipe adds: references, and
+  the texts that the generator was trained on, so that a small model does not forget them.
 
-Choices of ours, which the paper leaves open: p(Yes) is renormalised over the forms of Yes and No that are one token to
-this tokenizer; a rationale that ends without the question is asked it anyway; verification examples are balanced by
-label; the solution is read without what it says about its own correctness (text/sanitize.py). All K rationales of a
-solution share its encoded text, and solutions of the same text share their votes.
+The paper leaves these choices open; they are ours. p(Yes) is renormalised over the forms of Yes and No that are one
+token for this tokenizer. If a rationale ends without the question, the question is appended. Verification examples are
+balanced by label. The solution is read without its claims about its own correctness (text/sanitize.py). All K
+rationales of a solution share its encoded text, and solutions with the same text share their votes.
 
-A trained verifier is an ordinary causal language model, which an ordinary server serves:
+A trained verifier is an ordinary causal language model, so any inference server can serve it:
 
     stepmark train genrm --base generator/ --option mode=cot --task last_letter --labels L.jsonl --out genrm/
     load_verifier("genrm/", backend="openai", backend_options={"url": ..., "model": ...})
@@ -56,16 +57,16 @@ if TYPE_CHECKING:
 
 PROMPTS = {"direct": "{problem}{solution}\n", "cot": "{problem}{solution}\nVerification:\n"}
 SLOT = re.compile(r"\{(problem|solution)\}")
-FORMS = ((YES, "Yes", " yes", "yes"), (NO, "No", " no", "no"))  # of each answer
+FORMS = ((YES, "Yes", " yes", "yes"), (NO, "No", " no", "no"))  # the forms of each answer
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One text to learn: what is given, and what is to be said."""
+    """One training text: an input and its target."""
 
-    given: str
-    said: str  # a verification up to its verdict's question; a solution
-    answer: str = ""  # YES or NO; "" for a solution, which ends with the end token
+    given: str  # the input
+    said: str  # the target: a verification up to and including its verdict's question, or a solution
+    answer: str = ""  # YES or NO, which follows `said`; "" for a solution, which ends with the end token
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,53 +75,54 @@ class GenerativeVerifier:
 
     path: str  # a causal language model to start from, or a trained verifier
     mode: Literal["direct", "cot"] = "direct"
-    template: str = "{question}\n"  # how a question is put when it is to be solved
-    prompt: str = ""  # text with one {problem}, the question so put, and one {solution}; "" takes the mode's own
+    template: str = "{question}\n"  # the prompt that asks to solve a question
+    prompt: str = ""  # text with one {problem} (the filled template) and one {solution}; "" takes the mode's default
     generation: float = 0.0  # lambda, the weight of generating correct solutions
-    balance: bool = True  # learn from equally many verifications of right and of wrong solutions
+    balance: bool = True  # learn from as many verifications of right solutions as of wrong ones
     examples: int | None = (
-        None  # most verifications to learn from; null takes all; 0 learns generation alone, a control
+        None  # largest number of verifications to learn from; null takes all; 0 learns generation only, as a control
     )
     votes: int = 32  # K, rationales per solution
-    temperature: float = 1.0  # of the rationales; 0 makes them all alike, so it asks for votes=1
+    temperature: float = 1.0  # of the rationales; at 0 they are all equal, so 0 requires votes=1
     max_tokens: int = 512  # of a rationale
-    keep: int = 4  # rationales that are stored with each verification
+    keep: int = 4  # number of rationales stored with each verification
     seed: int = 0  # of the rationales
-    backend: str = "local"  # what runs the model when scoring: one that can tell probabilities (protocols.Chooser)
+    backend: str = "local"  # runs the model when scoring; it needs `choice_probs` (protocols.Chooser)
     backend_options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     device: str = "auto"
     trust_remote_code: bool = False
 
-    generates: ClassVar[bool] = True  # it can learn from correct solutions that nobody verified
+    generates: ClassVar[bool] = True  # it can learn from correct solutions without a verification
 
     def __post_init__(self) -> None:
         faults = []
         if self.mode not in PROMPTS:
-            faults.append(f"genrm: mode is {' or '.join(PROMPTS)}, got {self.mode!r}.")
+            faults.append(f"genrm: mode must be {' or '.join(PROMPTS)}, got {self.mode!r}.")
         if self.prompt and sorted(SLOT.findall(self.prompt)) != ["problem", "solution"]:
-            faults.append(f"genrm: a prompt has one {{problem}} and one {{solution}}; got {self.prompt!r}.")
+            faults.append(f"genrm: prompt needs exactly one {{problem}} and one {{solution}}, got {self.prompt!r}.")
         if self.examples is not None and self.examples < 2 and not (self.examples == 0 and self.generation > 0):
             faults.append(f"genrm: examples must be at least 2, or 0 where generation is above 0; got {self.examples}.")
-        for name, least in (("votes", 1), ("max_tokens", 1), ("keep", 0), ("temperature", 0), ("generation", 0)):
-            if getattr(self, name) < least:
-                faults.append(f"genrm: {name} must be at least {least}, got {getattr(self, name)}.")
+        for name, minimum in (("votes", 1), ("max_tokens", 1), ("keep", 0), ("temperature", 0), ("generation", 0)):
+            if getattr(self, name) < minimum:
+                faults.append(f"genrm: {name} must be at least {minimum}, got {getattr(self, name)}.")
         if self.temperature == 0 and self.votes > 1 and self.mode == "cot":
-            faults.append(f"genrm: at temperature 0 all {self.votes} votes are one; give votes=1, or a temperature.")
+            faults.append(
+                f"genrm: at temperature 0 all {self.votes} votes are equal; set votes=1, or a temperature above 0."
+            )
         if faults:
             raise ConfigError(faults)
 
-    # ---- text to ids: the one place, for training and scoring ----
+    # ---- text to token ids, for training and scoring alike ----
 
     def ask(self, question: str, solution: str) -> str:
-        """What the model is given: problem, solution, and for "direct" the verdict's question."""
-        read_as = sanitize_text(solution).rstrip()
-        fill = {"problem": Template(self.template).render(question), "solution": read_as}
-        asked = SLOT.sub(lambda slot: fill[slot[1]], self.prompt or PROMPTS[self.mode])
-        return asked + VERDICT if self.mode == "direct" else asked
+        """The prompt: problem, solution, and in mode "direct" the verdict's question."""
+        values = {"problem": Template(self.template).render(question), "solution": sanitize_text(solution).rstrip()}
+        prompt = SLOT.sub(lambda slot: values[slot[1]], self.prompt or PROMPTS[self.mode])
+        return prompt + VERDICT if self.mode == "direct" else prompt
 
     def corpus(self) -> tuple[str, ...]:
-        """Texts that a tokenizer made for it should know."""
+        """Texts that a new tokenizer for this verifier should be trained on."""
         return tuple(self.ask("", "").removesuffix(VERDICT) + VERDICT + answer for answer in (YES, NO))
 
     # ---- training ----
@@ -131,9 +133,8 @@ class GenerativeVerifier:
         )
 
     def choose(self, examples: Sequence[tuple[Problem, LabelledSolution]]) -> Sequence[Lesson]:
-        """Verifications, equally many of each verdict with `balance`; then correct solutions, with `generation`."""
-        verifications = [lesson for example in examples for lesson in self._verifications(*example)]
-        verifications = self._some(verifications)
+        """Verifications, with `balance` as many of each verdict; then, with `generation`, correct solutions."""
+        verifications = self._subset([lesson for example in examples for lesson in self._verifications(*example)])
         if not self.generation:
             return verifications
         solutions = {
@@ -143,48 +144,49 @@ class GenerativeVerifier:
         }
         return [*verifications, *solutions.values()]
 
-    def _some(self, lessons: Sequence[Lesson]) -> list[Lesson]:
-        """Those that are learned, in their order. Their texts' hashes say which: whoever may learn from more learns
-        from the same ones and from others."""
-        ordered = sorted(range(len(lessons)), key=lambda i: _name(repr(lessons[i])))  # places: a text may come twice
-        most = len(lessons) if self.examples is None else self.examples
-        kept = ordered[:most]
+    def _subset(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """The lessons to learn, at most `examples`, in their order. The hashes of their texts choose them, so a larger
+        `examples` keeps the same lessons and adds others."""
+        # Indices, not lessons: a text may occur twice.
+        by_hash = sorted(range(len(lessons)), key=lambda i: _digest(repr(lessons[i])))
+        limit = len(lessons) if self.examples is None else self.examples
+        chosen = by_hash[:limit]
         if self.balance:
-            each = [[i for i in ordered if lessons[i].answer == answer] for answer in (YES, NO)]
-            least = min(most // 2, *map(len, each))
-            kept = [i for some in each for i in some[:least]]
-        return [lessons[i] for i in sorted(kept)]
+            per_answer = [[i for i in by_hash if lessons[i].answer == answer] for answer in (YES, NO)]
+            size = min(limit // 2, *map(len, per_answer))
+            chosen = [i for indices in per_answer for i in indices[:size]]
+        return [lessons[i] for i in sorted(chosen)]
 
     def _verifications(self, problem: Problem, labelled: LabelledSolution) -> Iterator[Lesson]:
         verdict = labelled.grade.verdict
         if verdict is Verdict.UNGRADABLE or not sanitize(labelled.solution).kept or _only_reference(labelled):
             return
-        given = self.ask(problem.question, labelled.solution.text)
+        prompt = self.ask(problem.question, labelled.solution.text)
         answer = YES if verdict is Verdict.CORRECT else NO
         if self.mode == "direct":
-            yield Lesson(given, "", answer)
+            yield Lesson(prompt, "", answer)
             return
         for rationale in labelled.rationales:
             if rationale.kept:
-                yield Lesson(given, rationale.text.removesuffix(VERDICT + answer) + VERDICT, answer)
+                yield Lesson(prompt, rationale.text.removesuffix(VERDICT + answer) + VERDICT, answer)
 
     def encode_example(self, lesson: Lesson) -> Encoded:
         tokenizer = self._tokenizer()
-        given = token_ids(tokenizer, lesson.given)[0]
-        said = following_ids(tokenizer, lesson.given, lesson.said) if lesson.said else ()
+        prompt = token_ids(tokenizer, lesson.given)[0]
+        target = following_ids(tokenizer, lesson.given, lesson.said) if lesson.said else ()
         if not lesson.answer:
-            ids = (*given, *said, tokenizer.eos_token_id)
-            at = range(len(given) - 1, len(ids) - 1)  # where each token of the solution is predicted
+            ids = (*prompt, *target, tokenizer.eos_token_id)
+            at = range(len(prompt) - 1, len(ids) - 1)  # the positions that predict the solution's tokens
             return Encoded(ids, at=tuple(at), targets=(1.0,) * len(at))
         answer = following_ids(tokenizer, lesson.said or lesson.given, lesson.answer)
-        weights = (*(0.0,) * len(given), *(1.0,) * (len(said) + len(answer)))
+        weights = (*(0.0,) * len(prompt), *(1.0,) * (len(target) + len(answer)))
         if self.mode == "direct":
-            return Encoded((*given, *answer), weights=weights)
-        return Encoded((*given, *said, *answer, tokenizer.eos_token_id), weights=(*weights, 1.0))
+            return Encoded((*prompt, *answer), weights=weights)
+        return Encoded((*prompt, *target, *answer, tokenizer.eos_token_id), weights=(*weights, 1.0))
 
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
-        """Equation 6, in nats: the mean over an update's verification tokens plus lambda times that over the tokens of
-        its correct solutions."""
+        """Equation 6, in nats: the mean over the update's verification tokens, plus lambda times the mean over the
+        tokens of its correct solutions."""
         import torch
 
         hidden = scoring.outputs(model, batch)
@@ -213,62 +215,64 @@ class GenerativeVerifier:
         return self.verify_many([(question, solutions)])
 
     def verify_many(self, asked: Sequence[tuple[str, Sequence[Solution]]]) -> list[Verification]:
-        """The same for the solutions of several questions at once, which fills the engine."""
+        """`verify` for several questions in one call, which makes larger batches.
+
+        `asked` holds a question and its solutions; the result has one verification per solution, in order."""
         verifier_card.check_card(self.path, {}, Template(self.template).hash)
         flat = [(question, s) for question, solutions in asked for s in solutions]
-        bad = [scoring.unfinished(s, "last") for _, s in flat]
-        given = ["" if why else self.ask(question, s.text) for (question, s), why in zip(flat, bad, strict=True)]
-        # Named by what is asked: the same solution drawn twice shares its votes.
-        prompts = {text: Prompt(_name(text), text) for text in given if text}
+        unscored = [scoring.unfinished(s, "last") for _, s in flat]
+        texts = ["" if bad else self.ask(question, s.text) for (question, s), bad in zip(flat, unscored, strict=True)]
+        # The prompt's text gives its id, so equal solutions share their votes.
+        prompts = {text: Prompt(_digest(text), text) for text in texts if text}
         sizes = {text: len(token_ids(self._tokenizer(), text)[0]) for text in prompts}
-        short = [prompt for text, prompt in prompts.items() if sizes[text] < self._limit]
-        made = (self._direct if self.mode == "direct" else self._voted)(short)
-        found = []
-        for (_, s), why, text in zip(flat, bad, given, strict=True):
-            why = why or scoring.too_long(s, "last", sizes[text] + 1, self._limit)
-            found.append(why or made[prompts[text].id].verification(s.id, sizes[text]))
-        return found
+        fitting = [prompt for text, prompt in prompts.items() if sizes[text] < self._limit]
+        votes = (self._direct_votes if self.mode == "direct" else self._rationale_votes)(fitting)
+        verifications = []
+        for (_, s), bad, text in zip(flat, unscored, texts, strict=True):
+            bad = bad or scoring.too_long(s, "last", sizes[text] + 1, self._limit)
+            verifications.append(bad or votes[prompts[text].id].verification(s.id, sizes[text]))
+        return verifications
 
-    def _direct(self, prompts: Sequence[Prompt]) -> dict[str, _Said]:
-        chances = self._chances([p.context for p in prompts])
-        return {p.id: _Said((chance,), direct=True) for p, chance in zip(prompts, chances, strict=True)}
+    def _direct_votes(self, prompts: Sequence[Prompt]) -> dict[str, _Votes]:
+        probabilities = self._yes_probabilities([p.context for p in prompts])
+        return {p.id: _Votes((p_yes,), direct=True) for p, p_yes in zip(prompts, probabilities, strict=True)}
 
-    def _voted(self, prompts: Sequence[Prompt]) -> dict[str, _Said]:
-        """`votes` rationales of each, and p(Yes) after each."""
+    def _rationale_votes(self, prompts: Sequence[Prompt]) -> dict[str, _Votes]:
+        """Per prompt id: `votes` sampled rationales, and p(Yes) after each."""
         yes, no = self._forms
         choices = (*yes, *no)
         params = SamplingParams(self.max_tokens, self.temperature, stop=(VERDICT,), seed=self.seed, choices=choices)
-        said: dict[str, list[Rollout]] = {p.id: [] for p in prompts}
-        asked = [replace(p, n=self.votes) for p in prompts]
-        for r in self._backend.sample(asked, params) if asked else ():
-            said[r.prompt_id].append(r)
+        by_prompt: dict[str, list[Rollout]] = {p.id: [] for p in prompts}
+        requests = [replace(p, n=self.votes) for p in prompts]
+        for r in self._backend.sample(requests, params) if requests else ():
+            by_prompt[r.prompt_id].append(r)
         contexts = {p.id: p.context for p in prompts}
-        ended = [r for rollouts in said.values() for r in rollouts if r.finish is Finish.STOP]
-        # Asked again: where the backend can't say in passing, and where the question came amid a line. A server can't
-        # tell that from a text that ended without it, and both have to come to one score.
-        again = [r for r in ended if not (r.choices and _own_line(r.text))]
-        chances = {r.key: sum(r.choices[: len(yes)]) for r in ended if r.choices and _own_line(r.text)}
-        more = self._chances([contexts[r.prompt_id] + _closed(r.text) for r in again])
-        chances.update(zip((r.key for r in again), more, strict=True))
-        found = {}
-        for name, rollouts in said.items():
+        ended = [r for rollouts in by_prompt.values() for r in rollouts if r.finish is Finish.STOP]
+        # Two cases need a second request: the backend gave no choices, or the question did not begin a line. A server
+        # can't tell the latter from a text that ended without the question, and both must get the same score.
+        p_yes = {r.key: sum(r.choices[: len(yes)]) for r in ended if r.choices and _ends_line(r.text)}
+        unread = [r for r in ended if not (r.choices and _ends_line(r.text))]
+        probabilities = self._yes_probabilities([contexts[r.prompt_id] + _closed(r.text) for r in unread])
+        p_yes.update(zip((r.key for r in unread), probabilities, strict=True))
+        votes = {}
+        for prompt_id, rollouts in by_prompt.items():
             rollouts.sort(key=lambda r: r.index)
-            whole = [r for r in rollouts if r.key in chances]
-            found[name] = _Said(
-                tuple(chances[r.key] for r in whole),
-                tuple(_closed(r.text) for r in whole[: self.keep]),
+            complete = [r for r in rollouts if r.key in p_yes]
+            votes[prompt_id] = _Votes(
+                tuple(p_yes[r.key] for r in complete),
+                tuple(_closed(r.text) for r in complete[: self.keep]),
                 sum(r.tokens for r in rollouts),
-                cut=sum(r.finish is Finish.LENGTH for r in rollouts),
+                truncated=sum(r.finish is Finish.LENGTH for r in rollouts),
                 reason=next((r.reason for r in rollouts if r.finish is Finish.FAILED), ""),
             )
-        return found
+        return votes
 
-    def _chances(self, texts: Sequence[str]) -> list[float]:
-        """p(Yes) after each text."""
-        (yes, no), asked = self._forms, list(dict.fromkeys(texts))
-        told = self._backend.choice_probs(asked, [*yes, *no]) if asked else ()
-        chances = {text: sum(found[: len(yes)]) for text, found in zip(asked, told, strict=True)}
-        return [chances[text] for text in texts]
+    def _yes_probabilities(self, texts: Sequence[str]) -> list[float]:
+        """p(Yes) after each text. Equal texts are asked once."""
+        (yes, no), distinct = self._forms, list(dict.fromkeys(texts))
+        probabilities = self._backend.choice_probs(distinct, [*yes, *no]) if distinct else ()
+        p_yes = {text: sum(choices[: len(yes)]) for text, choices in zip(distinct, probabilities, strict=True)}
+        return [p_yes[text] for text in texts]
 
     @property
     def _forms(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -276,18 +280,21 @@ class GenerativeVerifier:
 
     @property
     def _limit(self) -> float:
-        """Tokens that the model reads; a server's model is taken to be this directory's."""
+        """Tokens that the model can read. A server is assumed to serve the model in this directory."""
         return checkpoints.positions(self.path, self.trust_remote_code)
 
     @property
     def _backend(self) -> Any:
-        taken = registry.options("backend", self.backend)
-        own = {k: getattr(self, k) for k in ("path", "dtype", "device", "trust_remote_code")}
-        given = {k: v for k, v in own.items() if k in taken} | dict(self.backend_options)
-        made = registry.load("backend", self.backend, **given)
-        if not (isinstance(made, Backend) and isinstance(made, Chooser)):
-            raise ConfigError(f"genrm: backend {self.backend!r} can't tell probabilities (it has no choice_probs).")
-        return made
+        accepted = registry.options("backend", self.backend)
+        settings = {k: getattr(self, k) for k in ("path", "dtype", "device", "trust_remote_code")}
+        options = {k: v for k, v in settings.items() if k in accepted} | dict(self.backend_options)
+        backend = registry.load("backend", self.backend, **options)
+        if not (isinstance(backend, Backend) and isinstance(backend, Chooser)):
+            raise ConfigError(
+                f"genrm: backend {self.backend!r} can't give the probability of Yes (it has no choice_probs). "
+                "Use another backend."
+            )
+        return backend
 
     def _tokenizer(self) -> Any:
         return checkpoints.load_tokenizer(self.path, self.trust_remote_code)
@@ -295,46 +302,46 @@ class GenerativeVerifier:
 
 @lru_cache(maxsize=8)
 def _forms(tokenizer: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The forms of Yes and of No that are one token; where an answer has none, the first form of each."""
-    found = tuple(tuple(f for f in forms if len(following_ids(tokenizer, VERDICT, f)) == 1) for forms in FORMS)
-    return (found[0], found[1]) if all(found) else ((YES,), (NO,))
+    """The forms of Yes and of No that are one token. If an answer has no such form, the first form of each."""
+    yes, no = (tuple(f for f in forms if len(following_ids(tokenizer, VERDICT, f)) == 1) for forms in FORMS)
+    return (yes, no) if yes and no else ((YES,), (NO,))
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """What was said of one solution."""
+class _Votes:
+    """The votes on one prompt."""
 
-    chances: tuple[float, ...]  # p(Yes), after each rationale that ended
+    p_yes: tuple[float, ...]  # after each rationale that ended
     rationales: tuple[str, ...] = ()
-    tokens: int = 0  # written
-    cut: int = 0  # rationales that ran out of tokens
-    reason: str = ""  # why some never came
+    tokens: int = 0  # generated
+    truncated: int = 0  # rationales that ran out of tokens
+    reason: str = ""  # why a rollout failed; "" if none did
     direct: bool = False
 
-    def verification(self, id: str, read: int) -> Verification:
-        """`read`: tokens of what was asked."""
-        tokens = read + self.tokens
-        if not self.chances:
-            outcome = Outcome.TRUNCATED if self.cut else Outcome.FAILED
-            why = "no rationale came to its end" if self.cut else self.reason or "no rationale came"
-            return Verification(id, (), 0.0, "last", outcome, why, tokens=tokens)
-        score = math.fsum(self.chances) / len(self.chances)
-        votes = () if self.direct else self.chances
+    def verification(self, id: str, prompt_tokens: int) -> Verification:
+        """The verification of solution `id`, whose prompt has `prompt_tokens` tokens."""
+        tokens = prompt_tokens + self.tokens
+        if not self.p_yes:
+            outcome = Outcome.TRUNCATED if self.truncated else Outcome.FAILED
+            reason = "no rationale came to its end" if self.truncated else self.reason or "no rationale came"
+            return Verification(id, (), 0.0, "last", outcome, reason, tokens=tokens)
+        score = math.fsum(self.p_yes) / len(self.p_yes)
+        votes = () if self.direct else self.p_yes
         return Verification(id, (score,), score, "last", rationales=self.rationales, votes=votes, tokens=tokens)
 
 
-def _name(text: str) -> str:
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def _own_line(rationale: str) -> bool:
-    """Whether what follows begins a line."""
+def _ends_line(rationale: str) -> bool:
+    """Whether the next text begins a line."""
     return not rationale or rationale.endswith("\n")
 
 
 def _closed(rationale: str) -> str:
-    """With the verdict's question at its end, on a line of its own."""
-    return rationale + VERDICT if _own_line(rationale) else f"{rationale}\n{VERDICT}"
+    """The rationale with the verdict's question at its end, on its own line."""
+    return rationale + VERDICT if _ends_line(rationale) else f"{rationale}\n{VERDICT}"
 
 
 def _only_reference(labelled: LabelledSolution) -> bool:

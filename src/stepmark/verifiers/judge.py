@@ -1,13 +1,14 @@
-"""LLM-as-a-judge: a model that was never trained to verify is asked to, and votes (Zheng et al. 2023, arXiv
-2306.05685), the first baseline of GenRM (Zhang et al. 2024, arXiv 2408.15240, section 4.1).
+"""LLM-as-a-judge: a model that was not trained to verify judges each solution several times (Zheng et al. 2023, arXiv
+2306.05685). It is the first baseline of GenRM (Zhang et al. 2024, arXiv 2408.15240, section 4.1).
 
-Each of `votes` answers is a text that ends in a verdict (text/verdicts.py); the score is the share of Yes among those
-that could be read. An answer without a readable verdict, a truncated one and one that never came are no votes. Where
-none is left the verification is UNPARSED, TRUNCATED or FAILED: "we could not tell" is not "the answer is wrong".
+The judge writes `votes` answers, and each ends in a verdict (text/verdicts.py). The score is the share of Yes among the
+verdicts that could be read. An answer without a readable verdict, a truncated answer and a failed one are no votes.
+Without any vote the verification is UNPARSED, TRUNCATED or FAILED; it never means that the answer is wrong.
 
-Deviations: the prompt is ours, as the papers' are for one model each; give yours with `prompt`. The solution is shown
-without what it says about its own correctness (text/sanitize.py), and only the judge's own words are read. Solutions
-that are shown alike share their votes. With a seed the votes are the same again as far as the backend honours seeds.
+Deviations: the prompt is ours, since each paper's prompt is for one model; `prompt` replaces it. The judge sees the
+solution without its claims about its own correctness (text/sanitize.py), and verdicts are read from the judge's own
+words only. Solutions with the same prompt share their votes. The same seed gives the same votes if the backend honours
+seeds.
 
     load_verifier("judge", path="Qwen/Qwen3-8B", options={"chat_template": True}, votes=8)
     load_verifier("judge", backend="openai", options={"model": "...", "url": "...", "chat": True})
@@ -54,34 +55,36 @@ SLOT = re.compile(r"\{(question|solution)\}")
 
 @dataclass(frozen=True, slots=True)
 class JudgeVerifier:
-    """Asks the model at `path`, or whatever model the backend has. Raises ConfigError for settings that can't be."""
+    """Asks the model at `path`, or the backend's own model. Raises ConfigError for invalid settings."""
 
     path: str = ""  # the judge's checkpoint, a directory or a hub id, for backends that take one
-    verifier: str = ""  # directory of a trained verifier that is a language model: it judges in place of `path`
-    template: str = "{question}\n"  # how a question is put when it is to be solved; the judge sees it so
+    verifier: str = ""  # directory of a trained verifier that is a language model; it judges instead of `path`
+    template: str = "{question}\n"  # the prompt that asks to solve a question; the judge sees the question in this form
     prompt: str = PROMPT  # text with one {question} and one {solution}
     votes: int = 32  # K, answers per solution
-    temperature: float = 1.0  # of the answers; 0 makes them all alike, so it asks for votes=1
+    temperature: float = 1.0  # of the answers; at 0 they are all equal, so 0 requires votes=1
     max_tokens: int = 1024  # of an answer
-    keep: int = 4  # answers that are stored with each verification
+    keep: int = 4  # number of answers stored with each verification
     seed: int = 0
-    backend: str = "local"  # who runs the judge
+    backend: str = "local"  # runs the judge
     options: Mapping[str, Any] = field(default_factory=dict)  # of the backend, such as chat_template for a chat model
     device: str = "auto"
 
     def __post_init__(self) -> None:
         faults = []
         if sorted(SLOT.findall(self.prompt)) != ["question", "solution"]:
-            faults.append(f"judge: a prompt has one {{question}} and one {{solution}}; got {self.prompt!r}.")
-        for name, least in (("votes", 1), ("keep", 0)):
-            if getattr(self, name) < least:
-                faults.append(f"judge: {name} must be at least {least}, got {getattr(self, name)}.")
+            faults.append(f"judge: prompt needs exactly one {{question}} and one {{solution}}, got {self.prompt!r}.")
+        for name, minimum in (("votes", 1), ("keep", 0)):
+            if getattr(self, name) < minimum:
+                faults.append(f"judge: {name} must be at least {minimum}, got {getattr(self, name)}.")
         if self.temperature == 0 and self.votes > 1:
-            faults.append(f"judge: at temperature 0 all {self.votes} votes are one; give votes=1, or a temperature.")
-        given: object = self.options  # from a recipe, where anything may stand
-        named = isinstance(given, Mapping) and all(isinstance(key, str) for key in given)
+            faults.append(
+                f"judge: at temperature 0 all {self.votes} votes are equal; set votes=1, or a temperature above 0."
+            )
+        options: object = self.options  # it may come from a recipe, unchecked
+        named = isinstance(options, Mapping) and all(isinstance(key, str) for key in options)
         if not named:
-            faults.append(f"judge: options are the backend's, by name; got {given!r}.")
+            faults.append(f"judge: options must be a mapping from names of backend options to values, got {options!r}.")
         checks: list[Callable[[], object]] = [lambda: sampling.check(self._params), lambda: Template(self.template)]
         for check in checks + [self._backend] * named:
             try:
@@ -92,46 +95,46 @@ class JudgeVerifier:
             raise ConfigError(faults)
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
-        """One verification per solution, in order, with a single score each. All votes go to the judge together."""
-        bad = [scoring.unfinished(s, "last") for s in solutions]
-        asked = ["" if why else self.ask(question, s.text) for s, why in zip(solutions, bad, strict=True)]
-        # Named by question and solution as they are shown: what else is judged changes no vote.
-        prompts = {text: Prompt(f"judge-{_digest(text)}", text, n=self.votes) for text in asked if text}
-        said: dict[str, list[Rollout]] = {p.id: [] for p in prompts.values()}
+        """One verification per solution, in order, with a single score each. One call samples all votes."""
+        unscored = [scoring.unfinished(s, "last") for s in solutions]
+        texts = ["" if bad else self.ask(question, s.text) for s, bad in zip(solutions, unscored, strict=True)]
+        # The prompt's text gives its id, so a vote does not depend on the other solutions.
+        prompts = {text: Prompt(f"judge-{_digest(text)}", text, n=self.votes) for text in texts if text}
+        answers: dict[str, list[Rollout]] = {p.id: [] for p in prompts.values()}
         for rollout in self._backend().sample(list(prompts.values()), self._params) if prompts else ():
-            said[rollout.prompt_id].append(rollout)
+            answers[rollout.prompt_id].append(rollout)
         return [
-            why or self._verification(s.id, prompts[text], said[prompts[text].id])
-            for s, why, text in zip(solutions, bad, asked, strict=True)
+            bad or self._verification(s.id, prompts[text], answers[prompts[text].id])
+            for s, bad, text in zip(solutions, unscored, texts, strict=True)
         ]
 
     def ask(self, question: str, solution: str) -> str:
-        """What the judge is shown."""
-        fill = {
+        """The prompt of the judge."""
+        values = {
             "question": Template(self.template).render(question).strip(),
             "solution": sanitize_text(solution).strip(),
         }
-        return SLOT.sub(lambda slot: fill[slot[1]], self.prompt)
+        return SLOT.sub(lambda slot: values[slot[1]], self.prompt)
 
-    # ---- counting ----
+    # ---- counting votes ----
 
-    def _verification(self, id: str, prompt: Prompt, said: Sequence[Rollout]) -> Verification:
-        said = sorted(said, key=lambda r: r.index)
-        readings = {r.index: Reader().read(r.text) for r in said if r.finish is Finish.STOP}
-        cast_ = [r for r in said if r.index in readings and readings[r.index].said is not Said.UNPARSED]
-        votes = tuple(float(readings[r.index].said is Said.YES) for r in cast_)
-        tokens = self._read(prompt, said) + sum(r.tokens for r in said)
+    def _verification(self, id: str, prompt: Prompt, answers: Sequence[Rollout]) -> Verification:
+        answers = sorted(answers, key=lambda r: r.index)
+        readings = {r.index: Reader().read(r.text) for r in answers if r.finish is Finish.STOP}
+        readable = [r for r in answers if r.index in readings and readings[r.index].said is not Said.UNPARSED]
+        votes = tuple(float(readings[r.index].said is Said.YES) for r in readable)
+        tokens = self._prompt_tokens(prompt, answers) + sum(r.tokens for r in answers)
         if not votes:
-            outcome, reason = _why_not(said, list(readings.values()))
+            outcome, reason = _failure(answers, list(readings.values()))
             return Verification(id, (), 0.0, "last", outcome, reason, tokens=tokens)
         score = math.fsum(votes) / len(votes)
-        texts = tuple(r.text for r in cast_[: self.keep])
+        texts = tuple(r.text for r in readable[: self.keep])
         return Verification(id, (score,), score, "last", rationales=texts, votes=votes, tokens=tokens)
 
-    def _read(self, prompt: Prompt, said: Sequence[Rollout]) -> int:
-        """Tokens of the prompt, which all votes share: as the backend charges them, else as the checkpoint's tokenizer
-        counts them; 0 where nobody knows."""
-        if charged := max((r.prompt_tokens for r in said), default=0):
+    def _prompt_tokens(self, prompt: Prompt, answers: Sequence[Rollout]) -> int:
+        """Tokens of the prompt, which all votes share: what the backend charges, else what the checkpoint's tokenizer
+        counts; 0 where neither is known."""
+        if charged := max((r.prompt_tokens for r in answers), default=0):
             return charged
         if "path" not in registry.options("backend", self.backend):
             return 0
@@ -139,29 +142,29 @@ class JudgeVerifier:
         tokenizer = checkpoints.load_tokenizer(path, bool(self.options.get("trust_remote_code")))
         return len(prompt_ids(tokenizer, prompt, bool(self.options.get("chat_template"))))
 
-    # ---- asking ----
+    # ---- the judge's backend ----
 
     @property
     def _params(self) -> SamplingParams:
         return SamplingParams(self.max_tokens, self.temperature, seed=self.seed)
 
     def _backend(self) -> Backend:
-        taken = registry.options("backend", self.backend)
-        own = {"path": self.verifier or self.path, "device": self.device}
-        given = {k: v for k, v in own.items() if k in taken and v}
-        return cast(Backend, registry.load("backend", self.backend, **given | dict(self.options)))
+        accepted = registry.options("backend", self.backend)
+        settings = {"path": self.verifier or self.path, "device": self.device}
+        options = {k: v for k, v in settings.items() if k in accepted and v}
+        return cast(Backend, registry.load("backend", self.backend, **options | dict(self.options)))
 
 
-def _why_not(said: Sequence[Rollout], readings: Sequence[Reading]) -> tuple[Outcome, str]:
-    """The outcome of answers of which none could be read, and what became of them."""
-    cut = sum(r.finish is Finish.LENGTH for r in said)
-    failed = next((r.reason for r in said if r.finish is Finish.FAILED), "")
+def _failure(answers: Sequence[Rollout], readings: Sequence[Reading]) -> tuple[Outcome, str]:
+    """The outcome of answers without any readable verdict, and the reason."""
+    truncated = sum(r.finish is Finish.LENGTH for r in answers)
+    reason = next((r.reason for r in answers if r.finish is Finish.FAILED), "")
     counts = [f"{n} with {why}" for why, n in Counter(r.why.value for r in readings).most_common()]
-    counts += [f"{cut} truncated"] * bool(cut)
-    lost = len(said) - len(readings) - cut
-    counts += [f"{lost} failed ({failed or 'no reason given'})"] * bool(lost)
-    outcome = Outcome.UNPARSED if readings else Outcome.TRUNCATED if cut else Outcome.FAILED
-    return outcome, f"none of {len(said)} votes could be read: {', '.join(counts) or 'none came'}"
+    counts += [f"{truncated} truncated"] * bool(truncated)
+    failed = len(answers) - len(readings) - truncated
+    counts += [f"{failed} failed ({reason or 'no reason given'})"] * bool(failed)
+    outcome = Outcome.UNPARSED if readings else Outcome.TRUNCATED if truncated else Outcome.FAILED
+    return outcome, f"none of {len(answers)} votes could be read: {', '.join(counts) or 'none came'}"
 
 
 def _digest(text: str) -> str:

@@ -1,18 +1,19 @@
-"""Another verifier's scores, corrected by how much each step surprises the model that wrote it: ours, in neither paper.
+"""Likelihood correction: another verifier's scores, corrected by how unlikely the generator found each step. Our own
+method; it is in neither paper.
 
-A small verifier learns the errors that its training data shows often, and best-of-N then goes and finds the rare
-ones: a slip in a solution that is otherwise sound wins against honest candidates. But a slip is rare for the
-generator too, and the generator says so: somewhere in the step stands a token that it thought unlikely. So
+A small verifier learns the errors that are frequent in its training data. Best-of-N then selects solutions with rare
+errors: a solution with one slip, and otherwise sound, gets a higher score than correct candidates. A slip is rare for
+the generator too, so a step with a slip has a token that the generator gave a low probability. Therefore
 
     r'_i = sigmoid(a * logit(r_i) + b * min_t log p(token t of step i | what precedes it) + c)
 
-where r_i is the other verifier's score of step i and p the generator's own distribution at temperature 1. The three
-numbers are fitted so that min_i r'_i predicts whether a solution's final answer is right: a logistic regression on
-each solution's weakest step, repeated until the same steps stay the weakest. Fitting them to the rollouts' step
-labels instead was tried and is worse: those call many right steps wrong where the completer is weak, which mutes b,
-while final answers are graded without error (docs/results/arithmetic.md). Where likelihood tells nothing, as it may
-on free-form text, b comes out near zero. No weights change: it sits on any verifier directory and any causal language
-model. Without another verifier likelihood alone is left, which is the ablation.
+where r_i is the other verifier's score of step i and p is the generator's own distribution at temperature 1. The three
+numbers a, b, c are fitted so that min_i r'_i predicts whether a solution's final answer is right. The fit is a logistic
+regression on each solution's weakest step, repeated until the weakest steps stay the same. Fitting to the rollouts'
+step labels was tried and is worse: with a weak completer, many right steps have the label wrong, which makes b small,
+while final answers are graded without error (docs/results/arithmetic.md). Where likelihood is not informative, as may
+happen with free-form text, b is near zero. No model weights change: any verifier directory and any causal language
+model can be combined. Without another verifier only the likelihood is used, which is the ablation.
 
     stepmark train likelihood_corrected --base generator/ --option verifier=prm/ --labels L.jsonl --out prm_surprise/
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,20 +44,20 @@ if TYPE_CHECKING:
     import torch
 
 FITTED = "likelihood_corrected.json"
-OLD_FITTED = "surprise.json"  # what the first verifiers of this kind have
-ROUNDS = 50  # of choosing each solution's weakest step; a handful is usual, and they could go in circles
-RIDGE = 1e-3  # keeps the fit finite when labels can be told apart perfectly
+OLD_FITTED = "surprise.json"  # name of that file in older verifiers of this kind
+ROUNDS = 50  # most rounds of choosing each solution's weakest step; a few are usual, but they could cycle
+RIDGE = 1e-3  # keeps the fit finite when the labels are perfectly separable
 
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodCorrectedVerifier:
-    """Fits on, or scores with, two models that it leaves as they are."""
+    """Fits on, or scores with, two models; it changes neither of them."""
 
     per_step: ClassVar[bool] = True  # a score for each step
 
-    path: str  # the generator whose surprise counts; or a fitted verifier, which knows its generator
+    path: str  # the generator; or a fitted verifier, whose file names its generator
     verifier: str = ""  # directory of the verifier to correct; "" uses likelihood alone
-    aggregate: str = "min"  # how step scores become the solution's
+    aggregate: str = "min"  # how step scores are combined into the solution's score
     template: str = "{question}\n"
     dtype: str = "float32"
     device: str = "auto"
@@ -64,7 +66,7 @@ class LikelihoodCorrectedVerifier:
     # ---- fitting ----
 
     def fit(self, examples: Sequence[tuple[Problem, LabelledSolution]], out: Path) -> int:
-        """Fits a, b, c on the examples' grades and writes the verifier; returns how many solutions they were.
+        """Fits a, b, c on the examples' grades and writes the verifier. Returns the number of solutions used.
 
         Raises DataError without both right and wrong solutions."""
         by_question: dict[str, list[LabelledSolution]] = {}
@@ -74,15 +76,15 @@ class LikelihoodCorrectedVerifier:
         features: list[np.ndarray] = []
         targets: list[float] = []
         for question, group in by_question.items():
-            read_as = [sanitize(g.solution).solution for g in group]
-            found = self._features(self.path, self.verifier, question, read_as)
-            for labelled, rows in zip(group, found, strict=True):
+            sanitized = [sanitize(labelled.solution).solution for labelled in group]
+            features_or_reasons = self._features(self.path, self.verifier, question, sanitized)
+            for labelled, rows in zip(group, features_or_reasons, strict=True):
                 if not isinstance(rows, Verification):
                     features.append(np.array(rows))
                     targets.append(float(labelled.grade.correct))
         if len(set(targets)) < 2:
             raise DataError(
-                f"{len(targets)} graded solutions, all right or all wrong: there is nothing to tell apart. Sample more."
+                f"{len(targets)} graded solutions, all right or all wrong; the fit needs both kinds. Sample more."
             )
         a, b, c = _weakest_step(features, np.array(targets))
         write_json(
@@ -101,14 +103,14 @@ class LikelihoodCorrectedVerifier:
     # ---- scoring ----
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
-        """One verification per solution, in order. What the other verifier could not score stays unscored."""
-        read_as = [sanitize(s) for s in solutions]
-        found = self._verify(question, [n.solution for n in read_as])
-        out = []
-        for v, n in zip(found, read_as, strict=True):
-            scores = n.spread(v.scores) if len(v.scores) > 1 else v.scores  # one may be the whole solution's
-            out.append(replace(v, scores=scores, score=aggregation.aggregate(scores, self.aggregate)))
-        return out
+        """One verification per solution, in order. Solutions that the other verifier could not score stay unscored."""
+        sanitized = [sanitize(s) for s in solutions]
+        verifications = []
+        for v, s in zip(self._verify(question, [s.solution for s in sanitized]), sanitized, strict=True):
+            # A single score may be of the whole solution.
+            scores = s.spread(v.scores) if len(v.scores) > 1 else v.scores
+            verifications.append(replace(v, scores=scores, score=aggregation.aggregate(scores, self.aggregate)))
+        return verifications
 
     def _verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         fitted = self._fitted()
@@ -119,21 +121,21 @@ class LikelihoodCorrectedVerifier:
         generator, verifier = (scoring.absolute(fitted[k], self.path) for k in ("generator", "verifier"))
         inner = self._inner(verifier, question, solutions)
         scored = [i for i, v in enumerate(inner) if v.outcome is Outcome.SCORED]
-        found = self._features(
+        features = self._features(
             generator, verifier, question, [solutions[i] for i in scored], [inner[i] for i in scored]
         )
-        out = [replace(v, aggregate=self.aggregate, score=0.0) for v in inner]
-        for i, rows in zip(scored, found, strict=True):
+        verifications = [replace(v, aggregate=self.aggregate, score=0.0) for v in inner]
+        for i, rows in zip(scored, features, strict=True):
             if isinstance(rows, Verification):
-                out[i] = rows
+                verifications[i] = rows
                 continue
             scores = tuple(1 / (1 + float(np.exp(-(a * logit + b * lowest + c)))) for logit, lowest in rows)
-            out[i] = replace(
+            verifications[i] = replace(
                 inner[i], scores=scores, score=aggregation.aggregate(scores, self.aggregate), aggregate=self.aggregate
             )
-        return out
+        return verifications
 
-    # ---- shared by both ----
+    # ---- shared by training and scoring ----
 
     def _features(
         self,
@@ -143,33 +145,39 @@ class LikelihoodCorrectedVerifier:
         solutions: Sequence[Solution],
         inner: Sequence[Verification] | None = None,
     ) -> list[list[tuple[float, float]] | Verification]:
-        """For each solution and each score of the other verifier: its logit, and the least log p in its tokens.
-        A verifier with one score for all steps gets the least of the whole solution. For a solution that could not
-        be scored, or that the generator can't read to its end: what to say of it."""
+        """For each solution and each score of the other verifier: its logit, and the lowest log p of its tokens.
+
+        If the verifier gives one score for all steps, that is the lowest log p of the whole solution. A solution that
+        could not be scored, or is too long for the generator, gets a Verification that says so instead."""
         inner = self._inner(verifier, question, solutions) if inner is None else inner
-        ready = [i for i, v in enumerate(inner) if v.outcome is Outcome.SCORED]
-        least = dict(zip(ready, self._least(generator, question, [solutions[i] for i in ready]), strict=True))
-        out: list[list[tuple[float, float]] | Verification] = []
+        scored = [i for i, v in enumerate(inner) if v.outcome is Outcome.SCORED]
+        log_probs = self._lowest_log_probs(generator, question, [solutions[i] for i in scored])
+        by_index = dict(zip(scored, log_probs, strict=True))
+        features: list[list[tuple[float, float]] | Verification] = []
         for i, v in enumerate(inner):
-            lows = least.get(i, v)
-            if isinstance(lows, Verification):
-                out.append(replace(lows, aggregate=self.aggregate, score=0.0))
+            lowest = by_index.get(i, v)
+            if isinstance(lowest, Verification):
+                features.append(replace(lowest, aggregate=self.aggregate, score=0.0))
                 continue
-            if len(v.scores) == 1 and len(lows) > 1:
-                lows = [min(lows)]
-            out.append([(scoring.logit(r), low) for r, low in zip(v.scores, lows, strict=True)])
-        return out
+            if len(v.scores) == 1 and len(lowest) > 1:
+                lowest = [min(lowest)]
+            features.append([(scoring.logit(r), low) for r, low in zip(v.scores, lowest, strict=True)])
+        return features
 
     def _inner(self, verifier: str, question: str, solutions: Sequence[Solution]) -> list[Verification]:
-        if not verifier:  # every step is as good as any other
-            even = [Verification(s.id, (0.5,) * len(s.spans), 0.5, self.aggregate) for s in solutions]
-            return [scoring.unfinished(s, self.aggregate) or v for s, v in zip(solutions, even, strict=True)]
-        found: list[Verification] = load_member(verifier, self.device).verify(question, solutions)
-        return found
+        """The other verifier's verifications; without one, every step has the score 0.5."""
+        if not verifier:
+            uniform = [Verification(s.id, (0.5,) * len(s.spans), 0.5, self.aggregate) for s in solutions]
+            return [scoring.unfinished(s, self.aggregate) or v for s, v in zip(solutions, uniform, strict=True)]
+        verifications: list[Verification] = load_member(verifier, self.device).verify(question, solutions)
+        return verifications
 
-    def _least(self, generator: str, question: str, solutions: Sequence[Solution]) -> list[list[float] | Verification]:
-        """[solutions][steps] the lowest log p of a token in the step, in nats; the end token is the last step's.
-        For a solution longer than the generator's positions: that it is."""
+    def _lowest_log_probs(
+        self, generator: str, question: str, solutions: Sequence[Solution]
+    ) -> list[list[float] | Verification]:
+        """[solutions][steps] the lowest log p of a token in the step, in nats. The end token belongs to the last step.
+
+        A solution longer than the generator's positions gets a Verification that says so instead."""
         import torch
 
         model = scoring.cached_model(generator, "CausalLM", self.dtype, self.device, self.trust_remote_code)
@@ -177,45 +185,44 @@ class LikelihoodCorrectedVerifier:
         context = Template(self.template).render(question)
         encoded: dict[int, Encoded] = {}
         cuts: dict[int, list[int]] = {}
-        out: list[list[float] | Verification] = [[] for _ in solutions]
+        lowest: list[list[float] | Verification] = [[] for _ in solutions]
         for i, s in enumerate(solutions):
             ids, spans = token_ids(tokenizer, context + s.text)
-            places = boundaries(spans, [len(context), *(len(context) + end for _, end in s.spans)])
+            starts = boundaries(spans, [len(context), *(len(context) + end for _, end in s.spans)])[:-1]
             if (bad := scoring.too_long(s, self.aggregate, len(ids) + 1, scoring.max_length(model))) is not None:
-                out[i] = bad
+                lowest[i] = bad
                 continue
             encoded[i] = Encoded((*ids, tokenizer.eos_token_id))
-            # Nothing precedes a text's first token, so nothing says how likely it was.
-            cuts[i] = [*(max(1, p) for p in places[:-1]), len(ids) + 1]
+            # The first token of a text has no probability, since nothing precedes it.
+            cuts[i] = [*(max(1, start) for start in starts), len(ids) + 1]
         with torch.inference_mode():
             for group in scoring.by_length(encoded):
                 batch = packing.batch([[encoded[i]] for i in group], checkpoints.pad_id(tokenizer), str(model.device))
-                logs = _token_logs(model, batch).cpu().numpy()
-                for row, i in zip(logs, group, strict=True):
-                    pairs = zip(cuts[i], cuts[i][1:], strict=False)
-                    # A step whose characters all belong to tokens of its neighbours surprises nobody.
-                    out[i] = [float(row[start - 1 : end - 1].min()) if end > start else 0.0 for start, end in pairs]
-        return out
+                log_probs = _token_log_probs(model, batch).cpu().numpy()
+                for row, i in zip(log_probs, group, strict=True):
+                    # A step without a token of its own (neighbours' tokens cover it) gets 0, the log p of a sure token.
+                    lowest[i] = [float(row[a - 1 : b - 1].min()) if b > a else 0.0 for a, b in pairwise(cuts[i])]
+        return lowest
 
     def _fitted(self) -> Mapping[str, Any]:
         for name in (FITTED, OLD_FITTED):
-            if (place := Path(self.path) / name).is_file():
-                fitted: Mapping[str, Any] = json.loads(place.read_text())
+            if (file := Path(self.path) / name).is_file():
+                fitted: Mapping[str, Any] = json.loads(file.read_text())
                 return fitted
         raise CheckpointError(
-            f"{self.path} has no {FITTED}: it was never fitted. See: stepmark train likelihood_corrected --help"
+            f"{self.path} has no {FITTED}, so it was never fitted. See: stepmark train likelihood_corrected --help"
         )
 
 
-def _token_logs(model: Any, batch: packing.Batch) -> torch.Tensor:
-    """[B, L-1] log p of each token but the first, given those before it."""
+def _token_log_probs(model: Any, batch: packing.Batch) -> torch.Tensor:
+    """[B, L-1] log p of each token except the first, given the tokens before it."""
     logits = model.get_output_embeddings()(scoring.outputs(model, batch)[:, :-1]).float()
-    found: torch.Tensor = logits.gather(-1, batch.ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
-    return found
+    log_probs: torch.Tensor = logits.gather(-1, batch.ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+    return log_probs
 
 
 def _weakest_step(solutions: Sequence[np.ndarray], y: np.ndarray) -> tuple[float, float, float]:
-    """The logistic regression of y [n] on the row of each solution [steps, 2] that it scores lowest itself."""
+    """Logistic regression of y [n] on one row per solution [steps, 2]: the row that the regression scores lowest."""
     w, chosen = (1.0, 1.0, 0.0), np.array([], dtype=int)
     for _ in range(ROUNDS):
         weakest = np.array([int(np.argmin(x @ np.array(w[:2]))) for x in solutions])
@@ -228,7 +235,7 @@ def _weakest_step(solutions: Sequence[np.ndarray], y: np.ndarray) -> tuple[float
 
 def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Weights of the two columns of x [n, 2] and the constant that minimise the mean cross-entropy, by Newton's
-    method with halved steps."""
+    method with backtracking."""
     design = np.column_stack([x, np.ones(len(x))])
     w = np.zeros(3)
 
@@ -241,10 +248,10 @@ def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
         ridge = RIDGE * np.array([1.0, 1.0, 0.0])
         gradient = design.T @ (p - y) / len(y) + ridge * w
         hessian = (design * (p * (1 - p))[:, None]).T @ design / len(y) + np.diag(ridge + 1e-12)
-        step, scale = np.linalg.solve(hessian, gradient), 1.0
-        while cost(w - scale * step) > cost(w) and scale > 1e-4:
+        direction, scale = np.linalg.solve(hessian, gradient), 1.0
+        while cost(w - scale * direction) > cost(w) and scale > 1e-4:
             scale /= 2
-        w = w - scale * step
-        if np.abs(scale * step).max() < 1e-8:
+        w = w - scale * direction
+        if np.abs(scale * direction).max() < 1e-8:
             break
     return float(w[0]), float(w[1]), float(w[2])

@@ -1,14 +1,15 @@
-"""Linear outcome verifier: logistic regression on the words of a solution. The baseline that a model has to beat.
+"""Linear outcome verifier: logistic regression on the words of a solution. A language model has to beat this baseline.
 
     r = sigmoid(w . x + b)
 
-x holds one feature per distinct word and pair of neighbouring words of the solution, hashed into `buckets`, and three
-coarse counts: how many of the question's numbers the solution leaves out, its "=" signs, its length; all of the same
-size, scaled so that x has length one. It knows nothing of order beyond pairs, nor whether an equation holds.
+x has one feature for each distinct word, and for each distinct pair of neighbouring words, of the solution, hashed into
+`buckets`. Three coarse counts are features too: the numbers of the question that the solution leaves out, its "=" signs
+and its length. All features have the same size, scaled so that x has length one. Word order beyond pairs is not used,
+and no equation is checked.
 
-It is made as strong as its kind allows at the job of a verifier, which is to order the solutions of one question: each
-question's right and wrong solutions weigh the same in the fit, so that telling easy questions from hard ones earns
-nothing (on real GSM8K solutions 0.663 within-problem AUC against 0.655, see docs/results/gsm8k_orm.md).
+A verifier has to order the solutions of one question, and the fit is made for that. The right and the wrong solutions
+of a question have the same total weight, so telling easy questions from hard ones does not lower the loss. On real
+GSM8K solutions this raises the within-problem AUC from 0.655 to 0.663 (docs/results/gsm8k_orm.md).
 
     stepmark run recipes/gsm8k_orm.yaml sample.train.file=PATH sample.test.file=PATH
 """
@@ -38,7 +39,7 @@ from stepmark.types import LabelledSolution, Problem, Solution, Verdict, Verific
 WEIGHTS = "linear.safetensors"
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d]+|[^\w\s]")
-ITERATIONS = 100  # of L-BFGS; the order of solutions settles long before the loss does
+ITERATIONS = 100  # of L-BFGS; the ranking of solutions converges long before the loss does
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class LinearVerifier:
     """Fits, or scores with, the weights in `path`."""
 
     path: str = ""  # a fitted verifier; fitting needs none
-    buckets: int = 1 << 18  # features that words are hashed into
+    buckets: int = 1 << 18  # number of hashed features
     strength: float = 0.5  # inverse of the L2 penalty, as scikit-learn's C
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ class LinearVerifier:
     # ---- fitting ----
 
     def fit(self, examples: Sequence[tuple[Problem, LabelledSolution]], out: Path) -> int:
-        """Fits on the graded examples and writes the verifier; returns how many solutions carried weight.
+        """Fits on the graded examples and writes the verifier. Returns the number of solutions used.
 
         Raises DataError when no question has both a right and a wrong solution, ConfigError without scikit-learn."""
         try:
@@ -85,17 +86,17 @@ class LinearVerifier:
         if not rows:
             raise DataError(
                 f"none of {len(counts)} questions has both a right and a wrong solution among {len(graded)} graded "
-                "ones: there is nothing to tell apart. Sample more solutions per question."
+                "ones, and the fit needs both kinds. Sample more solutions per question."
             )
         sizes = np.array([len(r) for r in rows])
         shape = (len(rows), self.buckets)
         values = np.repeat(1 / np.sqrt(sizes), sizes)
         x = csr_array((values, np.concatenate(rows), np.concatenate([[0], np.cumsum(sizes)])), shape=shape)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that it stopped at ITERATIONS
+            warnings.simplefilter("ignore")  # scikit-learn warns that it stopped at ITERATIONS
             model = LogisticRegression(C=self.strength, max_iter=ITERATIONS).fit(x, targets, sample_weight=weights)
-        found = {"weights": model.coef_[0].astype(np.float32), "constant": model.intercept_.astype(np.float32)}
-        save_file(found, out / WEIGHTS)
+        tensors = {"weights": model.coef_[0].astype(np.float32), "constant": model.intercept_.astype(np.float32)}
+        save_file(tensors, out / WEIGHTS)
         verifier_card.write_card(out, "linear", {"buckets": self.buckets, "strength": self.strength}, {}, "")
         return len(rows)
 
@@ -103,49 +104,51 @@ class LinearVerifier:
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order, with a single score each."""
-        held = _weights(self.path)
-        weights, constant = held["weights"], float(held["constant"][0])
+        tensors = _load_weights(self.path)
+        weights, constant = tensors["weights"], float(tensors["constant"][0])
         if len(weights) != self.buckets:
             raise CheckpointError(f"{self.path} has {len(weights)} weights for {self.buckets} buckets.")
-        out = []
+        verifications = []
         for s in solutions:
-            bad = scoring.unfinished(s, "last")
-            if bad is None:
+            verification = scoring.unfinished(s, "last")
+            if verification is None:
                 row = self._features(question, s.text)
                 score = 1 / (1 + float(np.exp(-(weights[row].sum() / np.sqrt(len(row)) + constant))))
-                bad = Verification(s.id, (score,), score, "last")
-            out.append(bad)
-        return out
+                verification = Verification(s.id, (score,), score, "last")
+            verifications.append(verification)
+        return verifications
 
-    # ---- shared by both ----
+    # ---- shared by training and scoring ----
 
     def _features(self, question: str, text: str) -> npt.NDArray[np.int64]:
-        """The features that `text` has without its claims about itself, as rising indices; at least three."""
+        """Indices of the features of `text` without its claims about itself, in rising order; at least three."""
         text = sanitize_text(text)
         return np.unique(
-            [zlib.crc32(f.encode("utf-8", "surrogatepass")) % self.buckets for f in _named(question, text)]
+            [zlib.crc32(f.encode("utf-8", "surrogatepass")) % self.buckets for f in _feature_names(question, text)]
         )
 
 
-def _named(question: str, text: str) -> Iterator[str]:
+def _feature_names(question: str, text: str) -> Iterator[str]:
     words = WORD.findall(text.lower())
     yield from set(words)
     yield from {f"{a} {b}" for a, b in itertools.pairwise(words)}
-    asked = set(NUMBER.findall(question))
-    yield f"\0left out {min(5, len(asked.difference(NUMBER.findall(text))))}"
+    numbers = set(NUMBER.findall(question))
+    yield f"\0left out {min(5, len(numbers.difference(NUMBER.findall(text))))}"
     yield f"\0equations {min(20, text.count('='))}"
     yield f"\0length {int(4 * np.log2(1 + len(words)))}"
 
 
 @lru_cache(maxsize=4)
-def _weights(path: str) -> dict[str, Any]:
+def _load_weights(path: str) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    place = Path(path) / WEIGHTS
-    if not path or not place.is_file():
-        raise CheckpointError(f"{path or 'no path given'}: no {WEIGHTS}; fit one with: stepmark train linear --help")
+    file = Path(path) / WEIGHTS
+    if not path or not file.is_file():
+        raise CheckpointError(
+            f"{path or 'no path given'}: no {WEIGHTS}. Fit a verifier first; see: stepmark train linear --help"
+        )
     try:
-        return dict(load_file(place))
+        return dict(load_file(file))
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{place} can't be read: {e}") from e
+        raise CheckpointError(f"{file} can't be read: {e}") from e

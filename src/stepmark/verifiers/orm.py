@@ -1,16 +1,16 @@
 """Outcome verifier: one score for a whole solution (Math-Shepherd, equation 1; GenRM's discriminative baseline).
 
 - head="token": one logit at the end token (AutoModelForSequenceClassification, one label), binary cross-entropy.
-- head="tag": a language model that says <good> or <bad> at a tag after the solution, as the process verifier
-  does after each step. Only this head can learn from the text itself too (`language_weight`), which a model that
-  starts from random weights needs.
+- head="tag": a language model predicts <good> or <bad> at a tag after the solution, as the process verifier does after
+  each step. Only this head can also learn the text itself (`language_weight`), which a model that starts from random
+  weights needs.
 
-The label is the grade of the solution's final answer. An ungradable solution teaches nothing. Two ways to get more
-out of the same labels, both off unless asked for:
-- every_token: the score is also asked for at each token of the solution, with the same label (Cobbe et al.,
-  arXiv 2110.14168, section 4.2). Only the score at the end is used.
-- balance: as many right as wrong solutions of each question, so that telling easy questions from hard ones, which
-  ranks nothing, is not learned (ours).
+The label is the grade of the solution's final answer. Ungradable solutions are not learned from. Two options get more
+from the same labels; both are off by default:
+- every_token: the model also learns to predict the label at each token of the solution (Cobbe et al., arXiv 2110.14168,
+  section 4.2). Only the score at the end is used.
+- balance: as many right as wrong solutions of each question (ours). Otherwise the model can learn to tell easy
+  questions from hard ones, which does not help to rank the solutions of one question.
 
     stepmark train orm --base generator/ --task arithmetic --labels L.jsonl --out orm/
 """
@@ -60,7 +60,7 @@ class OutcomeVerifier:
         if not 0 <= self.every_token <= 1:
             raise ConfigError(f"orm: every_token is a share of the loss, from 0 to 1, got {self.every_token}.")
 
-    # ---- text to ids: the one place, for training and scoring ----
+    # ---- text to token ids, for training and scoring alike ----
 
     def encode(self, question: str, solution: Solution, grade: Verdict | None = None) -> Encoded:
         """Question, solution without its claims about itself, and one closing token whose output carries the score."""
@@ -85,14 +85,18 @@ class OutcomeVerifier:
         if self.head == "token":
             config = {"num_labels": 1, "pad_token_id": self.pad_id, "new_head": True}
         return checkpoints.load_model(
-            self.path, self._auto(), dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code, **config
+            self.path,
+            self._auto_class(),
+            dtype="float32",
+            device="cpu",
+            trust_remote_code=self.trust_remote_code,
+            **config,
         )
 
     def choose(
         self, examples: Sequence[tuple[Problem, LabelledSolution]]
     ) -> Sequence[tuple[Problem, LabelledSolution]]:
-        """All, or with `balance` the first solutions of the commoner grade of a question, as many as there are of the
-        other; they come in the order they had."""
+        """All examples; with `balance`, equally many of each grade per question, the first ones. The order stays."""
         if not self.balance:
             return examples
         verdicts = [(p.question, x.grade.verdict) for p, x in examples]
@@ -100,9 +104,9 @@ class OutcomeVerifier:
         seen: Counter[tuple[str, Verdict]] = Counter()
         kept = []
         for example, (question, verdict) in zip(examples, verdicts, strict=True):
-            other = Verdict.INCORRECT if verdict is Verdict.CORRECT else Verdict.CORRECT
+            opposite = Verdict.INCORRECT if verdict is Verdict.CORRECT else Verdict.CORRECT
             seen[question, verdict] += 1
-            if verdict is not Verdict.UNGRADABLE and seen[question, verdict] <= counts[question, other]:
+            if verdict is not Verdict.UNGRADABLE and seen[question, verdict] <= counts[question, opposite]:
                 kept.append(example)
         return kept
 
@@ -113,13 +117,13 @@ class OutcomeVerifier:
         return self.encode(problem.question, labelled.solution, labelled.grade.verdict)
 
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
-        """-[y log r + (1 - y) log(1 - r)], the mean over the update's solutions; of which `every_token` is shared among
-        the tokens before the end."""
+        """-[y log r + (1 - y) log(1 - r)], the mean over the update's solutions. The share `every_token` of the loss is
+        spread over the tokens before the end."""
         import torch
 
         hidden = scoring.outputs(model, batch)
-        # At a token of the text the vocabulary is for the text, so there the score is among the two words alone.
-        log_bad, log_good = self._logs(model, hidden[batch.rows, batch.columns], among_all=not self.every_token)
+        # At a text token the whole vocabulary predicts the text, so the score there compares the two words only.
+        log_bad, log_good = self._log_probs(model, hidden[batch.rows, batch.columns], among_all=not self.every_token)
         if self.every_token:
             end = batch.ids[batch.rows, batch.columns] == self._close
             shares = torch.where(
@@ -152,22 +156,24 @@ class OutcomeVerifier:
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order, with a single score each."""
-        model = scoring.cached_model(self.path, self._auto(), self.dtype, self.device, self.trust_remote_code)
+        model = scoring.cached_model(self.path, self._auto_class(), self.dtype, self.device, self.trust_remote_code)
         verifier_card.check_card(self.path, self._ids(), Template(self.template).hash)
         return scoring.verify(
             solutions,
             lambda s: self.encode(question, s),
-            lambda b: self._logs(model, scoring.outputs(model, b)[b.rows, b.columns])[1].exp(),
+            lambda b: self._log_probs(model, scoring.outputs(model, b)[b.rows, b.columns])[1].exp(),
             aggregate="last",
             max_length=scoring.max_length(model),
             pad_id=self.pad_id,
             device=str(model.device),
         )
 
-    # ---- shared by both ----
+    # ---- shared by training and scoring ----
 
-    def _logs(self, model: Any, hidden: torch.Tensor, among_all: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """[K, D] -> log p(bad), log p(good), each [K]. `among_all`: of the whole vocabulary, not of the two."""
+    def _log_probs(
+        self, model: Any, hidden: torch.Tensor, among_all: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[K, D] -> log p(bad), log p(good), each [K]. `among_all`: over the whole vocabulary."""
         if self.head == "token":
             from torch.nn.functional import logsigmoid
 
@@ -175,10 +181,11 @@ class OutcomeVerifier:
             return logsigmoid(-logit), logsigmoid(logit)
         ids = self._ids()
         logits = model.lm_head(hidden).float()
-        logs = (logits if among_all else logits[:, [ids["bad"], ids["good"]]]).log_softmax(-1)
-        return (logs[:, ids["bad"]], logs[:, ids["good"]]) if among_all else (logs[:, 0], logs[:, 1])
+        columns = (ids["bad"], ids["good"]) if among_all else (0, 1)
+        log_probs = (logits if among_all else logits[:, [ids["bad"], ids["good"]]]).log_softmax(-1)
+        return log_probs[:, columns[0]], log_probs[:, columns[1]]
 
-    def _auto(self) -> str:
+    def _auto_class(self) -> str:
         return "CausalLM" if self.head == "tag" else "SequenceClassification"
 
     def _tokenizer(self) -> Any:

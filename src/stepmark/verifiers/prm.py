@@ -1,14 +1,14 @@
 """Process verifier: one score per step, as in Math-Shepherd (section 3.4, equation 6).
 
-After each step stands a tag; at the tag the model says good or bad.
+A tag follows each step, and at the tag the model predicts good or bad.
 - head="tag", the paper's form: a language model trained with cross-entropy on the token <good> or <bad> at the
-  tag's own position; the score is the softmax over those two tokens' logits there.
-- head="token": a two-class linear head at the tag (AutoModelForTokenClassification), as TRL and Qwen train it;
-  the score is the probability of class 1.
+  tag's own position. The score is the softmax over the logits of those two tokens.
+- head="token": a two-class linear head at the tag (AutoModelForTokenClassification), as TRL and Qwen train it. The
+  score is the probability of class 1.
 
-The tag stays in the text that the next steps see. Training and scoring read the same index, the tag's own, and
-shift nothing. Hard labels are 0 or 1; soft ones are a two-point distribution. A step without evidence has no
-target but keeps its tag.
+The tag stays in the text that the next steps see. Training and scoring read the model's output at the same index, the
+tag's own, without a shift. Hard labels are 0 or 1; soft labels are a two-point distribution. A step without evidence
+has no target but keeps its tag.
 
     stepmark train prm --base generator/ --task arithmetic --labels L.jsonl --out prm/
 """
@@ -40,8 +40,8 @@ class ProcessVerifier:
 
     path: str  # a causal language model to start from, or a trained verifier
     head: Literal["tag", "token"] = "tag"
-    labels: Literal["hard", "soft"] = "hard"  # which estimate of a step label to learn
-    aggregate: str = "min"  # how step scores become the solution's
+    labels: Literal["hard", "soft"] = "hard"  # the estimate of a step label to learn
+    aggregate: str = "min"  # how step scores are combined into the solution's score
     template: str = "{question}\n"
     tag: str = checkpoints.STEP  # each of these three is one token; head="token" reads only the first
     good: str = checkpoints.GOOD
@@ -57,39 +57,44 @@ class ProcessVerifier:
         if self.head == "token" and self.language_weight:
             raise ConfigError("prm: language_weight needs head=tag; a token head has no vocabulary to predict with.")
 
-    # ---- text to ids: the one place, for training and scoring ----
+    # ---- text to token ids, for training and scoring alike ----
 
     def encode(self, question: str, solution: Solution, labels: tuple[StepLabel, ...] | None = None) -> Encoded:
-        """Question, then each step and its tag. With labels, each step that has evidence gets a target. Claims of the
-        solution about itself are left out, with the steps that hold nothing else.
+        """Question, then each step and its tag. With labels, each step that has evidence gets a target. The solution's
+        claims about itself are left out, and so are steps that consist of nothing else.
 
-        Raises EncodingError when labels and steps differ in number."""
+        Raises EncodingError when the numbers of labels and steps differ."""
         if labels is not None and len(labels) != len(solution.spans):
             raise EncodingError(f"solution {solution.id} has {len(solution.spans)} steps and {len(labels)} labels.")
-        found = sanitize(solution)
-        solution, labels = found.solution, labels and found.labels(labels)
+        sanitized = sanitize(solution)
+        solution, labels = sanitized.solution, labels and sanitized.labels(labels)
         context = Template(self.template).render(question)
         ids, spans = token_ids(self._tokenizer(), context + solution.text)
         ends = [len(context) + start + len(solution.text[start:end].rstrip()) for start, end in solution.spans]
-        tag, out, tags, done = self._ids()["tag"], list[int](), list[int](), 0
-        for cut in boundaries(spans, ends):
-            out += ids[done:cut]
-            tags.append(len(out))
-            out.append(tag)
-            done = cut
+        tag, tagged, tags, start = self._ids()["tag"], list[int](), list[int](), 0
+        for end in boundaries(spans, ends):
+            tagged += ids[start:end]
+            tags.append(len(tagged))
+            tagged.append(tag)
+            start = end
         if labels is None:
-            return Encoded(tuple(out), at=tuple(tags))
-        weights = tuple(0.0 if i == tag else 1.0 for i in out) if self.language_weight else ()
+            return Encoded(tuple(tagged), at=tuple(tags))
+        weights = tuple(0.0 if i == tag else 1.0 for i in tagged) if self.language_weight else ()
         known = [i for i, label in enumerate(labels) if label.known]
         targets = tuple(labels[i].hard if self.labels == "hard" else labels[i].soft for i in known)
-        return Encoded(tuple(out), at=tuple(tags[i] for i in known), targets=targets, weights=weights)
+        return Encoded(tuple(tagged), at=tuple(tags[i] for i in known), targets=targets, weights=weights)
 
     # ---- training ----
 
     def build(self) -> torch.nn.Module:
         config: dict[str, Any] = {} if self.head == "tag" else {"num_labels": 2, "new_head": True}
         return checkpoints.load_model(
-            self.path, self._auto(), dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code, **config
+            self.path,
+            self._auto_class(),
+            dtype="float32",
+            device="cpu",
+            trust_remote_code=self.trust_remote_code,
+            **config,
         )
 
     def encode_example(self, example: tuple[Problem, LabelledSolution]) -> Encoded | None:
@@ -99,11 +104,12 @@ class ProcessVerifier:
 
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
         """-sum_i [y_i log r_i + (1 - y_i) log(1 - r_i)] over the update's labelled steps, divided by their
-        number. With head="tag", log r_i is over the whole vocabulary: the model also learns to say nothing else."""
+        number. With head="tag", log r_i is over the whole vocabulary: the model also learns to predict no other token
+        there."""
         hidden = scoring.outputs(model, batch)
-        logs = self._logits(model, hidden[batch.rows, batch.columns]).log_softmax(-1)
+        log_probs = self._logits(model, hidden[batch.rows, batch.columns]).log_softmax(-1)
         bad, good = self._classes()
-        loss = scoring.cross_entropy(logs[:, bad], logs[:, good], batch.targets) / totals.scores
+        loss = scoring.cross_entropy(log_probs[:, bad], log_probs[:, good], batch.targets) / totals.scores
         if self.language_weight:
             logits: torch.Tensor = model.get_output_embeddings()(hidden)  # type: ignore[operator]
             loss = loss + self.language_weight * packing.next_token_loss(logits, batch) / totals.next_tokens
@@ -122,7 +128,7 @@ class ProcessVerifier:
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order, with one score per step."""
-        model = scoring.cached_model(self.path, self._auto(), self.dtype, self.device, self.trust_remote_code)
+        model = scoring.cached_model(self.path, self._auto_class(), self.dtype, self.device, self.trust_remote_code)
         verifier_card.check_card(self.path, self._ids(), Template(self.template).hash)
         bad, good = self._classes()
         return scoring.verify(
@@ -138,7 +144,7 @@ class ProcessVerifier:
             per_step=True,
         )
 
-    # ---- shared by both ----
+    # ---- shared by training and scoring ----
 
     def _logits(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
         """[K, D] outputs at the tags' own positions -> [K, V] with head="tag", [K, 2] with head="token"."""
@@ -150,7 +156,7 @@ class ProcessVerifier:
         ids = self._ids()
         return (ids["bad"], ids["good"]) if self.head == "tag" else (0, 1)
 
-    def _auto(self) -> str:
+    def _auto_class(self) -> str:
         return "CausalLM" if self.head == "tag" else "TokenClassification"
 
     def _tokenizer(self) -> Any:

@@ -1,11 +1,11 @@
-"""Backend `local`: rolls out any Hugging Face causal language model in this process, on CPU or GPU.
+"""Backend `local`: samples from any Hugging Face causal language model in this process, on CPU or GPU.
 
-What it is for: many independent rollouts of every step prefix of a solution (Math-Shepherd, section 3.3), where
-each solution is encoded once, its prefixes are slices of that cache, and their rollouts share it (rolling.py,
-engine.py, cohort.py). Sampling whole solutions is the same with the question as the prefix.
+It is made for many independent rollouts of every step prefix of a solution (Math-Shepherd, section 3.3). Each solution
+is encoded once, its prefixes are slices of that cache, and their rollouts share it (rolling.py, engine.py, cohort.py).
+To sample whole solutions, the question is the prefix.
 
-A prompt as long as the model's positions leaves no room: its rollouts come back as Finish.LENGTH with no tokens
-and no text, because a bad rollout is data. One that is nearly as long gets the room there is.
+If a prompt is as long as the model's positions, its rollouts are Finish.LENGTH with no tokens and no text, since a bad
+rollout is data and no error. If it is nearly as long, the rollouts get the positions that are left.
 
     stepmark sample --task arithmetic --model generator/ --n 16 --out solutions.jsonl
 """
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalBackend:
-    """Rolls out the checkpoint at `path`. Loads it on first use, once per process."""
+    """Samples from the checkpoint at `path`. Loads it on first use, once per process."""
 
     path: str  # a checkpoint directory, or a hub id
     dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16, float16
-    device: str = "auto"  # auto (a GPU where there is one), cpu, cuda, cuda:1, ...
-    batch: int = 0  # most rollouts under way at once, fewer where memory is short; 0 fits the model's size
-    chat_template: bool = False  # context becomes the user's turn, prefix the opening of the assistant's
+    device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+    batch: int = 0  # largest number of concurrent rollouts, fewer if memory is short; 0 chooses by model size
+    chat_template: bool = False  # context is the user's turn, prefix begins the assistant's turn
     trust_remote_code: bool = False  # run code that comes with the checkpoint
-    sharing: bool = True  # False encodes every prefix alone: a slow reference
+    sharing: bool = True  # False encodes every prefix separately: slow, a reference for tests
 
     def __post_init__(self) -> None:
         if self.batch < 0:
-            raise ConfigError(f"batch must be at least 1 rollout, or 0 for the usual number, got {self.batch}.")
+            raise ConfigError(f"batch must be at least 1 rollout, or 0 for the default number, got {self.batch}.")
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """Rollouts as they finish. Raises CheckpointError, ConfigError, BackendError."""
@@ -55,23 +55,23 @@ class LocalBackend:
             yield rolled.rollout
 
     def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
-        """Per text, the probability that it goes on with each choice, given that it goes on with one of them."""
+        """For each text, the probability that each choice follows it, given that one of the choices follows."""
         from stepmark.backends.local.choices import probabilities
 
         engine, tokenizer = self._load()
-        ways = choice_ids(tokenizer, texts, choices)
+        ids = choice_ids(tokenizer, texts, choices)
         starts = [prompt_ids(tokenizer, Prompt(str(i), text), self.chat_template) for i, text in enumerate(texts)]
-        return probabilities(engine, starts, ways)
+        return probabilities(engine, starts, ids)
 
     def _load(self) -> tuple[Engine, PreTrainedTokenizerBase]:
-        # A checkpoint that was written anew under the same path is another one.
-        written = max((f.stat().st_mtime_ns for f in Path(self.path).glob("*.safetensors")), default=0)
-        return _loaded(self.path, self.dtype, self.device, self.batch, self.trust_remote_code, written)
+        # A checkpoint that was written again under the same path must be loaded again.
+        mtime = max((f.stat().st_mtime_ns for f in Path(self.path).glob("*.safetensors")), default=0)
+        return _loaded(self.path, self.dtype, self.device, self.batch, self.trust_remote_code, mtime)
 
 
 @lru_cache(maxsize=2)
 def _loaded(
-    path: str, dtype: str, device: str, batch: int, trust_remote_code: bool, written: int
+    path: str, dtype: str, device: str, batch: int, trust_remote_code: bool, _mtime: int
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
     from stepmark.backends.local.engine import Engine
     from stepmark.models.checkpoints import load_model, load_tokenizer

@@ -1,22 +1,21 @@
-"""Rollouts that started together, and the attention that lets them share what they have in common.
+"""A cohort: rollouts that start together, with attention over the keys and values that they share.
 
-A *trunk* is one token sequence (a whole solution) encoded once; a rollout continues a slice of it, the prefix
-that ends after some step. Keys and values of a trunk are stored once, whatever the number of prefixes and of
-rollouts per prefix; each rollout adds only the keys and values of its own tokens. At each position one softmax
-runs over both parts:
+A *trunk* is one token sequence (a whole solution), encoded once. A rollout continues a slice of it, the prefix that
+ends after some step. Keys and values of a trunk are stored once for all its prefixes and their rollouts; each rollout
+adds only the keys and values of its own tokens. At each position one softmax runs over both parts:
 
     softmax([ q . K_trunk  (masked beyond the row's own prefix) | q . K_own ])
 
-The queries of all rows of a trunk meet its keys in one matrix product, which is what makes the sharing cheap
-(the idea of Hydragen, Juravsky et al. 2024, arXiv 2402.05099, and of cascade inference; there the two parts are
-softmaxed apart and merged, here their scores are laid side by side, which is simpler and exact).
+The queries of all rows of a trunk and its keys are one matrix product, which makes sharing cheap. This is the idea of
+Hydragen (Juravsky et al. 2024, arXiv 2402.05099) and of cascade inference. They compute one softmax for each part and
+merge the two; here the scores of both parts are concatenated, which is simpler and exact.
 
-Each rollout has a stream of random numbers of its own. Streams of one prefix that have drawn the same tokens so far
-are one row, computed once; a row parts where its streams draw different tokens. That costs little where they part
-soon, and a model that is nearly sure of its words writes K verifications for little more than the price of one.
+Each rollout has its own stream of random numbers. Streams of one prefix that have drawn the same tokens so far are one
+row, computed once. A row splits when its streams draw different tokens. Streams that split early cost little extra. A
+model that is nearly deterministic writes K verifications for little more than the cost of one.
 
-Rows of a cohort are at the same number of own tokens at any time, so own keys need no mask. A finished row's
-place is taken by the last row, so no computation is spent on it.
+All rows of a cohort have the same number of own tokens at any time, so own keys need no mask. The last row moves to the
+place of a finished row, so no computation is spent on finished rows.
 
 Axis names: B streams, R rows, G trunks, W rows per trunk at most, T trunk positions, N own positions, H heads, K
 key-value heads, E query heads per key-value head, D head width.
@@ -32,18 +31,18 @@ import torch
 from torch.nn import functional as F
 
 FIRST_CAPACITY = 16  # own positions stored at first; doubled when they run out
-STREAMS = ("names", "keys", "budgets", "logprobs", "row_of")  # arrays of a cohort, one place for each stream
-ROWS = ("at", "trunk_of", "tokens", "closing")  # and for each row
+STREAMS = ("names", "keys", "budgets", "logprobs", "row_of")  # arrays of a cohort with one entry per stream
+ROWS = ("at", "trunk_of", "tokens", "closing")  # arrays with one entry per row
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One rollout to be made."""
+    """One rollout to sample."""
 
-    name: int  # the caller's handle
-    at: int  # length of its prefix: it continues the first `at` tokens of its trunk, 1 <= at
+    name: int  # the caller's number for it
+    at: int  # length of its prefix, at least 1: it continues the first `at` tokens of its trunk
     key: int  # of its randomness (see draw.key)
-    budget: int  # most tokens it may generate, at least 1
+    budget: int  # largest number of tokens to generate, at least 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Encoding:
     def attend(
         self, layer: int, q_PHD: torch.Tensor, k_PKD: torch.Tensor, v_PKD: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """P = count * width flat positions; padding lies at the end of each trunk, where causality hides it."""
+        """P = count * width flat positions. Padding is at the end of each trunk, where the causal mask hides it."""
         q, k, v = (x.reshape(self.count, self.width, *x.shape[1:]).transpose(1, 2) for x in (q_PHD, k_PKD, v_PKD))
         self.cohort.store(layer, self.first, k, v)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -71,7 +70,7 @@ class Encoding:
 
 
 class Decoding:
-    """Attention of a pass that adds one token to every row of every cohort under way."""
+    """Attention of a pass that adds one token to every row of the cohorts."""
 
     def __init__(self, cohorts: Sequence[Cohort]) -> None:
         self.cohorts = cohorts
@@ -87,8 +86,8 @@ class Decoding:
 
 
 class Cohort:
-    """Trunks and streams that are admitted together. Streams stand in the order of their rows; row arrays hold the
-    live rows in their first `live` places."""
+    """Trunks and streams that start together. Streams are in the order of their rows; row arrays hold the live rows in
+    their first `live` entries."""
 
     def __init__(self, trunks: Sequence[Trunk], device: torch.device) -> None:
         streams = [(g, stream) for g, trunk in enumerate(trunks) for stream in trunk.streams]
@@ -106,14 +105,14 @@ class Cohort:
         self.trunk_of = np.array([g for g, _ in prefixes])
         self.at = np.array([at for _, at in prefixes])
         self.tokens = np.zeros((self.live, FIRST_CAPACITY), dtype=np.int64)
-        self.closing = np.zeros(self.live, dtype=bool)  # rows whose text has ended, and that wait for one more pass
-        self.admitted, self.peak = len(streams), self.live  # streams at first, most rows at any time
+        self.closing = np.zeros(self.live, dtype=bool)  # rows whose text has ended, and that need one more pass
+        self.admitted, self.peak = len(streams), self.live  # streams at the start, largest number of rows at any time
         self._trunk: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: keys, values [G, K, T, D]
         self._own: list[tuple[torch.Tensor, ...]] = []  # per layer: keys, values [R, K, capacity, D]
-        self._changed = True  # rows moved since the maps below were made
-        self._slots: torch.Tensor | None = None  # [G * W] row of each place in the grid; None when they coincide
-        self._places: torch.Tensor | None = None  # [R] place in the grid of each row
-        self._mask: torch.Tensor | None = None  # [R, 1, 1, T], -inf beyond a row's prefix; None when none is needed
+        self._changed = True  # rows changed since the maps below were built
+        self._slots: torch.Tensor | None = None  # [G * W] row of each grid place; None for the same order
+        self._places: torch.Tensor | None = None  # [R] grid place of each row
+        self._mask: torch.Tensor | None = None  # [R, 1, 1, T], -inf after a row's prefix; None when not needed
         self._grid = (0, 0)  # G, W
         self._sort()
 
@@ -126,48 +125,47 @@ class Cohort:
 
     @property
     def positions(self) -> np.ndarray:
-        """[R] where that token stands in its sequence."""
+        """[R] the position of that token in its sequence."""
         return self.at[: self.live] + self.step
 
     def put(self, ids_B: np.ndarray, logprobs_B: np.ndarray) -> None:
-        """The next own token of every stream. Rows whose streams drew different tokens part."""
+        """Adds the next own token of every stream. A row splits when its streams drew different tokens."""
         if self.step == self.tokens.shape[1]:
             self.tokens = np.concatenate([self.tokens, np.zeros_like(self.tokens)], axis=1)
         self.logprobs += logprobs_B
-        if len(ids_B) == self.live:  # each has a row of its own
+        if len(ids_B) == self.live:  # each stream has its own row
             self.tokens[: self.live, self.step] = ids_B
             return
         drawn = self.row_of * (int(ids_B.max()) + 1) + ids_B
         _, first, group = np.unique(drawn, return_index=True, return_inverse=True)
         source = self.row_of[first]
-        new = np.append(False, source[1:] == source[:-1])  # of each row's groups the first stays in its place
+        new = np.append(False, source[1:] == source[:-1])  # the first group of each row keeps the row
         place = source.copy()
         place[new] = self.live + np.arange(new.sum())
         self.row_of = place[group]
         if new.any():
-            self._part(source[new])
+            self._split(source[new])
         self.tokens[self.row_of, self.step] = ids_B
         self._sort()
 
-    def _part(self, source_F: np.ndarray) -> None:
-        """Adds a copy of each of the rows `source_F` behind the live ones."""
+    def _split(self, source_F: np.ndarray) -> None:
+        """Adds a copy of each of the rows `source_F` after the live rows."""
         live = self.live + len(source_F)
         for name in ROWS:
             array = getattr(self, name)
             setattr(self, name, np.concatenate([array[: self.live], array[source_F]]))
-        if self._own and live > (places := self._own[0][0].shape[0]):
-            more = min(max(live, 2 * places), len(self.names)) - places
-            for layer in range(len(self._own)):  # one by one: the caches of all layers never exist twice
-                self._own[layer] = tuple(torch.cat([x, x.new_empty(more, *x.shape[1:])]) for x in self._own[layer])
+        if self._own and live > (capacity := self._own[0][0].shape[0]):
+            added = min(max(live, 2 * capacity), len(self.names)) - capacity
+            for layer in range(len(self._own)):  # layer by layer, so that only one layer's cache exists twice
+                self._own[layer] = tuple(torch.cat([x, x.new_empty(added, *x.shape[1:])]) for x in self._own[layer])
         self._copy(source_F, np.arange(self.live, live))
         self.live = live
         self.peak = max(self.peak, live)
         self._changed = True
 
     def drop(self, gone_B: np.ndarray) -> None:
-        """Ends the streams `gone_B`, [B] bool, and frees the places of rows that have none left; rows from the end
-        move into them."""
-        self._streams(~gone_B)
+        """Ends the streams `gone_B`, [B] bool, and frees rows without streams. Last rows take their places."""
+        self._select_streams(~gone_B)
         gone = np.flatnonzero(np.bincount(self.row_of, minlength=self.live) == 0)
         if not len(gone):
             return
@@ -177,9 +175,9 @@ class Cohort:
         for name in ROWS:
             getattr(self, name)[holes] = getattr(self, name)[movers]
         self._copy(movers, holes)
-        to = np.arange(self.live)
-        to[movers] = holes
-        self.row_of = to[self.row_of]
+        target = np.arange(self.live)
+        target[movers] = holes
+        self.row_of = target[self.row_of]
         self.live = left
         self._changed = True
         self._sort()
@@ -187,25 +185,25 @@ class Cohort:
             self._repack()
 
     def _copy(self, source: np.ndarray, target: np.ndarray) -> None:
-        """Own keys and values of the rows `source` to the places `target`, which none of them has."""
+        """Copies the own keys and values of the rows `source` to the rows `target`. The two sets do not overlap."""
         if not (len(target) and self._own):
             return
-        at, to = (torch.from_numpy(x).to(self.device) for x in (source, target))
+        source_rows, target_rows = (torch.from_numpy(x).to(self.device) for x in (source, target))
         for pair in self._own:
             for cache in pair:
                 filled = cache[:, :, : self.step]
-                filled.index_copy_(0, to, filled.index_select(0, at))
+                filled.index_copy_(0, target_rows, filled.index_select(0, source_rows))
 
     def _sort(self) -> None:
         if (self.row_of[1:] < self.row_of[:-1]).any():
-            self._streams(np.argsort(self.row_of, kind="stable"))
+            self._select_streams(np.argsort(self.row_of, kind="stable"))
 
-    def _streams(self, kept: np.ndarray) -> None:
+    def _select_streams(self, kept: np.ndarray) -> None:
         for name in STREAMS:
             setattr(self, name, getattr(self, name)[kept])
 
     def _repack(self) -> None:
-        """Gives back the memory of finished rows and of trunks that nobody continues any more."""
+        """Frees the memory of finished rows, and of trunks without live rows."""
         for layer in range(len(self._own)):
             self._own[layer] = tuple(x[: self.live].clone() for x in self._own[layer])
         kept, self.trunk_of = np.unique(self.trunk_of[: self.live], return_inverse=True)
@@ -216,7 +214,7 @@ class Cohort:
     # -- keys and values -------------------------------------------------------------------------------------
 
     def store(self, layer: int, first: int, k_GKTD: torch.Tensor, v_GKTD: torch.Tensor) -> None:
-        """Keeps the keys and values of trunks `first`, `first + 1`, ..."""
+        """Stores the keys and values of trunks `first`, `first + 1`, ..."""
         if layer == len(self._trunk):
             self._trunk.append(
                 (
@@ -227,7 +225,8 @@ class Cohort:
         for cache, new in zip(self._trunk[layer], (k_GKTD, v_GKTD), strict=True):
             cache[first : first + new.shape[0], :, : new.shape[2]] = new
 
-    def _room(self, layer: int, k_RKD: torch.Tensor, v_RKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _own_cache(self, layer: int, k_RKD: torch.Tensor, v_RKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The own keys and values of a layer, with space for one more position."""
         if layer == len(self._own):
             k, v = (x.new_empty(self.live, x.shape[1], FIRST_CAPACITY, x.shape[2]) for x in (k_RKD, v_RKD))
             self._own.append((k, v))
@@ -237,8 +236,8 @@ class Cohort:
             self._own[layer] = k, v
         return k, v
 
-    def _map(self, dtype: torch.dtype) -> None:
-        """Makes the maps between rows in their order and a grid of trunks by rows per trunk."""
+    def _build_maps(self, dtype: torch.dtype) -> None:
+        """Builds the maps between rows in their order and a grid of trunks by rows per trunk."""
         trunk_of = self.trunk_of[: self.live]
         trunks = self._trunk[0][0].shape[0]
         counts = np.bincount(trunk_of, minlength=trunks)
@@ -266,16 +265,16 @@ class Cohort:
     def attend(
         self, layer: int, q_RHD: torch.Tensor, k_RKD: torch.Tensor, v_RKD: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """[R, H, D]: every row's newest token over its prefix and its own tokens, this one included."""
+        """[R, H, D] attention of every row's newest token over its prefix and its own tokens, this token included."""
         if self._changed:
-            self._map(q_RHD.dtype)
-        k_own, v_own = self._room(layer, k_RKD, v_RKD)
+            self._build_maps(q_RHD.dtype)
+        k_own, v_own = self._own_cache(layer, k_RKD, v_RKD)
         k_own[: self.live, :, self.step] = k_RKD
         v_own[: self.live, :, self.step] = v_RKD
         seen = self.step + 1
         k_own, v_own = k_own[: self.live, :, :seen], v_own[: self.live, :, :seen]
         k_trunk, v_trunk = self._trunk[layer]
-        rows, heads, wide = self.live, k_RKD.shape[1], self.width
+        rows, heads, width = self.live, k_RKD.shape[1], self.width
 
         q_RKED = (q_RHD * scale).reshape(rows, heads, -1, q_RHD.shape[-1])
         scores_own = q_RKED @ k_own.transpose(-1, -2)  # [R, K, E, N]
@@ -283,8 +282,8 @@ class Cohort:
         if self._mask is not None:
             scores_trunk = scores_trunk + self._mask
         share = torch.cat([scores_trunk, scores_own], dim=-1).softmax(-1)
-        out = share[..., wide:] @ v_own
-        out += self._to_rows(self._to_grid(share[..., :wide]) @ v_trunk)
+        out = share[..., width:] @ v_own
+        out += self._to_rows(self._to_grid(share[..., :width]) @ v_trunk)
         return out.reshape(rows, -1, out.shape[-1])
 
     def _to_grid(self, x_RKEX: torch.Tensor) -> torch.Tensor:

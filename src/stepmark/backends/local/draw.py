@@ -1,8 +1,8 @@
-"""Drawing tokens: randomness from counters, and the inverse of the cumulative distribution.
+"""Drawing tokens: counter-based random numbers, and inverse transform sampling.
 
-The uniform number behind the t-th token of a rollout is a hash (SplitMix64's finaliser) of the rollout's own key
-and t. Nothing is kept between draws, so a rollout is the same whatever shares its batch, whatever came before,
-and on whichever machine, up to rounding in the logits.
+The uniform number for the t-th token of a rollout is a hash (SplitMix64's finaliser) of the rollout's own key and t. No
+state is kept between draws. So a rollout does not depend on its batch, on earlier calls or on the machine, up to
+rounding in the logits.
 
 Top-p follows Holtzman et al. 2020 (arXiv 1904.09751): the smallest set of most probable tokens whose mass
 reaches p. Log-probabilities are the model's own, at temperature 1 and over the whole vocabulary.
@@ -27,7 +27,7 @@ def key(seed: int, prompt_id: str, index: int) -> int:
 
 
 def uniforms(keys_B: np.ndarray, t_B: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) for each rollout, [B] float64: the `t_B`-th of its key (t_B counts from 0)."""
+    """One number in [0, 1) for each rollout, [B] float64: number `t_B` of its key, counted from 0."""
     with np.errstate(over="ignore"):
         x = keys_B + (t_B.astype(np.uint64) + np.uint64(1)) * _GOLDEN
         x = (x ^ (x >> np.uint64(30))) * _MIX1
@@ -42,8 +42,8 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids, [R, W] int64, and their log-probabilities at temperature 1, [R, W] float32, in nats.
 
-    `u_RW` holds a uniform number for each token that is drawn from a row's logits; None, or a temperature of 0, takes
-    the most probable token, once."""
+    `u_RW` has one uniform number for each token to draw from a row's logits. If it is None, or the temperature is 0,
+    the result is the most probable token, with W = 1."""
     logits_RV = logits_RV.float()
     if u_RW is None or temperature == 0:
         top_R1, ids_R1 = logits_RV.max(-1, keepdim=True)
@@ -67,7 +67,7 @@ def draw(
     if total_R1 is None:
         total_R1 = cumulative_RV[:, -1:]
     end_R1 = cumulative_RV[:, -1:]
-    # Strictly below the end, or rounding could pick a token that has no mass.
+    # Strictly below the end; else rounding could select a token with probability 0.
     at_RW = torch.minimum((u_RW * end_R1).float(), torch.nextafter(end_R1, torch.zeros_like(end_R1)))
     ids_RW = torch.searchsorted(cumulative_RV, at_RW, right=True)
     return ids_RW, logits_RV.gather(-1, ids_RW) - top_R1 - total_R1.log()

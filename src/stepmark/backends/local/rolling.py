@@ -1,6 +1,6 @@
-"""Prompts -> rollouts of a loaded model, with the token ids that they were drawn as.
+"""Prompts -> rollouts of a loaded model, with the token ids that were drawn.
 
-Whoever learns from a rollout needs those very ids: its text, tokenised again, may be other tokens.
+Training on a rollout needs these ids, since tokenising its text again may give other tokens.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rolled:
-    """A rollout and what it was made of."""
+    """A rollout with its token ids."""
 
     rollout: Rollout
     prompt: tuple[int, ...]  # ids that it continues
-    ids: tuple[int, ...]  # ids drawn, those of an end token or a stop string included; none without room
+    ids: tuple[int, ...]  # ids drawn, with those of the end token or stop string; () if the prompt left no positions
 
 
 def roll(
@@ -42,37 +42,38 @@ def roll(
     chat: bool = False,
     sharing: bool = True,
 ) -> Iterator[Rolled]:
-    """Rollouts as they finish. `sharing=False` encodes every prefix alone. Raises ConfigError, BackendError."""
+    """Rollouts as they finish. `sharing=False` encodes every prefix separately. Raises ConfigError, BackendError."""
     ids = [_ids(tokenizer, prompt.id, prompt.context, prompt.prefix, chat) for prompt in prompts]
-    made: list[tuple[int, int]] = []  # a stream's name is its place here: prompt, index of the rollout
+    rollouts: list[tuple[int, int]] = []  # (prompt, index of the rollout); a stream's name is an index into this list
     trunks: list[Trunk] = []
     for longest, members in group([x if len(x) < engine.limit else () for x in ids]):
-        todo: list[Stream] = []
+        streams: list[Stream] = []
         for i in members:
-            prompt, at = prompts[i], len(ids[i])
+            prompt, length = prompts[i], len(ids[i])
             for index in range(prompt.first, prompt.first + prompt.n):
-                room = min(params.max_tokens, engine.limit - at - bool(params.choices))  # one to ask with
-                if room < 1:
+                # With choices, one position stays free for the pass that reads them.
+                budget = min(params.max_tokens, engine.limit - length - bool(params.choices))
+                if budget < 1:
                     yield Rolled(Rollout(prompt.id, index, "", Finish.LENGTH, 0), ids[i], ())
                     continue
-                todo.append(Stream(len(made), at, key(params.seed, prompt.id, index), room))
-                made.append((i, index))
-        if todo:
-            trunks.append(Trunk(ids[longest], tuple(todo)))
+                streams.append(Stream(len(rollouts), length, key(params.seed, prompt.id, index), budget))
+                rollouts.append((i, index))
+        if streams:
+            trunks.append(Trunk(ids[longest], tuple(streams)))
     vocab = engine.vocab
     reader = Reader(tokenizer, params.stop)
     ends = np.zeros(vocab, dtype=bool)
     ends[[e for e in engine.end_ids(tokenizer.eos_token_id) if e < vocab]] = True
 
     def stopped(name: int, own: np.ndarray) -> bool:
-        return reader.text(ids[made[name][0]], own.tolist())[1]
+        return reader.text(ids[rollouts[name][0]], own.tolist())[1]
 
     choices = _choices(tokenizer, params)
     draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped, choices)
-    reach = max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=0) + bool(params.choices)
-    shared = sharing and engine.sharing and reach <= engine.window
+    positions = max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=0) + bool(params.choices)
+    shared = sharing and engine.sharing and positions <= engine.window
     for done in engine.run(trunks, draws) if shared else plain.run(engine, trunks, draws):
-        i, index = made[done.name]
+        i, index = rollouts[done.name]
         text, _ = reader.text(ids[i], done.ids)
         finish = Finish.STOP if done.stopped else Finish.LENGTH
         chosen = done.choices if done.choices and reader.ends_in_stop(done.ids) else ()
@@ -81,14 +82,14 @@ def roll(
 
 
 def _choices(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> np.ndarray | None:
-    """The tokens of `params.choices`, where each is the same one token after every stop string."""
+    """The tokens of `params.choices`, if each is one token, and the same after every stop string; else None."""
     if not params.choices or not params.stop:
         return None
-    ways = set(map(tuple, choice_ids(tokenizer, params.stop, params.choices)))
-    found = ways.pop()
-    return None if ways or any(len(ids) != 1 for ids in found) else np.array([ids[0] for ids in found])
+    variants = set(map(tuple, choice_ids(tokenizer, params.stop, params.choices)))
+    first = variants.pop()
+    return None if variants or any(len(ids) != 1 for ids in first) else np.array([ids[0] for ids in first])
 
 
-@lru_cache(maxsize=1 << 13)  # labelling asks for the same prefixes again, wave after wave
+@lru_cache(maxsize=1 << 13)  # labelling samples the same prefixes in several waves
 def _ids(tokenizer: PreTrainedTokenizerBase, name: str, context: str, prefix: str, chat: bool) -> tuple[int, ...]:
     return prompt_ids(tokenizer, Prompt(name, context, prefix), chat)

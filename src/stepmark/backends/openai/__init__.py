@@ -1,23 +1,23 @@
-"""Backend `openai`: any server that speaks OpenAI's API (vLLM, SGLang, llama.cpp, a cloud), its completions or chats.
+"""Backend `openai`: any server with OpenAI's API (vLLM, SGLang, llama.cpp, a cloud service), completions or chats.
 
-Many requests are under way at a time; each rollout is handed out as its request ends. A request that fails is tried
-again where that can help (client.py); a rollout that could not be got comes back as Finish.FAILED with the reason,
-never as a text. What the server can do is found out before the first request (probe.py):
+Many requests run at a time, and rollouts are returned when their request ends. A failed request is retried if that can
+help (client.py). A rollout that still fails is Finish.FAILED with the reason, never a text. Before the first request,
+the backend tests what the server can do (probe.py):
 
-- A server that ignores `n` gets one request per rollout. A reply with fewer choices than asked for is completed by
-  asking for the rest; of one with more the rest is dropped, and its tokens are charged to the first rollout.
-- Tokens are counted by their log-probabilities; without these the request's total is split evenly among its choices,
-  and `logprob` is 0.0. A server that gives no total either leaves `tokens` at 0, so no price can be put on it.
-- Sampling that the server would do behind one's back (top_k, min_p, repetition penalties) is switched off where the
-  server takes the setting (probe.NEUTRAL). What it refuses can't be; see the server's own defaults then.
-- Stop strings are cut here too: the first four go to the server, which is as many as some take.
-- Choices are left to `choice_probs`: `SamplingParams.choices` goes nowhere, and rollouts come without them.
-- A prompt as long as the model's context comes back as Finish.LENGTH with no tokens, and one that is nearly as long
-  gets the room there is, as with the backend `local`.
+- If a server ignores `n`, each rollout is one request. If a reply has too few choices, another request asks for the
+  rest. If it has too many, the extra ones are dropped, and their tokens are charged to the first rollout.
+- Tokens are counted by their log-probabilities. Without these, the request's total is split evenly among its choices,
+  and `logprob` is 0.0. Without a total too, `tokens` is 0, so no price can be computed.
+- Servers may apply sampling settings that were not requested (top_k, min_p, repetition penalties). They are switched
+  off if the server accepts the setting (probe.NEUTRAL). For settings that it refuses, see the server's defaults.
+- Stop strings are also cut here. The first four are sent to the server, since some servers accept no more.
+- `SamplingParams.choices` is ignored, and rollouts have no choices; use `choice_probs`.
+- If a prompt is as long as the model's context, its rollouts are Finish.LENGTH with no tokens. If it is nearly as long,
+  they get the tokens that are left, as with the backend `local`.
 
-A context, a prefix and a text travel as text: the server adds the BOS token, and reads a special token's name inside
-a prompt as that token if its tokenizer does. `seeds` makes rollouts repeatable on a server that honours them; without,
-a rollout is the same again only because a ledger keeps it.
+Contexts, prefixes and texts are sent as text. The server adds the BOS token, and may read a special token's name inside
+a prompt as that token. `seeds` makes rollouts repeatable on a server that honours them. Without seeds, only a ledger
+makes rollouts repeatable.
 
     stepmark sample --task gsm8k --backend openai --backend-option model=Qwen/Qwen3-8B --n 16 --out solutions.jsonl
 """
@@ -39,33 +39,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenAIBackend:
-    """Samples from a model behind a URL. Raises ConfigError for settings that can't be."""
+    """Samples from a model behind a URL. Raises ConfigError for invalid settings."""
 
-    model: str  # the name by which the server knows it
-    url: str = "http://127.0.0.1:8000/v1"  # what comes before /completions
-    key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if there is one; never the key
-    chat: bool = False  # context becomes the user's turn, prefix the opening of the assistant's
-    concurrency: int = 16  # requests under way at once
-    n_per_request: int = 8  # most rollouts of a prompt in one request; they arrive together
-    retries: int = 5  # further tries of a request that failed in a way that may pass
-    backoff: float = 0.5  # seconds before the first of them, doubled each time, a minute at most
-    timeout: float = 300.0  # seconds for one try
-    deadline: float = 900.0  # seconds for all tries of a request together
-    seeds: bool = False  # seeded requests, of one rollout each; many of them side by side crash some servers
+    model: str  # its name on the server
+    url: str = "http://127.0.0.1:8000/v1"  # the part before /completions
+    key_env: str = "OPENAI_API_KEY"  # the environment variable with the key, if any; never the key itself
+    chat: bool = False  # context is the user's turn, prefix begins the assistant's turn
+    concurrency: int = 16  # largest number of concurrent requests
+    n_per_request: int = 8  # largest number of rollouts of a prompt in one request; they arrive together
+    retries: int = 5  # further attempts after a temporary failure of a request
+    backoff: float = 0.5  # seconds before the first retry, doubled each time, at most a minute
+    timeout: float = 300.0  # seconds for one attempt
+    deadline: float = 900.0  # seconds for all attempts of a request together
+    seeds: bool = False  # seeded requests, with one rollout each; many concurrent ones crash some servers
     price_input: float = 0.0  # money per million prompt tokens
     price_output: float = 0.0  # money per million generated tokens
 
     remote: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        faults = [] if self.model else ["model must be the name of a model of the server, got ''."]
+        faults = [] if self.model else ["model must be the name of a model on the server, got ''."]
         if not self.url.startswith(("http://", "https://")):
             faults.append(f"url must begin with http:// or https://, got {self.url!r}.")
-        least = {"concurrency": 1, "n_per_request": 1, "retries": 0, "backoff": 0, "price_input": 0, "price_output": 0}
+        minima = {"concurrency": 1, "n_per_request": 1, "retries": 0, "backoff": 0, "price_input": 0, "price_output": 0}
         faults += [
-            f"{name} must be at least {low}, got {getattr(self, name)}."
-            for name, low in least.items()
-            if not getattr(self, name) >= low
+            f"{name} must be at least {minimum}, got {getattr(self, name)}."
+            for name, minimum in minima.items()
+            if not getattr(self, name) >= minimum
         ]
         faults += [
             f"{name} must be above 0 seconds, got {getattr(self, name)}."
@@ -81,7 +81,7 @@ class OpenAIBackend:
         return self.price_input, self.price_output
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
-        """Rollouts as they come. Raises BackendError when no request could succeed, ConfigError without httpx."""
+        """Rollouts as they finish. Raises BackendError when no request can succeed, ConfigError without httpx."""
         sampling.check(params)
         if not any(prompt.n for prompt in prompts):
             return
@@ -99,8 +99,10 @@ class OpenAIBackend:
             yield from rollouts
 
     def choice_probs(self, texts: Sequence[str], choices: Sequence[str]) -> list[tuple[float, ...]]:
-        """Per text, the probability that it goes on with each choice, given that it goes on with one of them: exact, or
-        BackendError (choices.py). With `chat` a text is the user's turn, and a choice begins the assistant's."""
+        """For each text, the probability that each choice follows it, given that one of the choices follows.
+
+        It is exact, or BackendError is raised (choices.py). With `chat` a text is the user's turn, and a choice begins
+        the assistant's turn."""
         if not choices or not all(choices):
             raise ConfigError(f"choices must be texts of at least one token each, got {list(choices)}.")
         if not texts:
@@ -115,8 +117,8 @@ class OpenAIBackend:
             async with self._client() as client:
                 await Choosing(client, self.model, self.chat, tuple(choices)).all(distinct, self.concurrency, put)
 
-        found = {distinct[i]: probabilities for i, probabilities in stream(produce)}
-        return [found[text] for text in texts]
+        by_text = {distinct[i]: probabilities for i, probabilities in stream(produce)}
+        return [by_text[text] for text in texts]
 
     def _client(self) -> Client:
         from stepmark.backends.openai.client import Client
@@ -140,6 +142,6 @@ def _need_httpx() -> None:
 
 
 def seed_of(seed: int, prompt_id: str, index: int) -> int:
-    """The seed of one rollout: 31 bits, which every server takes."""
+    """The seed of one rollout: 31 bits, which every server accepts."""
     digest = hashlib.sha256(f"{seed}|{prompt_id}|{index}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:4], "big") >> 1

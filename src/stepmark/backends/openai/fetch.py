@@ -1,4 +1,4 @@
-"""Prompts to requests, replies to rollouts."""
+"""Turns prompts into requests, and replies into rollouts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stepmark.backends.openai.stream import Put
 from stepmark.errors import BackendError
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
-MOST_STOPS = 4  # OpenAI refuses more
+MOST_STOPS = 4  # OpenAI accepts no more
 ENDS = {"stop": Finish.STOP, "length": Finish.LENGTH}
 
 
@@ -31,20 +31,20 @@ class Fetch:
     async def all(
         self, prompts: Sequence[Prompt], most: int, concurrency: int, priced: bool, put: Put[list[Rollout]]
     ) -> None:
-        """Puts the rollouts of each request as they come: at most `most` of a prompt in one request.
+        """Puts the rollouts of each request as they arrive; a request has at most `most` rollouts of a prompt.
 
-        Raises BackendError, having cancelled what was under way."""
+        Cancels the other requests and raises BackendError on an error."""
         able = await probe.abilities(self.client, self.model, self.chat)
         if priced and not (able.usage or able.logprobs):
             raise BackendError(
-                f"{self.client.url} does not say how many tokens it used: no price can be put on them. "
+                f"{self.client.url} does not report how many tokens it used, so no price can be computed. "
                 "Leave out price_input and price_output, or use another server."
             )
         if self.chat and any(prompt.prefix for prompt in prompts if prompt.n):
             await probe.need_continuation(self.client, self.model, able)
-        # Many servers refuse several greedy choices, and a seed stands for one rollout.
-        alone = not able.n or self.seed is not None or self.params.temperature == 0
-        parts = _parts(prompts, 1 if alone else most)
+        # Many servers refuse several greedy choices, and each rollout has its own seed.
+        single = not able.n or self.seed is not None or self.params.temperature == 0
+        parts = _parts(prompts, 1 if single else most)
 
         async def worker() -> None:
             for part in parts:
@@ -58,37 +58,39 @@ class Fetch:
             raise e.exceptions[0] from None
 
     async def _part(self, prompt: Prompt, able: Abilities, put: Put[list[Rollout]]) -> None:
-        """All rollouts of one prompt, whose n fits into a request."""
+        """Puts all rollouts of one prompt whose `n` fits into a request."""
         request, spent = _Request(prompt, self.params.max_tokens), (0, 0)
         while request.prompt.n:
             try:
                 reply = await self.client.ask(probe.path(self.chat), self._body(request, able), parse)
             except Unanswered as e:
-                return await put(_none(request.prompt, Finish.FAILED, str(e)))
+                return await put(_empty(request.prompt, Finish.FAILED, str(e)))
             except Refused as e:
                 if not replies.too_long(e.body) or request.fitted:
-                    return await put(_none(request.prompt, Finish.FAILED, str(e)))
-                room, spent = await self._room(request, able, e)
-                if not room:
-                    return await put(_none(request.prompt, Finish.LENGTH))
-                if room < 0:
-                    return await put(_none(request.prompt, Finish.FAILED, str(e)))
-                request = replace(request, max_tokens=room, fitted=True)
+                    return await put(_empty(request.prompt, Finish.FAILED, str(e)))
+                budget, spent = await self._remaining(request, able, e)
+                if not budget:
+                    return await put(_empty(request.prompt, Finish.LENGTH))
+                if budget < 0:
+                    return await put(_empty(request.prompt, Finish.FAILED, str(e)))
+                request = replace(request, max_tokens=budget, fitted=True)
                 continue
-            got = min(len(reply.choices), request.prompt.n)
+            received = min(len(reply.choices), request.prompt.n)
             await put(self._rollouts(request.prompt, reply, spent))
             spent = (0, 0)
-            rest = replace(request.prompt, first=request.prompt.first + got, n=request.prompt.n - got)
+            rest = replace(request.prompt, first=request.prompt.first + received, n=request.prompt.n - received)
             request = replace(request, prompt=rest)
         return None
 
-    async def _room(self, request: _Request, able: Abilities, refusal: Refused) -> tuple[int, tuple[int, int]]:
-        """How many tokens can follow the prompt: 0 for none, -1 where that can't be found out; and the prompt tokens
-        and generated ones that it took. What a refusal says of the prompt's length is often no more than a bound, so
-        one token is asked for: the prompt's length is then in the reply."""
-        one = replace(request, prompt=replace(request.prompt, n=1), max_tokens=1)
+    async def _remaining(self, request: _Request, able: Abilities, refusal: Refused) -> tuple[int, tuple[int, int]]:
+        """The number of tokens that can follow the prompt (0 for none, -1 if unknown), and the prompt tokens and
+        generated tokens that finding out cost.
+
+        The prompt's length in a refusal is often only a bound. So it sends a request for one token, whose reply has
+        the prompt's length."""
+        trial = replace(request, prompt=replace(request.prompt, n=1), max_tokens=1)
         try:
-            reply = await self.client.ask(probe.path(self.chat), self._body(one, able), parse)
+            reply = await self.client.ask(probe.path(self.chat), self._body(trial, able), parse)
         except Refused as e:
             return (0 if replies.too_long(e.body) else -1), (0, 0)
         except Unanswered:
@@ -121,18 +123,18 @@ class Fetch:
 
     def _rollouts(self, prompt: Prompt, reply: Reply, spent: tuple[int, int]) -> list[Rollout]:
         counts = tokens(reply)
-        wanted = reply.choices[: prompt.n]
-        made = [
+        choices = reply.choices[: prompt.n]
+        rollouts = [
             self._rollout(prompt.id, prompt.first + i, choice, count)
-            for i, (choice, count) in enumerate(zip(wanted, counts, strict=False))
+            for i, (choice, count) in enumerate(zip(choices, counts, strict=False))
         ]
-        # The request's prompt, and what was generated for nothing, are charged once.
-        made[0] = replace(
-            made[0],
+        # The first rollout is charged for the request's prompt, and for generated tokens that were not used.
+        rollouts[0] = replace(
+            rollouts[0],
             prompt_tokens=(reply.prompt_tokens or 0) + spent[0],
-            tokens=made[0].tokens + sum(counts[len(wanted) :]) + spent[1],
+            tokens=rollouts[0].tokens + sum(counts[len(choices) :]) + spent[1],
         )
-        return made
+        return rollouts
 
     def _rollout(self, prompt_id: str, index: int, choice: Choice, count: int) -> Rollout:
         finish = ENDS.get(choice.finish or "")
@@ -141,7 +143,7 @@ class Fetch:
                 " and no text" if choice.text is None else ""
             )
             return Rollout(prompt_id, index, "", Finish.FAILED, count, reason=reason)
-        cuts = [at for at in (choice.text.find(s) for s in _stops(self.params)) if at >= 0]
+        cuts = [position for position in (choice.text.find(s) for s in _stops(self.params)) if position >= 0]
         if cuts:
             return Rollout(prompt_id, index, choice.text[: min(cuts)], Finish.STOP, count, choice.logprob)
         return Rollout(prompt_id, index, choice.text, finish, count, choice.logprob)
@@ -149,13 +151,13 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    prompt: Prompt  # with the rollouts that are still missing
+    prompt: Prompt  # asks for the rollouts that are still missing
     max_tokens: int
-    fitted: bool = field(default=False)  # max_tokens is what the context leaves
+    fitted: bool = field(default=False)  # max_tokens was reduced to fit into the context
 
 
 def tokens(reply: Reply) -> list[int]:
-    """The tokens of each choice: by its log-probabilities, else an even share of the request's."""
+    """The tokens of each choice: its number of log-probabilities, else an even share of the request's tokens."""
     known = [c.tokens for c in reply.choices]
     if all(x is not None for x in known):
         return [x or 0 for x in known]
@@ -169,7 +171,8 @@ def _parts(prompts: Sequence[Prompt], most: int) -> Iterator[Prompt]:
             yield replace(prompt, first=first, n=min(most, prompt.first + prompt.n - first))
 
 
-def _none(prompt: Prompt, finish: Finish, reason: str = "") -> list[Rollout]:
+def _empty(prompt: Prompt, finish: Finish, reason: str = "") -> list[Rollout]:
+    """Rollouts without text, one for each that `prompt` asks for."""
     return [Rollout(prompt.id, prompt.first + i, "", finish, 0, reason=reason) for i in range(prompt.n)]
 
 

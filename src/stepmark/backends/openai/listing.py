@@ -1,7 +1,7 @@
-"""Log-probabilities that a server lists, token by token, read without trusting any of it.
+"""Reads the log-probabilities of a server's reply, token by token, and checks all of it.
 
-Completions put them in parallel lists, chats in a list of tokens, and some servers answer a completion as a chat. With
-`return_tokens_as_token_ids` (vLLM) a token's text is "token_id:" and its number.
+Completions have them in parallel lists, chats in a list of tokens, and some servers answer a completion like a chat.
+With `return_tokens_as_token_ids` (vLLM) a token's text is "token_id:" and its id.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from stepmark.backends.openai import replies
 from stepmark.backends.openai.replies import Malformed
 
 ID = "token_id:"
-MORE_THAN_ONE = 1.05  # probabilities that sum to more are none; 16-bit arithmetic may bring them a little above 1
-# How tokenizers write a space and a line break, where a server shows their tokens as they are.
+MORE_THAN_ONE = 1.05  # probabilities with a larger sum are invalid; 16-bit arithmetic can give slightly more than 1
+# A space and a line break as tokenizers write them, for servers that return raw tokens.
 _SIGNS = str.maketrans({"\u2581": " ", "\u0120": " ", "\u010a": "\n"})
 
 
@@ -25,41 +25,41 @@ class Token:
     """A token of the prompt or of the continuation."""
 
     text: str
-    logprob: float | None  # given all before it, in nats; None where nothing is before it
-    top: Mapping[str, float] = field(default_factory=dict)  # the likeliest tokens in its place -> log-probability
+    logprob: float | None  # given all tokens before it, in nats; None for the first token
+    top: Mapping[str, float] = field(default_factory=dict)  # the most probable tokens there -> log-probability
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """The first choice of a reply."""
 
-    tokens: tuple[Token, ...]  # with log-probabilities, an echoed prompt's included; none where the server gave none
-    text: str | None  # the continuation, or the prompt and it
-    prompt_ids: tuple[int, ...] | None  # of the prompt, where the server says
+    tokens: tuple[Token, ...]  # with log-probabilities, those of an echoed prompt included; () without any
+    text: str | None  # the continuation, or prompt and continuation
+    prompt_ids: tuple[int, ...] | None  # of the prompt; None if the server does not give them
 
 
 def parse(body: bytes) -> Listing:
     """Reads a completion or a chat completion. Raises Malformed."""
-    reply = replies.parse(body)  # whatever is wrong with a reply is wrong here too
+    reply = replies.parse(body)  # makes the checks that hold for every reply
     choice = replies.whole(body)["choices"][0]
-    found = choice.get("logprobs")
-    tokens = _tokens(found) if isinstance(found, dict) else ()
+    logprobs = choice.get("logprobs")
+    tokens = _tokens(logprobs) if isinstance(logprobs, dict) else ()
     ids = choice.get("prompt_token_ids")
-    there = isinstance(ids, list) and bool(ids) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
-    return Listing(tokens, reply.choices[0].text, tuple(ids) if there else None)
+    valid = isinstance(ids, list) and bool(ids) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
+    return Listing(tokens, reply.choices[0].text, tuple(ids) if valid else None)
 
 
 def plain(text: str) -> str:
-    """A token's text with spaces and line breaks as they are in the text."""
+    """A token's text with ordinary spaces and line breaks."""
     return text.translate(_SIGNS)
 
 
-def _tokens(found: Mapping[str, Any]) -> tuple[Token, ...]:
-    content = found.get("content")
+def _tokens(logprobs: Mapping[str, Any]) -> tuple[Token, ...]:
+    content = logprobs.get("content")
     if isinstance(content, list):
         rows = [x for x in content if isinstance(x, dict)]
         return tuple(Token(_text(x), _number(x.get("logprob")), _top(x.get("top_logprobs"))) for x in rows)
-    texts, values, tops = (found.get(k) for k in ("tokens", "token_logprobs", "top_logprobs"))
+    texts, values, tops = (logprobs.get(k) for k in ("tokens", "token_logprobs", "top_logprobs"))
     if not isinstance(texts, list) or not isinstance(values, list):
         return ()
     tops = tops if isinstance(tops, list) else [None] * len(texts)
@@ -71,18 +71,19 @@ def _tokens(found: Mapping[str, Any]) -> tuple[Token, ...]:
     )
 
 
-def _top(found: Any) -> dict[str, float]:
-    """The likeliest tokens: a mapping, or a list of tokens. A text that two tokens share keeps the likelier one's."""
-    if isinstance(found, list):
-        pairs = [(_text(x), _number(x.get("logprob"))) for x in found if isinstance(x, dict)]
-    elif isinstance(found, dict):
-        pairs = [(text, _number(value)) for text, value in found.items()]
+def _top(value: Any) -> dict[str, float]:
+    """The most probable tokens, from a mapping or a list of tokens. If two tokens have the same text, the larger
+    log-probability is kept."""
+    if isinstance(value, list):
+        pairs = [(_text(x), _number(x.get("logprob"))) for x in value if isinstance(x, dict)]
+    elif isinstance(value, dict):
+        pairs = [(text, _number(logprob)) for text, logprob in value.items()]
     else:
         return {}
     top: dict[str, float] = {}
-    for text, value in pairs:
-        if value is not None:
-            top[text] = max(value, top.get(text, -math.inf))
+    for text, logprob in pairs:
+        if logprob is not None:
+            top[text] = max(logprob, top.get(text, -math.inf))
     if math.fsum(math.exp(min(0.0, v)) for v in top.values()) > MORE_THAN_ONE:
         raise Malformed("log-probabilities of different tokens whose probabilities sum to more than 1")
     return top

@@ -1,8 +1,8 @@
-"""What a server can do, found out once per process by asking it.
+"""Tests what a server can do, once per process.
 
-Nothing is concluded from an error, unless it is a refusal that names a parameter: that one is left out from then on.
-What a server silently ignores shows in a clean reply: fewer choices than asked for, no log-probabilities, a prompt
-too long for a continued turn.
+An error proves nothing, unless it is a refusal that names a parameter; that parameter is then left out. A valid reply
+shows which settings a server ignores: too few choices, no log-probabilities, or a prompt that is too long for a
+continued turn.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from stepmark.backends.openai.client import Client, Refused, Unanswered, Unusabl
 from stepmark.backends.openai.replies import parse, parse_models
 from stepmark.errors import BackendError, UnknownName
 
-# Settings that servers have defaults of their own for, or read from the model's generation_config.json: top_k 40,
-# min_p 0.05 and a repetition penalty are common. These values switch them off. vLLM and SGLang know the first three,
-# llama.cpp all but the third; each ignores or refuses what it does not know.
+# Servers have their own defaults for these settings, or read them from the model's generation_config.json: top_k 40,
+# min_p 0.05 and a repetition penalty are common. These values switch them off. vLLM and SGLang support the first three,
+# llama.cpp all but the third; a server ignores or refuses the others.
 NEUTRAL: dict[str, object] = {
     "top_k": -1,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
     "repeat_penalty": 1.0,
 }
-OTHERWISE: dict[str, object] = {"top_k": 0}  # a second way to say it, for servers that refuse the first
+OTHERWISE: dict[str, object] = {"top_k": 0}  # another value that switches it off, for servers that refuse the first
 CONTINUE: dict[str, object] = {"add_generation_prompt": False, "continue_final_message": True}
 SHORT, LONG = " apple" * 8, " apple" * 16
-NEW_TURN = 2  # tokens from which on a turn was ended after the prefix, and another begun
+NEW_TURN = 2  # extra tokens that show that the server ended the turn after the prefix and began another
 
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What one model of one server does."""
+    """The abilities of one model on one server."""
 
-    n: bool  # several choices for one request
+    n: bool  # several choices per request
     logprobs: bool  # log-probabilities of the tokens
-    usage: bool  # how many tokens there were
-    sanitize: tuple[tuple[str, object], ...]  # what it takes of NEUTRAL
-    budget: str  # its name for the most tokens of a choice
+    usage: bool  # numbers of tokens
+    sanitize: tuple[tuple[str, object], ...]  # the settings of NEUTRAL that it accepts
+    budget: str  # its parameter for the largest number of tokens of a choice
 
 
 _known: dict[tuple[str, str, bool], Abilities] = {}
@@ -45,18 +45,18 @@ _continues: set[tuple[str, str]] = set()
 
 
 def forget() -> None:
-    """Asks anew the next time."""
+    """Drops all results, so that the next call tests the server again."""
     _known.clear()
     _continues.clear()
 
 
 async def abilities(client: Client, model: str, chat: bool) -> Abilities:
-    """Raises BackendError when nobody answers, or the model is not there."""
+    """The abilities of a model, tested once. Raises BackendError without an answer, or for an unknown model."""
     key = (client.url, model, chat)
     if key not in _known:
         try:
             listed = await _models(client)
-            if len(listed) == 1 and model not in listed:  # such a server may well answer to any name
+            if len(listed) == 1 and model not in listed:  # such a server may accept any name
                 raise BackendError(f"{client.url}: {UnknownName('model', model, listed)}")
             try:
                 _known[key] = await _probe(client, model, chat)
@@ -65,37 +65,37 @@ async def abilities(client: Client, model: str, chat: bool) -> Abilities:
                     raise
                 raise BackendError(f"{e} {UnknownName('model', model, listed)}") from None
         except Unanswered as e:
-            raise BackendError(f"{client.url} can't be used: {e}. Is the server up, and this its url?") from None
+            raise BackendError(f"{client.url} can't be used: {e}. Is the server up, and is this its url?") from None
     return _known[key]
 
 
 async def need_continuation(client: Client, model: str, able: Abilities) -> None:
-    """Raises BackendError unless the server goes on with an assistant's turn that was begun.
+    """Raises BackendError unless the server can continue an assistant's turn.
 
-    A server that ignores the settings for that ends the turn and begins another, which costs tokens: the prompt is
-    longer than the question and the prefix. How long the prefix alone is follows from two lengths of it."""
+    A server that ignores the settings for it ends the turn and begins another. That adds tokens, so the prompt is
+    longer than question and prefix together. The length of the prefix follows from prompts with two prefixes."""
     if (client.url, model) in _continues:
         return
-    no = f"chat: {client.url} can't go on with a solution that was begun"
-    what_to_do = "Use the completions of this server (chat: false), or a server such as vLLM."
+    problem = f"chat: {client.url} can't continue an assistant's turn"
+    advice = "Use the completions of this server (chat: false), or a server such as vLLM."
     lengths = []
     for prefix in ("", SHORT, LONG):
         body = {"model": model, "temperature": 1.0, able.budget: 1, **text(True, "Count.", prefix)}
         try:
             reply = await client.ask(path(True), body, parse)
         except Refused as e:
-            raise BackendError(f"{no}: {e}. {what_to_do}") from None
+            raise BackendError(f"{problem}: {e}. {advice}") from None
         except Unanswered as e:
             raise BackendError(f"{client.url} can't be used: {e}.") from None
         if reply.prompt_tokens is None:
             raise BackendError(
-                f"{no}, as far as can be told: it does not say how many tokens a prompt had. {what_to_do}"
+                f"{problem}, as far as is known: it does not report the number of prompt tokens. {advice}"
             )
         lengths.append(reply.prompt_tokens)
     plain, short, long = lengths
-    more = short - (long - short) * len(SHORT) / (len(LONG) - len(SHORT)) - plain
-    if long <= short or more >= NEW_TURN:
-        raise BackendError(f"{no}: it begins another turn after it, or leaves it out. {what_to_do}")
+    extra = short - (long - short) * len(SHORT) / (len(LONG) - len(SHORT)) - plain
+    if long <= short or extra >= NEW_TURN:
+        raise BackendError(f"{problem}: it begins another turn after it, or leaves it out. {advice}")
     _continues.add((client.url, model))
 
 
@@ -104,7 +104,7 @@ def path(chat: bool) -> str:
 
 
 def text(chat: bool, context: str, prefix: str = "") -> dict[str, object]:
-    """The part of a request that says what is to be continued."""
+    """The part of a request with the text to continue."""
     if not chat:
         return {"prompt": context + prefix}
     turns = [{"role": "user", "content": context}]
@@ -114,7 +114,7 @@ def text(chat: bool, context: str, prefix: str = "") -> dict[str, object]:
 
 
 async def _models(client: Client) -> tuple[str, ...]:
-    """The models that the server lists; none where it has no list."""
+    """The models that the server lists; () if it has no list."""
     try:
         return await client.ask("/models", None, parse_models)
     except Refused:
@@ -126,9 +126,9 @@ async def _models(client: Client) -> tuple[str, ...]:
 
 
 async def _probe(client: Client, model: str, chat: bool) -> Abilities:
-    """Asks for two choices of one token with all settings, fewer of them when some are refused."""
+    """Requests two choices of one token with all settings, and leaves out settings that the server refuses."""
     optional: dict[str, object] = {"n": 2, "logprobs": True if chat else 1, **NEUTRAL}
-    budget, again = "max_tokens", True
+    budget, retry = "max_tokens", True
     while True:
         body = {"model": model, "temperature": 1.0, "top_p": 1.0, budget: 1, **text(chat, "Hello"), **optional}
         try:
@@ -146,8 +146,8 @@ async def _probe(client: Client, model: str, chat: bool) -> Abilities:
                 else:
                     del optional[k]
             continue
-        if "n" in optional and len(reply.choices) != 2 and again:
-            again = False  # once may be a mishap
+        if "n" in optional and len(reply.choices) != 2 and retry:
+            retry = False  # the first time may be an accident
             continue
         return Abilities(
             n="n" in optional and len(reply.choices) == 2,

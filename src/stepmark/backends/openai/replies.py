@@ -1,7 +1,7 @@
-"""What a server said: replies, refusals and Retry-After, read without trusting any of it.
+"""Reads a server's replies, refusals and Retry-After headers, and checks all of it.
 
-Servers differ in what they leave out and in how they put an error, so only what is needed is required: choices that
-hold a text. Whatever else is not of the expected shape is Malformed, which the client asks for again.
+Servers leave out different fields and report errors in different forms. So only choices with a text are required. A
+reply that does not have the expected form is Malformed, and the client retries the request.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _LIMIT = re.compile(
 
 
 class Malformed(Exception):
-    """An answer that is cut, is no JSON, or is not of the shape that was asked for."""
+    """An answer that is truncated, is no JSON, or has another form than expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One continuation."""
 
-    text: str | None  # None where the server gave none
+    text: str | None  # None if the server gave none
     finish: str | None  # the server's finish_reason
-    tokens: int | None  # how many log-probabilities came with it; None without any
+    tokens: int | None  # number of its log-probabilities; None without any
     logprob: float  # their sum, in nats; 0.0 without any
 
 
@@ -46,29 +46,28 @@ class Reply:
     """A completion or a chat completion."""
 
     choices: tuple[Choice, ...]  # at least one
-    prompt_tokens: int | None  # charged for the request; None where the server does not say
-    completion_tokens: int | None  # generated for all choices; None where the server does not say
+    prompt_tokens: int | None  # charged for the request; None if the server does not report it
+    completion_tokens: int | None  # generated for all choices; None if the server does not report it
 
 
 def parse(body: bytes) -> Reply:
-    """Reads the body of a reply of either kind. Raises Malformed."""
-    said = whole(body)
-    usage = said.get("usage")
+    """Reads the body of a completion or a chat completion. Raises Malformed."""
+    reply = whole(body)
+    usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    return Reply(
-        tuple(map(_choice, said["choices"])), _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    )
+    choices = tuple(map(_choice, reply["choices"]))
+    return Reply(choices, _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
 
 
 def whole(body: bytes) -> Mapping[str, Any]:
-    """A reply with at least one choice, its parts as they came. Raises Malformed."""
-    said = _mapping(_json(body), "the reply")
-    if said.get("error"):
+    """The JSON of a reply with at least one choice, otherwise unchecked. Raises Malformed."""
+    reply = _mapping(_json(body), "the reply")
+    if reply.get("error"):
         raise Malformed(f"an error in place of a reply: {message(body)}")
-    choices = said.get("choices")
+    choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         raise Malformed(f"no choices in {_short(body)}")
-    return said
+    return reply
 
 
 def parse_models(body: bytes) -> tuple[str, ...]:
@@ -80,43 +79,43 @@ def parse_models(body: bytes) -> tuple[str, ...]:
 
 
 def message(body: bytes) -> str:
-    """A server's own words about an error, in one line."""
+    """A server's error message, in one line."""
     try:
-        said = _json(body)
+        error = _json(body)
     except Malformed:
         return _short(body)
-    while isinstance(said, dict):  # {"error": {"message": ...}}, {"error": ...}, {"message": ...}, {"detail": ...}
-        inner = next((said[k] for k in ("error", "message", "detail") if said.get(k)), None)
+    while isinstance(error, dict):  # {"error": {"message": ...}}, {"error": ...}, {"message": ...}, {"detail": ...}
+        inner = next((error[k] for k in ("error", "message", "detail") if error.get(k)), None)
         if inner is None:
             return _short(body)
-        said = inner
-    return _short(said.encode("utf-8", "replace")) if isinstance(said, str) else _short(body)
+        error = inner
+    return _short(error.encode("utf-8", "replace")) if isinstance(error, str) else _short(body)
 
 
 def names(body: bytes, parameter: str) -> bool:
-    """Whether an error speaks of a parameter."""
+    """Whether an error message names a parameter."""
     return re.search(rf"(?<![\w\\]){re.escape(parameter)}(?!\w)", body.decode("utf-8", "replace")) is not None
 
 
 def unsupported(body: bytes) -> bool:
-    """Whether an error says that the server lacks something: some servers put that as an error of their own, a 500."""
+    """Whether an error says that the server lacks a feature. Some servers answer with status 500 for that."""
     return re.search(rb"not supported|unsupported|not implemented", body, re.I) is not None
 
 
 def too_long(body: bytes) -> bool:
-    """Whether an error says that the prompt and what is to follow exceed the model's context."""
+    """Whether an error says that prompt and continuation exceed the model's context."""
     return _CONTEXT.search(body.decode("utf-8", "replace")) is not None
 
 
 def context_limit(body: bytes) -> int | None:
-    """The context's length in tokens, as such an error states it."""
-    found = _LIMIT.search(body.decode("utf-8", "replace"))
-    return int(next(filter(None, found.groups()))[:12]) if found else None
+    """The context's length in tokens, read from such an error; None if it is not there."""
+    match = _LIMIT.search(body.decode("utf-8", "replace"))
+    return int(next(filter(None, match.groups()))[:12]) if match else None
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds to wait according to a Retry-After header: a number of seconds, or an HTTP date; `now` is seconds since
-    1970. None for no header, or one that can't be read."""
+    """Seconds to wait according to a Retry-After header, a number of seconds or an HTTP date. `now` is in seconds since
+    1970. None without a header, or for an unreadable one."""
     if value is None:
         return None
     try:
@@ -155,17 +154,19 @@ def _choice(value: Any) -> Choice:
 
 
 def _logprobs(value: Any) -> list[float]:
-    """Of a completion ("token_logprobs") or of a chat ("content"), which some servers give for completions too."""
+    """The log-probabilities of a completion ("token_logprobs") or a chat ("content"). Some servers give "content" for
+    completions too."""
     if not isinstance(value, dict):
         return []
-    found = value.get("token_logprobs")
-    if not isinstance(found, list):
+    logprobs = value.get("token_logprobs")
+    if not isinstance(logprobs, list):
         content = value.get("content")
-        found = [x.get("logprob") if isinstance(x, dict) else x for x in content] if isinstance(content, list) else []
-    for x in found:
+        rows = content if isinstance(content, list) else []
+        logprobs = [x.get("logprob") if isinstance(x, dict) else x for x in rows]
+    for x in logprobs:
         if x is not None and not (isinstance(x, int | float) and math.isfinite(x)):
             raise Malformed(f"a log-probability that is none: {x!r:.40}")
-    return [float(x or 0.0) for x in found]
+    return [float(x or 0.0) for x in logprobs]
 
 
 def _count(value: Any) -> int | None:

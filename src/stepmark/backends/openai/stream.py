@@ -1,8 +1,8 @@
-"""Many requests at a time behind one plain generator: an event loop in a thread of its own.
+"""Runs concurrent requests behind a plain generator: an event loop in its own thread.
 
-The loop goes on while whoever reads the generator is busy, so no request runs into its time-out because of that; but
-each producer waits until what it made was taken, so that a kill loses no more than there were producers. When the
-generator is closed, however that comes, what is under way is cancelled and the thread has ended.
+The loop keeps running while the reader of the generator is busy, so the reader causes no time-outs. Each producer waits
+until its item is taken, so a kill loses at most one item per producer. When the generator is closed in any way, running
+requests are cancelled, and the thread has ended.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Put = Callable[[T], Awaitable[None]]
 
 
 def stream(produce: Callable[[Put[T]], Coroutine[Any, Any, None]]) -> Iterator[T]:
-    """What `produce` puts, as it comes. An exception of `produce` comes after all that was put before it."""
+    """The items that `produce` puts. An exception of `produce` is raised after all items put before it."""
     loop = asyncio.new_event_loop()
-    made: SimpleQueue[tuple[T, asyncio.Event] | None] = SimpleQueue()
+    items: SimpleQueue[tuple[T, asyncio.Event] | None] = SimpleQueue()
 
     async def put(item: T) -> None:
         taken = asyncio.Event()
-        made.put((item, taken))
+        items.put((item, taken))
         await taken.wait()
 
     def run() -> None:
@@ -35,16 +35,16 @@ def stream(produce: Callable[[Put[T]], Coroutine[Any, Any, None]]) -> Iterator[T
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:
             loop.close()
-            made.put(None)
+            items.put(None)
 
     task = loop.create_task(produce(put))
     thread = threading.Thread(target=run, name="stepmark-requests", daemon=True)
     thread.start()
     try:
-        while (got := made.get()) is not None:
-            yield got[0]
-            with contextlib.suppress(RuntimeError):  # the loop has ended with an error, which is next
-                loop.call_soon_threadsafe(got[1].set)
+        while (entry := items.get()) is not None:
+            yield entry[0]
+            with contextlib.suppress(RuntimeError):  # the loop ended with an error, which is raised below
+                loop.call_soon_threadsafe(entry[1].set)
         thread.join()
         if error := task.exception():
             raise error
