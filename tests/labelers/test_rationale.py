@@ -205,7 +205,7 @@ def test_in_the_stage_a_solution_whose_rationales_never_came_is_tried_again(tmp_
             for script in ([("", Finish.FAILED)], said)
         )
         work = [(of.problem, of.solution)], Rationales("unguided")
-        with pytest.raises(StageError, match="no rationale came"):
+        with pytest.raises(StageError, match="all rationales failed"):
             stage(*work, down, out, executor=SerialExecutor())
         assert list(out) == []
         done = stage(*work, up, out, executor=SerialExecutor())
