@@ -64,5 +64,6 @@ def divergence_on(
     sequences = [encoded(e) for e in attempts]
     if not sequences:
         return 0.0
-    own, reference = (learner.read(model, sequences)[0] for model in (learner.policy, learner.reference))
-    return losses.nats_a_token(own, reference)
+    policy_logprobs, _ = learner.read(learner.policy, sequences)
+    reference_logprobs, _ = learner.read(learner.reference, sequences)
+    return losses.nats_a_token(policy_logprobs, reference_logprobs)

@@ -73,7 +73,7 @@ class TrainSettings:
 
     epochs: float = 1.0  # passes over the data
     lr: float = 1e-3  # peak learning rate (AdamW); a pretrained 7B model wants about 1e-6
-    batch_tokens: int = 8192  # tokens per optimiser update
+    batch_tokens: int = 8192  # tokens per update
     accumulate: int = 1  # number of forward and backward passes per update; more of them need less memory
     row_tokens: int = 256  # length of a packed row
     warmup: float = 0.05  # share of the updates over which the learning rate rises
