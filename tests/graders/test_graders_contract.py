@@ -1,4 +1,4 @@
-"""What every file of graders/ must do, found by looking into the folder."""
+"""The contract of every plug-in in graders/. The plug-ins are found in the folder."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_it_works_inside_a_pool_worker() -> None:
 
 
 def test_it_works_in_a_daemon_and_after_a_fork() -> None:
-    """In a process of its own, because this one has threads: forking it is not the case to test."""
+    """In a separate process, because this one has threads and must not be forked."""
     code = f"""
 import multiprocessing, os
 from stepmark.graders.symbolic import Symbolic

@@ -1,4 +1,4 @@
-"""Reward functions for other trainers, called as those call them; TRL itself is in test_rewards_trl.py."""
+"""Reward functions for other trainers, called as the trainers call them. test_rewards_trl.py runs TRL itself."""
 
 import asyncio
 import copy
@@ -27,8 +27,8 @@ RIGHT, WRONG = "1 + 2 = 3\n3 + 3 = 6\nThe answer is 6.", "1 + 2 = 4\n4 + 3 = 7\n
 
 @dataclass
 class Sums:
-    """A step whose sum is right is worth 0.9, another 0.1, a step without a sum 0.9; "?" can't be scored. It keeps what
-    it is asked."""
+    """A verifier with the score 0.1 for a step with a wrong sum and 0.9 for any other step; a solution with "?" fails.
+    It records the questions and solutions."""
 
     seen: list = field(default_factory=list)
 
@@ -82,28 +82,30 @@ def test_trl_questions_come_from_the_column_the_template_or_the_prompt():
 
 def test_trl_takes_conversations_and_plain_text_alike():
     reward = rewards.trl(Sums())
-    said = reward(prompts=[chat("user", "q")] * 2, completions=[chat("assistant", RIGHT), chat("assistant", WRONG)])
-    assert said == reward(prompts=["q"] * 2, completions=[RIGHT, WRONG]) == [0.9, 0.1]
+    chat_rewards = reward(
+        prompts=[chat("user", "q")] * 2, completions=[chat("assistant", RIGHT), chat("assistant", WRONG)]
+    )
+    assert chat_rewards == reward(prompts=["q"] * 2, completions=[RIGHT, WRONG]) == [0.9, 0.1]
     assert reward(prompts=[chat("user", "q")], completions=[chat("assistant", None)]) == [0.0]
 
 
 @pytest.mark.parametrize("column", ["answer", "reference", "gold"])
 def test_trl_gold_answers_come_from_a_column(column):
     gold = Gold(registry.load("grader", "numeric"))
-    named = {"answer": column} if column == "gold" else {}
-    reward = rewards.trl(gold, **named)
+    options = {"answer": column} if column == "gold" else {}
+    reward = rewards.trl(gold, **options)
     assert reward(prompts=["q"] * 2, completions=[RIGHT, WRONG], **{column: ["6", 6]}) == [1.0, 0.0]
     assert reward(prompts=["q"], completions=[RIGHT]) == [None]  # nothing to compare with
 
 
 def test_trl_truncated_completions_earn_what_was_said_and_are_not_verified():
-    given = {"prompts": ["q"] * 3, "completions": [RIGHT] * 3, "completion_ids": [[5, 2], [5, 5], []]}
+    call = {"prompts": ["q"] * 3, "completions": [RIGHT] * 3, "completion_ids": [[5, 2], [5, 5], []]}
     sums = Sums()
-    assert rewards.trl(sums, eos_ids=2)(**given) == [0.9, 0.0, 0.0]
+    assert rewards.trl(sums, eos_ids=2)(**call) == [0.9, 0.0, 0.0]
     assert sums.seen == [("q", [RIGHT])]
-    assert rewards.trl(Sums(), eos_ids=[2, 7], truncated=-1.0)(**given) == [0.9, -1.0, -1.0]
-    assert rewards.trl(Sums(), eos_ids=2, truncated=None)(**given) == [0.9, None, None]
-    assert rewards.trl(Sums())(**given) == [0.9] * 3
+    assert rewards.trl(Sums(), eos_ids=[2, 7], truncated=-1.0)(**call) == [0.9, -1.0, -1.0]
+    assert rewards.trl(Sums(), eos_ids=2, truncated=None)(**call) == [0.9, None, None]
+    assert rewards.trl(Sums())(**call) == [0.9] * 3
 
 
 def test_trl_logs_true_accuracy_beside_the_reward():
@@ -136,7 +138,7 @@ def test_trl_functions_can_be_sent_to_another_process():
 
 
 class Verl:
-    """What verl's naive reward manager does with a compute_score (RewardLoopWorker, verl at 1dda039)."""
+    """Calls a compute_score as verl's naive reward manager does (RewardLoopWorker, verl at 1dda039)."""
 
     def __init__(self, compute_score, **reward_kwargs):
         kind = inspect.iscoroutinefunction(compute_score)
@@ -161,7 +163,7 @@ class Verl:
         return {"reward_score": result["score"], "reward_extra_info": dict(result)}
 
     def batch(self, rows):
-        """The scores as a tensor, and what is logged as the arrays that verl makes of it."""
+        """The scores as a tensor, and the figures for the log as arrays, as verl makes them."""
         import numpy as np
         import torch
 
@@ -214,7 +216,8 @@ TEMPLATE = "<|user|>{question}<|end|><|assistant|>"
 
 
 def openrlhf_reads(reward_func, query, prompt, label):
-    """What OpenRLHF makes of one answer: reward, score, extra logs (agent.py and samples_generator.py at 3c3be62)."""
+    """Reads the result for one answer as OpenRLHF does: reward, score, extra logs (agent.py and samples_generator.py
+    at 3c3be62)."""
     import torch
 
     info = reward_func([query], [prompt], [label])
@@ -240,11 +243,11 @@ def test_openrlhf_gets_tensors_as_its_samples_need_them():
 
 def test_openrlhf_rewards_many_at_once_in_order():
     reward_func = rewards.openrlhf(Sums(), eos=("</s>", "<|end|>"), template=TEMPLATE, truncated=-1.0, lost=-2.0)
-    said = [RIGHT + "</s>", WRONG + "<|end|>", RIGHT, "?<|end|>"]
-    found = reward_func(["cut off", *(PROMPT + text for text in said)], [PROMPT] * 5, [None] * 5)
-    assert found["rewards"].tolist() == pytest.approx([-2.0, 0.9, 0.1, -1.0, -2.0])
-    assert found["extra_logs"]["lost"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
-    assert found["extra_logs"]["truncated"].tolist() == [0.0, 0.0, 0.0, 1.0, 0.0]
+    completions = [RIGHT + "</s>", WRONG + "<|end|>", RIGHT, "?<|end|>"]
+    result = reward_func(["cut off", *(PROMPT + text for text in completions)], [PROMPT] * 5, [None] * 5)
+    assert result["rewards"].tolist() == pytest.approx([-2.0, 0.9, 0.1, -1.0, -2.0])
+    assert result["extra_logs"]["lost"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+    assert result["extra_logs"]["truncated"].tolist() == [0.0, 0.0, 0.0, 1.0, 0.0]
 
 
 def test_openrlhf_what_a_policy_writes_after_an_end_token_of_its_own_is_not_hidden():
@@ -274,16 +277,16 @@ def test_a_verifier_its_directory_and_a_source_of_rewards_are_taken(request, tin
     prm.save(prm.build(), tmp_path / "prm")
     question, text = problems[0].question, problems[0].reference
     for credit in (None, "min"):
-        named = {"credit": credit} if credit else {}
-        [found] = rewards.trl(tmp_path / "prm", **named)(prompts=[question], completions=[text])
-        assert found == rewards.trl(prm)(prompts=[question], completions=[text])[0]
-        assert 0 < found < 1
+        options = {"credit": credit} if credit else {}
+        [reward] = rewards.trl(tmp_path / "prm", **options)(prompts=[question], completions=[text])
+        assert reward == rewards.trl(prm)(prompts=[question], completions=[text])[0]
+        assert 0 < reward < 1
     with pytest.raises(CheckpointError):
         rewards.trl(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("options", "message"),
     [
         ({"steps": "lines"}, "Did you mean 'line'"),
         ({"credit": "summ"}, "Did you mean 'sum'"),
@@ -291,10 +294,10 @@ def test_a_verifier_its_directory_and_a_source_of_rewards_are_taken(request, tin
         ({"most_lost": 2}, "share from 0 to 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_when_the_function_is_made(how, message):
+def test_settings_that_cannot_be_are_refused_when_the_function_is_made(options, message):
     for make in (rewards.trl, rewards.verl, partial(rewards.openrlhf, eos="</s>")):
         with pytest.raises(ConfigError, match=message):
-            make(Sums(), **how)
+            make(Sums(), **options)
     with pytest.raises(ConfigError, match="Verified has its own credit"):
         rewards.trl(Verified(Sums()), credit="min")
 
@@ -330,7 +333,7 @@ def test_what_many_threads_ask_is_verified_in_batches():
         first = pool.submit(reward, ["q"], [RIGHT])
         assert started.wait(30)
         rest = [pool.submit(reward, ["q"], [WRONG]) for _ in range(8)]
-        while len(reward.rewarder._together._waiting) < 8:
+        while len(reward.rewarder._batcher._waiting) < 8:
             pass
         go.set()
         assert first.result(30) == [0.9]

@@ -1,4 +1,4 @@
-"""The real GRPOTrainer of TRL learns from a Stepmark verifier, on CPU. Nothing else imports TRL."""
+"""TRL's own GRPOTrainer learns from a Stepmark verifier, on CPU. No other test imports TRL."""
 
 import copy
 import importlib.util
@@ -27,8 +27,8 @@ def policy(tiny):
     return copy.deepcopy(model), tokenizer
 
 
-def grpo(policy, reward, rows, out, **more):
-    """A trainer that has made its updates."""
+def grpo(policy, reward, rows, out, **options):
+    """A trainer after its updates."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -48,7 +48,7 @@ def grpo(policy, reward, rows, out, **more):
         activation_checkpointing=False,
         disable_tqdm=True,
         seed=0,
-        **more,
+        **options,
     )
     trainer = GRPOTrainer(
         model=model,
@@ -90,7 +90,7 @@ def test_grpo_learns_nothing_from_lost_rewards(policy, problems, tmp_path):
     import torch
 
     class Half:
-        """All that is known is worth the same, so nothing is to be learned unless a lost reward counts as a low one."""
+        """All known rewards are equal, so the weights change only if a lost reward counts as a low one."""
 
         def reward(self, attempts):
             return [
@@ -122,12 +122,12 @@ def test_grpo_tells_which_completions_ran_out_of_tokens(policy, problems, tmp_pa
 
     class Watched(rewards.TRL):
         def __call__(self, prompts, completions, completion_ids=None, **columns):
-            found = super().__call__(prompts, completions, completion_ids, **columns)
-            seen.extend(zip((ids[-1] == eos for ids in completion_ids), found, strict=True))
-            return found
+            completion_rewards = super().__call__(prompts, completions, completion_ids, **columns)
+            seen.extend(zip((ids[-1] == eos for ids in completion_ids), completion_rewards, strict=True))
+            return completion_rewards
 
-    made = rewards.trl(Ones(), eos_ids=eos, truncated=-0.5)
-    watched = Watched(made.rewarder, "question", "answer", None, made.eos_ids, "watched")
+    reward = rewards.trl(Ones(), eos_ids=eos, truncated=-0.5)
+    watched = Watched(reward.rewarder, "question", "answer", None, reward.eos_ids, "watched")
     rows = [{"prompt": [{"role": "user", "content": p.question}]} for p in problems[:4]]
     trainer = grpo(policy, watched, rows, tmp_path)
     assert len(seen) == UPDATES * 2 * GROUP

@@ -1,4 +1,4 @@
-"""Consensus: what is kept where labellers agree, what is dropped where they don't, and how they are named."""
+"""Consensus: labels on which the labellers agree are kept, the others are dropped; how the labellers are named."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ TEXT = "a\nb\nc\nThe answer is 7."
 
 
 def label(labeler, completer, verdicts, text=TEXT):
-    """`completer`: for each step what its rollouts say; `verdicts`: the judge's, for each step True, False or None."""
+    """`completer`: the texts of the rollouts of each step. `verdicts`: the judge's, True, False or None per step."""
     lines = [f"Step {i}: {'correct' if v else 'incorrect'}" for i, v in enumerate(verdicts, 1) if v is not None]
     tools = Tools(
         Numeric(),
@@ -30,8 +30,8 @@ def label(labeler, completer, verdicts, text=TEXT):
         ScriptedBackend(lambda prompt: completer[prompt.count("\n") - 2]),
         ScriptedBackend(default=["\n".join(lines) or "?"]),
     )
-    [found] = labeler.label([Unlabelled(PROBLEM, Solution("p#0", "p", 0, text, split(text)))], tools)
-    return found.labels
+    [labelled] = labeler.label([Unlabelled(PROBLEM, Solution("p#0", "p", 0, text, split(text)))], tools)
+    return labelled.labels
 
 
 def test_a_solution_is_kept_whole_where_both_name_the_same_first_error():
@@ -71,10 +71,10 @@ def test_what_comes_after_the_agreed_error_may_be_unknown():
 )
 def test_step_by_step_each_is_kept_where_all_agree(completer, verdicts):
     labels = label(Consensus(keep="step"), completer, verdicts)
-    mine = [None if said == (CUT,) else RIGHT in said for said in completer] + [False]
-    for found, a, b in zip(labels, mine, verdicts, strict=True):
-        assert found.known == (a is not None and a == b)
-        assert not found.known or found.hard == a
+    from_rollouts = [None if texts == (CUT,) else RIGHT in texts for texts in completer] + [False]
+    for label_kept, a, b in zip(labels, from_rollouts, verdicts, strict=True):
+        assert label_kept.known == (a is not None and a == b)
+        assert not label_kept.known or label_kept.hard == a
 
 
 def test_any_labellers_can_be_combined_and_the_first_ones_labels_are_kept():
@@ -98,7 +98,7 @@ def test_a_soft_estimate_counts_from_one_half():
 
 
 def test_rollouts_that_never_came_are_no_disagreement():
-    """The stage tries such a solution again: it must see that they failed."""
+    """The stage labels such a solution again, so the label must show that the rollouts failed."""
 
     class Down:
         def sample(self, prompts, params):
@@ -107,8 +107,8 @@ def test_rollouts_that_never_came_are_no_disagreement():
     solution = Solution("p#0", "p", 0, TEXT, split(TEXT))
     for completer, judge in ((Down(), ScriptedBackend(default=["?"])), (ScriptedBackend(default=[WRONG]), Down())):
         tools = Tools(Numeric(), Template(), SamplingParams(), completer, judge)
-        [found] = Consensus().label([Unlabelled(PROBLEM, solution)], tools)
-        assert any(x.failed and not x.known for x in found.labels)
+        [labelled] = Consensus().label([Unlabelled(PROBLEM, solution)], tools)
+        assert any(x.failed and not x.known for x in labelled.labels)
 
 
 def test_a_users_own_labeller_takes_part(tmp_path):

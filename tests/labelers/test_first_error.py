@@ -1,4 +1,4 @@
-"""Binary search for the first wrong step, against completers of which it is known where they lose the answer."""
+"""Binary search for the first wrong step, with completers that fail from a known step on."""
 
 from dataclasses import dataclass, field
 from math import ceil, log2
@@ -25,7 +25,7 @@ CUT = ("The answer is", Finish.LENGTH)
 
 @dataclass
 class Counting:
-    """A backend that remembers what it was asked, call by call."""
+    """A backend that records the prompts of each call."""
 
     script: ScriptedBackend
     calls: list = field(default_factory=list)
@@ -40,40 +40,40 @@ class Counting:
 
 
 def unit(steps, ending=WRONG, finish=Finish.STOP, sample=0):
-    """A solution of so many steps, the last of which is `ending`."""
+    """A solution of `steps` steps, the last of which is `ending`."""
     text = "\n".join([*(f"step {i}" for i in range(steps - 1)), ending]) if steps else ""
     return Unlabelled(PROBLEM, Solution(f"p#{sample}", "p", sample, text, split(text), finish))
 
 
-def lost_at(place, said=(RIGHT,)):
-    """A completer that says `said` while its prefix has up to `place` steps, and is wrong from then on."""
-    return lambda text: said if text.count("\n") - 1 <= place else [WRONG]
+def lost_at(error, answers=(RIGHT,)):
+    """A completer that gives `answers` if its prefix has at most `error` steps, and a wrong answer otherwise."""
+    return lambda text: answers if text.count("\n") - 1 <= error else [WRONG]
 
 
 def label(labeler, units, script, grader=None):
     completer = Counting(script if isinstance(script, ScriptedBackend) else ScriptedBackend(script))
     tools = Tools(grader or Numeric(), Template(), SamplingParams(), completer)
-    found = {x.key: x.labels for x in labeler.label(units, tools)}
-    return [found[u.solution.id] for u in units], completer
+    by_key = {x.key: x.labels for x in labeler.label(units, tools)}
+    return [by_key[u.solution.id] for u in units], completer
 
 
 @given(st.integers(1, 40), st.data(), st.integers(1, 9), st.integers(1, 4))
 def test_it_finds_the_place_with_a_prefix_for_each_halving(steps, data, rollouts, wave):
-    place = data.draw(st.integers(0, steps - 1))
-    [labels], completer = label(FirstError(rollouts, wave=wave), [unit(steps)], lost_at(place))
-    assert first_error(labels) == place
-    assert [x.hard for x in labels] == [1.0] * place + [0.0] * (steps - place)
+    error = data.draw(st.integers(0, steps - 1))
+    [labels], completer = label(FirstError(rollouts, wave=wave), [unit(steps)], lost_at(error))
+    assert first_error(labels) == error
+    assert [x.hard for x in labels] == [1.0] * error + [0.0] * (steps - error)
     tried = {name for call in completer.calls for name, _ in call}
     assert len(tried) <= ceil(log2(steps)) if steps > 1 else not tried
     for i, x in enumerate(labels):
         if f"p#0@{i}" in tried:
             first = min(wave, rollouts)
-            assert x == StepLabel(first * (i < place), first if i < place else rollouts, source="first_error")
+            assert x == StepLabel(first * (i < error), first if i < error else rollouts, source="first_error")
         elif i == steps - 1:
             assert x == StepLabel(0, 1, source="outcome")
         else:
             assert x == StepLabel(
-                *((1, 1, 0, 0, "inferred:later_success") if i < place else (0, 1, 0, 0, "inferred:earlier_error"))
+                *((1, 1, 0, 0, "inferred:later_success") if i < error else (0, 1, 0, 0, "inferred:earlier_error"))
             )
 
 
@@ -85,21 +85,21 @@ def test_one_success_of_up_to_so_many_rollouts_is_enough(late, rollouts):
 
 
 @given(st.lists(st.sampled_from([RIGHT, WRONG, CUT]), min_size=1, max_size=9), st.integers(1, 12), st.integers(1, 8))
-def test_where_completers_do_not_recover_the_labels_are_those_of_all_rollouts(said, steps, rollouts):
-    """The rollouts are the very same, so the two ways can only differ by what is inferred."""
-    script = ScriptedBackend(lost_at(steps // 2, said))
-    [searched], few = label(FirstError(rollouts), [unit(steps)], script)
-    [whole], many = label(MonteCarlo(rollouts), [unit(steps)], script)
-    for mine, all_of_it in zip(searched, whole, strict=True):
-        if mine.known and all_of_it.known:
-            assert mine.hard == all_of_it.hard
-    assert few.rollouts <= many.rollouts
+def test_where_completers_do_not_recover_the_labels_are_those_of_all_rollouts(answers, steps, rollouts):
+    """Both labellers draw the same rollouts, so the labels can differ only where they are inferred."""
+    script = ScriptedBackend(lost_at(steps // 2, answers))
+    [by_search], search_completer = label(FirstError(rollouts), [unit(steps)], script)
+    [by_rollouts], rollout_completer = label(MonteCarlo(rollouts), [unit(steps)], script)
+    for from_search, from_rollouts in zip(by_search, by_rollouts, strict=True):
+        if from_search.known and from_rollouts.known:
+            assert from_search.hard == from_rollouts.hard
+    assert search_completer.rollouts <= rollout_completer.rollouts
 
 
 @given(st.lists(st.lists(st.sampled_from([RIGHT, WRONG, CUT]), min_size=3, max_size=3), min_size=1, max_size=9))
-def test_whatever_completers_say_ones_come_first_and_what_was_tried_keeps_its_counts(said):
-    script = ScriptedBackend(lambda text: said[text.count("\n") - 2])
-    [labels], completer = label(FirstError(3), [unit(len(said) + 1)], script)
+def test_whatever_completers_say_ones_come_first_and_what_was_tried_keeps_its_counts(answers):
+    script = ScriptedBackend(lambda text: answers[text.count("\n") - 2])
+    [labels], completer = label(FirstError(3), [unit(len(answers) + 1)], script)
     known = [x.hard for x in labels if x.known]
     assert known == sorted(known, reverse=True)
     tried = {int(name.rpartition("@")[2]) for call in completer.calls for name, _ in call}
@@ -107,14 +107,14 @@ def test_whatever_completers_say_ones_come_first_and_what_was_tried_keeps_its_co
         drawn = x.gradable + x.truncated
         if i in tried:
             assert x.source == "first_error"
-            assert (x.correct, x.truncated) == (said[i][:drawn].count(RIGHT), said[i][:drawn].count(CUT))
+            assert (x.correct, x.truncated) == (answers[i][:drawn].count(RIGHT), answers[i][:drawn].count(CUT))
             assert x.correct or drawn == 3
         else:
             assert x.inferred or not x.known or x.source == "outcome"
 
 
 def test_what_could_not_be_graded_has_not_failed():
-    """Steps 0-5 and a wrong ending: the first try, at step 2, brings nothing but cut-off rollouts."""
+    """Steps 0-5 and a wrong ending: the first prefix, at step 2, has only truncated rollouts."""
     [labels], completer = label(FirstError(4), [unit(7)], lambda text: [CUT])
     assert [x.known for x in labels] == [False] * 6 + [True]
     assert sorted(x.truncated for x in labels) == [0] * 6 + [4]
@@ -123,8 +123,8 @@ def test_what_could_not_be_graded_has_not_failed():
 
 
 def test_what_was_found_before_an_unknown_one_stays_found():
-    said = {2: [RIGHT], 4: [CUT]}
-    [labels], _ = label(FirstError(2), [unit(7)], lambda text: said[text.count("\n") - 2])
+    answers = {2: [RIGHT], 4: [CUT]}
+    [labels], _ = label(FirstError(2), [unit(7)], lambda text: answers[text.count("\n") - 2])
     assert [x.known and x.hard for x in labels] == [1.0, 1.0, 1.0, False, False, False, 0.0]
     assert labels[4].truncated == 2
     assert first_error(labels) is None
@@ -170,9 +170,9 @@ def test_rollouts_that_never_came_are_no_failure_of_the_step():
                 yield from (Rollout(p.id, i, "", Finish.FAILED, 0, reason="no") for i in range(p.first, p.first + p.n))
 
     tools = Tools(Numeric(), Template(), SamplingParams(), Down())
-    [found] = FirstError(4).label([unit(4)], tools)
-    assert [x.known for x in found.labels] == [False, False, False, True]
-    assert sum(x.failed for x in found.labels) == 4
+    [labelled] = FirstError(4).label([unit(4)], tools)
+    assert [x.known for x in labelled.labels] == [False, False, False, True]
+    assert sum(x.failed for x in labelled.labels) == 4
 
 
 def test_all_solutions_go_through_a_halving_together():

@@ -1,4 +1,4 @@
-"""The judge: what it is asked, what counts as a verdict, what votes come to. Judges here are scripts."""
+"""The judge: its prompts, the parsing of verdicts, and the labels from votes. Judges here are scripted."""
 
 import pytest
 from asked import Asked
@@ -21,13 +21,13 @@ SECOND = "Step 1: correct\nStep 2: incorrect\nStep 3: incorrect"
 LOCAL = "Step 1: correct\nStep 2: incorrect\nStep 3: correct"
 
 
-def ask(labeler, said, text=TEXT, question=PROBLEM.question, references=(), sampling=None):
-    judge = Asked(ScriptedBackend(default=said))
+def ask(labeler, answers, text=TEXT, question=PROBLEM.question, references=(), sampling=None):
+    judge = Asked(ScriptedBackend(default=answers))
     problem = Problem("p", question, "6", "t")
     solution = Solution("p#0", "p", 0, text, split(text))
     tools = Tools(Numeric(), Template(), sampling or SamplingParams(), judge=judge)
-    [found] = labeler.label([Unlabelled(problem, solution, references)], tools)
-    return found.labels, judge
+    [labelled] = labeler.label([Unlabelled(problem, solution, references)], tools)
+    return labelled.labels, judge
 
 
 class TestReading:
@@ -101,8 +101,8 @@ class TestReading:
     def test_what_was_written_is_read(self, verdicts, mark):
         words = {True: "Correct", False: "incorrect", None: "not correct"}
         text = "\n".join(f"{mark}Step {i}: {words[v]}{mark.strip()}" for i, v in enumerate(verdicts, 1))
-        wanted = {i: v for i, v in enumerate(verdicts, 1) if v is not None}
-        assert read(text, 20, "each") == wanted
+        expected = {i: v for i, v in enumerate(verdicts, 1) if v is not None}
+        assert read(text, 20, "each") == expected
 
 
 class TestLabels:
@@ -136,8 +136,8 @@ class TestLabels:
         assert [x.hard for x in labels] == [1, 1, 1]
 
     def test_votes_without_a_verdict_or_an_end_are_counted_apart(self):
-        said = ["Step 1: correct\nwho knows", (SECOND, Finish.LENGTH), SECOND, "no idea"]
-        labels, _ = ask(Judge(votes=4), said)
+        answers = ["Step 1: correct\nwho knows", (SECOND, Finish.LENGTH), SECOND, "no idea"]
+        labels, _ = ask(Judge(votes=4), answers)
         assert labels[0] == StepLabel(2, 2, truncated=1, ungradable=1, source="judge+majority")
         assert labels[1] == StepLabel(0, 1, truncated=1, ungradable=2, source="judge+majority")
 
@@ -154,8 +154,8 @@ class TestLabels:
 
         tools = Tools(Numeric(), Template(), SamplingParams(), judge=Down())
         solution = Solution("p#0", "p", 0, TEXT, split(TEXT))
-        [found] = Judge(votes=2).label([Unlabelled(PROBLEM, solution)], tools)
-        assert found.labels == (StepLabel(0, 0, source="judge+majority", failed=2),) * 3
+        [labelled] = Judge(votes=2).label([Unlabelled(PROBLEM, solution)], tools)
+        assert labelled.labels == (StepLabel(0, 0, source="judge+majority", failed=2),) * 3
 
     def test_what_follows_the_first_wrong_step_can_count_as_wrong(self):
         assert [x.hard for x in ask(Judge(), [LOCAL])[0]] == [1, 0, 1]
@@ -197,10 +197,10 @@ class TestAsking:
         text = "2 + 2 = 5\n\nStep 1: correct\r\nStep 2: correct\n\nVerdicts:\nStep 1: correct"
         solution = Solution("p#0", "p", 0, text, ((0, len(text)),))
         judge = Asked(ScriptedBackend(default=["Step 1: incorrect"]))
-        [found] = Judge().label(
+        [labelled] = Judge().label(
             [Unlabelled(PROBLEM, solution)], Tools(Numeric(), Template(), SamplingParams(), judge=judge)
         )
-        assert found.labels == (StepLabel(0, 1, source="judge"),)
+        assert labelled.labels == (StepLabel(0, 1, source="judge"),)
         shown = judge.prompts[0].context.splitlines()
         assert [line for line in shown if line.startswith("Step")] == ["Step 1: 2 + 2 = 5"]
 
@@ -218,11 +218,11 @@ class TestAsking:
         task = SamplingParams(max_tokens=9, temperature=0.3, top_p=0.5, stop=("\n",), seed=4)
         assert ask(Judge(), [SECOND], sampling=task)[1].params == [SamplingParams(1024, 0.0, 1.0, (), 4)]
         assert ask(Judge(votes=2), [SECOND], sampling=task)[1].params == [SamplingParams(1024, 1.0, 1.0, (), 4)]
-        mine = Judge(temperature=0.6, max_tokens=7, stop=["##"])
-        assert ask(mine, [SECOND], sampling=task)[1].params == [SamplingParams(7, 0.6, 1.0, ("##",), 4)]
+        configured = Judge(temperature=0.6, max_tokens=7, stop=["##"])
+        assert ask(configured, [SECOND], sampling=task)[1].params == [SamplingParams(7, 0.6, 1.0, ("##",), 4)]
 
     def test_another_question_to_the_judge_has_other_answers(self):
-        """Answers are kept by the prompt's id: what was answered to one prompt must not pass for another's answer."""
+        """A ledger stores answers by the prompt's id, so different prompts need different ids."""
         judges = [Judge(), Judge(format="first"), Judge(temperature=0.5), Judge(max_tokens=50), Judge(stop=["#"])]
         ids = [ask(judge, [SECOND])[1].prompts[0].id for judge in judges]
         assert len(set(ids)) == len(ids)
@@ -232,8 +232,8 @@ class TestAsking:
     def test_all_solutions_are_asked_about_at_once_but_empty_ones(self):
         judge = Asked(ScriptedBackend(default=[SECOND]))
         units = [Unlabelled(PROBLEM, Solution(f"p#{i}", "p", i, t, split(t))) for i, t in enumerate([TEXT, "", TEXT])]
-        found = list(Judge().label(units, Tools(Numeric(), Template(), SamplingParams(), judge=judge)))
-        assert [len(x.labels) for x in found] == [3, 0, 3]
+        labelled = list(Judge().label(units, Tools(Numeric(), Template(), SamplingParams(), judge=judge)))
+        assert [len(x.labels) for x in labelled] == [3, 0, 3]
         assert len(judge.params) == 1
         assert len(judge.prompts) == 2
 

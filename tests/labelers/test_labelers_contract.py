@@ -1,4 +1,4 @@
-"""What every file of labelers/ must do, found by looking into the folder."""
+"""The contract of every plug-in in labelers/. The plug-ins are found in the folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from stepmark.types import (
     Verdict,
 )
 
-# Ways of each labeller beside its defaults.
+# The options to test each labeller with.
 WAYS: dict[str, list[dict[str, Any]]] = {
     "monte_carlo": [{}, {"early_stop": True}, {"precision": 0.2}],
     "first_error": [{}, {"trust_outcome": False, "wave": 3}],
@@ -46,14 +46,14 @@ CASES = [(name, options) for name in registry.names("labeler") for options in WA
 
 
 def answers(text: str) -> list[str | tuple[str, Finish]]:
-    """What a completer says after a text, right, wrong, cut off or odd: by the text alone."""
+    """A completer's rollouts after a text: correct, wrong, truncated or ungradable, determined by the text."""
     kinds = ["The answer is 6.", "The answer is 7.", ("The answer", Finish.LENGTH), "The answer is odd?"]
     digest = hashlib.sha256(text.encode()).digest()
     return [kinds[min(b // 90, 1) if b < 200 else 2 + b % 2] for b in digest]
 
 
 def verdicts(text: str) -> list[str | tuple[str, Finish]]:
-    """What a judge says after a text."""
+    """A judge's answers to a prompt, determined by the prompt."""
     digest = hashlib.sha256(text.encode()).digest()
     each = "\n".join(f"Step {i}: {'in' * (b > 200)}correct" for i, b in enumerate(digest[:8], 1))
     whole = f"{each}\nFirst wrong step: {digest[0] % 3 + 1}\n{VERDICT}{YES if digest[0] % 2 else NO}"
@@ -62,7 +62,7 @@ def verdicts(text: str) -> list[str | tuple[str, Finish]]:
 
 @dataclasses.dataclass
 class Watched:
-    """A backend that remembers the prompts' ids, and fails where it is told to."""
+    """A backend that records the prompts' ids. All rollouts fail if `down` is set."""
 
     script: ScriptedBackend
     down: bool = False
@@ -75,7 +75,7 @@ class Watched:
 
 
 class Fussy:
-    """Can't grade what ends in a question mark."""
+    """A grader for which a text that ends in a question mark is ungradable."""
 
     def grade(self, text: str, problem: Problem) -> Grade:
         return Grade(Verdict.UNGRADABLE, "?") if text.endswith("?") else Numeric().grade(text, problem)
@@ -122,9 +122,9 @@ def labeler(request: pytest.FixtureRequest) -> Any:
 
 
 def labels(labeler: Any, units: Any, tools: Tools) -> dict[str, LabelledSolution]:
-    found = list(labeler.label(units, tools))
-    assert len(found) == len(units)
-    return {x.key: x for x in found}
+    labelled = list(labeler.label(units, tools))
+    assert len(labelled) == len(units)
+    return {x.key: x for x in labelled}
 
 
 def test_every_labeler_is_tried() -> None:
@@ -143,18 +143,18 @@ def test_it_is_a_frozen_labeler_that_travels(labeler: Any, tools: Tools) -> None
 
 
 def test_each_solution_gets_its_grade_and_a_label_for_each_step(labeler: Any, tools: Tools) -> None:
-    found = labels(labeler, UNITS, tools)
+    labelled = labels(labeler, UNITS, tools)
     for u in UNITS:
-        x = found[u.solution.id]
+        x = labelled[u.solution.id]
         assert x.solution == u.solution
         assert x.grade == grade_solution(u.solution, u.problem, tools.grader)
         assert len(x.labels) == len(u.solution.spans)
         for label in x.labels:
             assert 0 <= label.correct <= label.gradable
             assert label.source
-    # It does say something, of steps or of solutions
-    assert any(label.known for x in found.values() for label in x.labels) or any(
-        r.kept for x in found.values() for r in x.rationales
+    # At least one label or rationale is usable.
+    assert any(label.known for x in labelled.values() for label in x.labels) or any(
+        r.kept for x in labelled.values() for r in x.rationales
     )
 
 
@@ -203,12 +203,12 @@ def test_no_fault_is_taken_for_a_wrong_answer(labeler: Any, tools: Tools) -> Non
 
 
 def test_what_was_cut_off_or_could_not_be_graded_has_no_outcome(labeler: Any, tools: Tools) -> None:
-    found = labels(labeler, UNITS, tools)
-    assert not any(label.source == "outcome" for label in found["p3#0"].labels)
-    last = found["p4#0"].labels[-1]
+    labelled = labels(labeler, UNITS, tools)
+    assert not any(label.source == "outcome" for label in labelled["p3#0"].labels)
+    last = labelled["p4#0"].labels[-1]
     assert not last.known or last.source != "outcome"
     for empty in ("p5#0", "p6#0", "p7#0"):
-        assert found[empty].labels == ()
+        assert labelled[empty].labels == ()
 
 
 def test_it_runs_in_the_stage_and_in_a_recipe(labeler: Any, tools: Tools, tmp_path: Any) -> None:

@@ -1,4 +1,4 @@
-"""Step labels by rollouts: the counts of Math-Shepherd's equations 3 and 4, against hand-made scripts."""
+"""Step labels by rollouts: the counts of Math-Shepherd's equations 3 and 4, with scripted completers."""
 
 from dataclasses import dataclass, field
 
@@ -24,15 +24,15 @@ def solution(text, finish=Finish.STOP):
     return Solution("p#0", "p", 0, text, split(text), finish)
 
 
-def labelled(labeler, script, given, grader=None):
+def labelled(labeler, script, solution, grader=None):
     tools = Tools(grader or Numeric(), Template(), SamplingParams(), script)
-    [found] = labeler.label([Unlabelled(PROBLEM, given)], tools)
-    return found
+    [result] = labeler.label([Unlabelled(PROBLEM, solution)], tools)
+    return result
 
 
 @dataclass
 class Counting:
-    """A backend that remembers how much it was asked for."""
+    """A backend that records the prompts' ids, first indices and counts."""
 
     script: ScriptedBackend
     asked: list = field(default_factory=list)
@@ -51,15 +51,15 @@ def test_counts_are_those_of_the_script():
             question + "2 + 2 = 4\n4 + 2 = 6\n": [WRONG, WRONG, CUT, CUT],
         }
     )
-    found = labelled(MonteCarlo(rollouts=8), script, solution(text))
-    assert found.labels == (
+    result = labelled(MonteCarlo(rollouts=8), script, solution(text))
+    assert result.labels == (
         StepLabel(correct=4, gradable=6, truncated=2),
         StepLabel(correct=0, gradable=4, truncated=4),
         StepLabel(correct=1, gradable=1, source="outcome"),
     )
-    assert [label.hard for label in found.labels] == [1.0, 0.0, 1.0]
-    assert found.labels[0].soft == 4 / 6
-    assert found.grade.verdict is Verdict.CORRECT
+    assert [label.hard for label in result.labels] == [1.0, 0.0, 1.0]
+    assert result.labels[0].soft == 4 / 6
+    assert result.grade.verdict is Verdict.CORRECT
 
 
 def test_ungradable_rollouts_leave_the_denominator():
@@ -68,16 +68,16 @@ def test_ungradable_rollouts_leave_the_denominator():
             return Grade(Verdict.UNGRADABLE, "broken") if "7" in text else Numeric().grade(text, problem)
 
     script = ScriptedBackend(default=[RIGHT, WRONG])
-    found = labelled(MonteCarlo(rollouts=4), script, solution("a\n" + RIGHT), Fussy())
-    assert found.labels[0] == StepLabel(correct=2, gradable=2, ungradable=2)
-    assert found.labels[0].soft == 1.0
+    result = labelled(MonteCarlo(rollouts=4), script, solution("a\n" + RIGHT), Fussy())
+    assert result.labels[0] == StepLabel(correct=2, gradable=2, ungradable=2)
+    assert result.labels[0].soft == 1.0
 
 
 def test_an_unfinished_solution_has_no_outcome_but_its_last_step_is_tried():
     script = Counting(ScriptedBackend(default=[RIGHT]))
-    found = labelled(MonteCarlo(rollouts=3), script, solution("a\nb", Finish.LENGTH))
-    assert found.grade.verdict is Verdict.UNGRADABLE
-    assert [label.source for label in found.labels] == ["monte_carlo"] * 2
+    result = labelled(MonteCarlo(rollouts=3), script, solution("a\nb", Finish.LENGTH))
+    assert result.grade.verdict is Verdict.UNGRADABLE
+    assert [label.source for label in result.labels] == ["monte_carlo"] * 2
     assert len(script.asked) == 2
 
 
@@ -86,9 +86,9 @@ def test_an_ungradable_ending_is_no_evidence():
         def grade(self, text, problem):
             return Grade(Verdict.UNGRADABLE, "timed out")
 
-    found = labelled(MonteCarlo(rollouts=2), ScriptedBackend(default=[RIGHT]), solution("x"), Broken())
-    assert found.labels == (StepLabel(0, 0, ungradable=1, source="outcome"),)
-    assert not found.labels[0].known
+    result = labelled(MonteCarlo(rollouts=2), ScriptedBackend(default=[RIGHT]), solution("x"), Broken())
+    assert result.labels == (StepLabel(0, 0, ungradable=1, source="outcome"),)
+    assert not result.labels[0].known
 
 
 def test_a_solution_without_steps_has_no_labels():

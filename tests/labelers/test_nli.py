@@ -1,4 +1,4 @@
-"""Entailment labels: what is compared with what, and what stays unknown. The model itself: tests/test_entailment.py."""
+"""Entailment labels: the pairs, and the steps that stay unknown. tests/models/test_entailment.py tests the model."""
 
 from itertools import pairwise
 
@@ -22,19 +22,19 @@ def unit(problem, text, *references, finish=Finish.STOP, sample=0):
     )
 
 
-def labels(labeler, given):
-    [found] = labeler.label([given], TOOLS)
-    return found.labels
+def labels(labeler, unlabelled):
+    [labelled] = labeler.label([unlabelled], TOOLS)
+    return labelled.labels
 
 
 @pytest.fixture(scope="module")
 def cases(problems):
-    """Each problem's planted solution with the references of itself and its neighbour."""
+    """Each problem's demonstration, with the references of this problem and of the next one."""
     return [unit(p, p.demonstration, p.reference, other.reference) for p, other in pairwise(problems[:13])]
 
 
 def best(path, case, premise):
-    """For each step but the last the probabilities that it follows from a step, or the beginning, of a reference."""
+    """For each step but the last: the probabilities that a step, or a prefix, of a reference entails it."""
     premises = [
         text[0 if premise == "prefix" else start : end].strip()
         for text in case.references
@@ -45,13 +45,13 @@ def best(path, case, premise):
 
 @pytest.mark.parametrize("premise", ["step", "prefix"])
 def test_a_step_is_right_where_its_best_premise_reaches_the_threshold(entailer, cases, premise):
-    found = {case.solution.id: best(entailer, case, premise) for case in cases}
-    tops = sorted(max(p for p in ps if p is not None) for steps in found.values() for ps in steps)
+    probabilities_of = {case.solution.id: best(entailer, case, premise) for case in cases}
+    tops = sorted(max(p for p in ps if p is not None) for steps in probabilities_of.values() for ps in steps)
     gap = max(range(len(tops) // 4, len(tops)), key=lambda i: tops[i] - tops[i - 1])
-    threshold = (tops[gap] + tops[gap - 1]) / 2  # far from all of them, so that rounding can't decide
+    threshold = (tops[gap] + tops[gap - 1]) / 2  # far from all probabilities, so that rounding has no effect
     seen = []
     for labelled in Nli(entailer, threshold=threshold, premise=premise).label(cases, TOOLS):
-        for label, ps in zip(labelled.labels[:-1], found[labelled.key], strict=True):
+        for label, ps in zip(labelled.labels[:-1], probabilities_of[labelled.key], strict=True):
             if max(p for p in ps if p is not None) >= threshold:
                 assert label == StepLabel(1, 1, source="nli")
             elif None in ps:
@@ -73,9 +73,9 @@ def test_the_label_that_counts_can_be_named_by_its_index(entailer, cases):
 
 def test_a_pair_that_is_too_long_is_flagged_never_cut(entailer, problems):
     long = " ".join(["2"] * 60)
-    found = labels(Nli(entailer), unit(problems[0], f"{long}\n2\nThe answer is 1.", problems[0].reference))
-    assert found[0] == StepLabel(0, 0, ungradable=1, source="nli")
-    assert found[1].known
+    step_labels = labels(Nli(entailer), unit(problems[0], f"{long}\n2\nThe answer is 1.", problems[0].reference))
+    assert step_labels[0] == StepLabel(0, 0, ungradable=1, source="nli")
+    assert step_labels[1].known
 
 
 def test_at_most_so_many_references_are_read(entailer, problems, cases):

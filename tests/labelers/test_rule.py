@@ -1,4 +1,4 @@
-"""The string rule against references made by hand, and against the exact oracle of the arithmetic task."""
+"""The string-match rule, with references written by hand and with the step oracle of the arithmetic task."""
 
 import dataclasses
 
@@ -22,13 +22,13 @@ TOOLS = Tools(Numeric(), Template(), SamplingParams())
 
 def labels(text, *references, finish=Finish.STOP, labeler=None):
     solution = Solution("p#0", "p", 0, text, split(text), finish)
-    [found] = (labeler or Rule()).label([Unlabelled(PROBLEM, solution, references)], TOOLS)
-    return found.labels
+    [labelled] = (labeler or Rule()).label([Unlabelled(PROBLEM, solution, references)], TOOLS)
+    return labelled.labels
 
 
 def test_a_step_is_right_whose_result_some_reference_has():
-    found = labels("2 * 2 = 4\n4 + 2 = 7\n7 - 1 = 6\nThe answer is 6.", REFERENCE)
-    assert found == (
+    step_labels = labels("2 * 2 = 4\n4 + 2 = 7\n7 - 1 = 6\nThe answer is 6.", REFERENCE)
+    assert step_labels == (
         StepLabel(1, 1, source="rule"),
         StepLabel(0, 1, source="rule"),
         StepLabel(1, 1, source="rule"),
@@ -52,13 +52,13 @@ def test_results_are_compared_as_values_never_as_parts_of_strings(step, hard):
 
 def test_a_step_without_a_number_is_compared_as_text():
     reference = "First we  ADD them.\n2 + 2 = 4\nThe answer is 6."
-    found = labels("first we add\tthem.\nthen we rest\nThe answer is 6.", reference)
-    assert [x.hard for x in found] == [1, 0, 1]
+    step_labels = labels("first we add\tthem.\nthen we rest\nThe answer is 6.", reference)
+    assert [x.hard for x in step_labels] == [1, 0, 1]
 
 
 def test_text_can_be_compared_throughout():
-    found = labels("2 + 2  = 4\n3 + 1 = 4\nThe answer is 6.", REFERENCE, labeler=Rule(match="text"))
-    assert [x.hard for x in found] == [1, 0, 1]
+    step_labels = labels("2 + 2  = 4\n3 + 1 = 4\nThe answer is 6.", REFERENCE, labeler=Rule(match="text"))
+    assert [x.hard for x in step_labels] == [1, 0, 1]
 
 
 def test_references_split_as_asked():
@@ -80,32 +80,32 @@ def test_the_cut_off_end_of_an_unfinished_solution_is_unknown():
 
 @given(st.text(max_size=80), st.lists(st.text(max_size=80), max_size=3))
 def test_any_text_is_labelled_and_a_solution_agrees_with_itself(text, references):
-    found = labels(text, *references)
-    assert len(found) == len(split(text))
+    step_labels = labels(text, *references)
+    assert len(step_labels) == len(split(text))
     assert all(x.hard == 1 for x in labels(text, *references, text)[:-1])
 
 
 def test_on_arithmetic_it_agrees_with_the_oracle_but_where_a_wrong_step_meets_a_right_number():
-    """Demonstrations with planted errors: there is one way to each result, so a right step always matches."""
+    """Demonstrations with planted errors. Each result has one derivation, so a correct step always matches."""
     task = registry.load("task", "arithmetic", noise=0.5)
-    right = wrong = met = 0
+    right = wrong = matched = 0
     for p in task.load("train", 150).problems:
         solution = Solution("p#0", p.id, 0, p.demonstration, split(p.demonstration))
-        [found] = Rule().label([Unlabelled(p, solution, (p.reference,))], TOOLS)
-        for label, flag in zip(found.labels, task.judge_steps(p, solution), strict=True):
+        [labelled] = Rule().label([Unlabelled(p, solution, (p.reference,))], TOOLS)
+        for label, flag in zip(labelled.labels, task.judge_steps(p, solution), strict=True):
             assert label.hard or not flag
-            right, wrong, met = right + flag, wrong + (not flag), met + (label.hard and not flag)
+            right, wrong, matched = right + flag, wrong + (not flag), matched + (label.hard and not flag)
     assert right > 100
     assert wrong > 100
-    assert met < 0.2 * wrong
+    assert matched < 0.2 * wrong
 
 
 def test_references_split_as_the_solutions_do_unless_told_otherwise():
-    """One paragraph of sentences: split into lines it is one step, whose result is the answer."""
+    """One paragraph of sentences. As lines it is one step, and its result is the answer."""
     text = "First 2 + 2 = 4. Then 4 + 2 = 6. The answer is 6."
     solution = Solution("p#0", "p", 0, text, split(text, "sentence"))
     unit = Unlabelled(PROBLEM, solution, (text,))
     tools = dataclasses.replace(TOOLS, steps="sentence")
-    [by_sentence], [by_line] = (list(Rule(steps=how).label([unit], tools)) for how in (None, "line"))
+    [by_sentence], [by_line] = (list(Rule(steps=splitter).label([unit], tools)) for splitter in (None, "line"))
     assert [x.hard for x in by_sentence.labels] == [1, 1, 1]
     assert [x.hard for x in by_line.labels] == [0, 1, 1]

@@ -1,4 +1,4 @@
-"""A made-up run, small and complete: a verifier that wins by voting and falls alone, as in the demo."""
+"""A small, complete, made-up run like the demo: votes weighted by the verifier win, and its own choice falls."""
 
 import json
 import random
@@ -49,7 +49,7 @@ def interval(mean: float, half: float = 0.03) -> dict[str, float]:
 
 @pytest.fixture
 def raw_metrics() -> dict:
-    """As json.load gives it."""
+    """The metrics as json.load returns them."""
     ns = ("1", "4", "16", "64")
     metrics = {
         "problems": 300,
@@ -109,7 +109,7 @@ def solution(problem: Problem, sample: int, text: str, finish: Finish = Finish.S
 def report_data(raw_metrics: dict) -> ReportData:
     rng = random.Random(5)
     problems, solutions, grades, oracle, kinds, selections = [], [], [], {}, {}, []
-    found: dict[str, list[Verification]] = {"orm": [], "prm": [], "prm_logprob": []}
+    verifications: dict[str, list[Verification]] = {"orm": [], "prm": [], "prm_logprob": []}
     for i in range(8):
         a, b, c = rng.randint(3, 20), rng.randint(2, 9), rng.randint(2, 5)
         right = (a + b) * c
@@ -132,10 +132,10 @@ def report_data(raw_metrics: dict) -> ReportData:
                 kinds[s.id] = "misconception"
             good = rng.uniform(0.9, 1.0)
             low = rng.uniform(0.01, 0.3) if wrong else good
-            found["orm"].append(Verification(s.id, (low,), low, "last"))
+            verifications["orm"].append(Verification(s.id, (low,), low, "last"))
             for name in ("prm", "prm_logprob"):
                 scores = (good, low, rng.uniform(0, low))
-                found[name].append(Verification(s.id, scores, min(scores), "min"))
+                verifications[name].append(Verification(s.id, scores, min(scores), "min"))
         for method, k in (
             ("self_consistency", 0),
             ("orm", 1),
@@ -144,8 +144,8 @@ def report_data(raw_metrics: dict) -> ReportData:
         ):
             choice = str(grades[-6 + k].grade.answer)
             selections.append(Selection(problem.id, choice, f"{problem.id}#{k}", method, 6, 1.0, 0.5))
-    found["prm"][0] = Verification(
-        found["prm"][0].solution_id, (), 0.0, "min", Outcome.TRUNCATED, "longer than 512 tokens"
+    verifications["prm"][0] = Verification(
+        verifications["prm"][0].solution_id, (), 0.0, "min", Outcome.TRUNCATED, "longer than 512 tokens"
     )
     return ReportData(
         name="demo",
@@ -158,7 +158,7 @@ def report_data(raw_metrics: dict) -> ReportData:
         problems=problems,
         solutions=solutions,
         grades=grades,
-        verifications=found,
+        verifications=verifications,
         selections=selections,
         oracle=oracle,
         kinds=kinds,
@@ -194,7 +194,7 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """Opens a page; returns it with what it logged and asked for."""
+    """Opens a page; returns it with its log messages and requests."""
     contexts = []
 
     def go(html: str, width: int = 1280, scheme: str = "light"):
@@ -203,12 +203,12 @@ def visit(browser, tmp_path):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        said, asked = [], []
-        page.on("console", lambda m: said.append(m.text))
-        page.on("pageerror", lambda e: said.append(str(e)))
+        messages, asked = [], []
+        page.on("console", lambda m: messages.append(m.text))
+        page.on("pageerror", lambda e: messages.append(str(e)))
         page.on("request", lambda r: asked.append(r.url))
         page.goto(path.as_uri())
-        return page, said, [url for url in asked if url != path.as_uri()]
+        return page, messages, [url for url in asked if url != path.as_uri()]
 
     yield go
     for context in contexts:

@@ -1,4 +1,4 @@
-"""Votes, tokens, rationales and the second test part on the page, from what evaluate() measures."""
+"""The sections on votes, tokens, rationales and the second test set, from the metrics of evaluate()."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def measured():
     rng = random.Random(0)
     problems = [Problem(f"p{i}", "question", "1", "t") for i in range(40)]
     solutions, grades = [], []
-    found: dict[str, list[Verification]] = {"orm": [], "genrm": [], "judge": []}
+    verifications: dict[str, list[Verification]] = {"orm": [], "genrm": [], "judge": []}
     for p in problems:
         for i in range(8):
             right = rng.random() < 0.4
@@ -44,35 +44,37 @@ def measured():
             solutions.append(s)
             verdict = Verdict.CORRECT if right else Verdict.INCORRECT
             grades.append(GradedSolution(s.id, p.id, Grade(verdict, "", "1" if right else rng.choice("23"))))
-            found["orm"].append(Verification(s.id, (rng.random(),), 0.5, "last", tokens=20))
+            verifications["orm"].append(Verification(s.id, (rng.random(),), 0.5, "last", tokens=20))
             for name, skill in (("genrm", 0.3), ("judge", 0.1)):
-                said = tuple(float(rng.random() < 0.5 + (skill if right else -skill)) for _ in range(8))
+                yes_votes = tuple(float(rng.random() < 0.5 + (skill if right else -skill)) for _ in range(8))
                 texts = tuple(f"<b>{name}</b> looks at it, {j}" for j in range(8))
-                mean = fmean(said)
-                found[name].append(Verification(s.id, (mean,), mean, "mean", rationales=texts, votes=said, tokens=300))
+                mean = fmean(yes_votes)
+                verifications[name].append(
+                    Verification(s.id, (mean,), mean, "mean", rationales=texts, votes=yes_votes, tokens=300)
+                )
     labelled = [LabelledSolution(solutions[0], grades[0].grade, (), RATIONALES)]
     metrics = evaluate(
-        problems, solutions, grades, found, ns=[1, 2, 4, 8], rationales=labelled, resamples=100, draws=50
+        problems, solutions, grades, verifications, ns=[1, 2, 4, 8], rationales=labelled, resamples=100, draws=50
     )
-    return problems, solutions, grades, found, json.loads(json.dumps(metrics.to_json()))
+    return problems, solutions, grades, verifications, json.loads(json.dumps(metrics.to_json()))
 
 
 @pytest.fixture
 def data(measured):
-    problems, solutions, grades, found, raw = measured
+    problems, solutions, grades, verifications, raw = measured
     return report.ReportData(
         name="x",
         metrics=Metrics.parse(raw),
         problems=problems,
         solutions=solutions,
         grades=grades,
-        verifications=found,
+        verifications=verifications,
     )
 
 
 def section(html: str, anchor: str) -> str:
-    found = re.search(rf'<section id="{anchor}".*?</section>', html, flags=re.S)
-    return found.group(0) if found else ""
+    match = re.search(rf'<section id="{anchor}".*?</section>', html, flags=re.S)
+    return match.group(0) if match else ""
 
 
 def text(html: str) -> str:
@@ -114,21 +116,21 @@ def test_a_gain_beyond_the_noise_is_marked_and_one_within_is_not(data):
 
 
 def test_says_from_which_budget_on_it_pays_to_verify(data):
-    said = text(section(report.render(data), "tokens"))
+    page_text = text(section(report.render(data), "tokens"))
     splits = data.metrics.compute.splits_by_verifier["genrm"]
     clear = [s.verified_over_voting is not None and s.verified_over_voting.low > 0 for s in splits]
     first = splits[len(clear) - clear[::-1].index(False)]
     assert clear[-1]
-    assert f"genrm: from {first.tokens:,.0f} tokens on, better" in said
-    assert "orm: at no budget better" in said
-    assert "Plain voting was measured up to N = 8, 96 tokens" in said
+    assert f"genrm: from {first.tokens:,.0f} tokens on, better" in page_text
+    assert "orm: at no budget better" in page_text
+    assert "Plain voting was measured up to N = 8, 96 tokens" in page_text
 
 
 def test_what_became_of_rationales(data):
-    said = text(section(report.render(data), "rationales"))
-    assert "Written by asked kept rewritten kept yes kept no leak" in said
-    assert "oracle 1 1 100% 0 0% 1 100% 0 0% 0 0%" in said
-    assert "reference 2 1 50% 1 50% 0 0% 1 50% 1 50%" in said
+    page_text = text(section(report.render(data), "rationales"))
+    assert "Written by asked kept rewritten kept yes kept no leak" in page_text
+    assert "oracle 1 1 100% 0 0% 1 100% 0 0% 0 0%" in page_text
+    assert "reference 2 1 50% 1 50% 0 0% 1 50% 1 50%" in page_text
 
 
 def test_rationales_of_sample_solutions_are_shown_with_their_votes(data):
@@ -138,10 +140,10 @@ def test_rationales_of_sample_solutions_are_shown_with_their_votes(data):
     assert "<b>genrm</b>" not in html
     assert "… and 5 more" in html
     one = html.split("judge: 8 rationales")[0].split("genrm: 8 rationales")[1]
-    said = text(one)
-    votes = re.search(r"All votes: ([\d., ]+)", said).group(1).strip().split(", ")
+    page_text = text(one)
+    votes = re.search(r"All votes: ([\d., ]+)", page_text).group(1).strip().split(", ")
     assert len(votes) == 8
-    assert re.findall(r"p\(Yes\) (\d\.\d\d)", said) == votes[:3]
+    assert re.findall(r"p\(Yes\) (\d\.\d\d)", page_text) == votes[:3]
 
 
 def test_a_second_test_part_has_its_own_tables(data, measured):
@@ -151,11 +153,11 @@ def test_a_second_test_part_has_its_own_tables(data, measured):
         other["best_of_n"]["genrm"][n] = {"mean": 0.12345, "low": 0.1, "high": 0.2}
     metrics = Metrics.parse(raw | {"in_distribution": raw, "out_of_distribution": other | {"problems": 77}})
     html = report.render(dataclasses.replace(data, metrics=metrics))
-    said = section(html, "other")
-    assert "77 problems unlike" in said
-    assert "12.3" in said
+    page_text = section(html, "other")
+    assert "77 problems unlike" in page_text
+    assert "12.3" in page_text
     assert "12.3" not in text(section(html, "accuracy"))
-    assert said.count('role="img"') == 6  # three charts, each in two sizes
+    assert page_text.count('role="img"') == 6  # three charts, each in two sizes
     assert section(report.render(data), "other") == ""
     table = report.table(metrics)
     assert "Out of distribution, 77 problems" in table

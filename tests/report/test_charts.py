@@ -1,4 +1,4 @@
-"""Charts: every drawn number is on the canvas, whatever the data."""
+"""Charts: every number is drawn inside the canvas, for any data."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The table that ends a run in the terminal."""
+"""The table in the terminal at the end of a run."""
 
 from stepmark import report
 from stepmark.report import Metrics

@@ -1,4 +1,4 @@
-"""The headline and the findings: right about who won, and honest when the verifier did not."""
+"""The headline and the findings: they name the best method, also when the verifier is not the best."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,10 +59,13 @@ def test_further_aggregations_do_not_take_the_headline():
 
 
 def test_points_out_what_was_lost_and_what_gets_chosen(raw_metrics):
-    said = " ".join(findings(Metrics.parse(raw_metrics)))
-    assert "could not count in full: truncated 1.2%, prm truncated 2.1%." in said
-    assert "Where prm_logprob alone chooses among 64, it is most often taken in by “slip”: 2.0% of the problems" in said
-    assert "of 4.7% that it gets wrong" in said
+    sentences = " ".join(findings(Metrics.parse(raw_metrics)))
+    assert "could not count in full: truncated 1.2%, prm truncated 2.1%." in sentences
+    assert (
+        "Where prm_logprob alone chooses among 64, it is most often taken in by “slip”: 2.0% of the problems"
+        in sentences
+    )
+    assert "of 4.7% that it gets wrong" in sentences
 
 
 shares = st.floats(0, 1, allow_nan=False)

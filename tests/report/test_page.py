@@ -1,4 +1,4 @@
-"""The report in a real browser, and what it does with missing, broken and hostile input."""
+"""The report in a real browser, and with missing, malformed and hostile input."""
 
 import dataclasses
 import itertools
@@ -37,7 +37,7 @@ HOSTILE = (
 
 
 def hostile(data: ReportData) -> ReportData:
-    """The same run with an attack in every text that a report shows."""
+    """The same run, with markup as an attack in every text that a report shows."""
     attack = "\n".join(HOSTILE)
     raw = {
         "problems": 1,
@@ -89,7 +89,7 @@ def hostile(data: ReportData) -> ReportData:
 
 
 class Elements(HTMLParser):
-    """Every start tag and attribute name of a page."""
+    """All start tags and attribute names of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -103,8 +103,8 @@ class Elements(HTMLParser):
 
 
 def test_loads_without_errors_or_requests(visit, report_data):
-    page, said, asked = visit(report.render(report_data))
-    assert not said
+    page, messages, asked = visit(report.render(report_data))
+    assert not messages
     assert not asked
     assert "With 64 candidates" in page.locator("#headline").inner_text()
     assert "300 problems" in page.locator("#headline").inner_text()
@@ -165,12 +165,12 @@ def test_hostile_text_is_shown_and_never_runs(visit, report_data, guarded):
     if not guarded:  # escaping has to hold by itself
         html, changed = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*/>', "", html)
         assert changed == 1
-    page, said, asked = visit(html)
+    page, messages, asked = visit(html)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     page.wait_for_timeout(50)
     assert page.evaluate("window.ran") is None
     assert not asked
-    assert not said
+    assert not messages
     assert page.locator("script, img, iframe, a[href^=javascript], [onerror], [onload], [onfocus]").count() == 0
     assert HOSTILE[0] in page.locator(".step").first.inner_text()
     assert HOSTILE[0] in page.locator(".rationale").first.inner_text()
@@ -178,7 +178,7 @@ def test_hostile_text_is_shown_and_never_runs(visit, report_data, guarded):
 
 
 def test_no_attack_makes_an_element(report_data):
-    """The same without a browser: hostile text adds no kind of element and no attribute to the page."""
+    """The same without a browser: hostile text adds no new element or attribute to the page."""
     plain, attacked = Elements(report.render(report_data)), Elements(report.render(hostile(report_data)))
     assert attacked.tags <= plain.tags
     assert attacked.attributes <= plain.attributes
@@ -223,7 +223,7 @@ def test_problems_that_the_verifier_loses_are_shown_too(report_data):
 
 
 def test_outcome_verifier_on_data_without_steps_or_oracle(report_data):
-    """An ORM over imported solutions: no labels, no oracle, one score per solution, nothing chosen."""
+    """An ORM over imported solutions: no labels, no oracle, one score per solution, no selections."""
     raw = {
         "problems": 747,
         "best_of_n": {"self_consistency": {"4": 0.907}, "orm": {"4": 0.871}},
@@ -248,7 +248,7 @@ def test_outcome_verifier_on_data_without_steps_or_oracle(report_data):
 
 
 def test_reads_what_evaluate_writes(report_data, tmp_path):
-    """The real metrics.json, through a file, into every section that it feeds."""
+    """A real metrics.json, read from a file, appears in every section."""
     labels = [
         LabelledSolution(s, g.grade, tuple(StepLabel(8 * ok, 8) for ok in report_data.oracle[s.id]))
         for s, g in zip(report_data.solutions, report_data.grades, strict=True)
@@ -273,9 +273,9 @@ def test_reads_what_evaluate_writes(report_data, tmp_path):
     assert metrics.candidates == 48
     assert set(metrics.errors_missed) == set(metrics.auc) == set(report_data.verifications)
     html = report.render(dataclasses.replace(report_data, metrics=metrics))
-    found = re.findall(r'<section id="(\w+)"', html)
+    result = re.findall(r'<section id="(\w+)"', html)
     fed = ["accuracy", "differences", "aggregation", "verifiers", "errors", "labels", "samples", "rates", "time"]
-    assert [name for name in found if name not in ("training", "reproduce")] == fed
+    assert [name for name in result if name not in ("training", "reproduce")] == fed
     assert f"{100 * measured.best_of_n['self_consistency+prm'][6].mean:.1f}" in report.table(metrics)
 
 

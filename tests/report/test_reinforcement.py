@@ -1,4 +1,4 @@
-"""The section about reinforcement: what it says of policies, and that a reader can tell cheating from learning."""
+"""The section about reinforcement: its figures and page_text about policies; over-optimisation is visible."""
 
 import copy
 import dataclasses
@@ -98,7 +98,7 @@ def text(html):
 
 
 def several(raw):
-    """The same as three seeds have it."""
+    """The same metrics as three seeds give them."""
     raw = copy.deepcopy(raw)
     for name in ("reward_curve", "accuracy_curve"):
         raw[f"{name}_per_seed"] = {
@@ -109,13 +109,13 @@ def several(raw):
 
 
 def test_every_policy_has_its_accuracy_its_gain_and_how_it_ended(page, raw):
-    said = text(page(raw))
+    page_text = text(page(raw))
     for name, accuracy in POLICIES.items():
-        assert f"{100 * accuracy:.1f}" in said and name in said
-        assert f"+{100 * (accuracy - 0.37):.1f}" in said
-    assert "Stopped early after 20 updates, handed on update 20: the reward rose" in said
-    assert "update 35, the best on held-out problems" in said
-    assert "812,345" in said and "0.041" in said
+        assert f"{100 * accuracy:.1f}" in page_text and name in page_text
+        assert f"+{100 * (accuracy - 0.37):.1f}" in page_text
+    assert "Stopped early after 20 updates, handed on update 20: the reward rose" in page_text
+    assert "update 35, the best on held-out problems" in page_text
+    assert "812,345" in page_text and "0.041" in page_text
 
 
 def test_updates_of_several_seeds_are_means_and_say_so(page, raw):
@@ -124,29 +124,29 @@ def test_updates_of_several_seeds_are_means_and_say_so(page, raw):
 
 
 def test_the_findings_are_no_rosier_than_the_numbers(raw):
-    found = of_policies(Metrics.parse(raw))
-    assert found[0] == (
+    result = of_policies(Metrics.parse(raw))
+    assert result[0] == (
         "Greedily, gold_ppo is best: it answers 66.0%, the generator it started from 37.0% "
         "(+29.0 points, 95% interval +26.0 to +32.0)."
     )
-    assert any("gold_ppo is better than step_ppo_2 can't be told" in line for line in found)
-    assert any(line.startswith("step_ppo stopped early after update 20") for line in found)
-    assert any("On samples of step_ppo, the best of 16 by prm is below plain voting: −8.0" in line for line in found)
-    assert not any("below the generator" in line for line in found)
+    assert any("gold_ppo is better than step_ppo_2 can't be told" in line for line in result)
+    assert any(line.startswith("step_ppo stopped early after update 20") for line in result)
+    assert any("On samples of step_ppo, the best of 16 by prm is below plain voting: −8.0" in line for line in result)
+    assert not any("below the generator" in line for line in result)
     raw["greedy"] = {"sft": interval(0.5), "step_ppo": interval(0.08)}
     raw["greedy_differences"] = {"step_ppo - sft": interval(-0.42)}
-    found = of_policies(Metrics.parse(raw))
-    assert "no policy is better than the generator" in found[0]
-    assert any("step_ppo ended below the generator: −42.0 points" in line for line in found)
+    result = of_policies(Metrics.parse(raw))
+    assert "no policy is better than the generator" in result[0]
+    assert any("step_ppo ended below the generator: −42.0 points" in line for line in result)
     assert of_policies(Metrics.parse({})) == []
 
 
 def test_before_and_after_has_every_way_for_every_policy(page, raw):
-    said = text(page(raw))
-    assert "best by prm_refreshed" in said.lower() and "its greedy answer" in said
+    page_text = text(page(raw))
+    assert "best by prm_refreshed" in page_text.lower() and "its greedy answer" in page_text
     for name in raw["after"]:
         value = raw["after"][name]["self_consistency"]["16"]["mean"]
-        assert f"{100 * value:.1f}" in said
+        assert f"{100 * value:.1f}" in page_text
     del raw["after"], raw["after_differences"]
     assert "Votes and verifiers" not in text(page(raw))
 
@@ -157,9 +157,9 @@ def test_several_seeds_are_drawn_beside_their_mean(page, raw):
 
 
 def test_the_terminal_has_the_policies_too(raw):
-    said = report.table(raw | {"best_of_n": {}})
-    assert re.search(r"step_ppo +61\.0", said) and re.search(r"sft +37\.0", said)
-    assert "gold_ppo is best" in said
+    page_text = report.table(raw | {"best_of_n": {}})
+    assert re.search(r"step_ppo +61\.0", page_text) and re.search(r"sft +37\.0", page_text)
+    assert "gold_ppo is best" in page_text
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ def test_nothing_in_a_name_is_markup(page, raw):
 
 def test_the_section_fits_the_screen(visit, page, raw):
     for width in (390, 1280):
-        opened, said, asked = visit(page(raw), width)
+        opened, messages, asked = visit(page(raw), width)
         opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        assert (said, asked) == ([], [])
+        assert (messages, asked) == ([], [])
         assert opened.evaluate("document.documentElement.scrollWidth") <= width
         outside = opened.evaluate(
             """w => [...document.querySelectorAll('#policies *')]

@@ -1,4 +1,4 @@
-"""A tiny policy that answers each of two questions with 1 or 2 at even odds: a bandit with two states."""
+"""A bandit with two states: a tiny policy that answers each of two questions with 1 or 2, equally likely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIGHT = {"Left?": "1", "Right?": "2"}
 
 @dataclass(frozen=True)
 class Arms:
-    """Pays for the right arm of each state, or for another one."""
+    """A reward source that gives 1 for one arm of each state; by default for the right one."""
 
     pays: tuple[tuple[str, str], ...] = tuple(RIGHT.items())
 
@@ -28,7 +28,7 @@ class Arms:
 
 @dataclass(frozen=True)
 class Key:
-    """Knows the right arm."""
+    """A grader for which only the right arm is correct."""
 
     def grade(self, text, problem):
         right = text.strip() == problem.answer
@@ -42,11 +42,11 @@ def states():
 
 @pytest.fixture(scope="session")
 def bandit(tmp_path_factory):
-    """Directory of the policy."""
-    place = tmp_path_factory.mktemp("bandit")
+    """The directory of the policy's checkpoint."""
+    directory = tmp_path_factory.mktemp("bandit")
     shape = checkpoints.Shape(hidden=16, heads=2, kv_heads=1, layers=1, vocab=300, max_length=32)
-    base = checkpoints.create(place / "base", [f"{q}\n{a}" for q in RIGHT for a in "12"], shape)
+    base = checkpoints.create(directory / "base", [f"{q}\n{a}" for q in RIGHT for a in "12"], shape)
     even = [Problem(f"{q}{a}", q, a, "bandit", a, a) for q in RIGHT for a in "12"]
     settings = TrainSettings(epochs=400, batch_tokens=64, row_tokens=32, lr=5e-3, tensorboard=False)
-    train(Generator(str(base)), even, place / "policy", settings)
-    return str(place / "policy")
+    train(Generator(str(base)), even, directory / "policy", settings)
+    return str(directory / "policy")

@@ -1,7 +1,7 @@
-"""Reinforces the bandit in child processes, kills them, and ends it: `python job.py POLICY OUT LINES...`.
+"""Reinforces the bandit in child processes that are killed, and then to the end: `python job.py POLICY OUT LINES...`.
 
-A child is killed when its log has so many lines. Children are forked from a process that has torch loaded but never
-used, so that a kill costs no import."""
+LINES are the numbers of log lines at which a child is killed. Children are forked from a process that has loaded torch
+but not used it, so that no child has to import it again."""
 
 import os
 import signal
@@ -24,8 +24,8 @@ from stepmark.types import Problem
 
 @dataclass(frozen=True)
 class Turns(Arms):
-    """Pays for the right arm until a policy mostly takes it, and for the other one then: the best policy changes, and
-    there is something to go back from."""
+    """Rewards the right arm until the policy mostly takes it, and then the other one. So the best policy changes, and
+    then accuracy falls and there is a rollback."""
 
     def reward(self, attempts):
         right = sum(r.end for r in super().reward(attempts))
@@ -58,7 +58,7 @@ def job(policy, out):
 
 def main(policy, out, *moments):
     log = Path(out) / "reinforce.jsonl"
-    # What children would each import anew.
+    # Load once what each child would otherwise import again.
     checkpoints.load_tokenizer(policy)
     torch.optim.AdamW(checkpoints.load_model(policy, device="cpu").parameters(), fused=True)
     for lines in (*map(int, moments), None):

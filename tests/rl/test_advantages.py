@@ -1,4 +1,4 @@
-"""Where rewards fall, and what they are worth: by hand, and against other ways to compute the same."""
+"""Token rewards and advantages: examples by hand, and comparisons with other implementations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOATS = st.floats(-5, 5, width=32)
 
 @st.composite
 def attempts(draw):
-    """Step rewards, their places, and the attempt's length."""
+    """A reward with step rewards, the ends of the steps, and the attempt's length."""
     length = draw(st.integers(1, 30))
     ends = sorted(draw(st.lists(st.integers(0, length - 1), max_size=6, unique=True)))
     steps = tuple(draw(st.lists(FLOATS, min_size=len(ends), max_size=len(ends))))
@@ -24,8 +24,8 @@ def attempts(draw):
 
 class TestTokenRewards:
     def test_by_hand(self):
-        found = token_rewards(Reward("p#0", (0.5, 0.25), 1.0), [2, 4], 6)
-        assert found.tolist() == [0, 0, 0.5, 0, 0.25, 1.0]
+        rewards = token_rewards(Reward("p#0", (0.5, 0.25), 1.0), [2, 4], 6)
+        assert rewards.tolist() == [0, 0, 0.5, 0, 0.25, 1.0]
 
     def test_a_step_that_ends_the_attempt_and_the_end_add_up(self):
         assert token_rewards(Reward("p#0", (0.5,), 1.0), [1], 2).tolist() == [0, 1.5]
@@ -33,9 +33,9 @@ class TestTokenRewards:
     @given(attempts())
     def test_nothing_is_lost_and_nothing_falls_elsewhere(self, attempt):
         reward, ends, length = attempt
-        found = token_rewards(reward, ends, length)
-        assert found.sum() == pytest.approx(reward.total, abs=1e-4)
-        assert set(np.flatnonzero(found)) <= {*ends, length - 1}
+        rewards = token_rewards(reward, ends, length)
+        assert rewards.sum() == pytest.approx(reward.total, abs=1e-4)
+        assert set(np.flatnonzero(rewards)) <= {*ends, length - 1}
 
     @pytest.mark.parametrize("ends", [[6], [-1], []])
     def test_after_the_last_token_there_is_nothing_to_reward(self, ends):
@@ -54,7 +54,7 @@ class TestGae:
     @given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=20), st.floats(0, 1), st.floats(0, 1))
     def test_it_is_the_weighted_mean_of_all_looks_ahead(self, pairs, gamma, lam):
         """Equation 14 of Schulman et al. 2016: (1 - lambda) * sum over n of lambda^(n-1) times the n-step advantage;
-        beyond the end all of them are the same."""
+        after the end all n-step advantages are equal."""
         r, v = (np.array(x, np.float64) for x in zip(*pairs, strict=True))
         length = len(r)
         after = np.append(v, 0.0)
@@ -68,27 +68,27 @@ class TestGae:
             expected.append(
                 (1 - lam) * sum(lam**n * x for n, x in enumerate(looks[:-1])) + lam ** (len(looks) - 1) * last
             )
-        found, returns = gae(r.astype(np.float32), v.astype(np.float32), gamma, lam)
-        assert found == pytest.approx(expected, abs=1e-3)
+        advantages, returns = gae(r.astype(np.float32), v.astype(np.float32), gamma, lam)
+        assert advantages == pytest.approx(expected, abs=1e-3)
         assert returns == pytest.approx(np.array(expected) + v, abs=1e-3)
 
 
 class TestGroups:
     def test_outcomes_by_hand(self):
         rewards = [Reward(f"p#{i}", (0.0, 0.0), x) for i, x in enumerate((1.0, 0.0, 0.0, 1.0))]
-        found = group_relative(rewards, [[0, 1]] * 4, [2, 3, 2, 2], by_step=False)
-        assert [a.tolist() for a in found] == [
+        advantages = group_relative(rewards, [[0, 1]] * 4, [2, 3, 2, 2], by_step=False)
+        assert [a.tolist() for a in advantages] == [
             pytest.approx([x] * n, abs=1e-4) for x, n in ((1, 2), (-1, 3), (-1, 2), (1, 2))
         ]
 
     def test_steps_by_hand(self):
-        """Rewards 1, 0 and 0, 0 and 1, 1: mean 1/2, standard deviation 1/2. A token has what its step and all later
-        ones came to."""
+        """Rewards 1, 0 and 0, 0 and 1, 1: mean 1/2, standard deviation 1/2. A token's advantage is the sum of its own
+        step's and all later steps' normalised rewards."""
         rewards = [Reward("p#0", (1.0, 0.0)), Reward("p#1", (0.0, 0.0)), Reward("p#2", (1.0, 1.0))]
-        found = group_relative(rewards, [[1, 3], [0, 1], [0, 2]], [5, 3, 3], by_step=True)
-        assert found[0] == pytest.approx([0, 0, -1, -1, 0], abs=1e-4)
-        assert found[1] == pytest.approx([-2, -1, 0], abs=1e-4)
-        assert found[2] == pytest.approx([2, 1, 1], abs=1e-4)
+        advantages = group_relative(rewards, [[1, 3], [0, 1], [0, 2]], [5, 3, 3], by_step=True)
+        assert advantages[0] == pytest.approx([0, 0, -1, -1, 0], abs=1e-4)
+        assert advantages[1] == pytest.approx([-2, -1, 0], abs=1e-4)
+        assert advantages[2] == pytest.approx([2, 1, 1], abs=1e-4)
 
     def test_attempts_that_earn_the_same_teach_nothing(self):
         rewards = [Reward("p#0", (0.7,), 0.0), Reward("p#1", (0.7,), 0.0)]
@@ -96,23 +96,23 @@ class TestGroups:
             assert all(not a.any() for a in group_relative(rewards, [[0], [1]], [1, 2], by_step))
 
     def test_an_outcome_beside_steps_is_compared_with_outcomes(self):
-        """All steps alike, two of four attempts right: what tells them apart is the outcome alone."""
+        """All step rewards are equal and two of four attempts are correct, so only the outcomes differ."""
         rewards = [Reward(f"p#{i}", (0.9, 0.9), right) for i, right in enumerate((0.5, 0.0, 0.5, 0.0))]
-        found = group_relative(rewards, [[0, 2]] * 4, [4] * 4, by_step=True)
-        assert [a.tolist() for a in found] == [pytest.approx([x] * 4, abs=1e-4) for x in (1, -1, 1, -1)]
+        advantages = group_relative(rewards, [[0, 2]] * 4, [4] * 4, by_step=True)
+        assert [a.tolist() for a in advantages] == [pytest.approx([x] * 4, abs=1e-4) for x in (1, -1, 1, -1)]
 
     def test_a_minimum_of_many_steps_is_worth_one_of_few(self):
-        """Shares of a minimum are normalised by attempt: what counts is the minimum, not over how many steps."""
+        """Shares of a minimum are normalised by attempt: only the minimum counts, not the number of steps."""
         rewards = [Reward("p#0", (0.0, 0.5)), Reward("p#1", (0.0, 0.0, 0.0, 0.5)), Reward("p#2", (0.3, 0.0))]
-        found = group_relative(rewards, [[0, 1], [0, 1, 2, 3], [0, 1]], [2, 4, 2], by_step=False)
-        assert found[0][0] == pytest.approx(found[1][0])
-        assert found[0][0] > 0 > found[2][0]
+        advantages = group_relative(rewards, [[0, 1], [0, 1, 2, 3], [0, 1]], [2, 4, 2], by_step=False)
+        assert advantages[0][0] == pytest.approx(advantages[1][0])
+        assert advantages[0][0] > 0 > advantages[2][0]
 
     def test_an_attempt_without_steps_has_its_end(self):
         rewards = [Reward("p#0", (1.0,), 1.0), Reward("p#1", (), 0.0)]
-        found = group_relative(rewards, [[0], []], [2, 1], by_step=True)
-        assert found[0] == pytest.approx([1, 1], abs=1e-4)  # the one step there is is like all steps
-        assert found[1] == pytest.approx([-1], abs=1e-4)
+        advantages = group_relative(rewards, [[0], []], [2, 1], by_step=True)
+        assert advantages[0] == pytest.approx([1, 1], abs=1e-4)  # the one step there is is like all steps
+        assert advantages[1] == pytest.approx([-1], abs=1e-4)
 
     @given(st.lists(attempts(), min_size=2, max_size=6))
     def test_against_another_way_to_add_up(self, group):
@@ -123,8 +123,8 @@ class TestGroups:
             return (x - pool.mean()) / (pool.std() + 1e-6) if pool.std() > 1e-6 else 0.0
 
         steps, lasts = [x for r in rewards for x in r.steps], [r.end for r in rewards]
-        found = group_relative(rewards, ends, lengths, by_step=True)
-        for a, r, at, length in zip(found, rewards, ends, lengths, strict=True):
+        advantages = group_relative(rewards, ends, lengths, by_step=True)
+        for a, r, at, length in zip(advantages, rewards, ends, lengths, strict=True):
             expected = [
                 sum(normal(x, steps) for x, t in zip(r.steps, at, strict=True) if t >= token) + normal(r.end, lasts)
                 for token in range(length)
@@ -140,10 +140,10 @@ def test_the_divergence_is_charged_token_by_token():
 
 @given(st.lists(st.lists(FLOATS, min_size=1, max_size=8), min_size=1, max_size=5))
 def test_whitening_keeps_the_order_and_the_lengths(parts):
-    found = whitened([np.array(p, np.float32) for p in parts])
-    assert [len(p) for p in found] == [len(p) for p in parts]
-    whole, before = np.concatenate(found), np.concatenate([np.array(p) for p in parts])
-    assert abs(whole.mean()) < 1e-3
+    normalised = whitened([np.array(p, np.float32) for p in parts])
+    assert [len(p) for p in normalised] == [len(p) for p in parts]
+    after, before = np.concatenate(normalised), np.concatenate([np.array(p) for p in parts])
+    assert abs(after.mean()) < 1e-3
     if before.std() > 1e-2:
-        assert whole.std() == pytest.approx(1, abs=1e-2)
-        assert (np.diff(whole[np.argsort(before)]) >= -1e-5).all()
+        assert after.std() == pytest.approx(1, abs=1e-2)
+        assert (np.diff(after[np.argsort(before)]) >= -1e-5).all()

@@ -1,4 +1,4 @@
-"""Attempts as ids: where steps end, and that a pass reads exactly the policy's own tokens."""
+"""Attempts as token ids: the ends of the steps, and a forward pass that reads exactly the sampled tokens."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class TestStepEnds:
     @example("é\n€€\n😀")
     @settings(max_examples=200)
     def test_the_token_that_completes_a_step(self, tokenizer, text):
-        """Of the ids up to and with it the text holds the step; without it, not yet."""
+        """The ids up to and including that token decode to the whole step; without that token they do not."""
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         spans = steps.split(text, "line")
-        found = last_tokens(tokenizer, (), ids, text, spans)
-        assert len(found) == len(spans)
-        for (start, end), t in zip(spans, found, strict=True):
+        last_indices = last_tokens(tokenizer, (), ids, text, spans)
+        assert len(last_indices) == len(spans)
+        for (start, end), t in zip(spans, last_indices, strict=True):
             upto = text[: start + len(text[start:end].rstrip())]
             assert tokenizer.decode(ids[: t + 1]).startswith(upto)
             assert not tokenizer.decode(ids[:t]).startswith(upto)
@@ -63,8 +63,8 @@ class TestStepEnds:
     def test_text_cut_before_a_stop_string(self, tokenizer):
         ids = tokenizer("1 + 1 = 2.\nso 2. Stop here", add_special_tokens=False)["input_ids"]
         text = "1 + 1 = 2.\nso 2. "
-        found = last_tokens(tokenizer, (), ids, text, steps.split(text, "line"))
-        assert tokenizer.decode(ids[: found[-1] + 1]) == "1 + 1 = 2.\nso 2."
+        last_indices = last_tokens(tokenizer, (), ids, text, steps.split(text, "line"))
+        assert tokenizer.decode(ids[: last_indices[-1] + 1]) == "1 + 1 = 2.\nso 2."
 
     def test_every_step_of_a_drawn_attempt_ends_within_it(self, drawn):
         for e in drawn:
@@ -90,18 +90,18 @@ class TestDrawing:
 
 class TestPasses:
     def test_a_pass_reads_the_own_tokens_and_no_others(self, model, drawn, tokenizer):
-        """Packed with strangers, in any order: the same as each attempt alone through the plain model."""
+        """Packed with other attempts, in any order, each attempt gets the same outputs as alone in the plain model."""
         policy = Policy(model, temperature=1.0)
         torch.nn.init.normal_(policy.value.weight)
-        found = [encoded(e) for e in drawn]
-        order = np.random.default_rng(0).permutation(len(found)).tolist()
+        sequences = [encoded(e) for e in drawn]
+        order = np.random.default_rng(0).permutation(len(sequences)).tolist()
         seen = 0
-        for b, members in batches(found, order, checkpoints.pad_id(tokenizer), "cpu", 128, 512):
+        for b, members in batches(sequences, order, checkpoints.pad_id(tokenizer), "cpu", 128, 512):
             with torch.no_grad():
-                whole = policy(b)
+                outputs = policy(b)
             cuts = np.cumsum([len(drawn[i].ids) for i in members])[:-1]
             parts = zip(
-                *(np.split(x.numpy(), cuts) for x in (whole.logprobs, whole.values, whole.entropies)), strict=True
+                *(np.split(x.numpy(), cuts) for x in (outputs.logprobs, outputs.values, outputs.entropies)), strict=True
             )
             for i, (logs, values, entropies) in zip(members, parts, strict=True):
                 e = drawn[i]
@@ -118,20 +118,20 @@ class TestPasses:
         assert seen == len(drawn)
 
     def test_a_temperature_is_that_of_the_attempts(self, model, drawn, tokenizer):
-        found = [encoded(drawn[0])]
-        b, _ = next(iter(batches(found, [0], checkpoints.pad_id(tokenizer), "cpu", 128, 512)))
+        sequences = [encoded(drawn[0])]
+        b, _ = next(iter(batches(sequences, [0], checkpoints.pad_id(tokenizer), "cpu", 128, 512)))
         with torch.no_grad():
             e = drawn[0]
             logits = model(input_ids=torch.tensor([[*e.prompt, *e.ids]])).logits[0, len(e.prompt) - 1 : -1]
-            found = Policy(model, temperature=0.5, values=False)(b).logprobs
+            logprobs = Policy(model, temperature=0.5, values=False)(b).logprobs
         expected = (logits / 0.5).log_softmax(-1)[range(len(e.ids)), list(e.ids)]
-        assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+        assert logprobs.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
 
     def test_batches_hold_every_attempt_once_and_no_more_than_they_may(self, drawn, tokenizer):
-        found = [encoded(e) for e in drawn]
+        sequences = [encoded(e) for e in drawn]
         members = []
-        for b, own in batches(found, range(len(found)), checkpoints.pad_id(tokenizer), "cpu", 100, 300):
+        for b, own in batches(sequences, range(len(sequences)), checkpoints.pad_id(tokenizer), "cpu", 100, 300):
             assert b.ids.numel() <= 300 or b.ids.shape[0] == 1
             assert int((b.weights > 0).sum()) == sum(len(drawn[i].ids) for i in own)
             members += own
-        assert sorted(members) == list(range(len(found)))
+        assert sorted(members) == list(range(len(sequences)))

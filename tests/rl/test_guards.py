@@ -1,4 +1,4 @@
-"""When a fall is a fall."""
+"""The test for a fall of the held-out accuracy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def held(update, right, wrong, reward):
 
 
 def test_reward_up_and_accuracy_down_is_over_optimisation():
-    found = fall(held(0, 60, 40, 0.5), held(10, 40, 60, 0.7))
-    assert found == (
+    message = fall(held(0, 60, 40, 0.5), held(10, 40, 60, 0.7))
+    assert message == (
         "over-optimised: accuracy on 100 held-out problems fell from 60.0% (update 0) to 40.0% (update 10); their "
         "reward went from 0.500 to 0.700"
     )
@@ -40,7 +40,7 @@ def test_lost_rewards_are_left_out():
 
 @pytest.mark.parametrize("looks", [5, 10, 20])
 def test_a_policy_that_is_as_good_as_ever_is_rarely_stopped(looks):
-    """As the loop does it: a look is compared with the best so far, which was lucky; two in a row have to find it."""
+    """As in the loop: each look is compared with the best so far, and two looks in a row must show a fall."""
     rng = np.random.default_rng(looks)
     runs, stopped = 400, 0
     for _ in range(runs):

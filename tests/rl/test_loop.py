@@ -1,4 +1,4 @@
-"""Reinforcement through its public entry: known optima, guards, and kills."""
+"""Reinforcement through its public function: known optima, guards, and resuming after kills."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ QUICK = ReinforceSettings(
 
 
 def chances(path):
-    """Per state, the probability of its right arm."""
+    """The probability of the right arm in each state."""
     texts = [f"{q}\n" for q in RIGHT]
-    found = LocalBackend(str(path)).choice_probs(texts, ["1", "2"])
-    return [p[int(a) - 1] for p, a in zip(found, RIGHT.values(), strict=True)]
+    probabilities = LocalBackend(str(path)).choice_probs(texts, ["1", "2"])
+    return [p[int(a) - 1] for p, a in zip(probabilities, RIGHT.values(), strict=True)]
 
 
 def run(bandit, states, out, source=None, held_out=(), **changes):
@@ -57,10 +57,10 @@ def run(bandit, states, out, source=None, held_out=(), **changes):
 @pytest.mark.parametrize("method", ["ppo", "grpo"])
 def test_a_bandit_is_solved(tmp_path, bandit, states, method):
     assert all(0.2 < p < 0.8 for p in chances(bandit))
-    found = run(bandit, states, tmp_path, method=method)
+    result = run(bandit, states, tmp_path, method=method)
     assert min(chances(tmp_path)) > 0.95
-    assert found.rewards[0] < 0.8 < 0.95 < np.mean(found.rewards[-3:])
-    assert (found.updates, found.stopped) == (30, "")
+    assert result.rewards[0] < 0.8 < 0.95 < np.mean(result.rewards[-3:])
+    assert (result.updates, result.stopped) == (30, "")
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
@@ -82,7 +82,7 @@ def test_a_kl_target_raises_the_weight_where_the_policy_runs_away(tmp_path, band
 
 
 class TestGuards:
-    """The verifier pays for the wrong arm, so reward and accuracy part."""
+    """The reward source rewards the wrong arm, so reward and accuracy move in opposite directions."""
 
     # Enough attempts to meet the wrong arm, and updates small enough not to leave both arms, however a machine rounds
     slow = {"lr": 5e-3, "samples": 128}  # noqa: RUF012 - a constant
@@ -92,7 +92,7 @@ class TestGuards:
         return [replace(s, id=f"held-{i}-{s.id}", question=s.question) for i in range(20) for s in states]
 
     def one_state(self, states):
-        """Learns in one state, and is looked at in the same one, asked with spaces behind it."""
+        """Training in one state; the held-out problems are the same question followed by spaces."""
         return states[:1], [
             replace(states[0], id=f"h{i}", question=states[0].question + " " * (i + 1)) for i in range(20)
         ]
@@ -106,39 +106,38 @@ class TestGuards:
 
     def test_it_stops_and_hands_on_the_best(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
-        found = run(
+        result = run(
             right_policy, learned, tmp_path, self.wrong, held,
             guard="stop", evaluate_every=2, patience=2, updates=60, **self.slow,
         )  # fmt: skip
-        assert found.stopped.startswith("over-optimised: accuracy on 20 held-out problems fell from")
-        assert found.updates < 60
-        assert found.looks[0].update == 0
-        first, last = found.looks[found.best // 2], found.looks[-1]
+        assert result.stopped.startswith("over-optimised: accuracy on 20 held-out problems fell from")
+        assert result.updates < 60
+        assert result.looks[0].update == 0
+        first, last = result.looks[result.best // 2], result.looks[-1]
         assert last.accuracy < first.accuracy and last.reward >= first.reward
-        assert found.rewards[-1] > found.rewards[0]
+        assert result.rewards[-1] > result.rewards[0]
         handed_on = LocalBackend(str(tmp_path)).choice_probs([f"{held[0].question}\n"], ["1", "2"])[0][0]
         assert handed_on > 0.5
 
     def test_it_goes_back_and_charges_more(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
-        found = run(
+        result = run(
             right_policy, learned, tmp_path, self.wrong, held,
             guard="rollback", rollbacks=1, kl=0.01, evaluate_every=2, patience=1, updates=60, **self.slow,
         )  # fmt: skip
         lines = [json.loads(line) for line in (tmp_path / "reinforce.jsonl").read_text().splitlines()]
-        back = next(i for i, line in enumerate(lines) if line["rollbacks"] == 1)
-        assert found.rollbacks == (lines[back]["update"],)
-        assert (lines[back - 1]["kl_weight"], lines[back + 1]["kl_weight"]) == (0.01, 0.02)
-        assert lines[back + 1]["reward"] < lines[back]["reward"]
-        assert found.stopped
+        rollback = next(i for i, line in enumerate(lines) if line["rollbacks"] == 1)
+        assert result.rollbacks == (lines[rollback]["update"],)
+        assert (lines[rollback - 1]["kl_weight"], lines[rollback + 1]["kl_weight"]) == (0.01, 0.02)
+        assert lines[rollback + 1]["reward"] < lines[rollback]["reward"]
+        assert result.stopped
 
     def test_without_it_the_last_policy_is_worse(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
-        found = run(
-            right_policy, learned, tmp_path, self.wrong, held, guard="off", best=False, evaluate_every=10, **self.slow
-        )
-        assert found.best == found.updates == 30 and not found.stopped
-        assert found.looks[-1].accuracy < found.looks[0].accuracy
+        changes = {"guard": "off", "best": False, "evaluate_every": 10, **self.slow}
+        result = run(right_policy, learned, tmp_path, self.wrong, held, **changes)
+        assert result.best == result.updates == 30 and not result.stopped
+        assert result.looks[-1].accuracy < result.looks[0].accuracy
 
     def test_what_is_learned_from_can_not_be_held_out(self, tmp_path, bandit, states):
         with pytest.raises(ConfigError, match="both learned from and held out"):
@@ -157,10 +156,10 @@ class TestGuards:
 
     def test_an_alarm_after_the_last_update_stops_nothing(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
-        changes = {"guard": "stop", "patience": 1, "updates": 20, "evaluate_every": 20, **self.slow}
-        found = run(right_policy, learned, tmp_path, self.wrong, held, **changes)
-        assert found.looks[-1].accuracy < found.looks[0].accuracy
-        assert (found.stopped, found.updates, found.best) == ("", 20, 0)
+        changes = {"guard": "stop", "patience": 1, "updates": 20, "evaluate_every": 20}
+        result = run(right_policy, learned, tmp_path, self.wrong, held, **changes)
+        assert result.looks[-1].accuracy < result.looks[0].accuracy
+        assert (result.stopped, result.updates, result.best) == ("", 20, 0)
 
 
 class TestAttempts:
@@ -170,8 +169,8 @@ class TestAttempts:
                 assert not attempts
                 return []
 
-        found = run(bandit, states, tmp_path, Refuses(), max_tokens=1, penalty=-0.5, updates=2)
-        assert found.rewards == (-0.5, -0.5)
+        result = run(bandit, states, tmp_path, Refuses(), max_tokens=1, penalty=-0.5, updates=2)
+        assert result.rewards == (-0.5, -0.5)
 
     def test_masked_ones_are_left_out(self, tmp_path, bandit, states):
         with pytest.raises(DataError, match="ran out of tokens"):
@@ -201,35 +200,35 @@ class TestAttempts:
         assert json.loads((tmp_path / "reinforce.jsonl").read_text().splitlines()[0])["left_out"] > 0.9
 
     def test_a_problem_that_comes_twice_in_an_update_is_drawn_twice(self, tmp_path, bandit, states):
-        found = run(bandit, states[:1], tmp_path, updates=1, prompts=3, samples=8)
-        assert found.tokens >= 24
+        result = run(bandit, states[:1], tmp_path, updates=1, prompts=3, samples=8)
+        assert result.tokens >= 24
         assert json.loads((tmp_path / "reinforce.jsonl").read_text())["left_out"] == 0
 
 
 class TestGoingOn:
     JOB = Path(__file__).parent / "job.py"
 
-    def weights(self, place):
-        return load_file(place / "model.safetensors")
+    def weights(self, directory):
+        return load_file(directory / "model.safetensors")
 
     def test_killed_at_any_moment_it_ends_with_the_same_weights(self, tmp_path, bandit):
         out = tmp_path / "killed"
-        for place, kills in ((tmp_path / "whole", []), (out, ["1", "4", "5", "9"])):
-            subprocess.run([sys.executable, self.JOB, bandit, place, *kills], check=True)
+        for directory, kills in ((tmp_path / "whole", []), (out, ["1", "4", "5", "9"])):
+            subprocess.run([sys.executable, self.JOB, bandit, directory, *kills], check=True)
         whole, killed = self.weights(tmp_path / "whole"), self.weights(out)
         assert whole.keys() == killed.keys()
         assert all(torch.equal(whole[k], killed[k]) for k in whole)
-        same = [json.loads((p / "reinforced.json").read_text()) for p in (tmp_path / "whole", out)]
+        results = [json.loads((p / "reinforced.json").read_text()) for p in (tmp_path / "whole", out)]
         assert any(json.loads(line)["rollbacks"] for line in (out / "reinforce.jsonl").read_text().splitlines())
-        assert same[0]["looks"] == same[1]["looks"] and same[0]["rewards"] == same[1]["rewards"]
+        assert results[0]["looks"] == results[1]["looks"] and results[0]["rewards"] == results[1]["rewards"]
         updates = [json.loads(line)["update"] for line in (out / "reinforce.jsonl").read_text().splitlines()]
-        assert updates == list(range(same[0]["updates"] + 1))
+        assert updates == list(range(results[0]["updates"] + 1))
         assert not list(out.glob(".training*")) and not (out / ".best").exists()
 
     def test_a_finished_one_is_read_and_another_call_is_refused(self, tmp_path, bandit, states):
-        found = run(bandit, states, tmp_path, updates=2)
+        result = run(bandit, states, tmp_path, updates=2)
         before = os.stat(tmp_path / "model.safetensors").st_mtime_ns
-        assert run(bandit, states, tmp_path, updates=2) == found
+        assert run(bandit, states, tmp_path, updates=2) == result
         assert os.stat(tmp_path / "model.safetensors").st_mtime_ns == before
         with pytest.raises(ConfigChanged, match="lr"):
             run(bandit, states, tmp_path, updates=2, lr=1e-5)
@@ -251,15 +250,15 @@ class TestGoingOn:
             run(bandit, [states[0], states[0]], tmp_path)
 
     def test_a_source_of_any_kind_is_known_again(self, tmp_path, bandit, states):
-        """No dataclass, with a text longer than a path may be."""
+        """A source that is not a dataclass, with a text longer than a path may be."""
 
         class Plain(Arms):
             def __init__(self):
                 object.__setattr__(self, "prompt", "x" * 5000)
                 object.__setattr__(self, "pays", tuple(RIGHT.items()))
 
-        found = run(bandit, states, tmp_path, Plain(), updates=1)
-        assert run(bandit, states, tmp_path, Plain(), updates=1) == found
+        result = run(bandit, states, tmp_path, Plain(), updates=1)
+        assert run(bandit, states, tmp_path, Plain(), updates=1) == result
 
     def test_another_policy_in_the_same_place_is_refused(self, tmp_path, bandit, states):
         shutil.copytree(bandit, tmp_path / "policy")
@@ -277,8 +276,8 @@ def test_what_comes_out_samples_like_any_checkpoint(tmp_path, bandit, states):
     from stepmark.types import SamplingParams
 
     prompts = [Prompt(q, f"{q}\n", n=8) for q in RIGHT]
-    found = list(LocalBackend(str(tmp_path)).sample(prompts, SamplingParams(max_tokens=4)))
-    assert sum(r.text.strip() == RIGHT[r.prompt_id] for r in found) >= 14
+    rollouts = list(LocalBackend(str(tmp_path)).sample(prompts, SamplingParams(max_tokens=4)))
+    assert sum(r.text.strip() == RIGHT[r.prompt_id] for r in rollouts) >= 14
 
 
 def test_settings_name_all_their_faults():

@@ -64,7 +64,7 @@ def test_the_gradient_of_the_value_loss_is_the_error():
 
 
 def test_the_divergence_is_that_of_the_distributions():
-    """Its mean under the policy, summed over all tokens there are, is KL(policy || reference) exactly."""
+    """Its mean under the policy, summed over the whole vocabulary, is exactly KL(policy || reference)."""
     p, q = random(5, 7).softmax(0), random(6, 7).softmax(0)
     mean = sum(float(w * divergence(a.log(), b.log())) for w, a, b in zip(p, p, q, strict=True))
     assert mean == pytest.approx(float((p * (p / q).log()).sum()))

@@ -1,4 +1,4 @@
-"""What attempts earn, on verifiers whose scores are known, and on every trained kind."""
+"""Rewards of attempts, with verifiers whose scores are known and with trained kinds."""
 
 import math
 import subprocess
@@ -21,7 +21,8 @@ SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 @dataclass(frozen=True)
 class Says:
-    """Each line is its own score; one score in all with `whole`. Refuses to see an attempt that has no score."""
+    """A verifier that reads each line as the step's score; with `whole` it gives one score. It fails on a truncated
+    attempt, which must not be sent to it."""
 
     whole: bool = False
     outcome: Outcome = Outcome.SCORED
@@ -40,7 +41,7 @@ class Says:
 
 
 class Many(Says):
-    """The same, several questions at once."""
+    """The same verifier with `verify_many` only."""
 
     def verify(self, question, solutions):
         raise AssertionError("verify_many is there")
@@ -51,7 +52,7 @@ class Many(Says):
 
 @dataclass(frozen=True)
 class Unsure:
-    """A grader that can't read anything that is not a number."""
+    """A grader for which a text that is not a number is ungradable."""
 
     def grade(self, text, problem):
         if not text.strip().isdigit():
@@ -78,8 +79,8 @@ def test_sources_are_reward_sources():
 def test_credits_by_hand(solve):
     solution = solve("0.5\n0.25\n0.75")
 
-    def earned(**more):
-        reward = one(Verified(Says(), **more), solution)
+    def earned(**settings):
+        reward = one(Verified(Says(), **settings), solution)
         return reward.steps, reward.end
 
     assert earned(credit="sum") == ((0.5, 0.25, 0.75), 0.0)
@@ -121,8 +122,8 @@ def test_a_cold_softmin_is_the_minimum_and_a_hot_one_the_mean():
 
 
 @given(SCORES, st.lists(st.floats(0.01, 1), min_size=1, max_size=5))
-def test_sum_pays_for_every_further_step_and_min_and_outcome_never_do(solve, scores, more):
-    short, long = texted(solve, scores), texted(solve, scores + more)
+def test_sum_pays_for_every_further_step_and_min_and_outcome_never_do(solve, scores, further_scores):
+    short, long = texted(solve, scores), texted(solve, scores + further_scores)
 
     def gain(credit):
         source = Verified(Says(), credit)

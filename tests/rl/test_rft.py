@@ -1,4 +1,4 @@
-"""Rejection sampling fine-tuning through its public entry."""
+"""Rejection sampling fine-tuning through its public function."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def run(bandit, states, out, grader=None, samples=8):
 
 
 def test_it_learns_what_is_right_and_distinct(tmp_path, bandit, states):
-    found = run(bandit, states, tmp_path, samples=32)
-    assert found.examples == 2  # 64 samples, about half of them right, and two texts among those
+    result = run(bandit, states, tmp_path, samples=32)
+    assert result.examples == 2  # 64 samples, about half of them right, and two texts among those
     assert min(chances(tmp_path)) > 0.9 > max(chances(bandit))
     solutions = list(Records(tmp_path / "drawn" / "solutions.jsonl", Solution))
     grades = list(Records(tmp_path / "drawn" / "grades.jsonl", GradedSolution))
@@ -31,8 +31,8 @@ def test_it_learns_what_is_right_and_distinct(tmp_path, bandit, states):
 
 
 def test_a_finished_one_is_read_and_another_call_is_refused(tmp_path, bandit, states):
-    found = run(bandit, states, tmp_path)
-    assert run(bandit, states, tmp_path) == found
+    result = run(bandit, states, tmp_path)
+    assert run(bandit, states, tmp_path) == result
     with pytest.raises(ConfigChanged, match="samples"):
         run(bandit, states, tmp_path, samples=9)
 

@@ -24,34 +24,34 @@ def rows(path):
 
 
 def test_hard_labels_are_booleans_and_soft_ones_keep_their_value(tmp_path):
-    found = [labelled("2 + 2 = 4\n\nThe answer is 6.", [StepLabel(9, 10), StepLabel(0, 1)])]
-    done = export(found, [PROBLEM], tmp_path / "hard.jsonl")
+    labels = [labelled("2 + 2 = 4\n\nThe answer is 6.", [StepLabel(9, 10), StepLabel(0, 1)])]
+    done = export(labels, [PROBLEM], tmp_path / "hard.jsonl")
     assert (done.rows, done.steps, done.left_out) == (1, 2, 0)
     row = {"prompt": "2 + 2 + 2?", "completions": ["2 + 2 = 4", "The answer is 6."], "labels": [True, False]}
     assert rows(tmp_path / "hard.jsonl") == [row]
-    export(found, [PROBLEM], tmp_path / "soft.jsonl", estimate="soft")
+    export(labels, [PROBLEM], tmp_path / "soft.jsonl", estimate="soft")
     assert rows(tmp_path / "soft.jsonl") == [row | {"labels": [0.9, 0.0]}]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=4), max_size=8))
-def test_a_solution_with_an_unknown_step_is_left_out(tmp_path_factory, known):
-    found = [
+def test_a_solution_with_an_unknown_step_is_left_out(tmp_path_factory, known_steps):
+    labels = [
         labelled("x\n" * len(steps), [StepLabel(1, 1) if k else StepLabel(0, 0, truncated=3) for k in steps], i)
-        for i, steps in enumerate(known)
+        for i, steps in enumerate(known_steps)
     ]
     out = tmp_path_factory.mktemp("export") / "rows.jsonl"
-    done = export(found, [PROBLEM], out)
-    whole = [steps for steps in known if all(steps)]
-    assert (done.rows, done.left_out) == (len(whole), len(known) - len(whole))
+    done = export(labels, [PROBLEM], out)
+    whole = [steps for steps in known_steps if all(steps)]
+    assert (done.rows, done.left_out) == (len(whole), len(known_steps) - len(whole))
     assert [len(r["labels"]) for r in rows(out)] == [len(r["completions"]) for r in rows(out)] == list(map(len, whole))
 
 
 def test_what_can_not_be_written_leaves_the_old_file(tmp_path):
     out = tmp_path / "rows.jsonl"
     out.write_text("old\n")
-    strange = [labelled("a", [StepLabel(1, 1)]), labelled("b", [StepLabel(1, 1)], problem_id="other")]
+    labels = [labelled("a", [StepLabel(1, 1)]), labelled("b", [StepLabel(1, 1)], problem_id="other")]
     with pytest.raises(DataError, match=r"other#0.*none of the 1 problems"):
-        export(strange, [PROBLEM], out)
+        export(labels, [PROBLEM], out)
     with pytest.raises(ConfigError, match="genrm_release can be read, but not written"):
         export([], [PROBLEM], out, format="genrm_release")
     assert out.read_text() == "old\n"

@@ -1,4 +1,4 @@
-"""Stages with ledgers: what was paid for is used, whatever ended the sitting that paid."""
+"""Stages with ledgers: rollouts that are paid for are used again, however the earlier call ended."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +28,6 @@ Watched = registry.find("backend", str(STRANGERS / "watched.py"))
 PARAMS = SamplingParams(seed=3)
 
 
-def everything(_):
-    return True
-
-
-def opened(path, price=(0.0, 0.0)):
-    made = Ledger(path, price)
-    made.open(everything)
-    return made
-
-
 def sums(request, count):
     task = registry.load("task", str(request.path.parents[1] / "strangers" / "task.py"), size=count)
     return task.load("train").problems
@@ -45,9 +35,9 @@ def sums(request, count):
 
 def test_sampling_pays_once_and_tries_what_failed_again(tmp_path, request):
     problems = sums(request, 5)
-    made = Ledger(tmp_path / "ledger" / "x.jsonl")
+    ledger = Ledger(tmp_path / "ledger" / "x.jsonl")
 
-    def draw(backend, n, name="solutions", **more):
+    def draw(backend, n, name="solutions", **options):
         out = Records(tmp_path / f"{name}.jsonl", Solution)
         with out:
             done = sample(
@@ -59,23 +49,23 @@ def test_sampling_pays_once_and_tries_what_failed_again(tmp_path, request):
                 params=PARAMS,
                 steps="line",
                 executor=SerialExecutor(),
-                ledger=made,
-                **more,
+                ledger=ledger,
+                **options,
             )
         return done, sorted(s.id for s in out)
 
-    wanted = sorted(f"{p.id}#{i}" for p in problems for i in range(4))
+    expected_ids = sorted(f"{p.id}#{i}" for p in problems for i in range(4))
     flaky = Watched(fails=frozenset({"train-1#2", "train-3#0"}))
-    done, there = draw(flaky, 4)
+    done, solution_ids = draw(flaky, 4)
     assert (done.solutions, {f.item for f in done.failed}) == (18, flaky.fails)
-    assert made.spent == Spent(20, failed=2, tokens=18)
+    assert ledger.spent == Spent(20, failed=2, tokens=18)
     whole = Watched()
-    done, there = draw(whole, 4)
-    assert (there, done.failed, sorted(whole.asked)) == (wanted, (), sorted(flaky.fails))
-    # The solutions are lost, what was paid for is not.
-    done, there = draw(Watched(), 4, "again")
-    assert there == wanted
-    assert len(list(made.records)) == 20
+    done, solution_ids = draw(whole, 4)
+    assert (solution_ids, done.failed, sorted(whole.asked)) == (expected_ids, (), sorted(flaky.fails))
+    # Another solutions file: all rollouts come from the ledger.
+    done, solution_ids = draw(Watched(), 4, "again")
+    assert solution_ids == expected_ids
+    assert len(list(ledger.records)) == 20
     with pytest.raises(ConfigError, match="needs a ledger"):
         sample(
             problems,
@@ -114,14 +104,14 @@ def test_too_many_failures_stop_sampling_with_what_came(tmp_path, request):
 def test_labelling_goes_on_after_a_budget_and_a_break(tmp_path, request):
     problems = sums(request, 12)
     solutions = [Solution(f"{p.id}#0", p.id, 0, p.reference, split(p.reference)) for p in problems]
-    made = Ledger(tmp_path / "ledger" / "completer.jsonl", (0.0, 1e6))
+    ledger = Ledger(tmp_path / "ledger" / "completer.jsonl", (0.0, 1e6))
 
     def run(backend, name="labels", budget=None):
         out = Records(tmp_path / f"{name}.jsonl", LabelledSolution)
         tools = Tools(Numeric(), Template(), PARAMS, backend)
         with out:
-            how = {"ledgers": {"completer": made}, "budget": budget, "executor": SerialExecutor(), "steps": 9}
-            label(pair(problems, solutions), MonteCarlo(rollouts=5), tools, out, **how)
+            options = {"ledgers": {"completer": ledger}, "budget": budget, "executor": SerialExecutor(), "steps": 9}
+            label(pair(problems, solutions), MonteCarlo(rollouts=5), tools, out, **options)
         return {x.key: x for x in out}
 
     first, second, third = Watched(), Watched(breaks="train-9#0@1#3"), Watched()
@@ -133,16 +123,16 @@ def test_labelling_goes_on_after_a_budget_and_a_break(tmp_path, request):
     labels = run(third)
     asked = first.asked + second.asked + third.asked
     assert sorted(asked) == sorted(f"{s.id}@{i}#{j}" for s in solutions for i in (0, 1) for j in range(5))
-    assert made.spent.money == len(asked) == 120
+    assert ledger.spent.money == len(asked) == 120
     assert len(labels) == 12
     assert run(Watched(), "anew") == labels  # made from the ledger alone
 
 
 def test_a_labeller_that_trips_pays_nothing_again(tmp_path, request):
-    """A unit that raises is done again item by item: what it had drawn is known by then."""
+    """A unit that raises is done again item by item, with the rollouts that it had drawn."""
     problems = sums(request, 6)
     solutions = [Solution(f"{p.id}#0", p.id, 0, p.reference, split(p.reference)) for p in problems]
-    backend, made = Watched(), Ledger(tmp_path / "ledger" / "completer.jsonl")
+    backend, ledger = Watched(), Ledger(tmp_path / "ledger" / "completer.jsonl")
 
     @dataclass(frozen=True)
     class Trips:
@@ -153,11 +143,11 @@ def test_a_labeller_that_trips_pays_nothing_again(tmp_path, request):
 
     out = Records(tmp_path / "labels.jsonl", LabelledSolution)
     tools = Tools(Trips(), Template(), PARAMS, backend)
-    how = {"ledgers": {"completer": made}, "executor": SerialExecutor()}
-    done = label(pair(problems, solutions), MonteCarlo(rollouts=4), tools, out, **how)
+    options = {"ledgers": {"completer": ledger}, "executor": SerialExecutor()}
+    done = label(pair(problems, solutions), MonteCarlo(rollouts=4), tools, out, **options)
     assert [f.item for f in done.failed] == ["train-4#0"]
     assert len(backend.asked) == len(set(backend.asked))
-    assert sorted(r.key for r in made.records) == sorted(backend.asked)
+    assert sorted(r.key for r in ledger.records) == sorted(backend.asked)
 
 
 def test_a_labeller_that_names_its_prompts_otherwise_fails_for_its_own_reason(tmp_path, request):
@@ -169,7 +159,7 @@ def test_a_labeller_that_names_its_prompts_otherwise_fails_for_its_own_reason(tm
     problems = sums(request, 2)
     solutions = [Solution(f"{p.id}#0", p.id, 0, p.reference, split(p.reference)) for p in problems]
     tools = Tools(Numeric(), Template(), PARAMS, ScriptedBackend(default=("text",)))
-    made = {"completer": Ledger(tmp_path / "ledger" / "completer.jsonl")}
+    by_role = {"completer": Ledger(tmp_path / "ledger" / "completer.jsonl")}
     out = Records(tmp_path / "labels.jsonl", LabelledSolution)
     with pytest.raises(StageError, match="a fault of its own"):
-        label(pair(problems, solutions), Other(), tools, out, ledgers=made, executor=SerialExecutor())
+        label(pair(problems, solutions), Other(), tools, out, ledgers=by_role, executor=SerialExecutor())

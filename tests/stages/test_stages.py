@@ -1,4 +1,4 @@
-"""The stages sample, grade, label and score, through real executors, stores and the strangers' plug-ins."""
+"""The stages sample, grade, label and score, with real executors and stores, and the plug-ins in tests/strangers."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def sums(count=6, split="train"):
     return registry.load("task", str(STRANGERS / "task.py"), size=count).load(split).problems
 
 
-def draw(problems, out, n, generator=None, executor=SERIAL, **more):
+def draw(problems, out, n, generator=None, executor=SERIAL, **options):
     return sample(
         problems,
         generator or backend(),
@@ -54,7 +54,7 @@ def draw(problems, out, n, generator=None, executor=SERIAL, **more):
         params=SamplingParams(seed=3),
         steps="line",
         executor=executor,
-        **more,
+        **options,
     )
 
 
@@ -77,16 +77,16 @@ def test_samples_are_the_same_however_the_work_is_divided(tmp_path):
 @settings(max_examples=25)
 @given(st.data())
 def test_only_what_is_missing_is_drawn(tmp_path_factory, data):
-    """Whatever holes a kill left, the result is that of an undisturbed run."""
+    """Whichever samples are missing after a kill, a second call gives the result of an uninterrupted run."""
     problems = sums(3)
-    place = tmp_path_factory.mktemp("holes")
-    whole = Records(place / "whole.jsonl", Solution)
-    draw(problems, whole, 6)
-    kept = data.draw(st.lists(st.sampled_from(sorted(whole.keys())), unique=True))
-    part = Records(place / "part.jsonl", Solution)
-    part.append(stored(whole)[key] for key in kept)
-    done = draw(problems, part, 6, rows=data.draw(st.integers(1, 20)))
-    assert stored(part) == stored(whole)
+    directory = tmp_path_factory.mktemp("holes")
+    undisturbed = Records(directory / "whole.jsonl", Solution)
+    draw(problems, undisturbed, 6)
+    kept = data.draw(st.lists(st.sampled_from(sorted(undisturbed.keys())), unique=True))
+    resumed = Records(directory / "part.jsonl", Solution)
+    resumed.append(stored(undisturbed)[key] for key in kept)
+    done = draw(problems, resumed, 6, rows=data.draw(st.integers(1, 20)))
+    assert stored(resumed) == stored(undisturbed)
     assert done.solutions == 18
 
 
@@ -124,21 +124,21 @@ def test_no_samples_asked_for_is_an_error(tmp_path):
 
 def test_a_truncated_solution_is_ungradable_even_when_the_right_number_stands_in_it(tmp_path):
     problem = Problem("p", "2 + 2?", "4", "t")
-    made = [
+    solutions = [
         Solution("p#0", "p", 0, "It is 4", ((0, 7),), Finish.LENGTH),
         Solution("p#1", "p", 1, "The answer is 4.", ((0, 16),)),
         Solution("p#2", "p", 2, "The answer is 14.", ((0, 17),)),
         Solution("p#3", "p", 3, "I can't say.", ((0, 12),)),
     ]
     out = Records(tmp_path / "g.jsonl", GradedSolution)
-    done = grade(made, [problem], Numeric(), out, executor=SERIAL)
+    done = grade(solutions, [problem], Numeric(), out, executor=SERIAL)
     verdicts = {g.key: g.grade.verdict for g in out}
     assert verdicts["p#0"] is Verdict.UNGRADABLE
     assert verdicts["p#1"] is Verdict.CORRECT
     assert verdicts["p#2"] is Verdict.INCORRECT
     assert (done.solutions, done.correct) == (4, 1)
     assert sum(count for _, count in done.reasons) == done.ungradable
-    again = grade(made, [problem], Numeric(), out, executor=SERIAL)
+    again = grade(solutions, [problem], Numeric(), out, executor=SERIAL)
     assert again == done
 
 
@@ -148,15 +148,15 @@ def test_labels_resume_to_those_of_an_undisturbed_run(tmp_path):
     draw(problems, solutions, 3, backend(truncated=0.2))
     pairs = work_units.pair(problems, solutions)
 
-    def run(name, given, **more):
+    def run(name, units, **options):
         out = Records(tmp_path / name, LabelledSolution)
         tools = Tools(Numeric(), Template(), SamplingParams(seed=3), backend(truncated=0.2))
-        return out, label(given, MonteCarlo(rollouts=4), tools, out, executor=SERIAL, **more)
+        return out, label(units, MonteCarlo(rollouts=4), tools, out, executor=SERIAL, **options)
 
-    whole, done = run("whole.jsonl", pairs)
+    undisturbed, done = run("whole.jsonl", pairs)
     run("part.jsonl", pairs[::2], steps=1)
-    part, again = run("part.jsonl", pairs, steps=5)
-    assert stored(part) == stored(whole)
+    resumed, again = run("part.jsonl", pairs, steps=5)
+    assert stored(resumed) == stored(undisturbed)
     assert again == done
     assert done.solutions == len(pairs)
     assert done.steps == sum(len(s.spans) for _, s in pairs)

@@ -1,4 +1,4 @@
-"""The training loop: what it makes, that it resumes exactly, what it refuses."""
+"""The training loop: its results, exact resuming, and the calls that it refuses."""
 
 import json
 import signal
@@ -40,7 +40,7 @@ class Stop(Exception):
 
 @dataclass(frozen=True)
 class Spy:
-    """A trainee whose loss is always 1, and that notes which sequences each update held."""
+    """A trainee whose loss is constant, and that records the sequences of each update."""
 
     path: str
     seen: list
@@ -110,7 +110,7 @@ def test_a_finished_training_returns_at_once(tiny, problems, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda g, p, s: (g, p, replace(s, lr=0.5)), r'-.*"lr": 0\.001(.|\n)*\+.*"lr": 0\.5'),
         (lambda g, p, s: (replace(g, prompt_loss_weight=0.5), p, s), "prompt_loss_weight"),
@@ -118,12 +118,12 @@ def test_a_finished_training_returns_at_once(tiny, problems, tmp_path, monkeypat
         (lambda g, p, s: (g, [*p[:9], replace(p[9], demonstration="other")], s), '"data"'),
     ],
 )
-def test_another_configuration_is_refused_with_the_difference(tiny, problems, tmp_path, change, said):
+def test_another_configuration_is_refused_with_the_difference(tiny, problems, tmp_path, change, message):
     train(Generator(tiny), problems[:10], tmp_path / "out", QUICK)
     before = weights(tmp_path / "out")
-    trainee, given, settings = change(Generator(tiny), problems[:10], QUICK)
-    with pytest.raises(ConfigChanged, match=said):
-        train(trainee, given, tmp_path / "out", settings)
+    trainee, examples, settings = change(Generator(tiny), problems[:10], QUICK)
+    with pytest.raises(ConfigChanged, match=message):
+        train(trainee, examples, tmp_path / "out", settings)
     assert all(torch.equal(before[k], w) for k, w in weights(tmp_path / "out").items())
 
 
@@ -135,10 +135,10 @@ def test_a_template_in_any_language_is_the_same_at_the_second_call(tiny, problem
 @pytest.mark.parametrize("kind", ["generator", "prm"])
 def test_accumulation_changes_memory_and_nothing_else(tiny, problems, examples, tmp_path, kind):
     trainee = Generator(tiny) if kind == "generator" else ProcessVerifier(tiny, labels="soft", language_weight=0.5)
-    given = problems[:18] if kind == "generator" else examples
+    training_examples = problems[:18] if kind == "generator" else examples
     for parts in (1, 4):
         settings = replace(QUICK, accumulate=parts, batch_tokens=1200, epochs=2)
-        train(trainee, given, tmp_path / str(parts), settings)
+        train(trainee, training_examples, tmp_path / str(parts), settings)
     one, four = weights(tmp_path / "1"), weights(tmp_path / "4")
     for k in one:
         torch.testing.assert_close(one[k], four[k], rtol=1e-4, atol=2e-5)
@@ -150,13 +150,13 @@ def test_accumulated_gradients_are_the_same(tiny, examples):
     trainee = ProcessVerifier(tiny, labels="soft", language_weight=0.5)
     encoded = [trainee.encode_example(e) for e in examples]
     totals = packing.Totals(sum(len(e.targets) for e in encoded), sum(sum(e.weights[1:]) for e in encoded))
-    found = []
+    gradients = []
     for size in (len(encoded), 5):
         model = trainee.build()
         for i in range(0, len(encoded), size):
             trainee.loss(model, packing.batch([[e] for e in encoded[i : i + size]], 0), totals).backward()
-        found.append([p.grad for p in model.parameters()])
-    for a, b in zip(*found, strict=True):
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -217,9 +217,9 @@ def test_a_gradient_that_is_no_number_ends_it_too(tmp_path):
 
 def test_nothing_to_learn_from(tiny, tmp_path):
     blank = [Problem(f"p{i}", "?", "1", "t") for i in range(3)]
-    for given in ([], blank):
-        with pytest.raises(DataError, match=f"none of the {len(given)} examples"):
-            train(Generator(tiny), given, tmp_path / "out", QUICK)
+    for examples in ([], blank):
+        with pytest.raises(DataError, match=f"none of the {len(examples)} examples"):
+            train(Generator(tiny), examples, tmp_path / "out", QUICK)
     assert not (tmp_path / "out").exists()
 
 

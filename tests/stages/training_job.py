@@ -21,7 +21,7 @@ def main(base, out, kills):
     torch.set_num_threads(1)
     problems = registry.load("task", "arithmetic").load("train", 60).problems
     out = Path(out)
-    # What children would each import anew.
+    # Load once what each child would otherwise import again.
     checkpoints.load_tokenizer(base)
     torch.optim.AdamW(checkpoints.load_model(base, device="cpu").parameters(), fused=True)
 
@@ -29,7 +29,7 @@ def main(base, out, kills):
         child = os.fork()
         if not child:
             try:
-                # A checkpoint after every update: most kills fall into one.
+                # A checkpoint after every update, so that most kills happen while one is written.
                 settings = TrainSettings(
                     epochs=2.5,
                     batch_tokens=200,
@@ -45,19 +45,19 @@ def main(base, out, kills):
                 os._exit(1)
         return child
 
-    began = time.monotonic()
+    started = time.monotonic()
     assert os.waitpid(start("whole"), 0)[1] == 0
-    seconds = time.monotonic() - began
-    rng, found = random.Random(4), []
+    seconds = time.monotonic() - started
+    rng, kill_points = random.Random(4), []
     for _ in range(int(kills)):
         child = start("killed")
         time.sleep(rng.uniform(0, 4 * seconds / int(kills)))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         place = out / "killed" / ".training" / "place.json"
-        found.append([status, json.loads(place.read_text())["update"] if place.exists() else -1])
+        kill_points.append([status, json.loads(place.read_text())["update"] if place.exists() else -1])
     assert os.waitpid(start("killed"), 0)[1] == 0
-    print(json.dumps(found))
+    print(json.dumps(kill_points))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The arithmetic task: its problems are true, its splits apart, its errors as planted, its oracle exact."""
+"""The arithmetic task: correct problems, disjoint splits, planted errors, and an exact oracle."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def any_settings(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def truth(problem: Problem) -> int:
-    """The answer worked out another way: from the numbers in the order of the text and a keyword for each."""
+    """The answer by another method: from the numbers in the order of the text and a keyword for each."""
     value = None
     for sentence in re.split(r"(?<=[.?]) ", problem.question)[:-1]:
         k = int(re.search(r"\d+", sentence)[0])  # type: ignore[index]
@@ -132,8 +132,8 @@ def test_the_same_steps_said_otherwise_are_right(seed: int, split: str, rng: Any
             space = rng.choice(["", " ", "  "])
             sign = rng.choice(["*", " x ", "×"]) if sign == "*" else sign
             unit = rng.choice(["", " " + next(i for i in ITEMS if i in p.question)])
-            said = f"{who} has {a}{space}{sign}{space}{b} = {result}{unit}"
-            line = rng.choice(["", "So ", "Then, "]) + said + rng.choice([".", ""])
+            stated = f"{who} has {a}{space}{sign}{space}{b} = {result}{unit}"
+            line = rng.choice(["", "So ", "Then, "]) + stated + rng.choice([".", ""])
         lines.append(line)
     assert all(task.judge_steps(p, solution("\n".join(lines)))), lines
 
@@ -227,7 +227,7 @@ def test_a_question_of_another_task_is_a_data_error() -> None:
 
 
 def numbers(problem: Problem) -> tuple[str, ...]:
-    """What makes it that problem, whatever its wording, names and things."""
+    """The numbers and operations of a problem, without its wording, names and things."""
     return tuple(re.findall(r"\d+|times|fewer|less|short", problem.question))
 
 
@@ -235,12 +235,12 @@ def test_splits_share_no_problem_even_across_seeds_and_settings_and_hold_each_on
     seen: dict[str, set[tuple[str, ...]]] = {}
     for split in SPLITS:
         for options in ({}, {"seed": 1, "noise": 0.65, "names": "random"}, {"steps_min": 2, "steps_max": 4}):
-            found = [
+            skeletons = [
                 tuple("fewer" if w in {"less", "short"} else w for w in numbers(p))
                 for p in Arithmetic(**options).load(split, limit=1000).problems
             ]
-            assert len(set(found)) == len(found)
-            seen.setdefault(split, set()).update(found)
+            assert len(set(skeletons)) == len(skeletons)
+            seen.setdefault(split, set()).update(skeletons)
     for a in SPLITS:
         for b in SPLITS:
             assert a == b or not seen[a] & seen[b]
@@ -336,7 +336,7 @@ def test_random_names_come_in_any_order() -> None:
         ({"steps_min": 1}, "need 2 <= steps_min <= steps_max <= 8"),
         ({"steps_max": 9}, "need 2 <= steps_min"),
         ({"steps_min": 5, "steps_max": 4}, "need 2 <= steps_min"),
-        ({"noise": 1.5}, "noise=1.5: a chance is between 0 and 1"),
+        ({"noise": 1.5}, "noise=1.5: a chance must be between 0 and 1"),
         ({"slips": -0.1}, "slips=-0.1"),
         ({"misread": ["more"]}, "allowed are 'fewer', 'times'"),
         ({"misread": "more 3"}, "allowed are 'fewer', 'times'"),
@@ -388,8 +388,8 @@ def test_too_few_problems_and_no_harder_ones_are_config_errors() -> None:
 )
 def test_a_rationale_works_anew_and_compares(text: str, end: str) -> None:
     blind = Problem("p", APPLES.question, "?", "arithmetic")
-    said = Arithmetic().rationale(blind, solution(text))
-    assert said == f"Ben has 5 + 4 = 9.\nCat has 9 * 3 = 27.\nDan has 27 - 7 = 20.\nCompare {end}.\n"
+    rationale = Arithmetic().rationale(blind, solution(text))
+    assert rationale == f"Ben has 5 + 4 = 9.\nCat has 9 * 3 = 27.\nDan has 27 - 7 = 20.\nCompare {end}.\n"
     with pytest.raises(DataError, match="not a question"):
         Arithmetic().rationale(Problem("p", "How?", "1", "arithmetic"), solution(text))
 

@@ -1,4 +1,4 @@
-"""gsm8k, math500 and jsonl: from rows of a file to problems."""
+"""gsm8k, math500 and jsonl: reading problems from the rows of a file."""
 
 from __future__ import annotations
 
@@ -128,11 +128,11 @@ def test_jsonl_divides_one_file_by_its_questions(tmp_path: Path) -> None:
     assert sum(map(len, held.values())) == len(set().union(*held.values())) == len(ROWS)
     assert 50 <= len(held["test"]) <= 100 and 15 <= len(held["dev"]) <= 45
     # More rows, in another order, with one said twice: every question stays in its split.
-    more = write(
+    longer_file = write(
         tmp_path / "more.jsonl", *({**r, "question": r["question"].upper()} for r in ROWS[::-1]), *ROWS, ROWS[0]
     )
     for split, questions in held.items():
-        again = {p.question for p in Jsonl(more, test_share=0.25, dev_share=0.1).load(split).problems}
+        again = {p.question for p in Jsonl(longer_file, test_share=0.25, dev_share=0.1).load(split).problems}
         assert again == questions | {q.upper() for q in questions}
 
 

@@ -1,5 +1,5 @@
-"""What every task in the tasks folder must do. A new file there is tested without being named here, unless it needs
-data: then it has a sample below."""
+"""The contract of every task in the tasks folder. A new file there is tested automatically; a task that needs data has
+a sample below."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MATH500 = [
     for i in range(5)
 ]
 MINE = [{"question": f"{i} plus 1?", "answer": i + 1, "solution": f"The answer is {i + 1}."} for i in range(60)]
-# task -> its rows by file, and its options where they are not their defaults
+# task -> its rows by file, and its options if they differ from the defaults
 SAMPLES: dict[str, tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]] = {
     "gsm8k": ({"train": GSM8K[:30], "test": GSM8K[30:]}, {"dev_share": 0.3}),
     "math500": ({"test": MATH500}, {}),
@@ -56,7 +56,7 @@ def task(name: str, tmp_path: Path) -> Any:
 
 
 def splits(task: Any) -> list[str]:
-    """A task tells its splits to whoever asks for one that it doesn't have."""
+    """The names of a task's splits, from the error for an unknown split."""
     with pytest.raises(ConfigError) as e:
         task.load("no such split")
     return str(e.value).rstrip(".").split("It has: ")[1].split(", ")

@@ -1,4 +1,4 @@
-"""last_letter and word_sort: what their oracles take and refuse, and the lists they are made of."""
+"""last_letter and word_sort: the steps that their oracles accept, and the lists of words."""
 
 from __future__ import annotations
 
@@ -133,16 +133,16 @@ def test_a_generator_can_read_longer_lists_before_but_none_of_a_test(name: str) 
     lengths = {"train_lengths": [2], "test_lengths": [2], "longer_lengths": [2], "train_size": 4000, "test_size": 2000}
 
     def held(split: str, seed: int, **options: Any) -> list[tuple[str, ...]]:
-        found = registry.load("task", name, seed=seed, **(lengths | options)).load(split).problems
-        return [tuple(p.question.rstrip(".").split(": ")[1].split()) for p in found]
+        problems = registry.load("task", name, seed=seed, **(lengths | options)).load(split).problems
+        return [tuple(p.question.rstrip(".").split(": ")[1].split()) for p in problems]
 
     read = {frozenset(words) for words in held("pretrain", 1)}
     assert len(read) > 3900
     for split in ("dev", "test", "longer"):
         assert not read & {frozenset(words) for words in held(split, 2)}
     assert read & {frozenset(words) for words in held("train", 2)}
-    found = held("pretrain", 3, pretrain_lengths=[2, 5, 6], train_lengths=[2, 3, 4], train_size=60)
-    assert ({len(words) for words in found}, len(found)) == ({2, 5, 6}, 60)
+    lists = held("pretrain", 3, pretrain_lengths=[2, 5, 6], train_lengths=[2, 3, 4], train_size=60)
+    assert ({len(words) for words in lists}, len(lists)) == ({2, 5, 6}, 60)
     assert {len(words) for words in held("pretrain", 3, train_lengths=[2, 3], train_size=60)} == {2, 3}
     assert {len(words) for words in held("longer", 3, longer_lengths=[6], test_size=60)} == {6}
 
@@ -174,8 +174,8 @@ def test_the_words_are_plain_and_distinct() -> None:
 
 
 def _parts(text: str) -> list[str]:
-    said = text.splitlines()[-1].removeprefix("The answer is ").removesuffix(".")
-    return said.split() if " " in said else list(said)
+    stated = text.splitlines()[-1].removeprefix("The answer is ").removesuffix(".")
+    return stated.split() if " " in stated else list(stated)
 
 
 @pytest.mark.parametrize("name", ["last_letter", "word_sort"])
@@ -206,11 +206,11 @@ def test_a_rationale_works_from_the_question_alone(name: str) -> None:
     p = task.load("test", 1).problems[0]
     blind = replace(p, answer="?", reference="?", demonstration="?")
     text = p.reference.splitlines()[0]
-    said = task.rationale(blind, Solution("s", p.id, 0, text, steps.split(text)))
-    *lines, compared = said.splitlines()
+    rationale = task.rationale(blind, Solution("s", p.id, 0, text, steps.split(text)))
+    *lines, compared = rationale.splitlines()
     assert lines == p.reference.splitlines()[:-1]
     assert re.fullmatch(r"Compare [a-z]+ nothing different(, [a-z]+ nothing different){3}: different\.", compared)
-    assert said == task.rationale(blind, Solution("s", p.id, 0, "", ()))
+    assert rationale == task.rationale(blind, Solution("s", p.id, 0, "", ()))
     right = Solution("s", p.id, 0, p.reference, steps.split(p.reference))
     assert "different" not in task.rationale(blind, right)
 
@@ -237,10 +237,10 @@ def test_threads_work_anew_and_compare(name: str) -> None:
     for first, second in threads:
         *lines, compared = second.splitlines()
         ends = [lines[-1].split(", ")[-1] if name == "last_letter" else lines[-1].split(": ")[-1], first]
-        mine, said = (_parts(f"The answer is {end}" if "answer" not in end else end) for end in ends)
-        assert (mine != said) == ("different" in compared)
-        assert compared.endswith(": different." if mine != said else ": same.")
-        differ += mine != said
+        true, stated = (_parts(f"The answer is {end}" if "answer" not in end else end) for end in ends)
+        assert (true != stated) == ("different" in compared)
+        assert compared.endswith(": different." if true != stated else ": same.")
+        differ += true != stated
     assert 10 < differ < len(threads)
     assert all("Again" not in p.demonstration for split in ("train", "test") for p in task.load(split, 50).problems)
 

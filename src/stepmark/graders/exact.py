@@ -1,10 +1,10 @@
-"""Right if the stated answer is the reference, word for word.
+"""A grader that compares strings: correct if the stated answer equals the reference.
 
 For answers that are words, names or lists of words. White space, surrounding quotes, a full stop and (by default)
-letter case don't count; everything else does. "1" is not in "12" here: whole strings are compared.
+letter case are ignored; any other difference counts. Whole strings are compared, so "1" does not match "12".
 
-A text that states no answer is INCORRECT: the solution lacks what was asked for, and the check worked. UNGRADABLE
-is for a check that could not be made, here a problem without a reference.
+A text that states no answer is INCORRECT, because the check worked and the solution lacks its answer. UNGRADABLE means
+that the check could not be made, here because the problem has no reference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stepmark.types import Grade, Problem, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """Grades by equal strings."""
+    """Grades by string equality."""
 
     ignore_case: bool = True  # whether "Paris" and "paris" are the same answer
 

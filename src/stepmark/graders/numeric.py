@@ -1,11 +1,11 @@
-r"""Right if the stated answer has the reference's value.
+r"""A grader that compares numbers: correct if the stated answer has the value of the reference.
 
-Values are exact fractions: "72", "72.0", "$72" and "144/2" are one answer, 0.33 is not 1/3 unless a tolerance says
-so, and "25/4" is not 25. How the words that state an answer are found and read is in text/answers.py.
+Values are exact fractions: "72", "72.0", "$72" and "144/2" are the same answer, 0.33 equals 1/3 only with a tolerance,
+and "25/4" is not 25. text/answers.py finds the stated answer in a text.
 
-Verdicts: a text that states no answer, or states one that is no number ("unknown"), is INCORRECT: the solution
-lacks what was asked for, and the check worked. UNGRADABLE is for a check that could not be made: the reference is
-no number, or a number has more digits than can be compared.
+A text that states no answer, or an answer that is not a number ("unknown"), is INCORRECT, because the check worked and
+the solution lacks its answer. UNGRADABLE means that the check could not be made: the reference is not a number, or a
+number has too many digits to compare.
 
     python bench/grader_agreement.py --gsm8k data/gsm8k --genrm data/genrm_gsm8k/solutions.jsonl.gz
 """
@@ -25,18 +25,20 @@ READINGS = ("stated", "token")
 
 @dataclass(frozen=True, slots=True)
 class Numeric:
-    """Grades by equal numbers. Raises ConfigError for a negative tolerance or an unknown reading."""
+    """Grades by numeric equality. Raises ConfigError for a tolerance out of range or an unknown reading."""
 
-    tolerance: float = 0.0  # largest difference that still counts as equal, relative to the reference; 0 is exact
-    percent: bool = False  # whether "%" divides by a hundred; otherwise "50%" is the number 50
-    reading: str = "stated"  # "stated": what the text means; "token": the digits after the first "answer is"
+    tolerance: float = 0.0  # largest difference that counts as equal, relative to the reference; 0 is exact
+    percent: bool = False  # whether "%" divides by 100; if not, "50%" is the number 50
+    reading: str = (
+        "stated"  # "stated": the answer that the text states; "token": the digits after the first "answer is"
+    )
 
     def __post_init__(self) -> None:
         faults = []
         if not 0 <= self.tolerance < 1:
-            faults.append(f"tolerance is {self.tolerance}; it is a share of the reference, at least 0 and below 1.")
+            faults.append(f"tolerance must be a share of the reference, from 0 to below 1, got {self.tolerance}.")
         if self.reading not in READINGS:
-            faults.append(f"reading is {self.reading!r}; it is one of {', '.join(READINGS)}.")
+            faults.append(f"reading must be one of {', '.join(READINGS)}, got {self.reading!r}.")
         if faults:
             raise ConfigError(faults)
 
@@ -62,7 +64,8 @@ class Numeric:
 
 @lru_cache(maxsize=4096)
 def _reference(answer: str, percent: bool) -> Fraction | None:
-    """The reference's value; of a worked solution ("... #### 18", "... A: 18"), that of the answer it states."""
+    """The value of the reference. If the reference is a worked solution ("... #### 18", "... A: 18"), the value of its
+    stated answer. None if it is not a number."""
     try:
         return answers.read_number(answers.extract(answer) or answer, percent)
     except OverflowError:

@@ -1,18 +1,20 @@
-r"""Right if the stated answer equals the reference as mathematics: "\frac{1}{2}" is 0.5, "x(x+1)" is "x^2+x".
+r"""A grader for mathematics: correct if the stated answer and the reference are equal expressions. "\frac{1}{2}" equals
+0.5, and "x(x+1)" equals "x^2+x".
 
 Three tiers, cheap ones first:
 
-1. equal after `answers.normalise` (dressing removed): CORRECT;
+1. equal after `answers.normalise` (which removes formatting): CORRECT;
 2. both are plain numbers, or one of them is plain words: compared here, without algebra;
-3. math-verify (sympy behind a LaTeX parser), in a worker process.
+3. math-verify (sympy with a LaTeX parser), in a worker process.
 
-sympy can hang or eat all memory on a few characters, and math-verify's own time-out is SIGALRM, which works in a
-main thread only. So tier 3 runs in worker processes that this module starts on first use, reuses, and kills when a
-job overruns: calls may come from any thread, from pool workers (daemons included: the workers are subprocesses, not
-multiprocessing children) and from forks. A worker also sets itself an alarm, so that none outlives a killed parent.
+sympy can hang or use up all memory on a few characters, and math-verify's own time-out is SIGALRM, which works only in
+the main thread. So tier 3 runs in worker processes that this module starts on first use, reuses, and kills when a job
+takes too long. Calls may come from any thread, from pool workers (also daemonic ones, because the workers are
+subprocesses, not multiprocessing children) and from forks. A worker also sets an alarm for itself, so that it ends even
+if its parent was killed.
 
-Verdicts: a text without an answer is INCORRECT, like a wrong one. UNGRADABLE with the reason is whatever could not
-be checked: a time-out, a crash, too little memory, an expression that can't be parsed on either side.
+A text without an answer is INCORRECT. UNGRADABLE, with the reason, means that the check could not be made: a time-out,
+a crash, too little memory, or an expression on either side that can't be parsed.
 
     python bench/grader_agreement.py --math500 data/math500/test.jsonl.gz
 """
@@ -40,28 +42,28 @@ from stepmark.types import Grade, Problem, Verdict
 MAX_EXPRESSION = 1000  # characters; longer expressions are not parsed
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DIED = "the worker process died"
-_START_SECONDS = 120.0  # a fresh worker imports sympy, which is slow on a busy machine
-_WORKERS = max(1, min(4, os.cpu_count() or 1))  # at most this many per process, started as threads need them
+_START_SECONDS = 120.0  # a new worker imports sympy, which is slow on a busy machine
+_WORKERS = max(1, min(4, os.cpu_count() or 1))  # largest number per process; they are started when threads need them
 
 
 @dataclass(frozen=True, slots=True)
 class Symbolic:
-    """Grades by equality of mathematical expressions. Raises ConfigError for limits that leave no room to work."""
+    """Grades by equality of mathematical expressions. Raises ConfigError for limits that are too low."""
 
-    timeout: float = 5.0  # seconds that one comparison may take before its worker is killed
+    timeout: float = 5.0  # seconds for one comparison, after which its worker is killed
     memory_mb: int = 2048  # address space of a worker, in MiB
 
     def __post_init__(self) -> None:
         faults = []
         if not self.timeout > 0:
-            faults.append(f"timeout is {self.timeout}; it is a number of seconds above 0.")
+            faults.append(f"timeout must be a number of seconds above 0, got {self.timeout}.")
         if self.memory_mb < 128:
-            faults.append(f"memory_mb is {self.memory_mb}; a worker needs at least 128, most of it for sympy itself.")
+            faults.append(f"memory_mb must be at least 128, most of it for sympy itself, got {self.memory_mb}.")
         if faults:
             raise ConfigError(faults)
 
     def grade(self, text: str, problem: Problem) -> Grade:
-        """Never raises for bad text. Raises ConfigError where math-verify is needed and not installed."""
+        """Never raises an error for bad text. Raises ConfigError if math-verify is needed but not installed."""
         reference = problem.answer.strip()
         if not reference:
             return Grade(Verdict.UNGRADABLE, "the problem has no reference answer")
@@ -72,7 +74,7 @@ class Symbolic:
         if answer == answers.normalise(reference):
             return Grade(Verdict.CORRECT, "equal to the reference", answer)
         wrong = Grade(Verdict.INCORRECT, f"{answers.excerpt(stated)} is not {answers.excerpt(reference)}", answer)
-        if _told_apart(stated, reference):
+        if _surely_different(stated, reference):
             return wrong
         try:
             equal = _compare(reference, stated, self.timeout, self.memory_mb)
@@ -81,15 +83,15 @@ class Symbolic:
         return Grade(Verdict.CORRECT, "equal to the reference by algebra", answer) if equal else wrong
 
 
-def _told_apart(stated: str, reference: str) -> bool:
-    """Whether two answers with different keys can't be equal: two numbers, or words against anything else.
-    A percentage is left to math-verify, for which 50% is 0.5 as well as 50."""
+def _surely_different(stated: str, reference: str) -> bool:
+    """Whether two answers with different normal forms can't be equal: two numbers, or words and anything else.
+    Percentages are left to math-verify, for which 50% equals both 0.5 and 50."""
     numbers = [answers.parse_number(a) is not None and "%" not in a for a in (stated, reference)]
     return all(numbers) or any(answers.is_words(a) for a in (stated, reference))
 
 
 class _Undecided(Exception):
-    """The comparison could not be made. Says why."""
+    """The comparison could not be made. The message is the reason."""
 
 
 class _Died(_Undecided):
@@ -98,13 +100,13 @@ class _Died(_Undecided):
 
 @lru_cache(maxsize=4096)
 def _compare(reference: str, stated: str, timeout: float, memory_mb: int) -> bool:
-    """Whether they are equal. Raises _Undecided, which is not remembered: the next call tries again."""
+    """Whether the expressions are equal. Raises _Undecided, which is not cached: the next call tries again."""
     if max(len(reference), len(stated)) > MAX_EXPRESSION:
         raise _Undecided(f"an expression of more than {MAX_EXPRESSION} characters")
     try:
         with _worker() as worker:
             return worker.compare(reference, stated, timeout, memory_mb)
-    except _Died:  # perhaps while it was idle, for a reason of its own: this job deserves one more try
+    except _Died:  # the worker may have died while it was idle, so try once more
         with _worker() as worker:
             return worker.compare(reference, stated, timeout, memory_mb)
 
@@ -152,7 +154,7 @@ class _Worker:
         try:
             return self.connection.recv_bytes().decode()
         except (EOFError, OSError):
-            self.process.kill()  # it may have closed its end and live on
+            self.process.kill()  # the process may still run with its end of the pipe closed
             return f"{_DIED} (exit status {self.process.wait()})"
 
     def close(self) -> None:
@@ -171,7 +173,7 @@ _slots = threading.BoundedSemaphore(_WORKERS)
 
 @contextmanager
 def _worker() -> Iterator[_Worker]:
-    """A worker of this process for the time of one job; waits while all are busy."""
+    """A worker of this process for one job. Waits while all workers are busy."""
     with _slots:
         try:
             worker = _free.pop()
@@ -184,7 +186,7 @@ def _worker() -> Iterator[_Worker]:
         except _Undecided:
             raise
         except BaseException:
-            worker.close()  # interrupted in the middle: an answer may still be on its way
+            worker.close()  # interrupted: its answer may still arrive, and would be taken for the next job's
             raise
         finally:
             if worker.alive:
@@ -198,7 +200,7 @@ def _close_all() -> None:
 
 
 def _after_fork() -> None:
-    """The workers belong to the parent: a forked child drops its ends of their pipes and starts its own."""
+    """A forked child closes its copies of the pipes, since the workers belong to the parent, and starts its own."""
     global _slots
     for worker in _free:
         worker.connection.close()
@@ -210,23 +212,23 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _serve(fd: int) -> None:
-    """The worker's main loop. Ends when the parent's end of the pipe closes."""
+    """The worker's main loop. It ends when the parent's end of the pipe is closed."""
     connection = Connection(fd)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         import logging
         import resource
 
-        from math_verify import grader  # slow: once, before the first job
+        from math_verify import grader  # slow, so it is imported before the first job
     except ImportError as e:
         connection.send_bytes(str(e).encode())
         return
     logging.disable(logging.CRITICAL)
-    # math-verify treats every exception inside a comparison as "not equal". Running out of memory or stack is a
-    # comparison that was not made: under this name its `except Exception` lets those two through.
-    told = (*Exception.__subclasses__(), *RuntimeError.__subclasses__())
-    broken = (MemoryError, RecursionError)
-    vars(grader)["Exception"] = tuple(c for c in told if not any(issubclass(b, c) for b in broken))
+    # math-verify counts any exception inside a comparison as "not equal". But after MemoryError or RecursionError
+    # nothing was compared. Redefining the name `Exception` in its module lets these two pass its `except Exception`.
+    exceptions = (*Exception.__subclasses__(), *RuntimeError.__subclasses__())
+    not_compared = (MemoryError, RecursionError)
+    vars(grader)["Exception"] = tuple(c for c in exceptions if not any(issubclass(b, c) for b in not_compared))
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -253,14 +255,14 @@ def _verify(reference: str, stated: str) -> str:
 
     def expression(answer: str) -> list[object]:
         config = [LatexExtractionConfig(), ExprExtractionConfig()]
-        found: list[object] = parse(
+        parsed: list[object] = parse(
             f"${_DOLLAR.sub('', answer)}$",
             config,
             fallback_mode="no_fallback",
             parsing_timeout=None,
             raise_on_error=True,
         )
-        return found
+        return parsed
 
     sides = {"reference": expression(reference), "answer": expression(stated)}
     for name, side in sides.items():

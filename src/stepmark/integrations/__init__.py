@@ -1,1 +1,1 @@
-"""Stepmark inside other people's trainers: TRL, verl, OpenRLHF."""
+"""Reward functions for other trainers: TRL, verl, OpenRLHF."""

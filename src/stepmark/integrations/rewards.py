@@ -1,20 +1,21 @@
-"""Reward functions for those who train elsewhere: TRL, verl, OpenRLHF.
+"""Reward functions for other trainers: TRL, verl, OpenRLHF.
 
     from stepmark import rewards
     reward = rewards.trl("runs/demo/verifiers/prm", grader="numeric")            # GRPOTrainer(reward_funcs=reward)
-    compute_score = rewards.verl("runs/demo/verifiers/prm", grader="numeric")    # in the file that verl is given
+    compute_score = rewards.verl("runs/demo/verifiers/prm", grader="numeric")    # in the file that verl loads
     reward_func = rewards.openrlhf("runs/demo/verifiers/prm", eos="<|im_end|>")  # --reward.remote_url file.py
 
-All take a verifier, a verifier's directory, or any source of rewards (rl/rewards.py); texts become solutions with steps
-as in a run. With `grader` they also tell, for the log alone, how many answers are truly right: a reward that climbs
-while that number falls is being cheated.
+All take a verifier, a verifier's directory, or any reward source (rl/rewards.py). Texts become solutions with steps as
+in a run. With `grader` the log also has the accuracy of the answers. The grader does not change the reward: if the
+reward rises while the accuracy falls, the policy over-optimises the verifier.
 
-What can't be known is never a low reward. TRL leaves such an attempt out (None). verl and OpenRLHF need a number for
-every attempt: it gets the mean of what others earned lately, and is marked. Where too much is lost, an error says so.
+An unknown reward is lost, not low. TRL leaves out an attempt whose reward is None. verl and OpenRLHF need a number for
+every attempt: a lost one gets the mean of the latest known rewards, and is marked as lost. If too many are lost, an
+error says why.
 
-What was read: TRL 1.16.0 (GRPOTrainer._calculate_rewards); verl at 1dda039 (experimental/reward_loop,
+Written for TRL 1.16.0 (GRPOTrainer._calculate_rewards); verl at 1dda039 (experimental/reward_loop,
 trainer/ppo/reward.py); OpenRLHF at 3c3be62 (utils/agent.py, SingleTurnAgentExecutor).
-docs/rewards.md has a whole example of each, and what becomes of step rewards there.
+docs/rewards.md has a whole example for each, and says what each does with step rewards.
 """
 
 from __future__ import annotations
@@ -44,58 +45,59 @@ RENAMED = {"Written": "Completion", "Earned": "CompletionReward"}  # names befor
 
 
 class RewardOptions(TypedDict, total=False):
-    """What all reward functions can be told."""
+    """The options of all reward functions."""
 
-    credit: Credit  # how steps share a verifier's scores (rl/rewards.py); "outcome" unless told otherwise
-    steps: str  # how texts divide into steps (text/steps.py): as those that the verifier learned from; "line"
-    grader: Grader | str | None  # grades the answers, for the log alone
-    truncated: float | None  # all that an attempt earns which ran out of tokens; None: as if lost; 0
-    most_lost: float  # largest share of lost rewards, of the latest attempts, before it is an error; 0.2
+    credit: Credit  # how a verifier's scores become step rewards (rl/rewards.py); default "outcome"
+    steps: str  # the step splitter (text/steps.py): the one that the verifier was trained with; default "line"
+    grader: Grader | str | None  # grades the answers, only for the log; default None
+    truncated: float | None  # the whole reward of an attempt that ran out of tokens; None: it is lost; default 0
+    most_lost: float  # an error is raised if a larger share of the latest rewards is lost; default 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """An attempt as trainers know it."""
+    """An attempt as a trainer passes it."""
 
     question: str
-    text: str  # the attempt alone, without special tokens
+    text: str  # the attempt without the prompt and special tokens
     answer: str = ""  # reference answer; needed for gold rewards and graders
-    ended: bool = True  # False where it ran out of tokens
-    lost: str = ""  # why it can't be looked at
+    ended: bool = True  # False if it ran out of tokens
+    lost: str = ""  # why the attempt can't be read; "" if it can
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionReward:
-    """What an attempt earns, and where."""
+    """The reward of an attempt, with the positions of its steps."""
 
     reward: Reward
-    ends: tuple[int, ...]  # per step, the characters of the text up to its end, white space after it left out
-    grade: Grade | None  # with a grader
+    ends: tuple[int, ...]  # character offset of each step's end in the text, without white space after the step
+    grade: Grade | None  # None without a grader
 
     @property
     def total(self) -> float | None:
-        """None where it isn't known."""
+        """The total reward; None if it is lost."""
         return None if self.reward.lost else self.reward.total
 
     def on_tokens(self, offsets: Sequence[tuple[int, int]]) -> list[float]:
-        """What each token of the text earns: a step's reward is at the token with its last character, the attempt's at
-        the very last token. `offsets` [T]: the characters of each, as tokenizers give them, no padding; one without
-        characters, such as EOS, earns nothing of a step."""
-        found = [0.0] * len(offsets)
+        """The reward of each token, [T]. A step's reward falls on the token with the step's last character, the
+        attempt's reward on the last token. `offsets` [T] are the tokens' character spans as tokenizers return them,
+        without padding. A token without characters, such as EOS, never gets a step's reward."""
+        rewards = [0.0] * len(offsets)
         visible = [i for i, (start, end) in enumerate(offsets) if end > start]
         counts = boundaries([offsets[i] for i in visible], self.ends)
-        for count, amount in zip(counts, self.reward.steps, strict=True):
+        for count, step_reward in zip(counts, self.reward.steps, strict=True):
             if count:
-                found[visible[count - 1]] += amount
-        if found:
-            found[-1] += self.reward.end
-        return found
+                rewards[visible[count - 1]] += step_reward
+        if rewards:
+            rewards[-1] += self.reward.end
+        return rewards
 
 
 class Rewarder:
-    """Attempts -> what they earn; from many threads, in batches. The heart of the functions below, and of your own.
+    """Attempts -> rewards. Calls from several threads are batched. The functions below are built on it, and your own
+    can be.
 
-    Raises ConfigError for settings that don't go together, StageError when too much is lost."""
+    Raises ConfigError for settings that can't be combined, StageError when too many rewards are lost."""
 
     def __init__(
         self,
@@ -110,43 +112,45 @@ class Rewarder:
             raise UnknownName("way to split steps", steps, splitting.SPLITTERS)
         self.source, self.steps, self.truncated = _source(source, credit), steps, truncated
         self.grader = load_grader(grader) if isinstance(grader, str) else grader
-        self._lately = RecentRewards(most_lost)
-        self._together = ThreadBatcher(self._earn)
+        self._recent = RecentRewards(most_lost)
+        self._batcher = ThreadBatcher(self._reward)
 
     def __call__(self, attempts: Sequence[Completion]) -> list[CompletionReward]:
-        """One of each, in order."""
-        return self._together(attempts)
+        """The rewards of the attempts, in order."""
+        return self._batcher(attempts)
 
     @property
     def mean(self) -> float:
-        """Of the known rewards among the latest; 0 before there is any."""
-        return self._lately.mean
+        """The mean of the latest known rewards; 0 if there are none."""
+        return self._recent.mean
 
-    def _earn(self, attempts: Sequence[Completion]) -> list[CompletionReward]:
+    def _reward(self, attempts: Sequence[Completion]) -> list[CompletionReward]:
         ids: dict[tuple[str, str], str] = {}
-        made = []
-        for i, x in enumerate(attempts):
-            problem = Problem(ids.setdefault((x.question, x.answer), str(len(ids))), x.question, x.answer, "")
-            finish = Finish.STOP if x.ended else Finish.LENGTH
-            spans = splitting.split(x.text, self.steps)
-            made.append((problem, Solution(f"{problem.id}#{i}", problem.id, i, x.text, spans, finish)))
-        seen = [pair for pair, x in zip(made, attempts, strict=True) if x.ended and not x.lost]
-        rewards = iter(self.source.reward(seen) if seen else ())
-        found = []
-        for (problem, solution), x in zip(made, attempts, strict=True):
-            known = x.ended and not x.lost
-            reward = next(rewards) if known else self._unseen(solution, x.lost)
-            ends = tuple(a + len(x.text[a:b].rstrip()) for a, b in solution.spans)
-            grade = None if self.grader is None or x.lost else grade_solution(solution, problem, self.grader)
-            found.append(CompletionReward(reward, ends, grade))
-        self._lately.add([e.reward for e, x in zip(found, attempts, strict=True) if x.ended])
-        return found
+        pairs = []
+        for i, attempt in enumerate(attempts):
+            problem = Problem(
+                ids.setdefault((attempt.question, attempt.answer), str(len(ids))), attempt.question, attempt.answer, ""
+            )
+            finish = Finish.STOP if attempt.ended else Finish.LENGTH
+            spans = splitting.split(attempt.text, self.steps)
+            pairs.append((problem, Solution(f"{problem.id}#{i}", problem.id, i, attempt.text, spans, finish)))
+        verifiable = [pair for pair, attempt in zip(pairs, attempts, strict=True) if attempt.ended and not attempt.lost]
+        rewards = iter(self.source.reward(verifiable) if verifiable else ())
+        results = []
+        for (problem, solution), attempt in zip(pairs, attempts, strict=True):
+            is_verifiable = attempt.ended and not attempt.lost
+            reward = next(rewards) if is_verifiable else self._unverified(solution, attempt.lost)
+            ends = tuple(a + len(attempt.text[a:b].rstrip()) for a, b in solution.spans)
+            grade = None if self.grader is None or attempt.lost else grade_solution(solution, problem, self.grader)
+            results.append(CompletionReward(reward, ends, grade))
+        self._recent.add([e.reward for e, attempt in zip(results, attempts, strict=True) if attempt.ended])
+        return results
 
-    def _unseen(self, solution: Solution, lost: str) -> Reward:
-        none = (0.0,) * len(solution.spans)
+    def _unverified(self, solution: Solution, lost: str) -> Reward:
+        zeros = (0.0,) * len(solution.spans)
         if lost or self.truncated is None:
-            return Reward(solution.id, none, lost=lost or "the attempt ran out of tokens")
-        return Reward(solution.id, none, self.truncated)
+            return Reward(solution.id, zeros, lost=lost or "the attempt ran out of tokens")
+        return Reward(solution.id, zeros, self.truncated)
 
 
 def trl(
@@ -157,20 +161,21 @@ def trl(
     template: str = "",
     eos_ids: int | Sequence[int] = (),
     name: str = "stepmark",
-    **how: Unpack[RewardOptions],
+    **options: Unpack[RewardOptions],
 ) -> TRL:
     """A reward function for TRL's GRPOTrainer, `reward_funcs=`. See TRL.__call__."""
     ids = (eos_ids,) if isinstance(eos_ids, int) else tuple(eos_ids)
-    return TRL(Rewarder(source, **how), question, answer, Template(template) if template else None, ids, name)
+    return TRL(Rewarder(source, **options), question, answer, Template(template) if template else None, ids, name)
 
 
 class TRL:
-    """Prompts and completions -> rewards, as TRL calls it; it can be pickled if the source can.
+    """A callable that TRL calls with prompts and completions. It can be pickled if the source can.
 
-    `question` and `answer` are columns of the data set. Without the first, the question is read out of the prompt (a
-    conversation's last user turn): by `template` where there is one, else all of it. For the second, `reference` serves
-    too. `eos_ids`: a completion whose last token is none of them ran out of tokens; with none given, all have ended
-    (and GRPOConfig.mask_truncated_completions can leave out what hasn't)."""
+    `question` and `answer` are names of columns of the data set. Without a question column, the question is read from
+    the prompt (in a conversation, from the last user turn): with `template` if there is one, else it is the whole text.
+    Without an answer column, the column `reference` is used. `eos_ids`: a completion whose last token is none of these
+    ran out of tokens. Without `eos_ids` all completions count as ended; GRPOConfig.mask_truncated_completions can then
+    leave out truncated ones."""
 
     def __init__(
         self,
@@ -193,7 +198,7 @@ class TRL:
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """A reward for each completion; None where it isn't known. Raises ConfigError where no question is found."""
+        """A reward for each completion; None if it is lost. Raises ConfigError when a prompt has no question."""
         questions = columns.get(self.question) or [self._question(prompt) for prompt in prompts]
         answers = columns.get(self.answer) or columns.get("reference") or [""] * len(prompts)
         if self.eos_ids and completion_ids is not None:
@@ -201,28 +206,30 @@ class TRL:
         else:
             ended = [True] * len(prompts)
         attempts = [
-            Completion(str(q), _said(completion, "assistant"), str(a), e)
-            for q, completion, a, e in zip(questions, completions, answers, ended, strict=True)
+            Completion(str(q), _text_of(completion, "assistant"), str(a), completed)
+            for q, completion, a, completed in zip(questions, completions, answers, ended, strict=True)
         ]
-        earned = self.rewarder(attempts)
-        abouts = [_about(each, e) for each, e in zip(earned, ended, strict=True)]
+        results = self.rewarder(attempts)
+        figures_of = [_log_figures(result, completed) for result, completed in zip(results, ended, strict=True)]
         if log_metric is not None:
-            for key in abouts[0] if abouts else ():
-                log_metric(f"{self.__name__}/{key}", math.fsum(about[key] for about in abouts) / len(abouts))
+            for key in figures_of[0] if figures_of else ():
+                log_metric(
+                    f"{self.__name__}/{key}", math.fsum(figures[key] for figures in figures_of) / len(figures_of)
+                )
         if log_extra is not None:
-            log_extra(f"{self.__name__}_steps", [_listed(e.reward.steps) for e in earned])
-        return [e.total for e in earned]
+            log_extra(f"{self.__name__}_steps", [_as_json(result.reward.steps) for result in results])
+        return [result.total for result in results]
 
     def _question(self, prompt: Any) -> str:
-        text = _said(prompt, "user")
-        found = text.strip() if self.template is None else self.template.read(text)
-        if not found:
+        text = _text_of(prompt, "user")
+        question = text.strip() if self.template is None else self.template.read(text)
+        if not question:
             raise ConfigError(
                 f"rewards: no question in the prompt {text[:200]!r}"
                 + (f" by the template {self.template.text!r}" if self.template else "")
-                + f". Give the data set a column {self.question!r}, or give the template that made the prompts."
+                + f". Add a column {self.question!r} to the data set, or pass the template of the prompts."
             )
-        return found
+        return question
 
 
 def verl(
@@ -231,34 +238,36 @@ def verl(
     question: str | None = "question",
     lost: float | None = None,
     asynchronous: bool = False,
-    **how: Unpack[RewardOptions],
+    **options: Unpack[RewardOptions],
 ) -> Callable[..., Score] | Callable[..., Coroutine[Any, Any, Score]]:
     """A `compute_score` for verl, `reward.custom_reward_function.path=file.py`; a coroutine if `asynchronous`.
 
-    verl gives a reward function no prompt: the question is taken from `extra_info`, under the name `question`; None is
-    for sources that need none. `lost` is given to an attempt whose reward isn't known; None: the latest ones' mean."""
-    rewarder = Rewarder(source, **how)
+    verl passes no prompt to a reward function, so the question is read from `extra_info`, under the key `question`.
+    question=None is for sources that need no question. `lost` is the score of an attempt whose reward is lost; None
+    means the mean of the latest known rewards."""
+    rewarder = Rewarder(source, **options)
 
     def compute_score(
         data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, **_: Any
     ) -> Score:
-        """`score`, and for the log: the same keys each time, numbers and texts alone, as verl makes arrays of them."""
+        """`score`, and figures for the log. The keys are always the same and the values are numbers or texts, because
+        verl makes arrays of them."""
         asked = "" if question is None else str((extra_info or {}).get(question) or "")
         if question is not None and not asked:
             raise ConfigError(
-                f"rewards: no {question!r} in verl's extra_info, which has {sorted(extra_info or {})}. Put the "
-                "question there when the data is made, name its key, or give question=None if none is needed."
+                f"rewards: no {question!r} in verl's extra_info, which has {sorted(extra_info or {})}. Store the "
+                "question there when you prepare the data, name its key, or pass question=None if none is needed."
             )
-        [earned] = rewarder([Completion(asked, solution_str, "" if ground_truth is None else str(ground_truth))])
-        score = _number(earned, lost, rewarder)
-        about = _about(earned)
-        if "accuracy" in about:
-            about["acc"] = about.pop("accuracy")  # verl's own name for it
+        [result] = rewarder([Completion(asked, solution_str, "" if ground_truth is None else str(ground_truth))])
+        score = _reward_number(result, lost, rewarder)
+        figures = _log_figures(result)
+        if "accuracy" in figures:
+            figures["acc"] = figures.pop("accuracy")  # verl's key for the accuracy
         return {
             "score": score,
-            **about,
-            "step_rewards": _listed(earned.reward.steps),
-            "step_ends": json.dumps(earned.ends),
+            **figures,
+            "step_rewards": _as_json(result.reward.steps),
+            "step_ends": json.dumps(result.ends),
         }
 
     async def later(*args: Any, **kwargs: Any) -> Score:
@@ -273,19 +282,19 @@ def openrlhf(
     eos: str | Sequence[str],
     template: str = "",
     lost: float | None = None,
-    **how: Unpack[RewardOptions],
+    **options: Unpack[RewardOptions],
 ) -> Callable[..., dict[str, Any]]:
-    """A `reward_func` for OpenRLHF, `--reward.remote_url file.py`; its labels are the reference answers.
+    """A `reward_func` for OpenRLHF, `--reward.remote_url file.py`. Its labels are the reference answers.
 
-    `eos`: the tokens that end a text, as the tokenizer writes them: queries come with special tokens, and one without
-    any of these ran out of tokens. `template` made the prompts, chat turns included; without it all of a prompt is the
-    question. `lost` as for verl. OpenRLHF logs what a reward function raises, and stops only later, for want of a
-    reward."""
-    rewarder = Rewarder(source, **how)
+    `eos` lists the end tokens as the tokenizer writes them. Queries contain special tokens, and a query that ends with
+    none of these ran out of tokens. `template` is the template of the prompts, with chat turns; without it the whole
+    prompt is the question. `lost` is the same as for verl. OpenRLHF only logs an error of a reward function, and stops
+    later because a reward is missing."""
+    rewarder = Rewarder(source, **options)
     ends = (eos,) if isinstance(eos, str) else tuple(eos)
     if not ends or not all(ends):
-        raise ConfigError("rewards: eos needs at least one token that ends a text, e.g. '</s>'.")
-    asked = Template(template) if template else None
+        raise ConfigError(f"rewards: eos needs at least one token that ends a text, e.g. '</s>', got {eos!r}.")
+    prompt_template = Template(template) if template else None
 
     def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any], **_: Any) -> dict[str, Any]:
         """{"rewards": [n], "scores": [n], "extra_logs": {name: [n]}}, tensors on the CPU."""
@@ -293,48 +302,53 @@ def openrlhf(
 
         attempts = []
         for query, prompt, label in zip(queries, prompts, labels, strict=True):
-            question = prompt.strip() if asked is None else asked.read(prompt)
+            question = prompt.strip() if prompt_template is None else prompt_template.read(prompt)
             if not question:
-                raise ConfigError(f"rewards: no question in the prompt {prompt[:200]!r} by the template {template!r}.")
+                raise ConfigError(
+                    f"rewards: no question in the prompt {prompt[:200]!r} by the template {template!r}. "
+                    "Pass the template of the prompts."
+                )
             attempts.append(_response(query, prompt, question, "" if label is None else str(label), ends))
-        earned = rewarder(attempts)
-        scores = torch.tensor([_number(e, lost, rewarder) for e in earned], dtype=torch.float32)
-        abouts = [_about(e, x.ended) for e, x in zip(earned, attempts, strict=True)]
-        logs = {key: torch.tensor([about[key] for about in abouts]) for key in (abouts[0] if abouts else ())}
+        results = rewarder(attempts)
+        scores = torch.tensor([_reward_number(result, lost, rewarder) for result in results], dtype=torch.float32)
+        figures_of = [_log_figures(result, attempt.ended) for result, attempt in zip(results, attempts, strict=True)]
+        logs = {
+            key: torch.tensor([figures[key] for figures in figures_of]) for key in (figures_of[0] if figures_of else ())
+        }
         return {"rewards": scores, "scores": scores.clone(), "extra_logs": logs}
 
     return reward_func
 
 
 def __getattr__(name: str) -> Any:
-    """The names of before, for one release."""
+    """The old names of renamed classes, for one release."""
     if name not in RENAMED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(f"rewards.{name} is now rewards.{RENAMED[name]}", DeprecationWarning, stacklevel=2)
     return globals()[RENAMED[name]]
 
 
-def _source(given: RewardSource | Verifier | Place, credit: Credit | None) -> RewardSource:
-    if isinstance(given, RewardSource):
+def _source(source: RewardSource | Verifier | Place, credit: Credit | None) -> RewardSource:
+    if isinstance(source, RewardSource):
         if credit is not None:
-            raise ConfigError(f"rewards: {type(given).__name__} has its own credit; credit={credit} is for verifiers.")
-        return given
-    return Verified(given if isinstance(given, Verifier) else load_verifier(given), credit or "outcome")
+            raise ConfigError(f"rewards: {type(source).__name__} has its own credit; credit={credit} is for verifiers.")
+        return source
+    return Verified(source if isinstance(source, Verifier) else load_verifier(source), credit or "outcome")
 
 
 def _response(query: str, prompt: str, question: str, answer: str, ends: tuple[str, ...]) -> Completion:
-    """What follows the prompt, without the token that ends it. Such a token amid the text is the policy's own words:
-    cutting there would let it hide what follows."""
-    at = query.find(prompt)  # a tokenizer may put its first token before
-    if at < 0:
+    """The text after the prompt, without its end token. An end token inside the text is kept: cutting there would let a
+    policy hide what follows it from the verifier."""
+    start = query.find(prompt)  # not always 0: a tokenizer may put a start token before the prompt
+    if start < 0:
         return Completion(question, "", answer, lost="the prompt is not in the query: it was cut, or decodes otherwise")
-    text = query[at + len(prompt) :]
+    text = query[start + len(prompt) :]
     end = next((end for end in ends if text.endswith(end)), "")
     return Completion(question, text.removesuffix(end), answer, ended=bool(end))
 
 
-def _said(turns: Any, role: str) -> str:
-    """A text, or in a conversation the last thing that `role` said."""
+def _text_of(turns: Any, role: str) -> str:
+    """The text itself, or in a conversation the last message of `role`."""
     if isinstance(turns, str):
         return turns
     content = next((turn["content"] for turn in reversed(turns) if turn["role"] == role), "") or ""
@@ -343,22 +357,22 @@ def _said(turns: Any, role: str) -> str:
     return "".join(str(block.get("text", "")) for block in content)
 
 
-def _number(earned: CompletionReward, lost: float | None, rewarder: Rewarder) -> float:
-    if earned.total is not None:
-        return earned.total
+def _reward_number(result: CompletionReward, lost: float | None, rewarder: Rewarder) -> float:
+    if result.total is not None:
+        return result.total
     return rewarder.mean if lost is None else lost
 
 
-def _about(earned: CompletionReward, ended: bool | None = None) -> dict[str, float]:
-    """For the log. An answer that could not be graded is not right, and is told apart."""
-    found = {"lost": float(bool(earned.reward.lost)), "steps": float(len(earned.ends))}
+def _log_figures(result: CompletionReward, ended: bool | None = None) -> dict[str, float]:
+    """Figures for the log. An ungradable answer counts as not correct, and is counted apart too."""
+    figures = {"lost": float(bool(result.reward.lost)), "steps": float(len(result.ends))}
     if ended is not None:
-        found["truncated"] = float(not ended)
-    if earned.grade is not None:
-        found["accuracy"] = float(earned.grade.correct)
-        found["ungradable"] = float(earned.grade.verdict is Verdict.UNGRADABLE)
-    return found
+        figures["truncated"] = float(not ended)
+    if result.grade is not None:
+        figures["accuracy"] = float(result.grade.correct)
+        figures["ungradable"] = float(result.grade.verdict is Verdict.UNGRADABLE)
+    return figures
 
 
-def _listed(numbers: Sequence[float]) -> str:
+def _as_json(numbers: Sequence[float]) -> str:
     return json.dumps([round(x, 6) for x in numbers])

@@ -1,15 +1,16 @@
 """Step labels that several labellers agree on.
 
-The consensus filter of Qwen's PRM lessons (arXiv 2501.07301, section 3.2): Monte-Carlo labels mistake lucky
-continuations for right steps, judges mistake plausible steps for right ones; a solution is kept where both name the
-same step as the first wrong one. There about 40% were kept.
+The consensus filter of Qwen's PRM lessons (arXiv 2501.07301, section 3.2). Monte-Carlo labels take lucky continuations
+for correct steps, and judges take plausible steps for correct ones. The filter keeps a solution if both find the same
+first wrong step. In that paper about 40% of the solutions were kept.
 
-Labellers are given by name (or by path) with their options, two or more of them. keep="solution" keeps all labels of
-a solution where they agree on the first wrong step, or on there being none; keep="step" keeps each step on which all
-agree. What is kept has the first labeller's counts (source "consensus"; labels that were inferred, or are an outcome,
-say so still); what is not is unknown (source "consensus:disagree"). A labeller that doesn't know agrees with nobody.
+`labelers` lists two or more labellers by name or path, each with its options. keep="solution" keeps all labels of a
+solution if the labellers agree on the first wrong step, or agree that there is none. keep="step" keeps each step on
+which all agree. A kept label has the counts of the first labeller and the source "consensus"; an inferred label and an
+outcome keep their own source. Any other label is unknown (source "consensus:disagree"). An unknown label never agrees
+with another label.
 
-A step counts as wrong by its hard label, or with `estimate: soft` by a soft label below 1/2.
+A step counts as wrong if its hard label is 0, or with `estimate: soft` if its soft label is below 1/2.
 
     label: {name: consensus, options: {labelers: [{name: monte_carlo, options: {rollouts: 8}}, {name: judge}]}}
 """
@@ -32,20 +33,20 @@ KEYS = ("name", "options", "estimate")
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """The labeller. Makes its parts to check their options: raises ConfigError with the faults of all of them."""
+    """The labeller. Loads its labellers to check their options, and raises ConfigError with all faults at once."""
 
-    # Each a name, or {name, options, estimate}, where estimate is hard (the default) or soft; the first one's labels
-    # are those that are kept
+    # Each entry is a name, or {name, options, estimate} with the estimate hard (the default) or soft. The labels of the
+    # first labeller are the ones that are kept
     labelers: Sequence[str | Mapping[str, Any]] = ("monte_carlo", "judge")
-    keep: Literal["solution", "step"] = "solution"  # what is kept together
+    keep: Literal["solution", "step"] = "solution"  # keep or drop all labels of a solution together, or each step alone
 
     def __post_init__(self) -> None:
         if isinstance(self.labelers, str) or len(self.labelers) < 2:
-            raise ConfigError(f"consensus: labelers is a list of two or more, got {self.labelers!r}.")
+            raise ConfigError(f"consensus: labelers must be a list of two or more labellers, got {self.labelers!r}.")
         faults = []
-        for given in self.labelers:
+        for entry in self.labelers:
             try:
-                _made(given)
+                _load(entry)
             except ConfigError as e:
                 faults += [f"consensus: {fault}" for fault in e.faults]
         if faults:
@@ -53,52 +54,56 @@ class Consensus:
 
     @property
     def uses(self) -> frozenset[str]:
-        """What any of the labellers needs."""
-        return frozenset[str]().union(*(getattr(part, "uses", ()) for part, _ in map(_made, self.labelers)))
+        """The tools that any of the labellers needs."""
+        return frozenset[str]().union(*(getattr(labeler, "uses", ()) for labeler, _ in map(_load, self.labelers)))
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """All units by each labeller in turn."""
-        parts = [_made(given) for given in self.labelers]
-        found = [({x.key: x for x in part.label(units, tools)}, estimate) for part, estimate in parts]
+        """Labels all units with each labeller in turn, then compares the labels."""
+        by_labeler = [
+            ({labelled.key: labelled for labelled in labeler.label(units, tools)}, estimate)
+            for labeler, estimate in [_load(entry) for entry in self.labelers]
+        ]
         for unit in units:
-            mine = [(by_id[unit.solution.id], estimate) for by_id, estimate in found]
-            first, _ = mine[0]
-            opinions = [[_opinion(label, estimate) for label in x.labels] for x, estimate in mine]
-            kept = [_kept(label) for label in first.labels]
+            of_unit = [(by_id[unit.solution.id], estimate) for by_id, estimate in by_labeler]
+            first, _ = of_unit[0]
+            verdicts = [[_verdict(label, estimate) for label in labelled.labels] for labelled, estimate in of_unit]
+            kept = [_as_consensus(label) for label in first.labels]
             if self.keep == "step":
-                kept = [k if _agree(o) else DISAGREE for k, o in zip(kept, zip(*opinions, strict=True), strict=True)]
-            elif not _agree([evidence.first_error(o) for o in opinions]):
+                kept = [k if _agree(o) else DISAGREE for k, o in zip(kept, zip(*verdicts, strict=True), strict=True)]
+            elif not _agree([evidence.first_error(o) for o in verdicts]):
                 kept = [DISAGREE] * len(kept)
-            # A step of which nothing came is to be tried again: that must not look like a disagreement.
+            # A step whose rollouts or votes all failed is labelled again later. It must not look like a disagreement.
             lost = [
-                next((x for x in labels if x.failed and not x.known), None)
-                for labels in zip(*(x.labels for x, _ in mine), strict=True)
+                next((label for label in labels if label.failed and not label.known), None)
+                for labels in zip(*(labelled.labels for labelled, _ in of_unit), strict=True)
             ]
-            yield replace(first, labels=tuple(bad or label for bad, label in zip(lost, kept, strict=True)))
+            yield replace(
+                first, labels=tuple(lost_label or label for lost_label, label in zip(lost, kept, strict=True))
+            )
 
 
-def _made(given: str | Mapping[str, Any]) -> tuple[Labeler, str]:
-    spec = {"name": given} if isinstance(given, str) else given
-    faults = [f"a labeller is a name, or has {', '.join(KEYS)}; got {given!r}."]
+def _load(entry: str | Mapping[str, Any]) -> tuple[Labeler, str]:
+    spec = {"name": entry} if isinstance(entry, str) else entry
+    faults = [f"a labeller must be a name, or a mapping with the keys {', '.join(KEYS)}; got {entry!r}."]
     if not isinstance(spec, Mapping) or set(spec) - set(KEYS) or not isinstance(spec.get("name"), str):
         raise ConfigError(faults)
     options, estimate = spec.get("options") or {}, spec.get("estimate", "hard")
     if not isinstance(options, Mapping) or estimate not in ("hard", "soft"):
-        raise ConfigError(f"options of a labeller are a mapping, its estimate is hard or soft; got {given!r}.")
-    made: Labeler = registry.load("labeler", spec["name"], **options)
-    return made, estimate
+        raise ConfigError(f"a labeller's options must be a mapping, and its estimate hard or soft; got {entry!r}.")
+    labeler: Labeler = registry.load("labeler", spec["name"], **options)
+    return labeler, estimate
 
 
-def _opinion(label: StepLabel, estimate: str) -> StepLabel:
-    """The label reduced to what it says: right, wrong or nothing."""
+def _verdict(label: StepLabel, estimate: str) -> StepLabel:
+    """The label reduced to one verdict: correct (1, 1), wrong (0, 1) or unknown (0, 0)."""
     if not label.known:
         return StepLabel(0, 0)
     return StepLabel(int(label.hard if estimate == "hard" else label.soft >= 0.5), 1)
 
 
-def _agree(said: Sequence[object]) -> bool:
-    return all(x == said[0] and x is not None and x != StepLabel(0, 0) for x in said)
+def _agree(opinions: Sequence[object]) -> bool:
+    return all(x == opinions[0] and x is not None and x != StepLabel(0, 0) for x in opinions)
 
 
-def _kept(label: StepLabel) -> StepLabel:
+def _as_consensus(label: StepLabel) -> StepLabel:
     return label if label.inferred or label.source == "outcome" else replace(label, source="consensus")

@@ -1,22 +1,23 @@
-"""Step labels by binary search for the first wrong step: O(log steps) prefixes are tried instead of all.
+"""Step labels by binary search for the first wrong step: rollouts for O(log steps) prefixes instead of all.
 
-OmegaPRM (arXiv 2406.06592), section 3.2. A prefix can still succeed if any of up to `rollouts` continuations reaches
-the answer (Math-Shepherd's equation 3, whose rollouts stop here at the first success). If it can, the first error lies
-after it; if it can't, at or before it. What the search needn't try follows, and its source says so:
+OmegaPRM (arXiv 2406.06592), section 3.2. A prefix succeeds if any of up to `rollouts` continuations reaches the answer
+(Math-Shepherd's equation 3; here the rollouts of a prefix stop at the first success). If a prefix succeeds, the first
+error comes after it. If it fails, the first error is in it. The labels of the other prefixes follow. The source of a
+label says where it comes from:
 
-    first_error             tried: the counts of its own rollouts
-    outcome                 the last step of a finished solution: the solution's grade, for free
-    inferred:later_success  a longer prefix succeeded, and that begins with this one
-    inferred:earlier_error  a shorter prefix failed. Assumes that a failed prefix can't recover; one that failed by bad
-                            luck, N rollouts being few, can, and a lucky success hides the error before it
-    inferred:outcome        `trust_outcome`: the solution itself is correct, one success of each of its prefixes
+    first_error             rollouts of this prefix; the label has their counts
+    outcome                 the last step of a finished solution: the solution's grade, without rollouts
+    inferred:later_success  a longer prefix succeeded, and it begins with this one
+    inferred:earlier_error  a shorter prefix failed. This assumes that a failed prefix can't recover. With few rollouts
+                            a correct prefix may fail by chance, and a lucky success hides an earlier error
+    inferred:outcome        `trust_outcome`: the solution is correct, so it counts as a success of each of its prefixes
 
-`trust_outcome` changes what a label means: a correct solution costs nothing and all its steps are 1, also those that
-no rollout of the completer could be saved from. Without it a correct solution is searched like any other up to its
-last step, whose outcome is known anyhow, and only its own rollouts vouch for a step.
+`trust_outcome` changes the meaning of a label: a correct solution needs no rollouts and all its steps are labelled 1,
+even those from which no rollout of the completer would succeed. Without it, a correct solution is searched like any
+other up to the step before its last one, whose label is the outcome, and only rollouts can label a step as correct.
 
-A tried prefix of which no rollout could be graded is unknown, not failed. The search for that solution ends there:
-what was found is labelled, what lies between stays unknown. The place of the error is `evidence.first_error(labels)`.
+A prefix without any gradable rollout is unknown, not failed. The search of that solution ends there: the steps that are
+settled are labelled, the steps in between stay unknown. `evidence.first_error(labels)` is the index of the first error.
 
     stepmark label --labeler first_error --solutions S.jsonl --model generator/ --out L.jsonl
 """
@@ -42,9 +43,9 @@ class FirstError:
 
     uses: ClassVar[frozenset[str]] = frozenset({"completer"})
 
-    rollouts: int = 8  # at most, for each prefix tried; a part of what the labels mean
-    trust_outcome: bool = True  # a correct solution vouches for all its steps (see above)
-    wave: int = 1  # rollouts of a prefix before the first look whether one succeeded; then as many again each time
+    rollouts: int = 8  # the largest number per prefix; the meaning of a label depends on it
+    trust_outcome: bool = True  # label all steps of a correct solution 1, without rollouts (see above)
+    wave: int = 1  # rollouts of a prefix in the first wave; each later wave doubles the number drawn so far
 
     def __post_init__(self) -> None:
         faults = [
@@ -56,14 +57,14 @@ class FirstError:
             raise ConfigError(faults)
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """One prefix of each solution still searched goes to the completer together with those of the others."""
+        """Each wave sends one prefix of every solution that is still searched to the completer, all in one call."""
         evidence.need_completer(tools)
         grades = evidence.grades(units, tools)
         searches = [_begin(unit, grade, self.trust_outcome) for unit, grade in zip(units, grades, strict=True)]
-        while open_ones := [s for s in searches if s.open]:
-            found = evidence.gather([s.next for s in open_ones], tools, self.rollouts, evidence.succeeded, self.wave)
-            for search in open_ones:
-                search.learn(found[search.next.name])
+        while unfinished := [s for s in searches if s.open]:
+            counts = evidence.gather([s.next for s in unfinished], tools, self.rollouts, evidence.succeeded, self.wave)
+            for search in unfinished:
+                search.learn(counts[search.next.name])
         for search in searches:
             steps = range(len(search.unit.solution.spans))
             yield LabelledSolution(search.unit.solution, search.grade, tuple(map(search.label, steps)))
@@ -74,10 +75,10 @@ class _Search:
     unit: Unlabelled
     grade: Grade
     good: int  # the last step whose prefix is known to succeed; -1 for none
-    bad: int  # the first one whose prefix is known to fail, or where there is nothing more to try
-    trusted: bool = False  # the outcome vouches for all steps
-    undecided: bool = False  # a prefix told nothing
-    tried: dict[int, StepLabel] = field(default_factory=dict)
+    bad: int  # the first step whose prefix is known to fail, or the first step outside the search
+    trusted: bool = False  # all steps are labelled by the outcome
+    undecided: bool = False  # a prefix had no gradable rollout
+    tried: dict[int, StepLabel] = field(default_factory=dict)  # by step: labels from rollouts
 
     @property
     def open(self) -> bool:
@@ -112,5 +113,5 @@ def _begin(unit: Unlabelled, grade: Grade, trust_outcome: bool) -> _Search:
     finished = evidence.ends(unit.solution, steps - 1)
     if finished and grade.correct and trust_outcome:
         return _Search(unit, grade, steps - 1, steps, trusted=True)
-    # The last step of a finished solution needs no trial: the search is among those before it.
+    # The last step of a finished solution needs no rollouts, so the search covers the steps before it.
     return _Search(unit, grade, -1, steps - 1 if finished else steps)

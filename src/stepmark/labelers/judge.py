@@ -1,21 +1,22 @@
-"""Step labels by a judge: a language model is asked, in words, which steps of a solution are right.
+"""Step labels by a judge: a prompted language model says which steps of a solution are correct.
 
 LLM-as-a-judge as in ProcessBench (arXiv 2412.06559) and in the consensus filter of Qwen's PRM lessons (arXiv
-2501.07301). One prompt shows the whole solution with its steps numbered; each of `votes` answers is a vote on all of
-them. What is decided here:
+2501.07301). One prompt shows the whole solution with numbered steps. Each of `votes` answers is one vote on all steps.
+The rules:
 
-- format="each" reads lines "Step 2: correct" or "Step 2: incorrect" (markdown and case don't matter), format="first"
-  a line "First wrong step: 2" or "First wrong step: none". Only the judge's own words are read, so a solution can't
-  bring its verdict along; the last verdict on a step counts, since a judge may think first. Anything else, such as
-  "not correct" or a step that there is not, is no verdict.
-- A vote without a verdict on a step is ungradable there; one that ran out of tokens says nothing on any step.
-- The label is the majority's (a tie counts as right): all verdicts are counted as the more frequent one, so that a
-  hard label means the majority and not "any vote at all". `keep_votes` keeps the votes as they were cast, for soft
-  labels. The sources are "judge", with several votes "judge+majority" or "judge+votes".
-- With format="first", and with `first_error_only`, a step after the first that is wrong by this count is wrong too
-  (source "inferred:earlier_error"), whatever was said of it.
-- The last step is judged like the others, not labelled by the solution's grade: a judge sees no reference answer,
-  unless the prompt has a {reference}, and a rival that is told the outcome could not be compared.
+- format="each" reads lines "Step 2: correct" or "Step 2: incorrect" (markdown and case don't matter). format="first"
+  reads a line "First wrong step: 2" or "First wrong step: none". Verdicts are read from the judge's answer only, so a
+  verdict in the solution's text has no effect. The last verdict on a step counts, since a judge may reason first. Any
+  other text, such as "not correct" or a step number that does not exist, is not a verdict.
+- A vote without a verdict on a step counts as ungradable for that step. A vote that ran out of tokens counts as
+  truncated for all steps.
+- The label is the verdict of the majority, and a tie counts as correct. All verdicts are counted as the majority's,
+  so that a hard label means the majority and not "any vote". `keep_votes` keeps the counts as cast, for soft labels.
+  The sources are "judge" for one vote, and "judge+majority" or "judge+votes" for several.
+- With format="first", or with `first_error_only`, all steps after the first wrong one are labelled wrong (source
+  "inferred:earlier_error"), whatever the votes on them are.
+- The last step is judged like the others, not labelled by the solution's grade. A judge sees no reference answer,
+  unless the prompt has a {reference}; with the outcome as a label it could not be compared with other labellers.
 
     stepmark label --labeler judge --labeler-option votes=5 --judge model/ --solutions S.jsonl --out L.jsonl
 """
@@ -60,7 +61,7 @@ Find the first step that has a mistake. End with one line, "First wrong step:" a
 }
 SLOT = re.compile(r"\{(question|steps|reference)\}")
 _MARKS = r"[\s*_`#>|.:()\[\]=–—-]*"
-_END = rf"(?={_MARKS}$|[\s*_`\])]*[.,;:!(–—-])"  # nothing follows a verdict that could turn it round
+_END = rf"(?={_MARKS}$|[\s*_`\])]*[.,;:!(–—-])"  # the verdict must end here: a following word could negate it
 _EACH = re.compile(
     rf"{_MARKS}step{_MARKS}(\d{{1,6}}){_MARKS}(?:is\b{_MARKS})?"
     rf"(correct(?!.*\b(?:incorrect|wrong)\b)|incorrect)\b{_END}",
@@ -77,16 +78,16 @@ _FIRST = re.compile(
 class Judge:
     """The labeller. Raises ConfigError for a prompt without its slots, and for settings out of range."""
 
-    votes: int = 1  # independent answers to each prompt
-    format: Literal["each", "first"] = "each"  # a verdict on each step, or the number of the first wrong one
-    # Text with one {question}, one {steps} and at most one {reference}, the first of the problem's correct worked
-    # solutions; steps of a problem without one are unknown then. "" takes the prompt of the format
+    votes: int = 1  # sampled answers per solution
+    format: Literal["each", "first"] = "each"  # a verdict on each step, or the number of the first wrong step
+    # A text with one {question}, one {steps} and at most one {reference}. {reference} is the first of the problem's
+    # correct worked solutions; if a problem has none, its steps stay unknown. "" means the default prompt of the format
     prompt: str = ""
-    first_error_only: bool = False  # with format="each": what follows the first wrong step counts as wrong
-    keep_votes: bool = False  # keep the votes as cast instead of the majority's verdict
-    temperature: float | None = None  # null is 0 for one vote and 1 for several
+    first_error_only: bool = False  # with format="each": all steps after the first wrong one are labelled wrong
+    keep_votes: bool = False  # store the counts as cast, not all votes as the majority's verdict
+    temperature: float | None = None  # null: 0 for one vote, 1 for several
     max_tokens: int = 1024  # of an answer
-    stop: Sequence[str] = ()  # an answer ends before the first of these; the task's own are for solutions
+    stop: Sequence[str] = ()  # an answer ends before the first of these. The task's stop texts are not used
 
     def __post_init__(self) -> None:
         faults = []
@@ -97,25 +98,26 @@ class Judge:
         if self.temperature is not None and self.temperature < 0:
             faults.append(f"judge: temperature must be at least 0, got {self.temperature}.")
         if self.temperature == 0 and self.votes > 1:
-            faults.append(f"judge: at temperature 0 all {self.votes} votes are the same one; give votes=1 or a higher.")
+            faults.append(f"judge: at temperature 0 all {self.votes} votes are the same one; raise it, or set votes=1.")
         if isinstance(self.stop, str):
-            faults.append(f"judge: stop is a list of texts, got the text {self.stop!r}.")
+            faults.append(f"judge: stop must be a list of texts, got the text {self.stop!r}.")
         count = Counter(SLOT.findall(self.prompt))
         if self.prompt and not (count["question"] == count["steps"] == 1 and count["reference"] <= 1):
-            had = ", ".join(f"{n} of {{{slot}}}" for slot, n in sorted(count.items())) or "none of them"
+            slots = ", ".join(f"{n} of {{{slot}}}" for slot, n in sorted(count.items())) or "none of them"
             faults.append(
-                f"judge: a prompt has one {{question}}, one {{steps}} and at most one {{reference}}; this has {had}."
+                "judge: a prompt must have one {question}, one {steps} and at most one {reference}; "
+                f"this one has {slots}."
             )
         if faults:
             raise ConfigError(faults)
 
     @property
     def uses(self) -> frozenset[str]:
-        """The judge; a prompt may ask for references as well."""
+        """The judge, and references if the prompt has a {reference}."""
         return frozenset({"judge", "references"} if "{reference}" in self._template else {"judge"})
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """The prompts of all units go to the judge together."""
+        """Sends the prompts of all units to the judge in one call."""
         judge = evidence.need_judge(tools)
         params = self._params(tools)
         prompts = {
@@ -124,14 +126,14 @@ class Judge:
             if unit.solution.spans and ("references" not in self.uses or unit.references)
         }
         by_name = {prompt.id: key for key, prompt in prompts.items()}
-        said: dict[str, list[Rollout]] = {key: [] for key in prompts}
+        answers: dict[str, list[Rollout]] = {key: [] for key in prompts}
         for rollout in judge.sample(list(prompts.values()), params) if prompts else ():
-            said[by_name[rollout.prompt_id]].append(rollout)
+            answers[by_name[rollout.prompt_id]].append(rollout)
         for unit, grade in zip(units, evidence.grades(units, tools), strict=True):
             s = unit.solution
-            yield LabelledSolution(s, grade, self._labels(said.get(s.id, ()), len(s.spans)))
+            yield LabelledSolution(s, grade, self._labels(answers.get(s.id, ()), len(s.spans)))
 
-    # ---- asking ----
+    # ---- prompts ----
 
     @property
     def _template(self) -> str:
@@ -144,12 +146,13 @@ class Judge:
         )
 
     def _name(self, unit: Unlabelled, params: SamplingParams) -> str:
-        """Names the answers, by what was asked too: a judge that is asked otherwise has other answers."""
-        asked = repr((self._template, params.max_tokens, params.temperature, params.stop))
-        return f"{unit.solution.id}@judge-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        """The prompt's id. It has a hash of the prompt and the sampling settings, so that a ledger never returns
+        answers that were given to another prompt."""
+        request = repr((self._template, params.max_tokens, params.temperature, params.stop))
+        return f"{unit.solution.id}@judge-{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
     def _render(self, unit: Unlabelled) -> str:
-        # A step's further lines are indented, so that none of them can pass for the beginning of a step.
+        # All lines of a step but the first are indented, so that none of them looks like the start of a step.
         lines = ["\n    ".join(step.splitlines()) for step in unit.solution.steps]
         fill = {
             "question": unit.problem.question,
@@ -158,39 +161,39 @@ class Judge:
         }
         return SLOT.sub(lambda slot: fill[slot[1]], self._template)
 
-    # ---- reading ----
+    # ---- parsing ----
 
-    def _labels(self, said: Sequence[Rollout], steps: int) -> tuple[StepLabel, ...]:
-        whole = [r for r in said if r.finish is Finish.STOP]
-        verdicts = [read(r.text, steps, self.format) for r in whole]
-        truncated = sum(r.finish is Finish.LENGTH for r in said)
-        failed = sum(r.finish is Finish.FAILED for r in said)
+    def _labels(self, answers: Sequence[Rollout], steps: int) -> tuple[StepLabel, ...]:
+        finished = [r for r in answers if r.finish is Finish.STOP]
+        verdicts = [read(r.text, steps, self.format) for r in finished]
+        truncated = sum(r.finish is Finish.LENGTH for r in answers)
+        failed = sum(r.finish is Finish.FAILED for r in answers)
         source = "judge" if self.votes == 1 else "judge+votes" if self.keep_votes else "judge+majority"
         labels: list[StepLabel] = []
-        wrong = False
+        error_before = False
         for step in range(1, steps + 1):
-            if wrong and (self.first_error_only or self.format == "first"):
+            if error_before and (self.first_error_only or self.format == "first"):
                 labels.append(StepLabel(0, 1, source="inferred:earlier_error"))
                 continue
             cast = [v[step] for v in verdicts if step in v]
-            right = 2 * sum(cast) >= len(cast)
-            wrong = bool(cast) and not right
-            correct = sum(cast) if self.keep_votes else len(cast) * right
-            labels.append(StepLabel(correct, len(cast), truncated, len(whole) - len(cast), source, failed))
+            is_correct = 2 * sum(cast) >= len(cast)
+            error_before = bool(cast) and not is_correct
+            correct = sum(cast) if self.keep_votes else len(cast) * is_correct
+            labels.append(StepLabel(correct, len(cast), truncated, len(finished) - len(cast), source, failed))
         return tuple(labels)
 
 
 def read(text: str, steps: int, format: str) -> dict[int, bool]:
-    """The verdicts in a judge's answer: step, from 1, -> whether it is right. Steps without a verdict are left out."""
-    found: dict[int, bool] = {}
+    """The verdicts in a judge's answer: step number from 1 -> is it correct. Steps without a verdict are absent."""
+    verdicts: dict[int, bool] = {}
     for line in text.splitlines():
         if format == "each":
             m = _EACH.match(line)
             if m is not None and 1 <= int(m[1]) <= steps:
-                found[int(m[1])] = m[2].lower() == "correct"
+                verdicts[int(m[1])] = m[2].lower() == "correct"
         elif m := _FIRST.match(line):
-            none = m[1].lower() == "none"
-            first = steps + 1 if none else int(m[1])
-            # A step that there is not is no verdict, and takes back the one before it.
-            found = {i: i < first for i in range(1, steps + 1)} if none or 1 <= first <= steps else {}
-    return found
+            no_error = m[1].lower() == "none"
+            first = steps + 1 if no_error else int(m[1])
+            # A step number that does not exist is no verdict, and it cancels an earlier verdict.
+            verdicts = {i: i < first for i in range(1, steps + 1)} if no_error or 1 <= first <= steps else {}
+    return verdicts

@@ -1,20 +1,21 @@
-"""Step labels by rollouts: how often does a completer reach the answer from here?
+"""Step labels by rollouts: how often does a completer reach the reference answer from a step?
 
-Math-Shepherd (arXiv 2312.08935), section 3.3. For each prefix s_1..s_i a completer draws N continuations with the
-answers a_1..a_N; with the reference a*,
+Math-Shepherd (arXiv 2312.08935), section 3.3. For each prefix s_1..s_i a completer samples N continuations with the
+answers a_1..a_N. With the reference answer a*,
 
     y_HE = 1 if any a_j = a*, else 0        (equation 3)
     y_SE = #{j : a_j = a*} / N              (equation 4)
 
-What is stored are the counts; both estimates are properties of StepLabel. Where this deviates:
-- rollouts that ran out of tokens, can't be graded or failed leave N: they say nothing about the step, and are counted;
-- the last step of a finished solution needs no rollouts, nothing follows it: its label is the solution's grade
+A label stores the counts; both estimates are properties of StepLabel. Deviations from the paper:
+- N excludes rollouts that ran out of tokens, can't be graded or failed: they say nothing about the step. They are
+  counted apart;
+- the last step of a finished solution needs no rollouts, since nothing follows it: its label is the solution's grade
   (source "outcome");
-- `early_stop`, for hard labels only: a step's rollouts end with the wave that brings the first correct one. The hard
-  label is the same, rollout for rollout; the soft one is not an estimate of anything, so the source says
-  "monte_carlo+early_stop";
-- `precision`, for soft labels: a step's rollouts end when its 95% interval reaches no farther than this from the
-  estimate. The source says "monte_carlo+precision"; the hard label then means another N at each step.
+- `early_stop`, for hard labels only: a step's rollouts end with the wave that has the first correct one. The hard
+  label is the same as with all rollouts, but the soft label is biased, so the source is "monte_carlo+early_stop";
+- `precision`, for soft labels: a step's rollouts end when both ends of its 95% interval are within this distance of
+  the estimate. The source is "monte_carlo+precision". N then differs between steps, and so does the meaning of the
+  hard label.
 
     stepmark label --labeler-option rollouts=8 --solutions S.jsonl --model generator/ --out L.jsonl
 """
@@ -35,16 +36,17 @@ from stepmark.types import LabelledSolution, Unlabelled
 
 @dataclass(frozen=True, slots=True)
 class MonteCarlo:
-    """The labeller. Raises ConfigError for numbers below 1, and for both ways of stopping at once."""
+    """The labeller. Raises ConfigError for numbers out of range, and for `early_stop` together with `precision`."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"completer"})
 
-    # N, for each step; part of what a hard label means, since P(y_HE = 1) rises with it. null is 8, or with
-    # `precision` what a step needs at worst
+    # N, the largest number of rollouts per step. P(y_HE = 1) rises with N. null: 8, or with `precision` the number that
+    # is enough for any step
     rollouts: int | None = None
-    early_stop: bool = False  # stop a step at its first correct rollout; for hard labels only
-    precision: float | None = None  # stop a step when its soft label is known this well, e.g. 0.1
-    # rollouts in a step's first wave, where it may stop; null is 8 with `precision`, else 2, or 1 of a paid model
+    early_stop: bool = False  # stop a step after its first correct rollout; for hard labels only
+    precision: float | None = None  # stop a step when its soft label is this precise, e.g. 0.1
+    # Rollouts per step in the first wave, if a step may stop early. null: 8 with `precision`; with `early_stop` 2, or 1
+    # if the completer is a paid server
     wave: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,14 +56,14 @@ class MonteCarlo:
             if value is not None and value < 1
         ]
         if self.precision is not None and not 0 < self.precision <= 0.5:
-            faults.append(f"monte_carlo: precision is a distance above 0 and up to 0.5, got {self.precision}.")
+            faults.append(f"monte_carlo: precision must be above 0 and at most 0.5, got {self.precision}.")
         if self.precision is not None and self.early_stop:
-            faults.append("monte_carlo: early_stop is for hard labels and precision for soft ones; give one of them.")
+            faults.append("monte_carlo: early_stop is for hard labels and precision for soft ones; set only one.")
         if faults:
             raise ConfigError(faults)
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """All prefixes of all units go to the completer together, so that they fill its batches."""
+        """Sends all prefixes of all units to the completer in one call per wave, for full batches."""
         evidence.need_completer(tools)
         grades = evidence.grades(units, tools)
         steps = [
@@ -71,16 +73,16 @@ class MonteCarlo:
             if not evidence.ends(unit.solution, i)
         ]
         if self.precision is not None:
-            most = self.rollouts or evidence.rollouts_for(self.precision)
+            max_rollouts = self.rollouts or evidence.rollouts_for(self.precision)
             enough = partial(evidence.precise, precision=self.precision)
-            found = evidence.gather(steps, tools, most, enough, self.wave or 8, growth=1.5)
-            labels = evidence.named(found, "monte_carlo+precision")
+            counts = evidence.gather(steps, tools, max_rollouts, enough, self.wave or 8, growth=1.5)
+            labels = evidence.named(counts, "monte_carlo+precision")
         elif self.early_stop:
             wave, growth = evidence.waves(tools)
-            found = evidence.gather(
+            counts = evidence.gather(
                 steps, tools, self.rollouts or 8, evidence.succeeded, self.wave or wave, growth=growth
             )
-            labels = evidence.named(found, "monte_carlo+early_stop")
+            labels = evidence.named(counts, "monte_carlo+early_stop")
         else:
             labels = evidence.gather(steps, tools, self.rollouts or 8)
         for unit, grade in zip(units, grades, strict=True):

@@ -1,20 +1,20 @@
-"""Written verifications of solutions, from which generative verifiers learn; steps get no labels.
+"""Rationales: written verifications of solutions, as training data for generative verifiers. Steps get no labels.
 
-GenRM (Zhang et al., arXiv 2408.15240, section 3.2 and appendix A). Who writes is the `source`:
+GenRM (Zhang et al., arXiv 2408.15240, section 3.2 and appendix A). The `source` says who writes a rationale:
 
-- oracle: the task's own `rationale`, which works from the question and the solution; the grade is the verdict;
+- oracle: the task's own `rationale` method, from the question and the solution; the grade gives the verdict;
 - unguided: a judge that sees the question and the solution;
-- reference: a judge that also sees a correct worked solution, the first of the problem's. A verifier at work has none,
-  so `leak` says what becomes of a rationale that leans on it (text/rationales.py): "drop", "rewrite" or "keep" it.
+- reference: a judge that also sees the first of the problem's correct worked solutions. A verifier never sees one, so
+  `leak` says what to do with a rationale that mentions it: "drop", "rewrite" or "keep" (text/rationales.py).
 
-A rationale is kept if its verdict is what the grader says of the solution. Those that are lost stay with the reason,
-to be counted. What is decided here:
+A rationale is kept if its verdict agrees with the grade of the solution. The others are stored as lost with a reason,
+and counted. The rules:
 
-- A solution that can't be graded, or is empty, gets none: no verdict on it could be checked. Without a worked solution
-  of its problem, source "reference" asks nobody, and its rationales are lost as unasked.
-- A solution may say itself that it is correct, and a judge may quote that. Verdicts are read from the judge's words
-  alone, and it is shown the solution without such claims (text/sanitize.py).
-- With a temperature of 0 all n rationales would be the same one, so that n > 1 asks for more.
+- A solution that is empty or ungradable gets no rationale, because its verdict could not be checked. If a problem has
+  no worked solution, source "reference" sends no prompt, and the rationales are lost with the reason "unasked".
+- A solution may claim that it is correct, and a judge may quote that. So verdicts are read from the judge's own words
+  only, and the judge sees the solution without such claims (text/sanitize.py).
+- At temperature 0 all n rationales would be equal, so n > 1 needs a higher temperature (the default is then 1).
 
     stepmark label --labeler rationale --labeler-option source=unguided --judge model/ --solutions S.jsonl --out R.jsonl
 """
@@ -84,13 +84,14 @@ class Rationales:
     """The labeller. Raises ConfigError for a prompt without its slots, and for settings out of range."""
 
     source: Literal["oracle", "unguided", "reference"] = "reference"
-    n: int = 1  # rationales for each solution
-    # Text with one {question} and one {solution}, and for source="reference" one {reference}. "" takes the source's own
+    n: int = 1  # rationales per solution
+    # A text with one {question} and one {solution}, and for source="reference" one {reference}. "" means the default
+    # prompt of the source
     prompt: str = ""
-    temperature: float | None = None  # null is 0 for one rationale and 1 for several
+    temperature: float | None = None  # null: 0 for one rationale, 1 for several
     max_tokens: int = 1024  # of a rationale
-    stop: Sequence[str] = ()  # a rationale ends before the first of these; the task's own are for solutions
-    leak: Literal["drop", "rewrite", "keep"] = "rewrite"  # what becomes of one that leans on a reference
+    stop: Sequence[str] = ()  # a rationale ends before the first of these. The task's stop texts are not used
+    leak: Literal["drop", "rewrite", "keep"] = "rewrite"  # what to do with a rationale that mentions the reference
 
     def __post_init__(self) -> None:
         faults = []
@@ -101,69 +102,69 @@ class Rationales:
         if self.temperature is not None and self.temperature < 0:
             faults.append(f"rationale: temperature must be at least 0, got {self.temperature}.")
         if isinstance(self.stop, str):
-            faults.append(f"rationale: stop is a list of texts, got the text {self.stop!r}.")
+            faults.append(f"rationale: stop must be a list of texts, got the text {self.stop!r}.")
         if self.source == "oracle":
             if self.n > 1:
-                faults.append(f"rationale: the oracle writes one rationale for each solution; n is {self.n}, give 1.")
+                faults.append(f"rationale: the oracle writes one rationale per solution, but n is {self.n}; give 1.")
             if self.prompt:
-                faults.append("rationale: the oracle isn't asked in words; leave prompt out, or take another source.")
+                faults.append("rationale: the oracle takes no prompt; leave prompt out, or use another source.")
         else:
             if self.temperature == 0 and self.n > 1:
-                faults.append(f"rationale: at temperature 0 all {self.n} are the same one; give n=1 or a higher one.")
+                faults.append(f"rationale: at temperature 0 all {self.n} are the same one; raise it, or set n=1.")
             count = Counter(SLOT.findall(self.prompt))
-            guided = int(self.source == "reference")
-            if self.prompt and not (count["question"] == count["solution"] == 1 and count["reference"] == guided):
-                had = ", ".join(f"{n} of {{{slot}}}" for slot, n in sorted(count.items())) or "none of them"
-                need = f"one {{question}}, one {{solution}} and {'one' if guided else 'no'} {{reference}}"
-                faults.append(f"rationale: a prompt for source={self.source} has {need}; this has {had}.")
+            references = int(self.source == "reference")
+            if self.prompt and not (count["question"] == count["solution"] == 1 and count["reference"] == references):
+                slots = ", ".join(f"{n} of {{{slot}}}" for slot, n in sorted(count.items())) or "none of them"
+                required = f"one {{question}}, one {{solution}} and {'one' if references else 'no'} {{reference}}"
+                faults.append(f"rationale: a prompt for source={self.source} must have {required}; this has {slots}.")
         if faults:
             raise ConfigError(faults)
 
     @property
     def uses(self) -> frozenset[str]:
-        """The task's oracle, or a judge, with references or without."""
+        """The task's oracle, or a judge with or without references."""
         needs = {"oracle": {"oracle"}, "unguided": {"judge"}, "reference": {"judge", "references"}}
         return frozenset(needs[self.source])
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """The prompts of all units go to the judge together."""
+        """Sends the prompts of all units to the judge in one call."""
         grades = evidence.grades(units, tools)
         pairs = list(zip(units, grades, strict=True))
         todo = [pair for pair in pairs if _checkable(*pair)]
-        written = self._recited(todo, tools) if self.source == "oracle" else self._drawn(todo, tools)
+        rationales = self._from_oracle(todo, tools) if self.source == "oracle" else self._from_judge(todo, tools)
         for unit, grade in pairs:
-            nothing = (StepLabel(0, 0, source="none"),) * len(unit.solution.spans)
-            yield LabelledSolution(unit.solution, grade, nothing, written.get(unit.solution.id, ()))
+            no_labels = (StepLabel(0, 0, source="none"),) * len(unit.solution.spans)
+            yield LabelledSolution(unit.solution, grade, no_labels, rationales.get(unit.solution.id, ()))
 
     def demonstrations(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[tuple[str, str]]:
-        """What a judge would be asked about each unit, and what the task itself writes of it, for a judge to learn.
-        Nothing where no judge is asked. Raises ConfigError where the task can't write."""
+        """Pairs to train a judge on: the judge's prompt for a unit, and the rationale that the task writes for it.
+        No pairs with source="oracle", which has no judge. Raises ConfigError if the task has no `rationale`."""
         if self.source == "oracle":
             return
         graded = zip(units, evidence.grades(units, tools), strict=True)
-        said = self._recited([pair for pair in graded if _checkable(*pair)], tools)
+        rationales = self._from_oracle([pair for pair in graded if _checkable(*pair)], tools)
         for unit in units:
-            for rationale in said.get(unit.solution.id, ()):
+            for rationale in rationales.get(unit.solution.id, ()):
                 if rationale.kept and (unit.references or self.source != "reference"):
                     yield self._render(unit), rationale.text
 
-    # ---- by the task ----
+    # ---- written by the task ----
 
-    def _recited(self, todo: Sequence[tuple[Unlabelled, Grade]], tools: Tools) -> dict[str, tuple[Rationale, ...]]:
+    def _from_oracle(self, todo: Sequence[tuple[Unlabelled, Grade]], tools: Tools) -> dict[str, tuple[Rationale, ...]]:
         if tools.oracle is None:
             raise ConfigError(
-                "rationale: source=oracle lets the task write, and this one has no `rationale`; take source=unguided "
-                "or source=reference, with a judge."
+                "rationale: source=oracle needs a task with a `rationale` method, and this task has none; use "
+                "source=unguided or source=reference, with a judge."
             )
-        found = dict[str, tuple[Rationale, ...]]()
+        rationales = dict[str, tuple[Rationale, ...]]()
         for unit, grade in todo:
             text = f"{tools.oracle(unit.problem, unit.solution)}\n{VERDICT}{YES if grade.correct else NO}"
-            found[unit.solution.id] = (judged(text, grade.correct, self.source, leak="keep"),)
-        return found
+            rationales[unit.solution.id] = (judged(text, grade.correct, self.source, leak="keep"),)
+        return rationales
 
-    # ---- by a judge ----
+    # ---- written by a judge ----
 
-    def _drawn(self, todo: Sequence[tuple[Unlabelled, Grade]], tools: Tools) -> dict[str, tuple[Rationale, ...]]:
+    def _from_judge(self, todo: Sequence[tuple[Unlabelled, Grade]], tools: Tools) -> dict[str, tuple[Rationale, ...]]:
         judge = evidence.need_judge(tools)
         params = self._params(tools)
         prompts = {
@@ -172,20 +173,20 @@ class Rationales:
             if unit.references or self.source != "reference"
         }
         by_name = {prompt.id: key for key, prompt in prompts.items()}
-        said: dict[str, list[Rollout]] = {key: [] for key in prompts}
+        answers: dict[str, list[Rollout]] = {key: [] for key in prompts}
         for rollout in judge.sample(list(prompts.values()), params) if prompts else ():
-            said[by_name[rollout.prompt_id]].append(rollout)
-        missing = (Rationale(NO_REFERENCE, "unparsed", self.source, "unasked"),) * self.n
+            answers[by_name[rollout.prompt_id]].append(rollout)
+        unasked = (Rationale(NO_REFERENCE, "unparsed", self.source, "unasked"),) * self.n
         return {
             unit.solution.id: tuple(
-                self._judged(r, grade) for r in sorted(said[unit.solution.id], key=lambda r: r.index)
+                self._read(r, grade) for r in sorted(answers[unit.solution.id], key=lambda r: r.index)
             )
-            if unit.solution.id in said
-            else missing
+            if unit.solution.id in answers
+            else unasked
             for unit, grade in todo
         }
 
-    def _judged(self, rollout: Rollout, grade: Grade) -> Rationale:
+    def _read(self, rollout: Rollout, grade: Grade) -> Rationale:
         text = rollout.reason if rollout.finish is Finish.FAILED else rollout.text
         return judged(text, grade.correct, self.source, leak=self.leak, finish=rollout.finish)
 
@@ -200,9 +201,10 @@ class Rationales:
         return self.prompt or PROMPTS[self.source]
 
     def _name(self, unit: Unlabelled, params: SamplingParams) -> str:
-        """Names the answers, by what was asked too: a judge that is asked otherwise has other answers."""
-        asked = repr((self._template, params.max_tokens, params.temperature, params.stop))
-        return f"{unit.solution.id}@rationale-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        """The prompt's id. It has a hash of the prompt and the sampling settings, so that a ledger never returns
+        answers that were given to another prompt."""
+        request = repr((self._template, params.max_tokens, params.temperature, params.stop))
+        return f"{unit.solution.id}@rationale-{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
     def _render(self, unit: Unlabelled) -> str:
         fill = {
@@ -214,5 +216,5 @@ class Rationales:
 
 
 def _checkable(unit: Unlabelled, grade: Grade) -> bool:
-    """Whether a verdict on it could be checked."""
+    """Whether a verdict on the solution can be checked: it is graded and not empty."""
     return grade.verdict is not Verdict.UNGRADABLE and bool(unit.solution.text.strip())

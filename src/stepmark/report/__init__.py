@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page, and a table for the terminal.
+"""The report of a run: a self-contained HTML page and a table for the terminal.
 
 from stepmark import report
 page = report.render(report.ReportData(name="demo", metrics=report.Metrics.parse(metrics)))

@@ -1,8 +1,8 @@
 """Charts as inline SVG and plain HTML bars: no library, no script, colours from the style sheet.
 
-A line chart comes in two drawings, one for wide and one for narrow screens, for text in a scaled SVG would be too small
-to read on a phone; the style sheet shows one of them. Hover any point for its numbers (`<title>`); the tables of
-the report hold the same numbers for those who don't hover.
+A line chart has two drawings, one for wide and one for narrow screens, because text in a scaled SVG is too small to
+read on a phone. The style sheet shows one of them. Hovering over a point shows its numbers (`<title>`); the
+tables of the report have the same numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from stepmark.report.reading import Estimate
 
 WIDE, NARROW, SMALL = 760, 360, 250  # widths in pixels of the drawings
 CHAR = 6.3  # mean width of a character at the charts' font size, in pixels
-BANDED = 12  # lines above which bands would only cover one another
-GREY, INK = "grey", "ink"  # colours beside the palette's "0".."6"
+BANDED = 12  # with more lines than this, interval bands are left out because they cover one another
+GREY, INK = "grey", "ink"  # colours in addition to the palette's "0".."6"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Line:
 
 
 def chart(lines: Sequence[Line], *, title: str, x_label: str, log2_x: bool = True, share: bool = True) -> Html:
-    """A line chart with direct labels, and the same with a legend for narrow screens."""
+    """A line chart with labels at the lines, and the same chart with a legend for narrow screens."""
     lines = _drawable(lines)
     if not lines:
         return Html("")
@@ -50,8 +50,8 @@ def small(
     share: bool = False,
     keyed: bool = True,
 ) -> Html:
-    """One of several small charts, with its title above. Without its own key (`keyed`) a `legend` is to say for all of
-    them which line is which."""
+    """One of several small charts, with its title above. With keyed=False it has no legend of its own, and the caller
+    adds one `legend` for all of them."""
     lines = _drawable(lines)
     if not lines:
         return Html("")
@@ -79,7 +79,7 @@ def bars(rows: Sequence[tuple[str, float, str]], colour: str = "0") -> Html:
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
-    """At most `most` points: means over equal runs of neighbours, each at its run's last x."""
+    """At most `most` points: the means over runs of neighbouring points, each at the last x of its run."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / most)
@@ -88,8 +88,8 @@ def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[f
 
 
 def _drawable(lines: Sequence[Line]) -> list[Line]:
-    kept = [(line, tuple((x, e) for x, e in line.points if e.finite and math.isfinite(x))) for line in lines]
-    return [Line(line.label, points, line.colour, line.dash, line.markers) for line, points in kept if points]
+    finite = [(line, tuple((x, e) for x, e in line.points if e.finite and math.isfinite(x))) for line in lines]
+    return [Line(line.label, points, line.colour, line.dash, line.markers) for line, points in finite if points]
 
 
 def _svg(
@@ -103,36 +103,36 @@ def _svg(
     ticks = _ticks(min(ys), max(ys), 6 if height > 200 else 4, cap=1.0 if share else None)
     x_ticks = _log_ticks(xs) if log2_x else [t for t in _ticks(min(xs), max(xs), 6) if min(xs) <= t <= max(xs)]
 
-    def place(x: float) -> float:
+    def axis_value(x: float) -> float:
         return math.log2(x) if log2_x and x > 0 else x
 
-    x0, x1 = place(min(xs)), place(max(xs))
+    x0, x1 = axis_value(min(xs)), axis_value(max(xs))
 
     def px(x: float) -> float:
-        part = (place(x) - x0) / (x1 - x0) if x1 > x0 else 0.5
-        return left + 8 + part * (width - left - right - 16)
+        fraction = (axis_value(x) - x0) / (x1 - x0) if x1 > x0 else 0.5
+        return left + 8 + fraction * (width - left - right - 16)
 
     def py(y: float) -> float:
         return top + (ticks[-1] - y) / (ticks[-1] - ticks[0]) * (height - top - bottom)
 
-    def shown(y: float) -> str:
+    def label_of(y: float) -> str:
         return f"{100 * y:.4g}%" if share else f"{y:.3g}"
 
     grid = [
         join(
             [
                 h("line", x1=left, x2=width - right, y1=f"{py(t):.1f}", y2=f"{py(t):.1f}", class_="grid"),
-                h("text", shown(t), x=left - 7, y=f"{py(t) + 4:.1f}", class_="tick end"),
+                h("text", label_of(t), x=left - 7, y=f"{py(t) + 4:.1f}", class_="tick end"),
             ]
         )
         for t in ticks
     ]
-    apart = 34 if width > NARROW else 26  # pixels that a tick's label needs
-    last = -math.inf
+    min_gap = 34 if width > NARROW else 26  # least distance of tick labels, in pixels
+    last_x = -math.inf
     for t in x_ticks:
-        if px(t) - last >= apart:
+        if px(t) - last_x >= min_gap:
             grid.append(h("text", f"{t:,.10g}", x=f"{px(t):.1f}", y=height - bottom + 18, class_="tick middle"))
-            last = px(t)
+            last_x = px(t)
     grid.append(h("text", x_label, x=f"{(left + width - right) / 2:.1f}", y=height - 4, class_="axis middle"))
 
     bands, strokes, dots = [], [], []
@@ -177,15 +177,17 @@ def _dot(x: float, y: float, line: Line, text: str) -> Html:
 
 
 def _interval(e: Estimate, share: bool) -> str:
-    def shown(y: float) -> str:
+    def label_of(y: float) -> str:
         return f"{100 * y:.1f}%" if share else f"{y:.4g}"
 
-    ends = e.interval
-    return shown(e.mean) + (f" (95% interval {shown(ends[0])} to {shown(ends[1])})" if ends else "")
+    interval = e.interval
+    return label_of(e.mean) + (
+        f" (95% interval {label_of(interval[0])} to {label_of(interval[1])})" if interval else ""
+    )
 
 
 def legend(lines: Sequence[Line]) -> Html:
-    """Which line is which; lines of one label and one look are named once."""
+    """The legend. Lines with the same label and the same look have one entry."""
     keys = dict.fromkeys((_key(line), line.label) for line in lines)
     return h("ul", *(h("li", key, label) for key, label in keys), class_="legend")
 
@@ -199,37 +201,37 @@ def _key(line: Line) -> Html:
 
 
 def _log_ticks(xs: Sequence[float]) -> list[float]:
-    """The values themselves where they are few, as with N or K; else powers of two among them, round numbers."""
-    found = sorted(set(xs))
-    if len(found) <= 12 or found[0] <= 0:
-        return found
-    low, high = math.ceil(math.log2(found[0])), math.floor(math.log2(found[-1]))
+    """The values themselves if they are few, as with N or K; otherwise powers of two in their range."""
+    values = sorted(set(xs))
+    if len(values) <= 12 or values[0] <= 0:
+        return values
+    low, high = math.ceil(math.log2(values[0])), math.floor(math.log2(values[-1]))
     step = 1 + (high - low) // 12
-    return [2.0**i for i in range(low, high + 1, step)] or found[:1]
+    return [2.0**i for i in range(low, high + 1, step)] or values[:1]
 
 
-def _ticks(low: float, high: float, about: int, cap: float | None = None) -> list[float]:
-    """Round numbers from below `low` to above `high`, at least two, not above `cap` where the data is not."""
+def _ticks(low: float, high: float, count: int, cap: float | None = None) -> list[float]:
+    """At least two round numbers from below `low` to above `high`; not above `cap` if the data is constant."""
     if high - low < 1e-9:
         pad = abs(high) * 0.1 or 0.1
         low, high = low - pad, high + pad
         if cap is not None:
             low, high = max(0.0, low), max(min(cap, high), low + 1e-3)
-    raw = (high - low) / max(1, about - 1)
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= raw * 0.999)
+    min_step = (high - low) / max(1, count - 1)
+    magnitude = 10.0 ** math.floor(math.log10(min_step))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= min_step * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
-def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the wanted ones, at least `gap` apart, in [low, high] where they fit."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed = list(wanted)
-    at = low - gap
+def _spread(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the targets, at least `gap` apart, and in [low, high] if there is room."""
+    order = sorted(range(len(targets)), key=lambda i: targets[i])
+    positions = list(targets)
+    previous = low - gap
     for i in order:
-        at = placed[i] = max(wanted[i], at + gap)
-    at = high + gap
+        previous = positions[i] = max(targets[i], previous + gap)
+    previous = high + gap
     for i in reversed(order):
-        at = placed[i] = min(placed[i], at - gap)
-    return placed
+        previous = positions[i] = min(positions[i], previous - gap)
+    return positions

@@ -1,4 +1,4 @@
-"""The result as a plain-text table, for the end of a run in a terminal. No colours, no control characters."""
+"""The result as a plain-text table, for a terminal at the end of a run. No colours, no control characters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUALITY = {
 
 
 def table(metrics: Metrics | Mapping[str, object], report: Place | None = None) -> str:
-    """Methods by number of candidates, label quality, headline, and where the report is.
+    """Methods by number of candidates, label quality, headline, and the path of the report.
 
     Takes `Metrics` or a decoded metrics.json. Raises DataError for a malformed one."""
     m = metrics if isinstance(metrics, Metrics) else Metrics.parse(metrics)
@@ -33,8 +33,8 @@ def table(metrics: Metrics | Mapping[str, object], report: Place | None = None) 
         parts.append("Greedy accuracy in percent with 95% interval; * best\n" + _greedy(m.policies))
     parts += ["\n".join(of_policies(m))] if m.policies is not None else []
     parts.append(headline(m))
-    if (other := m.out_of_distribution) is not None and other.best_of_n:
-        parts.append(f"Out of distribution, {other.problems:,} problems\n{_accuracy(other)}\n\n{headline(other)}")
+    if (second := m.out_of_distribution) is not None and second.best_of_n:
+        parts.append(f"Out of distribution, {second.problems:,} problems\n{_accuracy(second)}\n\n{headline(second)}")
     if report is not None:
         parts.append(f"Report: {report}")
     return _printable("\n\n".join(parts))
@@ -42,8 +42,8 @@ def table(metrics: Metrics | Mapping[str, object], report: Place | None = None) 
 
 def _accuracy(m: Metrics) -> str:
     ns = m.ns
-    rivals = [m.best_of_n[k] for k in m.main_methods if k != ORACLE]
-    best = {n: winning(row[n].mean for row in rivals if n in row) for n in ns}
+    without_oracle = [m.best_of_n[k] for k in m.main_methods if k != ORACLE]
+    best = {n: winning(row[n].mean for row in without_oracle if n in row) for n in ns}
     rows = [["", *(f"N = {n}" for n in ns)]]
     for method in m.main_methods:
         row = m.best_of_n[method]
@@ -57,21 +57,21 @@ def _cell(e: Estimate | None, best: bool) -> str:
         return "-"
     star = "*" if best else " "
     low, high = e.interval or (None, None)
-    ends = "" if low is None or high is None else f"{100 * low:.0f}-{100 * high:.0f}"
-    return f"{100 * e.mean:.1f}{star}{ends:>7}" if ends else f"{100 * e.mean:.1f}{star}"
+    interval_text = "" if low is None or high is None else f"{100 * low:.0f}-{100 * high:.0f}"
+    return f"{100 * e.mean:.1f}{star}{interval_text:>7}" if interval_text else f"{100 * e.mean:.1f}{star}"
 
 
-def _greedy(found: Policies) -> str:
-    best = winning(e.mean for e in found.greedy.values())
-    return _align([["", "greedy"], *([name, _cell(e, e.mean == best)] for name, e in found.greedy.items())])
+def _greedy(policies: Policies) -> str:
+    best = winning(e.mean for e in policies.greedy.values())
+    return _align([["", "greedy"], *([name, _cell(e, e.mean == best)] for name, e in policies.greedy.items())])
 
 
 def _quality(m: Metrics) -> str:
     ns = sorted(m.label_quality)
-    present = list(dict.fromkeys(k for n in ns for k in m.label_quality[n]))
+    measured = list(dict.fromkeys(k for n in ns for k in m.label_quality[n]))
     rows = [["", *(str(n) for n in ns)]]
     for key, name in QUALITY.items():
-        if key in present:
+        if key in measured:
             values = [m.label_quality[n].get(key) for n in ns]
             show = (lambda v: f"{v:.3f}") if "entropy" in key else percent
             rows.append([name, *("-" if v is None else show(v) for v in values)])
@@ -89,5 +89,5 @@ def _align(rows: list[list[str]]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names come from files: none of them may move the cursor or colour the screen."""
+    """Replaces control characters: names come from files, and must not move the cursor or colour the screen."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

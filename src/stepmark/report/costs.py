@@ -1,4 +1,4 @@
-"""metrics.json's `compute` -> the points and splits that were measured (evaluation/token_curves.py), as they were.
+"""metrics.json's `compute` -> the measured points and splits as typed values (evaluation/token_curves.py).
 
 stepmark plan --optimal runs/demo
 """
@@ -13,7 +13,7 @@ from stepmark.report.reading import fault, items, number, whole
 
 
 def parse(value: object, where: str) -> Compute | None:
-    """None where nothing was measured. Raises DataError naming the part that isn't as it should be."""
+    """None if nothing was measured. Raises DataError that names the malformed part."""
     if value is None:
         return None
     raw = dict(items(value, where))
@@ -22,8 +22,8 @@ def parse(value: object, where: str) -> Compute | None:
         tuple(_point(p, f"{where}.points.{i}") for i, p in enumerate(points)),
         _splits(raw.get("splits"), f"{where}.splits"),
         {
-            verifier: _splits(found, f"{where}.splits_by_verifier.{verifier}")
-            for verifier, found in items(raw.get("splits_by_verifier"), f"{where}.splits_by_verifier")
+            verifier: _splits(splits, f"{where}.splits_by_verifier.{verifier}")
+            for verifier, splits in items(raw.get("splits_by_verifier"), f"{where}.splits_by_verifier")
         },
     )
 

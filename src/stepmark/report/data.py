@@ -1,8 +1,7 @@
-"""What a report is made from: the numbers of metrics.json, and the records behind its sample solutions.
+"""The data of a report: the numbers of metrics.json, and the records for its sample solutions.
 
-`Metrics.parse` is the one place that knows the layout of metrics.json. Every part of it may be missing, for an outcome
-verifier on real data has no step labels and no oracle; a part that is there and malformed is a DataError that
-names the place in the file.
+`Metrics.parse` reads metrics.json. Every part may be missing: for example, an outcome verifier on real data has no step
+labels and no oracle. A malformed part raises a DataError that names its place in the file.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ NO_VERIFIER = (ONE_SAMPLE, PLAIN_VOTE, ORACLE)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One method less another on the same problems."""
+    """The accuracy of one method minus another's, on the same problems."""
 
-    left: str  # method whose mean comes first
-    right: str  # method taken away
+    left: str  # the first method
+    right: str  # the method that is subtracted
     n: int  # candidates
     estimate: Estimate  # in shares: 0.5 is 50 points
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.estimate.clear
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """How often a verifier let one kind of error pass."""
+    """How often a verifier missed one kind of error."""
 
     kind: str
-    missed: int  # erroneous solutions that it did not notice
+    missed: int  # wrong solutions that it did not notice
     total: int  # solutions with this kind of error
 
     @property
@@ -66,24 +65,24 @@ class Metrics:
     differences: tuple[Difference, ...] = ()
     errors_missed: Mapping[str, tuple[Missed, ...]] = field(default_factory=dict)  # verifier -> kinds
     errors_selected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # verifier -> kind -> share
-    rates: Mapping[str, float] = field(default_factory=dict)  # what happened -> share or count
+    rates: Mapping[str, float] = field(default_factory=dict)  # outcome -> share or count
     notes: tuple[str, ...] = ()  # sentences for the reader
     votes: Mapping[str, Mapping[int, Estimate]] = field(default_factory=dict)  # verifier -> K -> accuracy, largest N
-    compute: Compute | None = None  # accuracy against tokens
-    rationales: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # who wrote them -> what came -> count
-    policies: Policies | None = None  # what reinforcement came to, where the recipe reinforces
-    out_of_distribution: Metrics | None = None  # of a second test part, where the recipe has one
+    compute: Compute | None = None  # accuracy by tokens
+    rationales: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # source -> outcome -> count
+    policies: Policies | None = None  # results of reinforcement, if the recipe has it
+    out_of_distribution: Metrics | None = None  # of a second test set, if the recipe has one
 
     @property
     def ns(self) -> list[int]:
-        """Every N that some method has, ascending."""
+        """All N that occur, ascending."""
         return sorted({n for row in self.best_of_n.values() for n in row})
 
     @property
     def main_methods(self) -> list[str]:
-        """Methods in the order of reading, further aggregations (`prm:prod`) left out."""
-        found = [m for m in self.best_of_n if ":" not in m]
-        verifiers = list(dict.fromkeys(verifier_of(m) for m in found if m not in NO_VERIFIER))
+        """The methods in the order of the report, without further aggregations (`prm:prod`)."""
+        names = [m for m in self.best_of_n if ":" not in m]
+        verifiers = list(dict.fromkeys(verifier_of(m) for m in names if m not in NO_VERIFIER))
         order = [ONE_SAMPLE, PLAIN_VOTE]
         for v in verifiers:
             order += [v, VOTE_BY + v]
@@ -95,7 +94,7 @@ class Metrics:
 
     @classmethod
     def parse(cls, raw: Mapping[str, object]) -> Metrics:
-        """From the decoded metrics.json. Raises DataError naming the part that isn't as it should be."""
+        """From the decoded metrics.json. Raises DataError that names the malformed part."""
         return cls(
             best_of_n={m: curve(row, f"best_of_n.{m}") for m, row in items(raw.get("best_of_n"), "best_of_n")},
             problems=whole(raw.get("problems", 0), "problems"),
@@ -138,48 +137,48 @@ class Metrics:
 class TrainPoint:
     """One logged value of a training run."""
 
-    update: int  # optimiser updates done
-    name: str  # what was logged: "loss", "lr", "accuracy"
+    update: int  # number of updates made
+    name: str  # of the logged value: "loss", "lr", "accuracy"
     value: float
 
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything that a report shows. Only `name` and `metrics` are needed; what is empty is left out."""
+    """Everything that a report shows. Only `name` and `metrics` are required; sections without data are left out."""
 
     name: str  # of the run
     metrics: Metrics
     task: str = ""
-    date: str = ""  # when the run ended, as it is to be read
+    date: str = ""  # when the run ended, as text for the reader
     machine: str = ""  # one line: processor, cores, memory, versions
-    command: str = ""  # the command line that makes this run again
+    command: str = ""  # the command line that repeats this run
     config: Mapping[str, object] = field(default_factory=dict)  # resolved configuration, nested
     problems: Sequence[Problem] = ()  # test problems
     solutions: Sequence[Solution] = ()  # candidates for them
     grades: Sequence[GradedSolution] = ()
-    verifications: Mapping[str, Sequence[Verification]] = field(default_factory=dict)  # verifier -> its findings
-    selections: Sequence[Selection] = ()  # what each method chose
+    verifications: Mapping[str, Sequence[Verification]] = field(default_factory=dict)  # by verifier
+    selections: Sequence[Selection] = ()  # of each method
     oracle: Mapping[str, Sequence[bool]] = field(default_factory=dict)  # solution id -> one flag per step
     kinds: Mapping[str, str] = field(default_factory=dict)  # solution id -> kind of its first error
     training: Mapping[str, Sequence[TrainPoint]] = field(default_factory=dict)  # model -> log, in order of update
     quarantined: Sequence[Quarantined] = ()  # rows left out
-    verifiers: Mapping[str, str] = field(default_factory=dict)  # verifier -> what it is, one line
-    aggregate: str = ""  # how a verifier's own name turns step scores into one; "" leaves it unsaid
+    verifiers: Mapping[str, str] = field(default_factory=dict)  # verifier -> description, one line
+    aggregate: str = ""  # the default aggregation of step scores, "" if it is not shown
 
 
 def verifier_of(method: str) -> str:
-    """The verifier in a method's name, "" for the methods without one."""
+    """The verifier of a method, "" for methods without a verifier."""
     name = method.removeprefix(VOTE_BY).partition(":")[0]
     return "" if name in NO_VERIFIER else name
 
 
 def phrase(method: str) -> str:
-    """A method in plain words."""
-    base, _, at = method.rpartition("@")
-    if at.isdigit() and method != ONE_SAMPLE:
-        return f"{phrase(base)} at N = {at}"
-    name, _, how = method.partition(":")
-    tail = f" ({how})" if how else ""
+    """The name of a method for the reader."""
+    base, _, candidates = method.rpartition("@")
+    if candidates.isdigit() and method != ONE_SAMPLE:
+        return f"{phrase(base)} at N = {candidates}"
+    name, _, aggregation = method.partition(":")
+    suffix = f" ({aggregation})" if aggregation else ""
     if name == ONE_SAMPLE:
         return "one sample"
     if name == PLAIN_VOTE:
@@ -187,8 +186,8 @@ def phrase(method: str) -> str:
     if name == ORACLE:
         return "oracle choice"
     if name.startswith(VOTE_BY):
-        return f"votes weighted by {name.removeprefix(VOTE_BY)}{tail}"
-    return f"best by {name}{tail}"
+        return f"votes weighted by {name.removeprefix(VOTE_BY)}{suffix}"
+    return f"best by {name}{suffix}"
 
 
 def _section(value: object, where: str) -> Metrics | None:
@@ -202,19 +201,19 @@ def _auc(value: object, where: str) -> dict[str, Estimate]:
 
 
 def _differences(value: object) -> Iterator[Difference]:
-    """`{"A - B": {"64": estimate}}`; `B` may be "A@16", the same method at another N."""
+    """Reads `{"A - B": {"64": estimate}}`; `B` may be "A@16", the same method at another N."""
     for name, row in items(value, "differences"):
         left, _, right = name.partition(" - ")
-        for n, found in curve(row, f"differences.{name}").items():
+        for n, difference in curve(row, f"differences.{name}").items():
             if right != f"{left}@{n}":
-                yield Difference(left, right, n, found)
+                yield Difference(left, right, n, difference)
 
 
 def _missed(value: object, where: str) -> Iterator[Missed]:
     for kind, counts in items(value, where):
-        at = f"{where}.{kind}"
-        found = dict(items(counts, at))
-        yield Missed(kind, whole(found.get("missed"), f"{at}.missed"), whole(found.get("total"), f"{at}.total"))
+        place = f"{where}.{kind}"
+        fields = dict(items(counts, place))
+        yield Missed(kind, whole(fields.get("missed"), f"{place}.missed"), whole(fields.get("total"), f"{place}.total"))
 
 
 def _notes(value: object) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""What the numbers say, in sentences: the headline, and what a careful reader would point out.
+"""The results in sentences: the headline and the findings.
 
-Computed from the metrics alone and never rosier than they are: a verifier that loses to plain voting, a difference
-within its interval and a curve that falls with more candidates are all said out loud.
+They are computed from the metrics alone and state bad results too: a verifier that is worse than plain voting, a
+difference whose interval contains zero, and an accuracy that falls with more candidates.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from stepmark.report.data import (
 from stepmark.report.policies import SFT, Policies
 from stepmark.report.reading import Estimate
 
-FALL = 0.02  # a curve that ends this far (as a share) below its own peak has fallen
-LOST = ("truncated", "no_answer", "ungradable", "unparsed", "failed")  # how names of rates end that lower all else
-RARE = 0.01  # rates of truncated or ungradable work below this are not worth a sentence
+FALL = 0.02  # a curve whose last accuracy is this far (as a share) below its peak has fallen
+LOST = ("truncated", "no_answer", "ungradable", "unparsed", "failed")  # endings of the rates of unusable candidates
+RARE = 0.01  # lower rates get no sentence
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """0.953 -> "95.3%"; a dash for what is not a number."""
+    """0.953 -> "95.3%"; a dash for None and NaN."""
     return "–" if share is None or share != share else f"{100 * share:.{digits}f}%"
 
 
 def best_method(metrics: Metrics) -> tuple[str, int]:
-    """The best way to use a verifier and the N it is judged at: the largest that it shares with plain voting, where
-    there is plain voting. ("", N) without any verifier."""
+    """The best method with a verifier, and the N at which it is compared: the largest N at which plain voting was
+    measured too, if it was measured at all. ("", N) without any verifier."""
     rows = metrics.best_of_n
     ns = set(rows.get(PLAIN_VOTE) or metrics.ns)
     with_verifier = {m: ns & set(rows[m]) for m in metrics.main_methods if m not in NO_VERIFIER and ns & set(rows[m])}
@@ -52,54 +52,60 @@ def headline(metrics: Metrics) -> str:
     of = f"of {metrics.problems:,} problems" if metrics.problems else "of the problems"
     start = f"With {n} candidates" if n != 1 else "With one candidate"
     if not best:
-        rest = [f"{phrase(m)} answers {percent(row[n].mean)}" for m, row in _known(metrics) if n in row and m != ORACLE]
-        return f"{start} and no verifier, {'; '.join(rest)} {of}." if rest else f"{start}, there is only the oracle."
-    mine = metrics.best_of_n[best][n]
+        answers = [
+            f"{phrase(m)} answers {percent(row[n].mean)}" for m, row in _main_rows(metrics) if n in row and m != ORACLE
+        ]
+        return (
+            f"{start} and no verifier, {'; '.join(answers)} {of}." if answers else f"{start}, there is only the oracle."
+        )
+    chosen = metrics.best_of_n[best][n]
     verb = "answer" if best.startswith(VOTE_BY) else "answers"
     if vote is None:
-        return f"{start}, {_subject(best)} {verb} {percent(mine.mean)} {of}."
-    if mine.mean <= vote.mean:
-        many = _rules(metrics) > 1
-        lead, other = (
-            ("no verifier beats", "the best other way") if many else ("the verifier does not beat", "the other way")
+        return f"{start}, {_subject(best)} {verb} {percent(chosen.mean)} {of}."
+    if chosen.mean <= vote.mean:
+        several = _rules(metrics) > 1
+        lead, rest_name = (
+            ("no verifier beats", "the best other way") if several else ("the verifier does not beat", "the other way")
         )
         return (
             f"{start}, {lead} plain voting: voting answers {percent(vote.mean)} {of}; "
-            f"{other}, {_subject(best)}, {percent(mine.mean)}.{_doubt(metrics, best, n)}"
+            f"{rest_name}, {_subject(best)}, {percent(chosen.mean)}.{_doubt(metrics, best, n)}"
         )
     return (
-        f"{start}, {_subject(best)} {verb} {percent(mine.mean)} {of}; plain voting answers {percent(vote.mean)}."
+        f"{start}, {_subject(best)} {verb} {percent(chosen.mean)} {of}; plain voting answers {percent(vote.mean)}."
         f"{_doubt(metrics, best, n)}"
     )
 
 
 def findings(metrics: Metrics) -> list[str]:
-    """Sentences that belong beside the headline, most important first."""
+    """The sentences below the headline, most important first."""
     best, n = best_method(metrics)
-    said = of_policies(metrics)
+    sentences = of_policies(metrics)
     ceiling = metrics.best_of_n.get(ORACLE, {})
     if n in ceiling:
-        said.append(
+        sentences.append(
             f"Some candidate among {n} is right for {percent(ceiling[n].mean)} of the problems: "
             "no way of choosing among them can do better."
         )
     if _rules(metrics) > 1:
-        said.append(
+        sentences.append(
             f"The rule in the headline is the best of {_rules(metrics)} on these same problems; the table has them all."
         )
-    said += filter(None, (_fell(m, row, metrics) for m, row in _known(metrics) if m not in NO_VERIFIER))
+    sentences += filter(
+        None, (_fall_sentence(m, row, metrics) for m, row in _main_rows(metrics) if m not in NO_VERIFIER)
+    )
     if metrics.label_quality:
         rollouts = max(metrics.label_quality)
         accuracy = metrics.label_quality[rollouts].get("accuracy")
         if accuracy is not None:
-            said.append(
+            sentences.append(
                 f"Labels from {rollouts} rollouts per step agree with the oracle on {percent(accuracy)} of steps."
             )
     for verifier, chosen in metrics.errors_selected.items():
         errors = {kind: share for kind, share in chosen.items() if share >= RARE}
         if verifier == verifier_of(best) and errors:
             kind = max(errors, key=lambda k: errors[k])
-            said.append(
+            sentences.append(
                 f"Where {verifier} alone chooses among {max(metrics.ns)}, it is most often taken in by “{kind}”: "
                 f"{percent(errors[kind])} of the problems, of {percent(sum(chosen.values()))} that it gets wrong."
             )
@@ -107,36 +113,36 @@ def findings(metrics: Metrics) -> list[str]:
         worst = max((k for k in kinds if k.total), key=lambda k: k.rate, default=None)
         if worst and verifier == verifier_of(best) and worst.missed:
             share = f"{percent(worst.rate, 0)} of {worst.total:,}"
-            said.append(f"{verifier} most often misses errors of kind “{worst.kind}”: {share}.")
+            sentences.append(f"{verifier} most often misses errors of kind “{worst.kind}”: {share}.")
     lost = [
         f"{k.replace('_', ' ')} {percent(rate)}"
         for k, rate in metrics.rates.items()
         if k.endswith(LOST) and rate >= RARE
     ]
     if lost:
-        said.append(f"Candidates that could not count in full: {', '.join(lost)}.")
-    return said
+        sentences.append(f"Candidates that could not count in full: {', '.join(lost)}.")
+    return sentences
 
 
 def winning(means: Iterable[float]) -> float | None:
-    """The highest, or None where all are the same and nobody won."""
-    found = set(means)
-    return max(found) if len(found) > 1 else None
+    """The highest mean, or None if all are equal."""
+    distinct = set(means)
+    return max(distinct) if len(distinct) > 1 else None
 
 
 def difference(metrics: Metrics, left: str, right: str, n: int) -> Difference | None:
-    """The paired difference left - right at n, turned round where it is stored the other way."""
+    """The paired difference left - right at n; if right - left is stored, its negative."""
     for d in metrics.differences:
         if d.n == n and (d.left, d.right) == (left, right):
             return d
         if d.n == n and (d.left, d.right) == (right, left):
             e = d.estimate
-            turned = Estimate(-e.mean, None if e.high is None else -e.high, None if e.low is None else -e.low)
-            return Difference(left, right, n, turned)
+            estimate = Estimate(-e.mean, None if e.high is None else -e.high, None if e.low is None else -e.low)
+            return Difference(left, right, n, estimate)
     return None
 
 
-def _known(metrics: Metrics) -> list[tuple[str, Mapping[int, Estimate]]]:
+def _main_rows(metrics: Metrics) -> list[tuple[str, Mapping[int, Estimate]]]:
     return [(m, metrics.best_of_n[m]) for m in metrics.main_methods]
 
 
@@ -161,7 +167,7 @@ def _doubt(metrics: Metrics, best: str, n: int) -> str:
     )
 
 
-def _fell(method: str, row: Mapping[int, Estimate], metrics: Metrics) -> str:
+def _fall_sentence(method: str, row: Mapping[int, Estimate], metrics: Metrics) -> str:
     if len(row) < 2:
         return ""
     peak, last = max(row, key=lambda n: row[n].mean), max(row)
@@ -177,47 +183,47 @@ def _fell(method: str, row: Mapping[int, Estimate], metrics: Metrics) -> str:
 
 
 def of_policies(metrics: Metrics) -> list[str]:
-    """What is to be said of reinforcement."""
-    found = metrics.policies
-    if found is None or SFT not in found.greedy or not found.trained:
+    """The sentences about reinforcement."""
+    policies = metrics.policies
+    if policies is None or SFT not in policies.greedy or not policies.trained:
         return []
-    return [*_winner(found), *_losers(found), *_stopped(found), *_stale(found)]
+    return [*_winner(policies), *_losers(policies), *_stopped(policies), *_stale(policies)]
 
 
-def _winner(found: Policies) -> Iterator[str]:
-    start, best = found.greedy[SFT], found.best
+def _winner(policies: Policies) -> Iterator[str]:
+    before, best = policies.greedy[SFT], policies.best
     if best == SFT:
-        yield f"Greedily, no policy is better than the generator it started from, which answers {percent(start.mean)}."
+        yield f"Greedily, no policy is better than the generator it started from, which answers {percent(before.mean)}."
         return
-    gain = found.difference(best, SFT)
+    gain = policies.difference(best, SFT)
     doubt = f" ({_points(gain)})" if gain is not None else ""
     yield (
-        f"Greedily, {best} is best: it answers {percent(found.greedy[best].mean)}, "
-        f"the generator it started from {percent(start.mean)}{doubt}."
+        f"Greedily, {best} is best: it answers {percent(policies.greedy[best].mean)}, "
+        f"the generator it started from {percent(before.mean)}{doubt}."
     )
-    rivals = [name for name in found.trained if name != best]
-    close = [name for name in rivals if (d := found.difference(best, name)) is not None and not d.clear]
+    rivals = [name for name in policies.trained if name != best]
+    close = [name for name in rivals if (d := policies.difference(best, name)) is not None and not d.clear]
     if close:
-        yield f"Whether {best} is better than {_listed(close)} can't be told: the difference is within the noise."
+        yield f"Whether {best} is better than {_joined(close)} can't be told: the difference is within the noise."
 
 
-def _losers(found: Policies) -> Iterator[str]:
-    for name in found.trained:
-        d = found.difference(name, SFT)
+def _losers(policies: Policies) -> Iterator[str]:
+    for name in policies.trained:
+        d = policies.difference(name, SFT)
         if d is not None and d.mean < 0:
             yield f"{name} ended below the generator: {_points(d)}{'' if d.clear else ', within the noise'}."
 
 
-def _stopped(found: Policies) -> Iterator[str]:
-    for name, course in found.courses.items():
+def _stopped(policies: Policies) -> Iterator[str]:
+    for name, course in policies.courses.items():
         if course.stopped:
             after = f" after update {course.updates:g}" if course.updates == int(course.updates) else ""
             yield f"{name} stopped early{after}: {course.stopped.rstrip('.')}."
 
 
-def _stale(found: Policies) -> Iterator[str]:
-    """Where a verifier does more harm than good on a policy's samples."""
-    for name, pairs in found.after_differences.items():
+def _stale(policies: Policies) -> Iterator[str]:
+    """The verifiers that are worse than plain voting on a policy's samples."""
+    for name, pairs in policies.after_differences.items():
         for (left, right), row in pairs.items():
             n = max(row, default=1)
             alone = right == PLAIN_VOTE and not left.startswith(VOTE_BY)
@@ -226,9 +232,9 @@ def _stale(found: Policies) -> Iterator[str]:
 
 
 def _points(e: Estimate) -> str:
-    ends = f", 95% interval {100 * e.interval[0]:+.1f} to {100 * e.interval[1]:+.1f}" if e.interval else ""
-    return f"{100 * e.mean:+.1f} points{ends}".replace("-", "\u2212")
+    interval = f", 95% interval {100 * e.interval[0]:+.1f} to {100 * e.interval[1]:+.1f}" if e.interval else ""
+    return f"{100 * e.mean:+.1f} points{interval}".replace("-", "\u2212")
 
 
-def _listed(names: Sequence[str]) -> str:
+def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,7 +1,7 @@
 """HTML and SVG elements that can't be built from unescaped text.
 
 `h("td", text)` escapes every child and attribute unless it is an `Html`, and only this file makes an `Html` from a
-string. So a solution that contains `<script>` reaches the page as the characters it is, wherever it is put.
+string. So a solution that contains `<script>` appears on the page as these characters, wherever it is put.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import html
 import re
 from collections.abc import Iterable
 
-# Not characters in HTML, or not encodable: control codes but tab and newline, and lone surrogates.
+# Not allowed in HTML, or not encodable: control codes except tab and newline, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _VOID = frozenset({"meta", "br", "hr", "link", "line", "rect", "circle", "path"})
 
 
 class Html(str):
-    """Markup that is safe to put into a page as it is."""
+    """Markup that is safe to put into a page without escaping."""
 
     __slots__ = ()
 
@@ -25,20 +25,20 @@ Child = str | int | float | None
 
 
 def escape(text: object) -> Html:
-    """Text as markup; `Html` passes through, what can't be shown becomes U+FFFD."""
+    """Text as markup; `Html` stays as it is, and characters that can't be shown become U+FFFD."""
     if isinstance(text, Html):
         return text
     return Html(html.escape(_UNPRINTABLE.sub("\ufffd", str(text).replace("\r\n", "\n")), quote=True))
 
 
 def join(parts: Iterable[Child], between: str = "") -> Html:
-    """Parts one after another, each escaped unless it is markup; None is left out."""
+    """Concatenates the parts. Each is escaped unless it is markup; None is left out."""
     return Html(escape(between).join(escape(p) for p in parts if p is not None))
 
 
 def h(tag: str, *children: Child, **attributes: object) -> Html:
-    """An element. `class_` and `stroke_width` become class and stroke-width; an attribute of None or False is
-    left out, one of True stands alone. `tag` and attribute names come from the code, never from data."""
+    """An element. `class_` and `stroke_width` become class and stroke-width. An attribute that is None or False is left
+    out, and one that is True has no value. `tag` and attribute names must come from the code, never from data."""
     opening = tag
     for name, value in attributes.items():
         name = name.rstrip("_").replace("_", "-")
@@ -52,9 +52,9 @@ def h(tag: str, *children: Child, **attributes: object) -> Html:
 
 
 def style_sheet(css: str) -> Html:
-    """The package's own style sheet as an element. Refuses what would end the element early."""
+    """The package's own style sheet as an element. Raises ValueError for a text that would end the element early."""
     if "</" in css:
-        raise ValueError("a style sheet with '</' in it would end its element")
+        raise ValueError("a style sheet with '</' in it would end its element; remove it")
     return Html(f"<style>{css}</style>")
 
 

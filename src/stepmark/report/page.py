@@ -2,8 +2,8 @@
 
     stepmark report runs/demo
 
-No script, no font, no image and no address outside the file: a content security policy in the page forbids them to the
-browser as well, so that nothing a model wrote can run or load anything even if an element were built wrongly.
+The page has no scripts, fonts, images or addresses outside the file. Its content security policy forbids them too, so
+that text from a model can't run or load anything, even if an element were built wrongly.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from stepmark.report.markup import Html, document, h, join, style_sheet
 from stepmark.report.results import clock
 from stepmark.types import Place
 
-NOTES = 8  # more of them than this are folded away
+NOTES = 8  # more notes than this are folded
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def render(data: ReportData) -> str:
-    """The report as one HTML document. What `data` lacks is left out."""
+    """The report as one HTML document. Sections without data are left out."""
     m = data.metrics
     parts: dict[str, tuple[str, Html]] = {
         "policies": ("Reinforcement", reinforcement.section(m)),
@@ -65,13 +65,13 @@ def render(data: ReportData) -> str:
 
 
 def _section(m: Metrics | None) -> Html:
-    """What a second test part came to: the same measures on problems unlike those learned from."""
+    """The results on a second test set, whose problems differ from the training problems."""
     if m is None or not m.best_of_n:
         return Html("")
     return join(
         [
             h("p", f"{m.problems:,} problems unlike those of the training set, {m.candidates:,} candidates."),
-            _said([headline(m), *findings(m)], m.notes),
+            _findings_and_notes([headline(m), *findings(m)], m.notes),
             results.accuracy_curves(m),
             results.accuracy_table(m),
             budgets.votes(m),
@@ -82,18 +82,18 @@ def _section(m: Metrics | None) -> Html:
 
 
 def write(data: ReportData, path: Place) -> Path:
-    """Renders to a file, whole or not at all, and returns its path."""
+    """Renders to a file and returns its path. The file is replaced only when the page is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(render(data), encoding="utf-8")
-    part.replace(path)
+    part_file = path.with_name(path.name + ".part")
+    part_file.write_text(render(data), encoding="utf-8")
+    part_file.replace(path)
     return path
 
 
 def _header(data: ReportData, contents: Html) -> Html:
     m = data.metrics
-    facts = {
+    fields = {
         "Task": data.task,
         "Problems": f"{m.problems:,}" if m.problems else "",
         "Candidates": f"{m.candidates:,}" if m.candidates else "",
@@ -102,22 +102,22 @@ def _header(data: ReportData, contents: Html) -> Html:
         "Time": clock(m.total_seconds) if m.seconds else "",
         "Machine": data.machine,
     }
-    shown = (h("div", h("dt", name), h("dd", value)) for name, value in facts.items() if value)
+    entries = (h("div", h("dt", name), h("dd", value)) for name, value in fields.items() if value)
     return h(
         "header",
         h("p", "Stepmark report", class_="brand"),
         h("h1", data.name),
-        h("dl", *shown, class_="facts"),
+        h("dl", *entries, class_="facts"),
         h("p", headline(m), class_="headline", id="headline"),
         _tiles(data),
-        _said(findings(m), m.notes),
+        _findings_and_notes(findings(m), m.notes),
         contents,
         class_="top",
     )
 
 
-def _said(findings: Sequence[str], notes: Sequence[str]) -> Html:
-    """What the figures say, then how they came about: folded away where that takes many sentences."""
+def _findings_and_notes(findings: Sequence[str], notes: Sequence[str]) -> Html:
+    """The findings, then the notes on how the figures were measured. Many notes are folded."""
     if len(notes) <= NOTES:
         return join([results.sentences([*findings, *notes])])
     summary = h("summary", f"{len(notes)} notes on how these figures came about")
@@ -144,8 +144,12 @@ def _tiles(data: ReportData) -> Html | None:
 
 
 def _verifiers(data: ReportData) -> Html | None:
-    named = [h("div", h("dt", name), h("dd", what)) for name, what in data.verifiers.items() if what != name]
-    return h("dl", *named, class_="described") if named else None
+    entries = [
+        h("div", h("dt", name), h("dd", description))
+        for name, description in data.verifiers.items()
+        if description != name
+    ]
+    return h("dl", *entries, class_="described") if entries else None
 
 
 def _with_legend(problems: Html, oracle: bool) -> Html:
@@ -170,13 +174,13 @@ def _reproduce(data: ReportData) -> Html:
     return join(parts)
 
 
-def _flat(value: object, at: str = "") -> Iterator[str]:
-    """Settings as `key.inner=value`, the form that the command line takes."""
+def _flat(value: object, key_path: str = "") -> Iterator[str]:
+    """The settings as `key.inner=value`, the form that the command line accepts."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flat(inner, f"{at}.{key}" if at else str(key))
+            yield from _flat(inner, f"{key_path}.{key}" if key_path else str(key))
     elif isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(v, Mapping) for v in value):
         for i, inner in enumerate(value):
-            yield from _flat(inner, f"{at}.{i}")
+            yield from _flat(inner, f"{key_path}.{i}")
     else:
-        yield f"{at}={value}"
+        yield f"{key_path}={value}"

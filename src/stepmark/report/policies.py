@@ -1,4 +1,5 @@
-"""metrics.json's parts about policies, typed: what run/policy_evaluation.py measured, of one run or of several seeds.
+"""metrics.json's parts about policies as typed values. run/policy_evaluation.py measures them, for one run or for
+several seeds.
 
 stepmark report runs/reinforce_arithmetic
 """
@@ -16,56 +17,56 @@ Curve = tuple[tuple[float, float], ...]  # (updates made, value), in the order o
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How one policy's training went; means over seeds where there are several, tokens and seconds added up."""
+    """The course of one policy's training. For several seeds: means, but sums of tokens and seconds."""
 
     method: str
-    updates: float  # made, those included that were rolled back
-    best: float  # the update whose policy was handed on
-    stopped: str  # why it ended early; "" if it didn't
+    updates: float  # number of updates made, with those that were rolled back
+    best: float  # the update whose policy is the result
+    stopped: str  # why training ended early; "" if it did not
     tokens: float  # generated for learning
     seconds: float
-    kl: float | None  # from the generator, nats a token; None where nobody looked
+    kl: float | None  # divergence from the generator, nats per token; None if it was not measured
 
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """What policies came to, the generator's own figures under `sft`."""
+    """The results of policies. The generator's own figures have the name `sft`."""
 
     greedy: Mapping[str, Estimate]  # policy -> accuracy
     differences: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)  # (A, B) -> A - B, greedy, paired
     after: Mapping[str, Mapping[str, Mapping[int, Estimate]]] = field(default_factory=dict)  # policy -> method -> N
-    # policy -> (A, B) -> N: two ways of choosing on its samples; B may be greedy, or sft: the same on those of sft
+    # policy -> (A, B) -> N: A - B for two methods on its samples. B may be greedy, or sft: A on samples of sft
     after_differences: Mapping[str, Mapping[tuple[str, str], Mapping[int, Estimate]]] = field(default_factory=dict)
     rewards: Mapping[str, Curve] = field(default_factory=dict)  # policy -> mean reward of the attempts, by update
     accuracies: Mapping[str, Curve] = field(default_factory=dict)  # policy -> greedy, on held-out problems
-    held_out_rewards: Mapping[str, Curve] = field(default_factory=dict)  # policy -> of those same greedy attempts
+    held_out_rewards: Mapping[str, Curve] = field(default_factory=dict)  # policy -> of the same attempts
     rewards_by_seed: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)  # policy -> seed -> as above
     accuracies_by_seed: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     courses: Mapping[str, Course] = field(default_factory=dict)
 
     @property
     def trained(self) -> list[str]:
-        """The policies without the generator."""
+        """All policies except the generator."""
         return [name for name in self.greedy if name != SFT]
 
     @property
     def best(self) -> str:
-        """The policy that is most accurate greedily, perhaps sft."""
+        """The policy with the highest greedy accuracy; it may be sft."""
         return max(self.greedy, key=lambda name: self.greedy[name].mean)
 
     def difference(self, left: str, right: str) -> Estimate | None:
-        """left - right, whichever way round it is stored."""
+        """left - right; if right - left is stored, its negative. None if neither is stored."""
         if (left, right) in self.differences:
             return self.differences[left, right]
-        if (found := self.differences.get((right, left))) is None:
+        if (stored := self.differences.get((right, left))) is None:
             return None
-        turned = [None if end is None else -end for end in (found.high, found.low)]
-        return Estimate(-found.mean, *turned)
+        reversed_ends = [None if end is None else -end for end in (stored.high, stored.low)]
+        return Estimate(-stored.mean, *reversed_ends)
 
 
 def parse(raw: Mapping[str, object]) -> Policies | None:
-    """From the decoded metrics.json; None where nothing was reinforced. Raises DataError naming what isn't as it
-    should be."""
+    """From the decoded metrics.json; None if nothing was reinforced. Raises DataError that names the malformed
+    part."""
     if raw.get("greedy") is None:
         return None
     return Policies(
@@ -105,8 +106,8 @@ def _curves(raw: Mapping[str, object], name: str) -> dict[str, Curve]:
 
 def _by_seed(raw: Mapping[str, object], name: str) -> dict[str, dict[str, Curve]]:
     return {
-        policy: {seed: tuple(_points(x, f"{name}.{policy}.{seed}")) for seed, x in items(found, f"{name}.{policy}")}
-        for policy, found in items(raw.get(name), name)
+        policy: {seed: tuple(_points(x, f"{name}.{policy}.{seed}")) for seed, x in items(by_seed, f"{name}.{policy}")}
+        for policy, by_seed in items(raw.get(name), name)
     }
 
 

@@ -1,4 +1,4 @@
-"""Decoded JSON -> typed values: what a part of metrics.json should be, or a DataError that names the place.
+"""Decoded JSON -> typed values. A malformed part of metrics.json raises a DataError that names its place.
 
 stepmark report runs/demo
 """
@@ -17,7 +17,7 @@ class Estimate:
     """A mean with its interval, in the unit of the metric (shares are in [0, 1])."""
 
     mean: float
-    low: float | None = None  # None where no interval was computed
+    low: float | None = None  # None if no interval was computed
     high: float | None = None
 
     @property
@@ -26,19 +26,19 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Both ends, or None where one is missing or not a number."""
+        """Both ends; None if one is missing or not finite."""
         if self.low is None or self.high is None or not (math.isfinite(self.low) and math.isfinite(self.high)):
             return None
         return self.low, self.high
 
     @property
     def clear(self) -> bool:
-        """Of a difference: whether its interval leaves zero out."""
+        """For a difference: whether its interval excludes zero."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 def fault(where: str, got: object, allowed: str) -> DataError:
-    return DataError(f"metrics: {where} is {got!r:.80}; it should be {allowed}. `stepmark evaluate` writes it anew.")
+    return DataError(f"metrics: {where} is {got!r:.80}; it should be {allowed}. Run `stepmark evaluate` to rewrite it.")
 
 
 def items(value: object, where: str) -> list[tuple[str, object]]:
@@ -63,7 +63,7 @@ def number(value: object, where: str) -> float:
 
 
 def numbers(value: object, where: str) -> dict[str, float]:
-    """A nested object of numbers, flat, keys joined by a blank; null (not measured) is left out."""
+    """A nested object of numbers as a flat one, with keys joined by a space. null (not measured) is left out."""
     flat: dict[str, float] = {}
     for key, item in items(value, where):
         if isinstance(item, Mapping):

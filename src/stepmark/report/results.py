@@ -1,4 +1,4 @@
-"""The report's sections made from metrics and logs: tables and charts. Each returns "" when its part is missing."""
+"""The report's tables and charts of metrics and logs. Each section is "" when its part is missing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from stepmark.report.findings import percent, winning
 from stepmark.report.markup import Child, Html, h, join
 from stepmark.report.reading import Estimate
 
-FOLDED = 12  # rows between verifiers above which a table of differences folds them away
+FOLDED = 12  # with more rows than this, the differences between verifiers are folded
 
 
 def grid(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str = "") -> Html:
-    """A table whose first column names its rows, below its caption."""
+    """A table below its caption. The first column has the names of the rows."""
     body = join(h("tr", h("th", row[0], scope="row"), *map(_cell, row[1:])) for row in rows)
     top = h("tr", *(h("th", cell, scope="col") for cell in head))
     return join(
@@ -39,12 +39,12 @@ def grid(head: Sequence[Child], rows: Iterable[Sequence[Child]], caption: str = 
 
 
 def scroller(table: Html, label: str) -> Html:
-    """A table that scrolls sideways by itself, by keyboard too, where the screen is narrower than it is."""
+    """A table that can be scrolled sideways, also by keyboard, on a screen that is narrower than the table."""
     return h("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
 def sentences(lines: Iterable[str]) -> Html | None:
-    """A list of sentences; None without any."""
+    """A list of sentences; None if there are none."""
     items = [h("li", line) for line in lines]
     return h("ul", *items, class_="notes") if items else None
 
@@ -88,7 +88,7 @@ def accuracy_curves(m: Metrics) -> Html:
 def differences_table(m: Metrics) -> Html:
     if not m.differences:
         return Html("")
-    # Where there is one candidate, every way of choosing is the same.
+    # With one candidate all methods are equal: leave such an N out.
     ns = sorted({d.n for d in m.differences if max(map(abs, (d.estimate.mean, *(d.estimate.interval or ())))) > 1e-9})
     pairs: dict[tuple[str, str], dict[int, Difference]] = {}
     for d in m.differences:
@@ -99,8 +99,8 @@ def differences_table(m: Metrics) -> Html:
             return h("td", "–")
         return h("td", signed_points(d.estimate), class_="best" if d.clear else None)
 
-    def table(of: Iterable[tuple[str, str]], caption: str = "") -> Html:
-        rows = [[f"{phrase(a)} − {phrase(b)}", *(cell(pairs[a, b].get(n)) for n in ns)] for a, b in of]
+    def table(names: Iterable[tuple[str, str]], caption: str = "") -> Html:
+        rows = [[f"{phrase(a)} − {phrase(b)}", *(cell(pairs[a, b].get(n)) for n in ns)] for a, b in names]
         return grid(["Difference at N =", *map(str, ns)], rows, caption)
 
     caption = "Percentage points on the same problems, with 95% paired intervals. Marked: the interval leaves out zero."
@@ -116,21 +116,21 @@ def aggregation_table(m: Metrics, default: str = "") -> Html:
     if not keys:
         return Html("")
     n = max(n for k in keys for n in m.best_of_n[k])
-    found = {k.partition(":")[2] for k in keys}
-    ways = [*(way for way in AGGREGATES if way in found), *sorted(found - set(AGGREGATES))]
+    measured = {k.partition(":")[2] for k in keys}
+    aggregates = [*(name for name in AGGREGATES if name in measured), *sorted(measured - set(AGGREGATES))]
     methods = [k for k in m.main_methods if any(key.startswith(k + ":") for key in keys)]
     methods += sorted({k.partition(":")[0] for k in keys} - set(methods))
     rows: list[list[Child]] = [
-        [_name(k), *(share_of(m.best_of_n.get(key, {}).get(n)) for key in (k, *(f"{k}:{way}" for way in ways)))]
+        [_name(k), *(share_of(m.best_of_n.get(key, {}).get(n)) for key in (k, *(f"{k}:{name}" for name in aggregates)))]
         for k in methods
     ]
     caption = f"Accuracy in percent at N = {n}, by how step scores become one score. A dash: not measured apart."
-    return grid(["Way of choosing", default or "default", *ways], rows, caption)
+    return grid(["Way of choosing", default or "default", *aggregates], rows, caption)
 
 
 def auc_table(m: Metrics) -> Html:
-    kinds = list(dict.fromkeys(k for found in m.auc.values() for k in found))
-    rows: list[list[Child]] = [[v, *(_auc(found.get(k)) for k in kinds)] for v, found in m.auc.items() if found]
+    kinds = list(dict.fromkeys(k for by_kind in m.auc.values() for k in by_kind))
+    rows: list[list[Child]] = [[v, *(_auc(by_kind.get(k)) for k in kinds)] for v, by_kind in m.auc.items() if by_kind]
     caption = "The chance that the verifier scores a right candidate above a wrong one. 0.5 is guessing, 1 is perfect."
     return grid(["Verifier", *(k.replace("_", " ") for k in kinds)], rows, caption) if rows else Html("")
 
@@ -142,7 +142,7 @@ def label_quality(m: Metrics) -> Html:
     keys = list(dict.fromkeys(k for n in ns for k in m.label_quality[n]))
     keys = [*(k for k in QUALITY if k in keys), *(k for k in keys if k not in QUALITY)]
     charted = [k for k in QUALITY if k in keys] if len(ns) > 1 else []
-    drawn = [
+    drawings = [
         charts.small(
             [
                 Line(
@@ -159,7 +159,7 @@ def label_quality(m: Metrics) -> Html:
         for i, k in enumerate(charted)
     ]
 
-    def shown(key: str, value: float | None) -> str:
+    def text_of(key: str, value: float | None) -> str:
         if value is None:
             return "–"
         counted = value > 1 and value == int(value)
@@ -172,11 +172,11 @@ def label_quality(m: Metrics) -> Html:
         )
 
     rows: list[list[Child]] = [
-        [QUALITY.get(k, k.replace("_", " ")).capitalize(), *(shown(k, m.label_quality[n].get(k)) for n in ns)]
+        [QUALITY.get(k, k.replace("_", " ")).capitalize(), *(text_of(k, m.label_quality[n].get(k)) for n in ns)]
         for k in keys
     ]
     table = grid(["Rollouts per step", *map(str, ns)], rows, "Labels against the step oracle.")
-    return join([h("div", *drawn, class_="multiples") if drawn else None, table])
+    return join([h("div", *drawings, class_="multiples") if drawings else None, table])
 
 
 def errors_missed(m: Metrics) -> Html:
@@ -186,13 +186,13 @@ def errors_missed(m: Metrics) -> Html:
 
     def cells(kind: str) -> list[Child]:
         row: list[Child] = [kind]
-        for found in m.errors_missed.values():
-            one = next((k for k in found if k.kind == kind and k.total), None)
-            if one is None:
+        for of_verifier in m.errors_missed.values():
+            missed = next((k for k in of_verifier if k.kind == kind and k.total), None)
+            if missed is None:
                 row.append("–")
                 continue
-            counts = h("small", f"{one.missed:,} of {one.total:,}")
-            row.append(h("td", percent(one.rate, 0), " ", counts, _inline_bar(one.rate)))
+            counts = h("small", f"{missed.missed:,} of {missed.total:,}")
+            row.append(h("td", percent(missed.rate, 0), " ", counts, _inline_bar(missed.rate)))
         return row
 
     caption = "Of the solutions with each kind of error, the share that the verifier lets pass. Lower is better."
@@ -200,13 +200,13 @@ def errors_missed(m: Metrics) -> Html:
 
 
 def errors_selected(m: Metrics) -> Html:
-    kinds = list(dict.fromkeys(kind for found in m.errors_selected.values() for kind in found))
+    kinds = list(dict.fromkeys(kind for by_kind in m.errors_selected.values() for kind in by_kind))
     if not kinds:
         return Html("")
-    most = max(share for found in m.errors_selected.values() for share in found.values()) or 1.0
+    most = max(share for by_kind in m.errors_selected.values() for share in by_kind.values()) or 1.0
 
     def row(kind: str) -> list[Child]:
-        shares = [found.get(kind, 0.0) for found in m.errors_selected.values()]
+        shares = [by_kind.get(kind, 0.0) for by_kind in m.errors_selected.values()]
         return [kind, *(h("td", percent(share), _inline_bar(share / most)) for share in shares)]
 
     caption = (
@@ -237,19 +237,19 @@ def rates(data: ReportData, most: int = 20) -> Html:
     table = grid(["What happened", "share"], rows) if rows else None
     if not data.quarantined:
         return join([table])
-    listed: list[list[Child]] = [
+    quarantined: list[list[Child]] = [
         [f"{q.file}:{q.line}", h("td", q.reason[:300], class_="text")] for q in data.quarantined[:most]
     ]
-    more = len(data.quarantined) - most
+    remaining = len(data.quarantined) - most
     return join(
         [
             table,
             grid(
                 ["Row left out", "reason"],
-                listed,
+                quarantined,
                 f"{len(data.quarantined):,} rows could not be used; the rest went on.",
             ),
-            h("p", f"… and {more:,} more.") if more > 0 else None,
+            h("p", f"… and {remaining:,} more.") if remaining > 0 else None,
         ]
     )
 
@@ -260,7 +260,7 @@ def seconds(m: Metrics) -> Html:
 
 
 def clock(s: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds as text, in seconds, minutes or hours."""
     if s < 90:
         return f"{s:.1f} s"
     if s < 5400:
@@ -277,7 +277,7 @@ def _cell(value: Child) -> Html:
 
 
 def span(e: Estimate, form: str = ".1f", between: str = "–", scale: float = 100) -> str:
-    """The interval as text, in percent unless told otherwise; "" without one."""
+    """The interval as text, by default in percent; "" without an interval."""
     return between.join(_signed(scale * end, form) for end in e.interval or ())
 
 
@@ -310,9 +310,9 @@ def _auc(e: Estimate | None) -> Html:
 
 
 def _words(name: str) -> str:
-    """ "no_answer" -> "no answer"; what follows a colon is a verifier's name and stays as it is."""
-    what, colon, whose = name.partition(":")
-    return what.replace("_", " ") + (f" ({whose})" if colon else "")
+    """ "no_answer" -> "no answer". After a colon there is a verifier's name, which is not changed."""
+    event, colon, verifier = name.partition(":")
+    return event.replace("_", " ") + (f" ({verifier})" if colon else "")
 
 
 def _rate(value: float) -> str:

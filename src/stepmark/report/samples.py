@@ -1,8 +1,8 @@
-"""Sample solutions: a handful of problems, what candidates wrote, how verifiers scored each step, who chose what.
+"""Sample solutions: a few problems with candidates, the verifiers' scores of each step, and the selections.
 
-Problems are picked to be telling rather than flattering: some that the best verifier wins over plain voting, some
-that it loses, one that both get right and one that both get wrong; in the order of the data, so that the same run
-shows the same ones.
+The problems show good and bad cases: some that only the best verifier answers correctly, some that only plain voting
+does, one that both do and one that neither does. They are taken in the order of the data, so a run always shows the
+same ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stepmark.report.markup import Child, Html, h, join
 from stepmark.report.results import scroller
 from stepmark.types import Finish, Grade, Outcome, Problem, Selection, Solution, Verdict, Verification
 
-PROBLEMS, CANDIDATES, STEPS, CHARACTERS, RATIONALES = 6, 4, 40, 1200, 3  # the most that is shown of each
+PROBLEMS, CANDIDATES, STEPS, CHARACTERS, RATIONALES = 6, 4, 40, 1200, 3  # largest number of each that is shown
 THRESHOLD = 0.5  # a step scored below this is predicted wrong
 MARK = {Verdict.CORRECT: "✓ correct", Verdict.INCORRECT: "✗ wrong", Verdict.UNGRADABLE: "? ungradable"}
 CASES = {
@@ -32,32 +32,32 @@ QUOTA = {"won": 2, "lost": 2, "both": 1, "neither": 1, "mixed": PROBLEMS}
 
 @dataclass(slots=True)
 class Case:
-    """A problem with all that is known about its candidates."""
+    """A problem with its candidates and the selections among them."""
 
     problem: Problem
     solutions: list[Solution] = field(default_factory=list)
-    chosen: dict[str, Selection] = field(default_factory=dict)  # method -> its choice at its largest N
+    chosen: dict[str, Selection] = field(default_factory=dict)  # method -> its selection at its largest N
     kind: str = "mixed"  # key of CASES
 
 
 def samples(data: ReportData) -> Html:
-    """The section's content, "" without solutions."""
+    """The content of the section; "" without solutions."""
     grades = {g.solution_id: g.grade for g in data.grades}
-    found = {name: {v.solution_id: v for v in many} for name, many in data.verifications.items()}
+    by_verifier = {name: {v.solution_id: v for v in records} for name, records in data.verifications.items()}
     best, _ = best_method(data.metrics)
     cases = _cases(data, grades, best)
-    shown: list[Case] = []
+    chosen: list[Case] = []
     for kind, quota in QUOTA.items():
-        shown += [c for c in cases if c.kind == kind][:quota]
-    shown += [c for c in cases if c not in shown][: max(0, PROBLEMS - len(shown))] if shown else []
+        chosen += [c for c in cases if c.kind == kind][:quota]
+    chosen += [c for c in cases if c not in chosen][: max(0, PROBLEMS - len(chosen))] if chosen else []
     lead, best_words = verifier_of(best), phrase(best)
     tally = Counter(c.kind for c in cases)
-    told = None
+    summary = None
     if tally.total() > tally["mixed"]:
         counts = ", ".join(f"{tally[kind]:,} by {words}" for kind, words in TALLY.items())
-        told = h("p", f"{best_words[0].upper()}{best_words[1:]} against plain voting. Problems answered: {counts}.")
-    problems = (_problem(c, data, grades, found, lead, is_open=i == 0) for i, c in enumerate(shown[:PROBLEMS]))
-    return join([told, *problems])
+        summary = h("p", f"{best_words[0].upper()}{best_words[1:]} against plain voting. Problems answered: {counts}.")
+    problems = (_problem(c, data, grades, by_verifier, lead, is_open=i == 0) for i, c in enumerate(chosen[:PROBLEMS]))
+    return join([summary, *problems])
 
 
 def _cases(data: ReportData, grades: dict[str, Grade], best: str) -> list[Case]:
@@ -68,16 +68,16 @@ def _cases(data: ReportData, grades: dict[str, Grade], best: str) -> list[Case]:
     for choice in data.selections:
         case = cases.get(choice.problem_id)
         if case and ":" not in choice.method:
-            before = case.chosen.get(choice.method)
-            if before is None or before.n < choice.n:
+            earlier = case.chosen.get(choice.method)
+            if earlier is None or earlier.n < choice.n:
                 case.chosen[choice.method] = choice
     for case in cases.values():
-        vote, mine = (_right(case.chosen.get(m), grades) for m in (PLAIN_VOTE, best))
-        if vote is not None and mine is not None:
-            case.kind = ("both" if mine else "lost") if vote else ("won" if mine else "neither")
-    full = [c for c in cases.values() if c.solutions]
-    # Where nothing was chosen, a problem whose candidates disagree says the most.
-    return sorted(full, key=lambda c: c.kind == "mixed" and len({_verdict(s, grades) for s in c.solutions}) < 2)
+        vote_right, best_right = (_right(case.chosen.get(m), grades) for m in (PLAIN_VOTE, best))
+        if vote_right is not None and best_right is not None:
+            case.kind = ("both" if best_right else "lost") if vote_right else ("won" if best_right else "neither")
+    sampled = [c for c in cases.values() if c.solutions]
+    # Without selections, problems with both correct and wrong candidates come first.
+    return sorted(sampled, key=lambda c: c.kind == "mixed" and len({_verdict(s, grades) for s in c.solutions}) < 2)
 
 
 def _right(choice: Selection | None, grades: dict[str, Grade]) -> bool | None:
@@ -93,7 +93,8 @@ def _verdict(solution: Solution, grades: dict[str, Grade]) -> Verdict | None:
 
 
 def _shown(case: Case, grades: dict[str, Grade]) -> list[Solution]:
-    """Chosen candidates first, those that more methods chose before others; then one right and one wrong if missing."""
+    """The candidates to show: the selected ones, those of most methods first, then a correct and a wrong one if there
+    is none yet."""
     times = Counter(c.solution_id for m, c in case.chosen.items() if m != ORACLE)
     ranked = sorted(case.solutions, key=lambda s: (-times[s.id], s.sample))
     picked = [s for s in ranked if times[s.id]][:CANDIDATES]
@@ -108,7 +109,7 @@ def _problem(
     case: Case,
     data: ReportData,
     grades: dict[str, Grade],
-    found: dict[str, dict[str, Verification]],
+    verifications: dict[str, dict[str, Verification]],
     lead: str,
     *,
     is_open: bool,
@@ -116,7 +117,7 @@ def _problem(
     voters = (grades[s.id].answer for s in case.solutions if s.id in grades and s.finish is Finish.STOP)
     votes = Counter(answer for answer in voters if answer is not None)
     summary = [h("span", CASES[case.kind], class_=f"case {case.kind}"), " "]
-    cards = [_candidate(s, case, data, grades.get(s.id), found, lead, votes) for s in _shown(case, grades)]
+    cards = [_candidate(s, case, data, grades.get(s.id), verifications, lead, votes) for s in _shown(case, grades)]
     question = case.problem.question
     reference = h("strong", _cut(case.problem.answer, 200))
     return h(
@@ -135,13 +136,13 @@ def _candidate(
     case: Case,
     data: ReportData,
     grade: Grade | None,
-    found: dict[str, dict[str, Verification]],
+    verifications: dict[str, dict[str, Verification]],
     lead: str,
     votes: Counter[str],
 ) -> Html:
-    mine = {name: many[s.id] for name, many in found.items() if s.id in many}
-    scored = {name: v for name, v in mine.items() if v.outcome is Outcome.SCORED}
-    # One step and one score: nothing tells a step's score from the solution's, which the chip shows already.
+    of_solution = {name: by_solution[s.id] for name, by_solution in verifications.items() if s.id in by_solution}
+    scored = {name: v for name, v in of_solution.items() if v.outcome is Outcome.SCORED}
+    # With one step, the step's score equals the solution's score, which the chip shows already.
     by_step = {name: v.scores for name, v in scored.items() if len(v.scores) == len(s.spans) > 1}
     choosers = [phrase(m) for m, c in case.chosen.items() if c.solution_id == s.id and m != ORACLE]
     badge = answer = tally = None
@@ -151,31 +152,31 @@ def _candidate(
         tally = None if grade.answer is None else f"{votes[grade.answer]} of {len(case.solutions)} votes"
     if s.finish is Finish.LENGTH:
         answer, tally = "cut off by the token budget", None
-    chips = [_chip(name, v) for name, v in mine.items()]
+    chips = [_chip(name, v) for name, v in of_solution.items()]
     return h(
         "article",
         h("header", badge, " ", join([answer, tally], " · "), " ", h("code", f"#{s.sample}")),
         h("p", "Chosen by ", h("strong", ", ".join(choosers)), class_="choosers") if choosers else None,
         h("p", join(chips, " ")) if chips else None,
         _steps(s, data, by_step, lead),
-        *(_rationales(name, v) for name, v in mine.items() if v.rationales),
+        *(_rationales(name, v) for name, v in of_solution.items() if v.rationales),
         class_="candidate",
     )
 
 
 def _chip(name: str, v: Verification) -> Html:
-    """A verifier's score of the whole solution, or why there is none."""
+    """A verifier's score of the whole solution, or the reason why there is none."""
     if v.outcome is not Outcome.SCORED:
         return h("span", name, f" {v.outcome.value}", class_="chip", title=v.reason[:300])
-    how = f" {v.aggregate}" if len(v.scores) > 1 else None
-    return h("span", name, " ", h("b", f"{v.score:.2f}"), how, class_="chip", style=_tint(v.score))
+    aggregate = f" {v.aggregate}" if len(v.scores) > 1 else None
+    return h("span", name, " ", h("b", f"{v.score:.2f}"), aggregate, class_="chip", style=_tint(v.score))
 
 
 def _rationales(name: str, v: Verification) -> Html:
-    """What a generative verifier wrote, each with its vote where there is one for each."""
+    """The rationales of a generative verifier, with their votes if each has one."""
     votes = v.votes if len(v.votes) == len(v.rationales) else ()
-    many = "1 rationale" if len(v.rationales) == 1 else f"{len(v.rationales):,} rationales"
-    parts: list[Child] = [h("summary", f"{name}: {many}")]
+    count_text = "1 rationale" if len(v.rationales) == 1 else f"{len(v.rationales):,} rationales"
+    parts: list[Child] = [h("summary", f"{name}: {count_text}")]
     for i, text in enumerate(v.rationales[:RATIONALES]):
         vote = h("span", "p(Yes) ", h("b", f"{votes[i]:.2f}"), class_="chip", style=_tint(votes[i])) if votes else None
         parts += [h("p", vote) if votes else None, h("p", _cut(text, CHARACTERS), class_="rationale")]
@@ -220,8 +221,8 @@ def _steps(s: Solution, data: ReportData, by_step: dict[str, tuple[float, ...]],
     columns = ["Step", *by_step, *(["oracle"] if flags else [])]
     head = h("tr", *(h("th", join(name.split("_"), Html("_<wbr>")), scope="col") for name in columns))
     table = h("table", h("thead", head), h("tbody", *rows), class_="steps")
-    more = h("p", f"… and {len(s.spans) - STEPS:,} more steps", class_="dim") if len(s.spans) > STEPS else None
-    return join([scroller(table, f"steps of candidate {s.sample}"), more])
+    rest = h("p", f"… and {len(s.spans) - STEPS:,} more steps", class_="dim") if len(s.spans) > STEPS else None
+    return join([scroller(table, f"steps of candidate {s.sample}"), rest])
 
 
 def _first_below(scores: tuple[float, ...]) -> int | None:

@@ -1,13 +1,13 @@
-"""Rewards -> how much each token of an attempt was better than expected. Plain arrays, no model.
+"""Rewards -> the advantage of each token of an attempt. Plain arrays, no model.
 
-- `gae`: generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, equations 11 and 16), by token:
+- `gae`: generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, equations 11 and 16), per token:
   delta_t = r_t + gamma V(t+1) - V(t), A_t = delta_t + gamma lambda A_(t+1), with V = 0 after the last token.
-- `group_relative`: GRPO with process rewards (DeepSeekMath, arXiv 2402.03300, section 4.1.3): all step rewards of the
-  attempts at one problem are normalised together by their mean and standard deviation, and a token's advantage is the
-  sum of the normalised rewards of the steps that end at it or later. Rewards at the end, which the paper does not mix
-  with these, are normalised among themselves. Only rewards that are a score for each step are taken so: the shares of a
-  minimum, or differences, are mostly zeros, which to centre would punish having more of them; there the attempts'
-  totals are normalised, as outcomes are.
+- `group_relative`: GRPO with process rewards (DeepSeekMath, arXiv 2402.03300, section 4.1.3). All step rewards of the
+  attempts at one problem are normalised together by their mean and standard deviation. A token's advantage is the sum
+  of the normalised rewards of the steps that end at it or later. Rewards at the end of an attempt are normalised
+  separately; the paper does not mix the two. Step rewards are normalised only if they are one score per step. The
+  shares of a minimum, and differences of scores, are mostly zeros, and centring them would punish an attempt for having
+  more steps. For those credits the totals of the attempts are normalised, as outcomes are.
 
 T tokens, S steps of an attempt.
 """
@@ -26,8 +26,9 @@ EPSILON = 1e-6  # added to a standard deviation
 
 
 def token_rewards(reward: Reward, ends: Sequence[int], length: int) -> Floats:
-    """[T] the reward at each token: a step's at the token that ends it (Math-Shepherd, section 3.5), the attempt's at
-    the last. Raises ValueError when there are not as many ends as step rewards, or an end outside the attempt."""
+    """[T] the reward of each token. A step's reward falls on the token that ends the step (Math-Shepherd, section 3.5),
+    the attempt's reward on the last token. Raises ValueError when the numbers of ends and of step rewards differ, or
+    an end lies outside the attempt."""
     if len(ends) != len(reward.steps):
         raise ValueError(f"{reward.solution_id}: {len(reward.steps)} step rewards for {len(ends)} steps")
     if any(not 0 <= t < length for t in ends) or length < 1:
@@ -39,50 +40,54 @@ def token_rewards(reward: Reward, ends: Sequence[int], length: int) -> Floats:
 
 
 def penalised(rewards: Floats, policy: Floats, reference: Floats, weight: float) -> Floats:
-    """r_t - weight * log(policy / reference) by token, [T]: the usual form of the KL term in PPO's reward (Ziegler et
-    al. 2019, arXiv 1909.08593, equation 2). Math-Shepherd gives its coefficient and leaves the form unstated."""
+    """r_t - weight * log(policy / reference) per token, [T]: the usual form of the KL term in PPO's reward (Ziegler et
+    al. 2019, arXiv 1909.08593, equation 2). Math-Shepherd states the coefficient but not the form."""
     return (rewards - weight * (policy - reference)).astype(np.float32)
 
 
 def gae(rewards: Floats, values: Floats, gamma: float, lam: float) -> tuple[Floats, Floats]:
-    """Advantages [T], and returns [T], which are what the values should have been: advantages + values."""
+    """Advantages [T], and returns [T], the regression targets of the values: advantages + values."""
     advantages = np.zeros(len(rewards), dtype=np.float64)
-    ahead = following = 0.0  # the advantage and the value of the next token
+    advantage = next_value = 0.0  # of the token after t; both are 0 after the last token
     for t in range(len(rewards) - 1, -1, -1):
         value = float(values[t])
-        ahead = float(rewards[t]) + gamma * following - value + gamma * lam * ahead
-        advantages[t], following = ahead, value
+        advantage = float(rewards[t]) + gamma * next_value - value + gamma * lam * advantage
+        advantages[t], next_value = advantage, value
     return advantages.astype(np.float32), (advantages + values).astype(np.float32)
 
 
 def group_relative(
     rewards: Sequence[Reward], ends: Sequence[Sequence[int]], lengths: Sequence[int], by_step: bool
 ) -> list[Floats]:
-    """Advantages [T] of each attempt of one group. `by_step`: rewards at steps are normalised among the group's steps,
-    and those at the end among its ends, of which every attempt has one; otherwise each attempt's total is, among the
-    totals, and all its tokens have it. A group whose rewards are all alike teaches nothing."""
-    lasts = _normal([r.end if by_step else r.total for r in rewards])
-    steps = _normal([x for r in rewards for x in r.steps]) if by_step else np.zeros(sum(len(r.steps) for r in rewards))
-    parts = np.split(steps, np.cumsum([len(r.steps) for r in rewards])[:-1])
-    out = []
-    for r, own, last, found, length in zip(rewards, parts, lasts, ends, lengths, strict=True):
-        at = token_rewards(Reward(r.solution_id, tuple(own), float(last)), found, length)
-        out.append(np.cumsum(at[::-1].astype(np.float64))[::-1].astype(np.float32))
-    return out
+    """Advantages [T] of each attempt of one group. With `by_step`, step rewards are normalised over all steps of the
+    group, and end rewards over the attempts. Otherwise the totals are normalised over the attempts, and all tokens of
+    an attempt get the same advantage. If all rewards of a group are equal, its advantages are 0."""
+    end_parts = _standardised([r.end if by_step else r.total for r in rewards])
+    step_parts = (
+        _standardised([x for r in rewards for x in r.steps])
+        if by_step
+        else np.zeros(sum(len(r.steps) for r in rewards))
+    )
+    per_attempt = np.split(step_parts, np.cumsum([len(r.steps) for r in rewards])[:-1])
+    advantages = []
+    for r, own_steps, own_end, step_ends, length in zip(rewards, per_attempt, end_parts, ends, lengths, strict=True):
+        by_token = token_rewards(Reward(r.solution_id, tuple(own_steps), float(own_end)), step_ends, length)
+        advantages.append(np.cumsum(by_token[::-1].astype(np.float64))[::-1].astype(np.float32))
+    return advantages
 
 
-def _normal(values: Sequence[float]) -> NDArray[np.float64]:
+def _standardised(values: Sequence[float]) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return x
-    centred: NDArray[np.float64] = (x - x.mean()) / (x.std() + EPSILON) if x.std() > EPSILON else np.zeros_like(x)
-    return centred
+    normal: NDArray[np.float64] = (x - x.mean()) / (x.std() + EPSILON) if x.std() > EPSILON else np.zeros_like(x)
+    return normal
 
 
 def whitened(parts: Sequence[Floats]) -> list[Floats]:
-    """The same with mean 0 and variance 1 over all tokens of all attempts."""
+    """The advantages, normalised to mean 0 and variance 1 over all tokens of all attempts."""
     if not parts:
         return []
-    whole = np.concatenate(parts).astype(np.float64)
-    mean, spread = whole.mean(), whole.std()
-    return [((p - mean) / (spread + EPSILON)).astype(np.float32) for p in parts]
+    all_tokens = np.concatenate(parts).astype(np.float64)
+    mean, deviation = all_tokens.mean(), all_tokens.std()
+    return [((p - mean) / (deviation + EPSILON)).astype(np.float32) for p in parts]

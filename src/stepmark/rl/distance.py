@@ -1,4 +1,5 @@
-"""How far a policy has gone from its reference, on attempts of its own: one measure for every way of training.
+"""The KL divergence of a policy from its reference, estimated on the policy's own attempts. The measure is the same for
+every training method.
 
 divergence("policy/", "generator/", problems, ReinforceSettings(max_tokens=120))
 """
@@ -34,7 +35,7 @@ def divergence(
     steps: str = "line",
     chat: bool = False,
 ) -> float:
-    """KL(policy || reference) of two checkpoints in nats a token, at the settings' temperature."""
+    """KL(policy || reference) of two checkpoints in nats per token, at the settings' temperature."""
     device = checkpoints.resolve_device(settings.device)
     learner = Learner(policy, settings, device, reference=reference)
     engine = Engine(learner.policy.model)
@@ -52,16 +53,17 @@ def divergence_on(
     steps: str,
     chat: bool = False,
 ) -> float:
-    """The same of models that are loaded."""
+    """The same as `divergence`, for models that are already loaded."""
     s = learner.settings
     params = SamplingParams(max_tokens=s.max_tokens, temperature=s.temperature, stop=s.stop, seed=s.seed)
     with optimization.autocast(s.precision, learner.device):
-        drawn = episodes(
+        attempts = episodes(
             engine, tokenizer, problems, samples=SAMPLES, params=params, template=template, steps=steps, chat=chat
         )
     engine.use(engine.plain_attention)
-    found = [encoded(e) for e in drawn]
-    if not found:
+    sequences = [encoded(e) for e in attempts]
+    if not sequences:
         return 0.0
-    logs, others = (learner.read(model, found)[0] for model in (learner.policy, learner.reference))
-    return losses.nats_a_token(logs, others)
+    policy_logprobs, _ = learner.read(learner.policy, sequences)
+    reference_logprobs, _ = learner.read(learner.reference, sequences)
+    return losses.nats_a_token(policy_logprobs, reference_logprobs)

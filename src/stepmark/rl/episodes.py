@@ -1,8 +1,8 @@
-"""Attempts of a policy as it is now: drawn with its live weights, kept as the token ids that were drawn.
+"""Attempts sampled with a policy's current weights, stored as the sampled token ids.
 
-A policy learns from those very ids; text that is tokenised again may be other tokens. A step's reward is given at the
-last token of the step, found by character offsets in the text that the ids decode to: never on padding, which isn't
-part of an episode, and never after the end token, which is its last id.
+The policy learns from exactly these ids, because decoding and tokenising again may give other tokens. A step's reward
+falls on the last token of the step, which is found by character offsets in the decoded text. So no reward falls on
+padding, which is not part of an episode, or after the end token, which is the last id.
 
     found = episodes(engine, tokenizer, problems, samples=8, params=params, template=template, steps="line")
 """
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One attempt: T tokens of the policy's own after P of the prompt, and S steps."""
+    """One attempt: T sampled tokens after P prompt tokens, and S steps."""
 
     problem: Problem
     solution: Solution
     prompt: tuple[int, ...]  # [P]
-    ids: tuple[int, ...]  # [T], an end token included
-    ends: tuple[int, ...]  # [S] index into ids of each step's last token, not counting white space after the step
+    ids: tuple[int, ...]  # [T], with the end token if there is one
+    ends: tuple[int, ...]  # [S] index into ids of each step's last token, without the white space after the step
 
     @property
     def truncated(self) -> bool:
@@ -55,20 +55,20 @@ def episodes(
     chat: bool = False,
     name: str = "",
 ) -> list[Episode]:
-    """`samples` attempts at each problem, problem by problem in order. They are a function of the weights, `params`
-    and `name`, whatever else is drawn; a problem that is there twice gets others. One whose prompt leaves no room for a
-    token has none. With `chat` the rendered question is the user's turn."""
+    """`samples` attempts at each problem, in the order of the problems. They depend only on the weights, `params`,
+    `name`, and a problem's id and position, so a problem that occurs twice gets different attempts. A problem whose
+    prompt leaves no room for a token gets none. With `chat` the rendered question becomes the user's turn."""
     prompts = [Prompt(f"{name}{i}/{p.id}", template(p), n=samples) for i, p in enumerate(problems)]
-    place = {prompt.id: i for i, prompt in enumerate(prompts)}
-    found: list[list[Episode | None]] = [[None] * samples for _ in problems]
-    for rolled in roll(engine, tokenizer, prompts, params, chat=chat):
-        if not rolled.ids:
+    problem_of = {prompt.id: i for i, prompt in enumerate(prompts)}
+    by_problem: list[list[Episode | None]] = [[None] * samples for _ in problems]
+    for drawn in roll(engine, tokenizer, prompts, params, chat=chat):
+        if not drawn.ids:
             continue
-        at, index = place[rolled.rollout.prompt_id], rolled.rollout.index
-        solution = sampled(replace(rolled.rollout, prompt_id=problems[at].id), steps)
-        ends = last_tokens(tokenizer, rolled.prompt, rolled.ids, solution.text, solution.spans)
-        found[at][index] = Episode(problems[at], solution, rolled.prompt, rolled.ids, ends)
-    return [e for group in found for e in group if e is not None]
+        problem_index, index = problem_of[drawn.rollout.prompt_id], drawn.rollout.index
+        solution = sampled(replace(drawn.rollout, prompt_id=problems[problem_index].id), steps)
+        ends = last_tokens(tokenizer, drawn.prompt, drawn.ids, solution.text, solution.spans)
+        by_problem[problem_index][index] = Episode(problems[problem_index], solution, drawn.prompt, drawn.ids, ends)
+    return [e for group in by_problem for e in group if e is not None]
 
 
 def last_tokens(
@@ -78,31 +78,31 @@ def last_tokens(
     text: str,
     spans: Iterable[tuple[int, int]],
 ) -> tuple[int, ...]:
-    """For each step, a span of `text`, the index into `ids` of the token that completes it. `text` is what `ids` say
-    after `prompt`, perhaps cut before a stop string."""
-    cuts = [start + len(text[start:end].rstrip()) for start, end in spans]
-    if not cuts:
+    """The index into `ids` of the token that completes each step. `spans` are the steps' character spans in `text`.
+    `text` is the decoded `ids` after `prompt`, possibly cut before a stop string."""
+    step_ends = [start + len(text[start:end].rstrip()) for start, end in spans]
+    if not step_ends:
         return ()
     pieces = [_piece(tokenizer, i) for i in ids]
-    if "".join(pieces).startswith(text):  # each token is some characters: nearly always
-        reach = list(accumulate(map(len, pieces), initial=0))
-        return tuple(count - 1 for count in boundaries(list(pairwise(reach)), cuts))
+    if "".join(pieces).startswith(text):  # nearly always: each token decodes to whole characters
+        lengths = list(accumulate(map(len, pieces), initial=0))
+        return tuple(count - 1 for count in boundaries(list(pairwise(lengths)), step_ends))
     reader = Reader(tokenizer, ())
-    found, low = [], 1
-    for cut in cuts:
+    last_indices, low = [], 1
+    for step_end in step_ends:
         high = len(ids)
         while low < high:
             middle = (low + high) // 2
-            # A character of several tokens is there with the last of them.
-            if reader.text(prompt, ids[:middle])[0].startswith(text[:cut]):
+            # A character that several tokens encode appears with the last of them.
+            if reader.text(prompt, ids[:middle])[0].startswith(text[:step_end]):
                 high = middle
             else:
                 low = middle + 1
-        found.append(low - 1)
-    return tuple(found)
+        last_indices.append(low - 1)
+    return tuple(last_indices)
 
 
 @lru_cache(maxsize=1 << 18)
 def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """What one token says, where it says whole characters."""
+    """The text of one token, if it encodes whole characters."""
     return decoded(tokenizer, [token])

@@ -1,6 +1,6 @@
-"""What a training was asked for, in plain values: so that it is never gone on with as another one.
+"""A description of a training's inputs in plain values. A directory is never resumed with other inputs.
 
-A checkpoint is told by what it holds, wherever it lies; problems by their texts.
+A checkpoint is described by a digest of its content, not by its path; problems are described by their texts.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from stepmark.models import checkpoints
 from stepmark.types import Problem
 
-PLACES = ("path", "verifier", "verifiers")  # what verifiers call the checkpoints that they stand on
+PLACES = ("path", "verifier", "verifiers")  # the fields in which verifiers name checkpoints
 
 
 def digest(*parts: Sequence[Problem]) -> str:
-    """Of problems, part by part."""
-    facts = [[(p.id, p.question, p.reference) for p in part] for part in parts]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    """A digest of lists of problems."""
+    texts = [[(p.id, p.question, p.reference) for p in part] for part in parts]
+    return hashlib.sha256(repr(texts).encode()).hexdigest()[:16]
 
 
 def described(thing: Any) -> Any:
-    """What a reward source or a grader is, in plain values: a checkpoint is what it holds, wherever it lies."""
+    """A reward source or a grader in plain values. Checkpoints are replaced by digests of their content."""
     if isinstance(thing, (str, int, float, bool, type(None))):
         return thing
     if isinstance(thing, Path):
@@ -33,10 +33,14 @@ def described(thing: Any) -> Any:
         return {str(k): described(v) for k, v in thing.items()}
     if isinstance(thing, (list, tuple)):
         return [described(x) for x in thing]
-    names = [f.name for f in fields(thing)] if is_dataclass(thing) else list(getattr(thing, "__dict__", {}))
-    own = {name: getattr(thing, name) for name in names}
-    plain = {k: described(v) for k, v in own.items() if k not in ("device", *PLACES)}
-    places = [own[name] for name in PLACES if name in own]
-    found = [p if isinstance(p, (list, tuple)) else [p] for p in places]
-    digests = [checkpoints.digest(p) if isinstance(p, (str, Path)) and p else described(p) for ps in found for p in ps]
-    return {"kind": type(thing).__name__, **plain, **({"places": digests} if digests else {})}
+    field_names = [f.name for f in fields(thing)] if is_dataclass(thing) else list(getattr(thing, "__dict__", {}))
+    values = {name: getattr(thing, name) for name in field_names}
+    settings = {k: described(v) for k, v in values.items() if k not in ("device", *PLACES)}
+    paths = [values[name] for name in PLACES if name in values]
+    path_lists = [p if isinstance(p, (list, tuple)) else [p] for p in paths]
+    digests = [
+        checkpoints.digest(p) if isinstance(p, (str, Path)) and p else described(p)
+        for path_list in path_lists
+        for p in path_list
+    ]
+    return {"kind": type(thing).__name__, **settings, **({"places": digests} if digests else {})}

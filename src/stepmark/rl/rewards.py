@@ -1,10 +1,11 @@
-"""What attempts of a policy earn: gold answers, any verifier, mixtures; and how the steps share it.
+"""Rewards of a policy's attempts, from gold answers, verifiers or mixtures of them, and their credit to the steps.
 
-Step-by-step PPO of Math-Shepherd (arXiv 2312.08935, section 3.5) gives each step its own score (`sum`), its ORM-PPO
-gives the whole attempt one (`outcome`). With `sum` every further step that is not hopeless pays, so a policy learns to
-write more of them. `min` gives the attempt what its worst step is worth, by PURE's softmin (Cheng et al., arXiv
-2504.15275); it pays for no step, so an attempt of one harmless line does well by it: mix it with an outcome.
-`difference` gives a step what it adds to the score of the one before, in all the last step's score.
+- `sum`: each step is rewarded with its own score, the step-by-step PPO of Math-Shepherd (arXiv 2312.08935, section
+  3.5). Every further step with a score above 0 adds reward, so a policy learns to write more steps.
+- `outcome`: the whole attempt gets one reward, Math-Shepherd's ORM-PPO.
+- `min`: the total is the score of the worst step, by PURE's softmin (Cheng et al., arXiv 2504.15275). Further steps add
+  no reward, so an attempt of one harmless line scores well: mix this credit with an outcome.
+- `difference`: a step's reward is its score minus the score of the step before. The total is the last step's score.
 
     source = Mixture(((1.0, Gold(grader)), (0.5, Verified(prm, credit="min"))))
     source.reward([(problem, solution)])[0].total
@@ -29,12 +30,12 @@ from stepmark.types import Finish, Outcome, Problem, Reward, Solution, Verdict, 
 Attempt = tuple[Problem, Solution]
 Credit = Literal["sum", "min", "difference", "outcome"]
 CREDITS = ("sum", "min", "difference", "outcome")
-LATEST, ENOUGH = 1000, 100  # rewards that lost ones are counted among; as soon as there are so many
+LATEST, ENOUGH = 1000, 100  # the share of lost rewards is over the latest 1000, and is tested from 100 rewards on
 
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """Rewards the right final answer, at the attempt's end. Sees the reference answer, as no verifier does."""
+    """Rewards a correct final answer at the end of the attempt. It sees the reference answer, unlike a verifier."""
 
     grader: Grader
     right: float = 1.0
@@ -42,36 +43,38 @@ class Gold:
 
     def __post_init__(self) -> None:
         if not self.right > self.wrong:
-            raise ConfigError(f"gold: a right answer must earn more than a wrong one, got {self.right}, {self.wrong}.")
+            raise ConfigError(
+                f"gold: a right answer must earn more than a wrong one, got right={self.right}, wrong={self.wrong}."
+            )
 
     def reward(self, attempts: Sequence[Attempt]) -> list[Reward]:
         return [self._reward(problem, solution) for problem, solution in attempts]
 
     def _reward(self, problem: Problem, solution: Solution) -> Reward:
-        none = _nothing(solution)
+        zero = _no_reward(solution)
         if solution.finish is Finish.LENGTH:
-            return none
+            return zero
         grade = grade_solution(solution, problem, self.grader)
         if grade.verdict is Verdict.UNGRADABLE:
-            return Reward(solution.id, none.steps, lost=grade.reason)
-        return Reward(solution.id, none.steps, self.right if grade.correct else self.wrong)
+            return Reward(solution.id, zero.steps, lost=grade.reason)
+        return Reward(solution.id, zero.steps, self.right if grade.correct else self.wrong)
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Rewards what a verifier makes of an attempt. Raises ConfigError for settings that don't go together."""
+    """Rewards an attempt by a verifier's scores. Raises ConfigError for settings that can't be combined."""
 
-    verifier: Verifier  # of any kind for `outcome`; one with a score for each step for the other credits
+    verifier: Verifier  # any kind for `outcome`; one with a score for each step for the other credits
     credit: Credit = "min"
-    aggregate: Aggregate | None = None  # outcome: how scores become the solution's; None: as the verifier does it
-    temperature: float = 0.0  # min: of the softmin over steps; 0 gives all to the first of the worst
-    before: float = 0.0  # difference: the score that an attempt begins with, to which its first step's is compared
+    aggregate: Aggregate | None = None  # outcome: aggregation of the scores; None: the verifier's own
+    temperature: float = 0.0  # min: of the softmin over steps; 0 gives all credit to the first worst step
+    before: float = 0.0  # difference: the score before the first step
 
     def __post_init__(self) -> None:
         if self.credit not in CREDITS:
             raise UnknownName("credit", str(self.credit), CREDITS)
         faults = [
-            f"verified: {name} is for credit={credit}, and this is credit={self.credit}."
+            f"verified: {name} is for credit={credit}, but credit is {self.credit}; leave {name} out."
             for name, credit in (("aggregate", "outcome"), ("temperature", "min"), ("before", "difference"))
             if getattr(self, name) and self.credit != credit
         ]
@@ -86,29 +89,32 @@ class Verified:
 
     @property
     def by_step(self) -> bool:
-        """Whether it gives a score for each step, and not shares or differences of some."""
+        """Whether the step rewards are the scores of the steps, not shares or differences of scores."""
         return self.credit == "sum"
 
     def reward(self, attempts: Sequence[Attempt]) -> list[Reward]:
-        """Raises ConfigError for a verifier that can't give what the credit needs, DataError for one that miscounts."""
-        found = [_nothing(solution) for _, solution in attempts]
-        # One question with all its attempts at a time, which is what verifiers take.
-        asked: dict[str, list[int]] = {}
+        """Raises ConfigError when the credit needs step scores and the verifier gives one score for the solution, and
+        DataError when the number of scores is not the number of steps."""
+        rewards = [_no_reward(solution) for _, solution in attempts]
+        # Verifiers take one question with all its attempts at a time.
+        by_question: dict[str, list[int]] = {}
         for i, (problem, solution) in enumerate(attempts):
             if solution.spans and solution.finish is not Finish.LENGTH:
-                asked.setdefault(problem.question, []).append(i)
-        order = [i for group in asked.values() for i in group]
-        pairs = [(question, [attempts[i][1] for i in group]) for question, group in asked.items()]
+                by_question.setdefault(problem.question, []).append(i)
+        order = [i for indices in by_question.values() for i in indices]
+        pairs = [(question, [attempts[i][1] for i in indices]) for question, indices in by_question.items()]
         for i, verification in zip(order, ask(self.verifier, pairs) if pairs else (), strict=True):
-            found[i] = self._reward(attempts[i][1], verification)
-        return found
+            rewards[i] = self._reward(attempts[i][1], verification)
+        return rewards
 
     def _reward(self, solution: Solution, v: Verification) -> Reward:
-        none = _nothing(solution).steps
+        zeros = _no_reward(solution).steps
         if v.outcome is not Outcome.SCORED:
-            return Reward(solution.id, none, lost=v.reason or f"the verification is {v.outcome}")
+            return Reward(solution.id, zeros, lost=v.reason or f"the verification is {v.outcome}")
         if self.credit == "outcome":
-            return Reward(solution.id, none, v.score if self.aggregate is None else aggregate(v.scores, self.aggregate))
+            return Reward(
+                solution.id, zeros, v.score if self.aggregate is None else aggregate(v.scores, self.aggregate)
+            )
         self._check(solution, v)
         if self.credit == "sum":
             return Reward(solution.id, v.scores)
@@ -123,7 +129,7 @@ class Verified:
         if len(v.scores) == 1:
             raise ConfigError(
                 f"verified: credit={self.credit} needs a score for each step; {kind} gave one for all {steps} steps of "
-                f"{solution.id}. Take credit=outcome, or a verifier of steps (prm)."
+                f"{solution.id}. Use credit=outcome, or a verifier that scores steps (prm)."
             )
         raise DataError(
             f"{kind} gave {len(v.scores)} scores for the {steps} steps of {solution.id}; it must give one for each."
@@ -132,74 +138,76 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Weighted sum of what several sources give. Lost where any of them is: a part of a reward is another reward."""
+    """The weighted sum of several sources' rewards. If one of them is lost, the sum is lost: a partial sum would be
+    another reward."""
 
     parts: tuple[tuple[float, RewardSource], ...]  # (weight, source)
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise ConfigError("mixture: there is nothing to mix; give at least one (weight, source).")
-        if bad := [weight for weight, _ in self.parts if not (math.isfinite(weight) and weight)]:
-            raise ConfigError(f"mixture: weights are numbers other than 0, got {bad}.")
+            raise ConfigError("mixture: nothing to mix; give at least one (weight, source).")
+        if bad_weights := [weight for weight, _ in self.parts if not (math.isfinite(weight) and weight)]:
+            raise ConfigError(f"mixture: weights must be finite and other than 0, got {bad_weights}.")
 
     @property
     def by_step(self) -> bool:
-        """Whether each part that rewards steps at all gives a score for each."""
-        found = [getattr(source, "credit", "outcome") for _, source in self.parts]
-        return "sum" in found and not {"min", "difference"} & set(found)
+        """Whether all sources that reward steps give the scores of the steps."""
+        credits = [getattr(source, "credit", "outcome") for _, source in self.parts]
+        return "sum" in credits and not {"min", "difference"} & set(credits)
 
     def reward(self, attempts: Sequence[Attempt]) -> list[Reward]:
-        each = [source.reward(attempts) for _, source in self.parts]
+        by_source = [source.reward(attempts) for _, source in self.parts]
         weights = [weight for weight, _ in self.parts]
-        return [_sum(weights, rewards) for rewards in zip(*each, strict=True)]
+        return [_sum(weights, rewards) for rewards in zip(*by_source, strict=True)]
 
 
 class RecentRewards:
-    """The latest rewards, and whether too many of them are lost: what is left would teach something else."""
+    """The latest rewards, with a limit on the share of lost ones: the rest would be a biased sample."""
 
     def __init__(self, most_lost: float) -> None:
         if not 0 <= most_lost <= 1:
-            raise ConfigError(f"rewards: most_lost is a share from 0 to 1, got {most_lost}.")
+            raise ConfigError(f"rewards: most_lost must be a share from 0 to 1, got {most_lost}.")
         self.most_lost = most_lost
         self.rewards: deque[Reward] = deque(maxlen=LATEST)
 
     def add(self, rewards: Iterable[Reward]) -> None:
-        """Raises StageError with the commonest reasons when the share of lost ones is above `most_lost`."""
+        """Raises StageError with the most frequent reasons when the share of lost rewards is above `most_lost`."""
         self.rewards.extend(rewards)
         lost = Counter(r.lost for r in self.rewards if r.lost)
         if len(self.rewards) >= ENOUGH and lost.total() > self.most_lost * len(self.rewards):
-            reasons = "; ".join(f"{why} ({n})" for why, n in lost.most_common(3))
+            reasons = "; ".join(f"{reason} ({n})" for reason, n in lost.most_common(3))
             raise StageError(
                 f"{lost.total()} of the latest {len(self.rewards)} attempts have no reward, more than the share of "
-                f"{self.most_lost} allowed (most_lost): {reasons}. See to the reasons, or allow more."
+                f"{self.most_lost} allowed (most_lost): {reasons}. Remove the causes, or raise most_lost."
             )
 
     @property
     def mean(self) -> float:
-        """Of the known ones; 0 before there is any."""
+        """The mean of the known rewards; 0 if there are none."""
         known = [r.total for r in list(self.rewards) if not r.lost]
         return math.fsum(known) / len(known) if known else 0.0
 
 
 def softmin(scores: Sequence[float], temperature: float) -> tuple[float, ...]:
-    """s_i exp(-s_i / T) / sum_j exp(-s_j / T). At T = 0 all is the first least one's, and the sum is the minimum."""
-    least = min(scores)
+    """s_i exp(-s_i / T) / sum_j exp(-s_j / T). At T = 0 only the first lowest score is kept, and the sum is the
+    minimum."""
+    lowest = min(scores)
     if temperature == 0:
-        first = scores.index(least)
+        first = scores.index(lowest)
         return tuple(s if i == first else 0.0 for i, s in enumerate(scores))
-    weights = [math.exp((least - s) / temperature) for s in scores]
+    weights = [math.exp((lowest - s) / temperature) for s in scores]
     total = math.fsum(weights)
     return tuple(s * w / total for s, w in zip(scores, weights, strict=True))
 
 
-def _nothing(solution: Solution) -> Reward:
+def _no_reward(solution: Solution) -> Reward:
     return Reward(solution.id, (0.0,) * len(solution.spans))
 
 
 def _sum(weights: Sequence[float], rewards: Sequence[Reward]) -> Reward:
     steps = tuple(
-        math.fsum(w * s for w, s in zip(weights, each, strict=True))
-        for each in zip(*(r.steps for r in rewards), strict=True)
+        math.fsum(w * s for w, s in zip(weights, step_rewards, strict=True))
+        for step_rewards in zip(*(r.steps for r in rewards), strict=True)
     )
     lost = "; ".join(dict.fromkeys(r.lost for r in rewards if r.lost))
     if lost:

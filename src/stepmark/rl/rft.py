@@ -1,10 +1,11 @@
-"""Rejection sampling fine-tuning: sample, keep what is right and distinct, learn to write that (Yuan et al. 2023, arXiv
-2308.01825; the baseline of Math-Shepherd, section 3.5, with 8 samples a problem).
+"""Rejection sampling fine-tuning: sample solutions, keep the correct and distinct ones, and fine-tune on them (Yuan et
+al. 2023, arXiv 2308.01825; the baseline of Math-Shepherd, section 3.5, with 8 samples per problem).
 
-What is kept is told by gold answers. Distinct are texts; the paper tells solutions apart by their equations.
+Gold answers decide which solutions are correct. Solutions with different texts are distinct; the paper compares their
+equations instead.
 
-    OUT/                    a Hugging Face checkpoint when it is over (stages/train.py)
-    OUT/drawn/              what was sampled, solutions and their grades
+    OUT/                    a Hugging Face checkpoint, written when training is finished (stages/train.py)
+    OUT/drawn/              the sampled solutions and their grades
 
     found = rft("generator/", problems, grader, "policy/", samples=8, params=params, train=TrainSettings(lr=1e-4))
 """
@@ -43,26 +44,26 @@ def rft(
     steps: str = "line",
     progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
-    """Fine-tunes the checkpoint `policy` on its own right solutions; goes on after a kill, and returns at once when
-    `out` holds the finished result. `template` is "{question}\\n" unless given. Raises DataError when no sample is
-    right, ConfigChanged when `out` holds another call's."""
+    """Fine-tunes the checkpoint `policy` on its own correct solutions. Resumes after a kill, and returns at once when
+    `out` holds the finished result. `template` is "{question}\\n" by default. Raises DataError when no sample is
+    correct, and ConfigChanged when `out` belongs to another call."""
     out, template = Path(out), template or Template("{question}\n")
     params = params or SamplingParams(max_tokens=256)
     drawn = out / "drawn"
-    asked = {
+    identity = {
         "policy": checkpoints.digest(policy),
         "template": template.hash,
         "steps": steps,
         "samples": samples,
         "params": repr(params),
     }
-    training_log.claim(drawn, asked | {"problems": digest(problems), "grader": described(grader)})
+    training_log.claim(drawn, identity | {"problems": digest(problems), "grader": described(grader)})
     with (
         Records[Solution](drawn / "solutions.jsonl", Solution) as solutions,
         Records[GradedSolution](drawn / "grades.jsonl", GradedSolution) as grades,
     ):
         backend = LocalBackend(str(policy), device=(train or TrainSettings()).device)
-        here = SerialExecutor()
+        executor = SerialExecutor()
         sample(
             problems,
             backend,
@@ -71,26 +72,27 @@ def rft(
             context=template,
             params=params,
             steps=steps,
-            executor=here,
+            executor=executor,
             progress=progress,
         )
-        grade(solutions, problems, grader, grades, executor=here, progress=progress)
-        right = {g.solution_id for g in grades if g.grade.correct}
-        kept = _kept(problems, solutions, right)
-    if not kept:
+        grade(solutions, problems, grader, grades, executor=executor, progress=progress)
+        correct_ids = {g.solution_id for g in grades if g.grade.correct}
+        demonstrations = _demonstrations(problems, solutions, correct_ids)
+    if not demonstrations:
         raise DataError(
-            f"none of {samples} samples at each of {len(problems)} problems is right: nothing to learn from."
+            f"none of {samples} samples at each of {len(problems)} problems is right: nothing to learn from. Draw more "
+            "samples, or use easier problems."
         )
-    return fine_tune(Generator(str(policy), template.text), kept, out, train, progress)
+    return fine_tune(Generator(str(policy), template.text), demonstrations, out, train, progress)
 
 
-def _kept(problems: Sequence[Problem], solutions: Records[Solution], right: set[str]) -> list[Problem]:
-    """Each problem once for every distinct right solution, which is now its demonstration."""
-    own = {p.id: p for p in problems}
+def _demonstrations(problems: Sequence[Problem], solutions: Records[Solution], correct_ids: set[str]) -> list[Problem]:
+    """One problem per distinct correct solution, with that solution as its demonstration."""
+    by_id = {p.id: p for p in problems}
     seen: set[tuple[str, str]] = set()
-    kept = []
-    for s in sorted((s for s in solutions if s.id in right), key=lambda s: (s.problem_id, s.sample)):
+    demonstrations = []
+    for s in sorted((s for s in solutions if s.id in correct_ids), key=lambda s: (s.problem_id, s.sample)):
         if (s.problem_id, s.text) not in seen:
             seen.add((s.problem_id, s.text))
-            kept.append(replace(own[s.problem_id], id=s.id, demonstration=s.text))
-    return kept
+            demonstrations.append(replace(by_id[s.problem_id], id=s.id, demonstration=s.text))
+    return demonstrations

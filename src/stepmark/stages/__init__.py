@@ -1,1 +1,1 @@
-"""One verb a file: plain functions that take plug-ins and records. They never import one another."""
+"""The stages: each module has one plain function that takes plug-ins and records. They do not import one another."""

@@ -1,4 +1,4 @@
-"""Stage: step labels -> a file that other programs train on.
+"""Stage: step labels -> a file in another trainer's format, such as TRL's step-wise supervision.
 
 stepmark export --task arithmetic --split train --labels labels.jsonl --format stepwise --out rows.jsonl
 """
@@ -19,11 +19,11 @@ Estimate = Literal["hard", "soft"]
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written."""
+    """Counts of what was written."""
 
     rows: int
     steps: int
-    left_out: int  # solutions with a step that has no label: such a row would have to make one up
+    left_out: int  # solutions with an unlabelled step: the formats require a label for every step
 
 
 def export(
@@ -34,28 +34,30 @@ def export(
     format: str = "stepwise",
     estimate: Estimate = "hard",
 ) -> Exported:
-    """Writes labelled solutions as a format has them, whole or not at all, one at a time in memory.
+    """Writes labelled solutions in the given format. The file is replaced only when all of it could be written.
+    Memory holds one solution at a time.
 
-    Raises DataError for a solution of no known problem, ConfigError for a format that can't be written."""
+    Raises DataError for a solution whose problem is not in `problems`, and ConfigError for a format that can be read
+    but not written."""
     writer = registry.load("format", format)
     if not isinstance(writer, Writer):
-        raise ConfigError(f"the format {format} can be read, but not written.")
+        raise ConfigError(f"the format {format} can be read, but not written. Choose a format that has `write`.")
     by_id = {p.id: p for p in problems}
     rows = steps = left_out = 0
 
-    def whole() -> Iterator[tuple[Problem, LabelledSolution]]:
+    def fully_labelled() -> Iterator[tuple[Problem, LabelledSolution]]:
         nonlocal rows, steps, left_out
-        for found in labels:
-            if found.solution.problem_id not in by_id:
+        for labelled in labels:
+            if labelled.solution.problem_id not in by_id:
                 raise DataError(
-                    f"labelled solution {found.key!r} is of none of the {len(by_id)} problems given: load the task, "
-                    "split and options that the solutions were made with."
+                    f"labelled solution {labelled.key!r} belongs to none of the {len(by_id)} problems given. Load the "
+                    "task with the split and the options that the solutions were sampled with."
                 )
-            if not found.labels or not all(x.known for x in found.labels):
+            if not labelled.labels or not all(x.known for x in labelled.labels):
                 left_out += 1
                 continue
-            rows, steps = rows + 1, steps + len(found.labels)
-            yield by_id[found.solution.problem_id], found
+            rows, steps = rows + 1, steps + len(labelled.labels)
+            yield by_id[labelled.solution.problem_id], labelled
 
-    writer.write(whole(), out, estimate)
+    writer.write(fully_labelled(), out, estimate)
     return Exported(rows, steps, left_out)

@@ -1,4 +1,4 @@
-"""Stage: solutions -> grades, by the only role that sees the reference answer.
+"""Stage: solutions -> grades. The grader is the only role that sees the reference answer.
 
 stepmark grade --task arithmetic --split test --solutions solutions.jsonl --out grades.jsonl
 """
@@ -20,13 +20,13 @@ from stepmark.types import GradedSolution, Problem, Progress, Solution, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """What the file holds after grading."""
+    """Counts over the whole file after grading."""
 
     solutions: int
     correct: int
     incorrect: int
     ungradable: int  # truncated ones included
-    reasons: tuple[tuple[str, int], ...]  # why ungradable, and how often; the commonest first, ten at the most
+    reasons: tuple[tuple[str, int], ...]  # (reason, count) of ungradable solutions: the ten most frequent
     failed: tuple[work_units.Failed, ...]  # solutions without a grade
 
 
@@ -41,11 +41,12 @@ def grade(
     progress: Callable[[Progress], None] | None = None,
     rows: int = 1024,
 ) -> Graded:
-    """Grades the solutions that `out` lacks.
+    """Grades the solutions that have no grade in `out` yet, `rows` of them in a unit of work.
 
-    Raises DataError for a solution of no known problem, StageError when more than `limits` allow can't be used."""
-    there = out.keys()
-    todo = work_units.pair(problems, (s for s in solutions if s.id not in there))
+    Raises DataError for a solution whose problem is not in `problems`, and StageError when the share of unusable
+    solutions exceeds `limits`."""
+    stored_keys = out.keys()
+    todo = work_units.pair(problems, (s for s in solutions if s.id not in stored_keys))
     failed = work_units.run(
         "grade",
         partial(_grade, grader=grader),
@@ -54,7 +55,7 @@ def grade(
         name=_name,
         weigh=_weigh,
         size=rows,
-        already=len(there),
+        already=len(stored_keys),
         executor=executor,
         progress=progress,
         watch=LimitCheck(limits, of_grades, "solutions"),

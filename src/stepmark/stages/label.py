@@ -1,7 +1,7 @@
-"""Stage: solutions -> one label per step, without a human.
+"""Stage: solutions -> one label per step, without human annotation.
 
-How the evidence is found is the labeller's business (labelers/); this stage feeds it batches that fill the
-engine and stores what comes. With ledgers, each rollout is kept as it comes too, and paid for once.
+The labeller (labelers/) gathers the evidence. This stage gives it batches that are large enough for the backend, and
+stores the labels. With ledgers, each rollout is also stored as soon as it arrives, and is paid for only once.
 
     stepmark label --task arithmetic --solutions solutions.jsonl --model generator/ --out labels.jsonl
 """
@@ -23,25 +23,25 @@ from stepmark.protocols import Executor, Labeler, Tools
 from stepmark.text.grading import grade_solution
 from stepmark.types import Grade, LabelledSolution, Problem, Progress, Rollout, Solution, Unlabelled
 
-ROLES = ("completer", "judge")  # the tools that may cost something, each with a ledger of its own
+ROLES = ("completer", "judge")  # backends that may cost money; each has its own ledger
 References = Callable[[Problem], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What the file holds after labelling."""
+    """Counts over the whole file after labelling."""
 
     solutions: int
     steps: int
-    unknown: int  # steps without any evidence: they teach nothing
-    inferred: int  # steps whose label follows from another step's
-    rollouts: OutcomeCounts  # behind the labels
+    unknown: int  # steps without any evidence: they give no training signal
+    inferred: int  # steps whose label follows from the label of another step
+    rollouts: OutcomeCounts  # outcomes of the rollouts that the labels rest on
     failed: tuple[work.Failed, ...]  # solutions without labels
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A solution to label, and the rollouts of it that an earlier sitting paid for."""
+    """A solution to label, and its rollouts that the ledgers already hold."""
 
     unit: Unlabelled
     known: dict[str, dict[str, Rollout]] = field(default_factory=dict)  # role -> key -> rollout
@@ -61,17 +61,17 @@ def label(
     progress: Callable[[Progress], None] | None = None,
     steps: int = 2048,
 ) -> Labelled:
-    """Labels the solutions that `out` lacks, in batches of about `steps` steps.
+    """Labels the solutions that have no labels in `out` yet, in batches of about `steps` steps.
 
-    `references` gives a problem's correct worked solutions, to labellers that compare with them; by default the
-    problem's own and those of `units` that the grader finds correct. `ledgers` may hold one for each of ROLES.
-    Raises ConfigError for a tool that the labeller needs and lacks, BudgetReached when the budget is spent,
-    StageError when nearly everything fails or more than `limits` allow can't be used."""
+    `references` returns a problem's correct worked solutions, for labellers that compare with them. The default is
+    the problem's own one and those in `units` that the grader finds correct. `ledgers` maps names in ROLES to ledgers.
+    Raises ConfigError when the labeller needs a tool that is missing, BudgetReached when the budget is spent, and
+    StageError when nearly everything fails or the share of unusable rollouts exceeds `limits`."""
     need(labeler, tools, judged=budget is not None, ledgers=ledgers or {})
     if ledgers:
-        out.claim()  # before its ledgers change: two at once would both pay
-    there = out.keys()
-    todo = [u for u in units if u[1].id not in there]
+        out.claim()  # before the ledgers are read: two runs at once would both pay
+    stored_keys = out.keys()
+    todo = [u for u in units if u[1].id not in stored_keys]
     jobs = _jobs(units, todo, labeler, tools, references)
     for role, ledger in (ledgers or {}).items():
         for prompt, rollouts in ledger.open(lambda prompt: prompt.rpartition("@")[0] in jobs).items():
@@ -84,7 +84,7 @@ def label(
         name=_name,
         weigh=_weigh,
         size=steps,
-        already=sum(max(1, len(s.spans)) for _, s in units if s.id in there),
+        already=sum(max(1, len(s.spans)) for _, s in units if s.id in stored_keys),
         executor=executor,
         progress=progress,
         watch=LimitCheck(limits, outcome_counts.of_labels, "rollouts"),
@@ -101,15 +101,15 @@ def label(
 
 
 def need(labeler: Labeler, tools: Tools, judged: bool = False, ledgers: Mapping[str, Ledger] | None = None) -> None:
-    """Raises ConfigError where the labeller needs a tool that there is not, or a budget has no ledger to go by."""
+    """Raises ConfigError when the labeller needs a backend that is missing, or a budget has no ledger to count by."""
     uses: frozenset[str] = getattr(labeler, "uses", frozenset())
     faults = [
-        f"the labeller {type(labeler).__name__} needs a {role}, a model: there is none."
+        f"the labeller {type(labeler).__name__} needs a {role}, and none is given. Name a model for it."
         for role in ROLES
         if role in uses and getattr(tools, role) is None
     ]
     faults += [
-        f"a budget needs a ledger of what the {role} spends."
+        f"a budget needs a ledger for the {role}. Pass one, or leave out the budget."
         for role in ROLES
         if judged and getattr(tools, role) is not None and role not in (ledgers or {})
     ]
@@ -118,7 +118,7 @@ def need(labeler: Labeler, tools: Tools, judged: bool = False, ledgers: Mapping[
 
 
 def ledgers(directory: Path, tools: Tools) -> dict[str, Ledger]:
-    """A ledger for each tool that may cost something: labels.jsonl for the completer, judge.jsonl for the judge."""
+    """A ledger for each backend that may cost money: labels.jsonl for the completer, judge.jsonl for the judge."""
     names = {"completer": "labels", "judge": "judge"}
     return {
         role: Ledger.of(directory / f"{names[role]}.jsonl", backend)
@@ -128,8 +128,8 @@ def ledgers(directory: Path, tools: Tools) -> dict[str, Ledger]:
 
 
 def distinct(units: Sequence[tuple[Problem, Solution]]) -> list[tuple[Problem, Solution]]:
-    """The first of the solutions of a problem that have the same text. For training data; never before a
-    vote, where how often an answer comes is the signal."""
+    """Keeps the first of a problem's solutions with the same text. For training data only: voting needs the
+    duplicates, because it counts how often an answer occurs."""
     first: dict[tuple[str, str], tuple[Problem, Solution]] = {}
     for problem, solution in units:
         first.setdefault((problem.id, solution.text), (problem, solution))
@@ -139,14 +139,14 @@ def distinct(units: Sequence[tuple[Problem, Solution]]) -> list[tuple[Problem, S
 def references_among(
     units: Sequence[tuple[Problem, Solution]], grade: Callable[[Problem, Solution], Grade | None]
 ) -> References:
-    """Each problem's own worked solution, and those of `units` that are correct, each text once."""
-    found: dict[str, dict[str, None]] = {}
+    """A function that returns a problem's own worked solution and the correct ones in `units`, each text once."""
+    references: dict[str, dict[str, None]] = {}
     for problem, solution in units:
-        texts = found.setdefault(problem.id, {problem.reference: None} if problem.reference else {})
-        given = grade(problem, solution)
-        if given is not None and given.correct:
+        texts = references.setdefault(problem.id, {problem.reference: None} if problem.reference else {})
+        solution_grade = grade(problem, solution)
+        if solution_grade is not None and solution_grade.correct:
             texts.setdefault(solution.text)
-    return lambda problem: tuple(found.get(problem.id, ()))
+    return lambda problem: tuple(references.get(problem.id, ()))
 
 
 def _jobs(
@@ -158,7 +158,7 @@ def _jobs(
 ) -> dict[str, _Job]:
     if "references" not in getattr(labeler, "uses", frozenset()):
         return {s.id: _Job(Unlabelled(p, s)) for p, s in todo}
-    if references is None:  # from all units, so that a resumed run sees what the first one saw
+    if references is None:  # from all units, so that a resumed run has the same references
         references = references_among(units, lambda p, s: grade_solution(s, p, tools.grader))
     return {s.id: _Job(Unlabelled(p, s, tuple(references(p)))) for p, s in todo}
 
@@ -178,21 +178,22 @@ def _label(
             known = {key: r for job in jobs for key, r in job.known.get(role, {}).items()}
             recorded[role] = Recorded(backend, ledger, known, budget)
     try:
-        for found in labeler.label([job.unit for job in jobs], replace(tools, **recorded)):  # type: ignore[arg-type]
-            bare = [i for i, x in enumerate(found.labels, 1) if x.failed and not x.known]
-            if bare:
-                yield work.Failed(found.key, f"no rollout of step {bare[0]} came; the ledger has the reasons")
-            elif found.rationales and all(r.lost == "failed" for r in found.rationales):
-                yield work.Failed(found.key, f"no rationale came: {found.rationales[0].text}")
+        for labelled in labeler.label([job.unit for job in jobs], replace(tools, **recorded)):  # type: ignore[arg-type]
+            unlabelled_steps = [i for i, x in enumerate(labelled.labels, 1) if x.failed and not x.known]
+            if unlabelled_steps:
+                reason = f"all rollouts of step {unlabelled_steps[0]} failed; the ledger has the reasons"
+                yield work.Failed(labelled.key, reason)
+            elif labelled.rationales and all(r.lost == "failed" for r in labelled.rationales):
+                yield work.Failed(labelled.key, f"all rationales failed, the first with: {labelled.rationales[0].text}")
             else:
-                yield found
+                yield labelled
     except Exception:
-        # The others are done again, one by one: with what was paid for just now.
+        # The solutions are now labelled again one at a time: pass on the rollouts that are paid for already.
         by_id = {job.unit.solution.id: job for job in jobs}
         for role, backend in recorded.items():
             for key, r in backend.known.items():
-                job = by_id.get(r.prompt_id.rpartition("@")[0])  # none where a labeller names its prompts otherwise
-                if job is not None:
+                job = by_id.get(r.prompt_id.rpartition("@")[0])
+                if job is not None:  # a labeller may choose prompt ids of another form
                     job.known.setdefault(role, {})[key] = r
         raise
 

@@ -1,7 +1,7 @@
-"""Stage: problems -> solutions, n independent samples each.
+"""Stage: problems -> solutions, n independent samples of each problem.
 
-Math-Shepherd (section 4.1) draws 15 solutions per training problem to label and 256 per test problem to choose
-among; that is this stage with another n. Asking for more later adds to what is there, it draws nothing twice.
+Math-Shepherd (section 4.1) labels 15 solutions per training problem and selects among 256 per test problem; both are
+this stage with another n. A later call with a larger n draws only the missing samples.
 
     stepmark sample --task arithmetic --split test --model generator/ --n 16 --out solutions.jsonl
 """
@@ -24,22 +24,22 @@ from stepmark.types import Finish, Problem, Progress, Prompt, Rollout, SamplingP
 
 @dataclass(frozen=True, slots=True)
 class _Missing:
-    """Samples of a problem that are wanted."""
+    """The samples of a problem that are not stored yet."""
 
     problem: Problem
-    indices: tuple[int, ...]  # rising
-    known: dict[str, Rollout] = field(default_factory=dict)  # paid for, by a unit that then failed
+    indices: tuple[int, ...]  # in rising order
+    known: dict[str, Rollout] = field(default_factory=dict)  # rollouts that a failed unit of work has paid for
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the file holds after sampling."""
+    """Counts over the whole file after sampling."""
 
-    problems: int  # asked for
+    problems: int  # problems that the call was given
     solutions: int
     truncated: int  # solutions that ran out of tokens
-    tokens: int  # generated for them, all together
-    failed: tuple[work_units.Failed, ...]  # problems that lack samples
+    tokens: int  # generated tokens of all solutions
+    failed: tuple[work_units.Failed, ...]  # problems with missing samples
 
 
 def sample(
@@ -58,25 +58,25 @@ def sample(
     progress: Callable[[Progress], None] | None = None,
     rows: int = 512,
 ) -> Sampled:
-    """Draws samples 0..n-1 of every problem, those that `out` lacks. `steps` names how texts split into steps.
+    """Draws samples 0..n-1 of every problem, except those that `out` has. `steps` names the step splitter.
 
-    About `rows` solutions make a unit of work: enough to fill the engine, few enough to lose little to a kill. With
-    a `ledger` each is kept as it comes, and nothing is paid for twice. Raises ConfigError for n below 1 or a budget
-    without a ledger, BudgetReached when the budget is spent, StageError when nearly everything fails or more than
-    `limits` allow can't be used."""
+    About `rows` solutions make a unit of work: enough for a full batch, few enough that a kill loses little. With a
+    `ledger` each sample is stored as soon as it arrives, and nothing is paid for twice. Raises ConfigError for n below
+    1 or a budget without a ledger, BudgetReached when the budget is spent, and StageError when nearly everything fails
+    or the share of unusable solutions exceeds `limits`."""
     if n < 1:
-        raise ConfigError(f"n, the samples of each problem, must be at least 1, got {n}.")
+        raise ConfigError(f"n, the number of samples per problem, must be at least 1, got {n}.")
     if budget is not None and ledger is None:
-        raise ConfigError("a budget needs a ledger of what sampling spends.")
+        raise ConfigError("a budget needs a ledger for the generator. Pass one, or leave out the budget.")
     if ledger is not None:
-        out.claim()  # before its ledger changes: two at once would both pay
-    there = out.keys()
+        out.claim()  # before the ledger is read: two runs at once would both pay
+    stored_keys = out.keys()
     if ledger is not None:
         ids = {p.id for p in problems}
-        paid = [r for rollouts in ledger.open(ids.__contains__).values() for r in rollouts if r.key not in there]
+        paid = [r for rollouts in ledger.open(ids.__contains__).values() for r in rollouts if r.key not in stored_keys]
         out.append(solution(r, steps) for r in paid if r.index < n)
-        there = out.keys()
-    missing = [_Missing(p, tuple(i for i in range(n) if f"{p.id}#{i}" not in there)) for p in problems]
+        stored_keys = out.keys()
+    missing = [_Missing(p, tuple(i for i in range(n) if f"{p.id}#{i}" not in stored_keys)) for p in problems]
     todo = [m for m in missing if m.indices]
     failed = work_units.run(
         "sample",
@@ -102,7 +102,7 @@ def sample(
 
 
 def solution(rollout: Rollout, steps: str) -> Solution:
-    """A rollout of a whole problem as a solution."""
+    """Converts a rollout that continues a problem's prompt into a Solution with its steps."""
     return Solution(
         id=f"{rollout.prompt_id}#{rollout.index}",
         problem_id=rollout.prompt_id,
@@ -126,20 +126,20 @@ def _sample(
     budget: Budget | None,
 ) -> Iterator[Solution | work_units.Failed]:
     known = {key: r for missing in unit for key, r in missing.known.items()}
-    recorded = generator if ledger is None else Recorded(generator, ledger, known, budget)
+    backend = generator if ledger is None else Recorded(generator, ledger, known, budget)
     prompts = [
         Prompt(id=missing.problem.id, context=context(missing.problem), n=count, first=first)
         for missing in unit
         for first, count in runs(missing.indices)
     ]
     try:
-        for rollout in recorded.sample(prompts, params):
+        for rollout in backend.sample(prompts, params):
             if rollout.finish is Finish.FAILED:
                 yield work_units.Failed(rollout.key, rollout.reason)
             else:
                 yield solution(rollout, steps)
     except Exception:
-        # The others are done again, one by one: with what was paid for just now.
+        # The problems are now sampled again one at a time: pass on the rollouts that are paid for already.
         for missing in unit:
             missing.known.update((key, r) for key, r in known.items() if r.prompt_id == missing.problem.id)
         raise

@@ -1,14 +1,14 @@
 """One training loop for everything that learns: the generator, outcome and process verifiers.
 
-What differs is the *trainee*: how it turns an example into token ids and targets, and its loss. A verifier's
-trainee is the verifier itself, so what is trained and what is scored can't drift apart. The loop packs, casts,
-accumulates, logs and checkpoints; killed at any moment, the same call goes on from the last checkpoint and
-ends with the weights that an undisturbed run ends with.
+Only the *trainee* differs: it encodes an example as token ids and targets, and computes the loss. A verifier is its
+own trainee, so training and scoring use the same encoding. The loop packs sequences, sets the precision, accumulates
+gradients, logs, and writes checkpoints. After a kill the same call resumes from the last checkpoint and ends with the
+same weights as an uninterrupted run.
 
-    OUT/                    a Hugging Face checkpoint when training is over, and then trained.json
+    OUT/                    a Hugging Face checkpoint and trained.json, written when training is finished
     OUT/train.jsonl         one line per logged update
     OUT/tensorboard/        the same figures for TensorBoard
-    OUT/.training/          the newest checkpoint (weights, optimiser, place in the data), while it lasts
+    OUT/.training/          the newest training state (weights, optimiser, position in the data), removed at the end
 
     stepmark train prm --base generator/ --labels labels.jsonl --out prm/
 """
@@ -41,22 +41,22 @@ if TYPE_CHECKING:
 
 Example = TypeVar("Example", contravariant=True)
 
-KEPT = ".training"  # the checkpoint's directory
+KEPT = ".training"  # directory of the training state
 
 
 class Trainee(Protocol[Example]):
-    """What the loop needs to know of the thing that learns."""
+    """What the loop needs from a generator or verifier that is trained."""
 
     def build(self) -> torch.nn.Module:
         """The module to train, with its starting weights."""
         ...
 
     def encode_example(self, example: Example) -> Encoded | None:
-        """Ids and targets; None for an example that teaches nothing."""
+        """Token ids and targets; None for an example without a training signal."""
         ...
 
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
-        """This batch's share of the update's loss: summed over batches it is the update's mean."""
+        """This batch's share of the update's loss. The sum over the update's batches is the mean loss."""
         ...
 
     def save(self, model: torch.nn.Module, out: Path) -> None:
@@ -69,24 +69,24 @@ class Trainee(Protocol[Example]):
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How to train. Raises ConfigError at once for values that can't be."""
+    """Settings of the training loop. Raises ConfigError for values out of range, all of them at once."""
 
     epochs: float = 1.0  # passes over the data
     lr: float = 1e-3  # peak learning rate (AdamW); a pretrained 7B model wants about 1e-6
-    batch_tokens: int = 8192  # tokens per optimiser update
-    accumulate: int = 1  # forward and backward passes that an update is split into, to save memory
+    batch_tokens: int = 8192  # tokens per update
+    accumulate: int = 1  # number of forward and backward passes per update; more of them need less memory
     row_tokens: int = 256  # length of a packed row
-    warmup: float = 0.05  # share of the updates over which the rate rises
-    final_lr: float = 0.1  # rate at the end of the cosine, as a share of the peak
+    warmup: float = 0.05  # share of the updates over which the learning rate rises
+    final_lr: float = 0.1  # learning rate at the end of the cosine, as a share of the peak
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0  # larger gradients are scaled down to this norm
-    precision: str = "auto"  # float32, or bfloat16 autocast; auto picks what is faster here
-    checkpoint_seconds: float = 30.0  # at most this much work is lost to a kill
-    log_every: int = 10  # updates
-    tensorboard: bool = True  # write event files too, where tensorboard is installed
+    precision: str = "auto"  # float32, or bfloat16 autocast; auto picks the faster one for the device
+    checkpoint_seconds: float = 30.0  # seconds between checkpoints: a kill loses at most this much work
+    log_every: int = 10  # updates between log lines
+    tensorboard: bool = True  # also write event files, if tensorboard is installed
     device: str = "auto"
-    threads: int = 1  # CPU threads in a matrix product: two gain a third when idle, lose nine tenths when busy
-    seed: int = 0  # order of the data, and new heads
+    threads: int = 1  # CPU threads of a matrix product: two are 1/3 faster on an idle machine, 10x slower on a busy one
+    seed: int = 0  # of the order of the data and the weights of new heads
 
     def __post_init__(self) -> None:
         faults = [
@@ -104,33 +104,33 @@ class TrainSettings:
             if not getattr(self, k) > 0
         ]
         if not 0 <= self.warmup < 1:
-            faults.append(f"train: warmup is a share of the updates, from 0 to below 1, got {self.warmup}.")
+            faults.append(f"train: warmup must be a share of the updates, from 0 to below 1, got {self.warmup}.")
         if self.precision not in ("auto", "float32", "bfloat16"):
-            faults.append(f"train: precision is auto, float32 or bfloat16, got {self.precision!r}.")
+            faults.append(f"train: precision must be auto, float32 or bfloat16, got {self.precision!r}.")
         if faults:
             raise ConfigError(faults)
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What training came to."""
+    """The result of a training run, as trained.json stores it."""
 
     path: str  # the checkpoint directory
     examples: int  # sequences trained on
-    skipped: int  # examples that taught nothing, or were longer than the model's positions
+    skipped: int  # examples without a training signal, or longer than the model's positions
     updates: int
     tokens: int  # tokens seen, all epochs together
     loss: float  # mean over the last tenth of the updates
-    seconds: float  # spent training, all sittings together
+    seconds: float  # time spent training, summed over resumed calls
 
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """The trainee that makes a generator: next-token loss on demonstrations (supervised fine-tuning)."""
+    """The trainee for a generator: supervised fine-tuning on demonstrations with the next-token loss."""
 
     path: str  # checkpoint to start from
     template: str = "{question}\n"
-    prompt_loss_weight: float = 0.0  # next-token weight of the question's own tokens; above 0 helps from random weights
+    prompt_loss_weight: float = 0.0  # loss weight of the question's tokens; above 0 helps training from random weights
     trust_remote_code: bool = False
 
     def build(self) -> torch.nn.Module:
@@ -169,19 +169,21 @@ def train(
     settings: TrainSettings | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
-    """Trains, or goes on training, or returns at once when `out` holds the finished result of the same call.
+    """Trains, or resumes training, or returns at once when `out` holds the finished result of the same call.
 
-    Raises ConfigChanged when `out` holds another configuration's, DataError when no example teaches anything."""
+    Raises ConfigChanged when `out` belongs to another configuration, and DataError when no example has a training
+    signal."""
     settings = settings or TrainSettings()
     out = Path(out)
     if callable(getattr(trainee, "fit", None)):
         return _fit(trainee, examples, out)
-    choose = getattr(trainee, "choose", None)  # optional: which of the examples are worth training on
+    choose = getattr(trainee, "choose", None)  # optional method of a trainee: selects the examples to train on
     chosen = choose(examples) if choose is not None else examples
     encoded = [e for e in map(trainee.encode_example, chosen) if e is not None]
     if not encoded:
         raise DataError(
-            f"none of the {len(examples)} examples has anything to learn from: no demonstration, or no label."
+            f"none of the {len(examples)} examples has a training signal: no demonstration, or no label. Give a "
+            "generator problems with demonstrations or reference solutions, and a verifier labelled solutions."
         )
     identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)}
     training_log.claim(out, identity)
@@ -191,19 +193,19 @@ def train(
 
 
 def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
-    """For a trainee of a few numbers, which has a closed way to them: `fit(examples, out)` returns on how many
-    targets it did so. What it wrote is whole once trained.json is there."""
-    facts = [(p.question, x.key, x.solution.text, x.labels, x.grade.verdict) for p, x in examples]
-    data = hashlib.sha256(repr(facts).encode())
-    training_log.claim(out, {"trainee": _describe(trainee), "data": data.hexdigest()[:16]})
+    """Trains a trainee that has `fit` instead of a loss, such as a regression on a few features. `fit(examples, out)`
+    writes the parameters and returns the number of targets. The result is complete once trained.json exists."""
+    training_data = [(p.question, x.key, x.solution.text, x.labels, x.grade.verdict) for p, x in examples]
+    data_digest = hashlib.sha256(repr(training_data).encode())
+    training_log.claim(out, {"trainee": _describe(trainee), "data": data_digest.hexdigest()[:16]})
     if not (out / "trained.json").exists():
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             count = trainee.fit(examples, out)
-        except BaseException:  # nothing was computed that other data could spoil
+        except BaseException:  # nothing is stored yet, so that a call with other data may use the directory
             (out / "training.json").unlink(missing_ok=True)
             raise
-        result = Trained(str(out), count, 0, 0, 0, 0.0, round(time.monotonic() - began, 2))
+        result = Trained(str(out), count, 0, 0, 0, 0.0, round(time.monotonic() - started, 2))
         write_json(out / "trained.json", asdict(result))
     return Trained(**json.loads((out / "trained.json").read_text()))
 
@@ -213,19 +215,29 @@ def _describe(trainee: object) -> dict[str, Any]:
 
 
 def vars_of(settings: object) -> dict[str, Any]:
-    """A dataclass's fields, or nothing for an object that is none."""
+    """The fields of a dataclass; an empty dictionary for any other object."""
     return asdict(settings) if hasattr(settings, "__dataclass_fields__") else {}  # type: ignore[call-overload]
 
 
 def _digest(encoded: Sequence[Encoded]) -> str:
-    h = hashlib.sha256()
+    digest = hashlib.sha256()
     for e in encoded:
-        h.update(repr((e.ids, e.at, e.targets, e.weights, *((e.parts,) if e.parts else ()))).encode())
-    return h.hexdigest()[:16]
+        digest.update(
+            repr(
+                (
+                    e.ids,
+                    e.at,
+                    e.targets,
+                    e.weights,
+                    *((e.parts,) if e.parts else ()),
+                )
+            ).encode()
+        )
+    return digest.hexdigest()[:16]
 
 
 class _Loop(Generic[Example]):
-    """The state of one training run. What update u does is a pure function of the seed, u and the weights."""
+    """The state of one training run. Update u is a pure function of the seed, u and the weights."""
 
     def __init__(
         self,
@@ -243,12 +255,15 @@ class _Loop(Generic[Example]):
         torch.manual_seed(settings.seed)
         torch.set_num_threads(settings.threads)
         self.model = trainee.build().to(self.device).train()
-        # Scoring refuses what is longer than the model's positions, so nothing longer is learned from either.
+        # Scoring refuses sequences longer than the model's positions, so training leaves them out too.
         limit = getattr(getattr(self.model, "config", None), "max_position_embeddings", math.inf)
         self.encoded = [e for e in encoded if e.longest <= limit]
         self.skipped = skipped + len(encoded) - len(self.encoded)
         if not self.encoded:
-            raise DataError(f"each of the {len(encoded)} examples is longer than the model's {limit} positions.")
+            raise DataError(
+                f"each of the {len(encoded)} examples is longer than the model's {limit} positions. "
+                "Give shorter examples, or a model with more positions."
+            )
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -260,120 +275,123 @@ class _Loop(Generic[Example]):
         self.losses: list[float] = []
 
     def _plan(self) -> list[list[list[int]]]:
-        """All updates. Epochs pack into more or fewer of them, so none is assumed to be as long as another."""
-        whole = int(self.settings.epochs)
-        plan = [update for epoch in range(whole) for update in self._epoch(epoch)]
-        if part := self.settings.epochs - whole:
-            last = self._epoch(whole)
-            plan += last[: math.ceil(part * len(last))]
+        """All updates. Each epoch packs differently, so that epochs may differ in their number of updates."""
+        full_epochs = int(self.settings.epochs)
+        plan = [update for epoch in range(full_epochs) for update in self._epoch(epoch)]
+        if fraction := self.settings.epochs - full_epochs:
+            last = self._epoch(full_epochs)
+            plan += last[: math.ceil(fraction * len(last))]
         return plan
 
     def _epoch(self, epoch: int) -> list[list[list[int]]]:
-        """The epoch's updates: each a list of rows, each a list of sequences. Sequences too long for a row get
-        their own."""
+        """The updates of an epoch. An update is a list of rows, and a row is a list of indices into `encoded`. A
+        sequence longer than `row_tokens` has a row of its own."""
         order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.encoded))
         rows = packing.pack([len(e) for e in self.encoded], order.tolist(), self.settings.row_tokens)
-        # Packing closes full rows first: shuffle, or the epoch would end on the leftovers.
-        mix = np.random.default_rng([self.settings.seed, epoch, 1]).permutation(len(rows))
-        size = self.rows_per_update
-        return [[rows[r] for r in mix[i : i + size]] for i in range(0, len(rows), size)]
+        # Packing emits full rows first. Without a shuffle, the epoch would end with the short leftover rows.
+        row_order = np.random.default_rng([self.settings.seed, epoch, 1]).permutation(len(rows))
+        per_update = self.rows_per_update
+        return [[rows[r] for r in row_order[i : i + per_update]] for i in range(0, len(rows), per_update)]
 
     def run(self) -> Trained:
         self._resume()
-        began, saved = time.monotonic() - self.seconds, time.monotonic()
+        started, last_save = time.monotonic() - self.seconds, time.monotonic()
         with self._writer() as write:
             for rows in self.plan[self.update :]:
-                self.losses.append(self._step(rows))
+                self.losses.append(self._run_update(rows))
                 self.update += 1
-                self.seconds = time.monotonic() - began
+                self.seconds = time.monotonic() - started
                 if self.update % self.settings.log_every == 0 or self.update == self.updates:
                     write(self.update, float(np.mean(self.losses[-self.settings.log_every :])))
-                if time.monotonic() - saved > self.settings.checkpoint_seconds:
+                if time.monotonic() - last_save > self.settings.checkpoint_seconds:
                     self._checkpoint()
-                    saved = time.monotonic()
+                    last_save = time.monotonic()
         return self._finish()
 
-    def _step(self, rows: list[list[int]]) -> float:
+    def _run_update(self, rows: list[list[int]]) -> float:
         import torch
 
-        groups = [[[self.encoded[i] for i in row] for row in part] for part in _split(rows, self.settings.accumulate)]
-        flat = [e for group in groups for row in group for e in row]
+        groups = [
+            [[self.encoded[i] for i in row] for row in rows_part]
+            for rows_part in _split(rows, self.settings.accumulate)
+        ]
+        sequences = [e for group in groups for row in group for e in row]
         totals = packing.Totals(
-            scores=max(1.0, float(sum(len(e.targets) for e in flat))),
-            next_tokens=max(1e-9, float(sum(sum(e.weights[1:]) for e in flat))),
-            sequences=float(len(flat)),
+            scores=max(1.0, float(sum(len(e.targets) for e in sequences))),
+            next_tokens=max(1e-9, float(sum(sum(e.weights[1:]) for e in sequences))),
+            sequences=float(len(sequences)),
         )
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.update)  # dropout is the same after a kill
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.update)  # the same dropout after a resume
         rate = self._rate(self.update)
-        for g in self.optimizer.param_groups:
-            g["lr"] = rate
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = rate
         total = 0.0
         for group in groups:
-            b = packing.batch(group, self.trainee.pad_id, self.device)
+            batch = packing.batch(group, self.trainee.pad_id, self.device)
             with optimization.autocast(self.settings.precision, self.device):
-                loss = self.trainee.loss(self.model, b, totals)
+                loss = self.trainee.loss(self.model, batch, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
-        for what, value in (("loss", total), ("gradient's norm", norm)):
+        for quantity, value in (("loss", total), ("gradient's norm", norm)):
             if not math.isfinite(value):
                 raise DataError(
-                    f"the {what} became {value} at update {self.update}; the weights were left as they were before it. "
-                    f"Lower lr ({self.settings.lr}), in another directory, or look at the data."
+                    f"the {quantity} became {value} at update {self.update}; that update was not applied. "
+                    f"Check the data, or train in another directory with a lower lr ({self.settings.lr})."
                 )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.tokens += sum(len(e) for e in flat)
+        self.tokens += sum(len(e) for e in sequences)
         return total
 
     def _rate(self, update: int) -> float:
         s = self.settings
         return optimization.learning_rate(update, self.updates, s.lr, s.warmup, s.final_lr)
 
-    # ---- what survives a kill ----
+    # ---- saving and resuming ----
 
     def _checkpoint(self) -> None:
-        """There is always a whole one, the old or the new."""
+        """Replaces the stored training state. At any moment either the old or the new one is complete."""
         import torch
 
-        place = {"update": self.update, "tokens": self.tokens, "seconds": self.seconds, "losses": self.losses}
+        progress = {"update": self.update, "tokens": self.tokens, "seconds": self.seconds, "losses": self.losses}
         with store.replacing(self.out / KEPT) as new:
             torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, new / "state.pt")
-            write_json(new / "place.json", place)
+            write_json(new / "place.json", progress)
 
     def _resume(self) -> None:
         import torch
 
-        kept = store.settled(self.out / KEPT)
-        if not (kept / "place.json").exists():
+        checkpoint = store.settled(self.out / KEPT)
+        if not (checkpoint / "place.json").exists():
             return
-        state = torch.load(kept / "state.pt", map_location=self.device, weights_only=True)
+        state = torch.load(checkpoint / "state.pt", map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        place = json.loads((kept / "place.json").read_text())
-        self.update, self.tokens = place["update"], place["tokens"]
-        self.seconds, self.losses = place["seconds"], place["losses"]
+        progress = json.loads((checkpoint / "place.json").read_text())
+        self.update, self.tokens = progress["update"], progress["tokens"]
+        self.seconds, self.losses = progress["seconds"], progress["losses"]
 
     def _finish(self) -> Trained:
         self.trainee.save(self.model.eval(), self.out)
-        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        last_losses = self.losses[-max(1, len(self.losses) // 10) :]
         result = Trained(
             path=str(self.out),
             examples=len(self.encoded),
             skipped=self.skipped,
             updates=self.update,
             tokens=self.tokens,
-            loss=float(np.mean(tail)),
+            loss=float(np.mean(last_losses)),
             seconds=round(self.seconds, 2),
         )
         write_json(self.out / "trained.json", asdict(result))
-        for place in self.out.glob(KEPT + "*"):
-            shutil.rmtree(place, ignore_errors=True)
+        for directory in self.out.glob(KEPT + "*"):
+            shutil.rmtree(directory, ignore_errors=True)
         return result
 
     @contextlib.contextmanager
     def _writer(self) -> Iterator[Callable[[int, float], None]]:
-        """Logs to train.jsonl, TensorBoard and the progress callback."""
+        """A function that logs to train.jsonl, TensorBoard and the progress callback."""
         with training_log.writer(self.out, "train.jsonl", self.update, self.settings.tensorboard) as line:
 
             def write(update: int, loss: float) -> None:

@@ -1,23 +1,23 @@
-"""Word problems in English whose every step can be checked exactly: the task that Stepmark measures itself on.
+"""Word problems in English, each step of which can be checked exactly: Stepmark's own benchmark.
 
     Ann has 5 apples. Ben has 4 fewer than Ann. Cat has 2 times as many as Ben. How many apples does Cat have?
     Ben has 5 - 4 = 1.
     Cat has 1 * 2 = 2.
     The answer is 2.
 
-It stands in for GSM8K where Math-Shepherd (arXiv 2312.08935) needs what no data set has: the truth about
-each step, to measure Monte-Carlo labels against (their section 4.4 has 160 steps labelled by hand). Numbers are small
-and always follow a space, and people come in a fixed order, because a network of a few hundred thousand
-parameters learns that within a few million tokens, and learns neither digits nor the binding of random names.
+It replaces GSM8K because it has the truth about each step, against which Monte-Carlo labels can be measured.
+Math-Shepherd (arXiv 2312.08935, section 4.4) labels 160 steps of GSM8K by hand for this. Numbers are small and always
+follow a space, and people come in a fixed order: a model of a few hundred thousand parameters learns that from a few
+million tokens, but not digits, and not which random name has which number.
 
 Splits: train, dev, test (3 to 5 steps), hard (longer chains), unseen (the lengths of train, other wording).
-A problem's numbers and operations decide by their hash which split may hold it, so no two splits share a
-problem, whatever the seeds and settings; within a split all are distinct.
+A hash of a problem's numbers and operations decides which split it belongs to, so no two splits share a problem,
+whatever the seeds and settings. Within a split all problems are distinct.
 
-`noise` plants misconceptions in `Problem.demonstration` (what a generator learns from), never in `reference`:
-"fewer" read as "more", "3 times as many" read as "3 more". As the majority they mislead a vote. Questions do not
-depend on `noise`. A demonstration whose carried errors would leave 0..max_value is drawn again, which makes
-errors that lead there a little rarer than their nominal rate.
+`noise` plants misconceptions in `Problem.demonstration` (the generator's training data), never in `reference`:
+"fewer" read as "more", "3 times as many" read as "3 more". If most demonstrations have them, voting is misled. The
+questions do not depend on `noise`. A demonstration in which an error leads to a number outside 0..max_value is drawn
+again, so such errors are a little rarer than their nominal rate.
 
     stepmark sample --task arithmetic --split test --model generator/ --out solutions.jsonl
 """
@@ -43,8 +43,8 @@ LONGEST = len(NAMES) - 1  # steps: one person per step and one to start from
 SIGNS = {"more": "+", "fewer": "-", "times": "*"}
 MISREAD_AS = {"fewer": "more", "times": "more"}
 
-# kind of sentence -> its wordings: the first is used everywhere but in "unseen", which uses the others.
-# The same table writes questions and reads them back. Every number follows a space.
+# kind of sentence -> its wordings. The split "unseen" uses all but the first one, the other splits use the first one.
+# The same table serves to write and to read questions. Every number follows a space.
 WORDINGS: Mapping[str, tuple[str, ...]] = {
     "start": ("{b} has {k} {items}.", "{b} owns {k} {items}.", "There are {k} {items} with {b}."),
     "more": ("{b} has {k} more than {a}.", "{b} owns {k} over what {a} has.", "Compared to {a}, {b} has {k} extra."),
@@ -60,7 +60,7 @@ WORDINGS: Mapping[str, tuple[str, ...]] = {
         "Find the number of {items} with {b}.",
     ),
 }
-# split -> the hundredths of the hash that are its own
+# split -> its range of the hash, in hundredths
 SHARES = {"train": (0, 60), "dev": (60, 70), "test": (70, 80), "hard": (80, 90), "unseen": (90, 100)}
 
 RIGHT, MISCONCEPTION, SLIP, OPERAND, OTHER = "right", "misconception", "slip", "operand", "other"
@@ -68,11 +68,11 @@ RIGHT, MISCONCEPTION, SLIP, OPERAND, OTHER = "right", "misconception", "slip", "
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One person's number from another's."""
+    """How one person's number follows from another's."""
 
     op: str  # a key of SIGNS
-    person: str  # whose number it starts from
-    k: int  # by how much, or how many times
+    person: str  # the other person
+    k: int  # the operand: how many more or fewer, or how many times
 
     def apply(self, value: int) -> int:
         return {"more": value + self.k, "fewer": value - self.k, "times": value * self.k}[self.op]
@@ -80,41 +80,35 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What a question says, and what follows from it."""
+    """The content of a question, with the true numbers."""
 
-    rules: Mapping[str, _Rule]  # by person; the one the chain starts from has none
+    rules: Mapping[str, _Rule]  # by person; the first person has none
     values: Mapping[str, int]  # every person's true number
-    asked: str  # whose number is the answer
-    items: str  # what is counted, plural
+    asked: str  # the person whose number is the answer
+    items: str  # the things that are counted, plural
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The task. Raises ConfigError, at construction, with every setting that can't be."""
+    """The task. Its constructor raises ConfigError with all settings that are not allowed."""
 
     steps_min: int = 3  # shortest chain, in steps; 2 to 8
-    steps_max: int = 5  # longest chain of train, dev, test and unseen; hard goes on from here to at most 8
-    noise: float = (
-        0.0  # chance that a step of a kind in `misread` is misread in a demonstration; 0 plants no error at all
-    )
-    misread: Sequence[str] = (
-        "fewer",
-        "times 3",
-    )  # kinds of step open to misreading: "fewer", "times", or with a number
-    consistent: bool = False  # True draws a misreading once for a problem and kind, False at each step anew
-    slips: float = 0.04  # chance, where noise > 0, that a step not misread states a result off by one or two
-    wrong_operands: float = (
-        0.04  # chance, where noise > 0, that one neither misread nor slipped takes another person's number
-    )
-    # Share of train's demonstrations in which, after "Again:", somebody who makes no mistakes works anew and compares
-    # what comes out with what stands above; nobody says whether that is right. From these a small model learns to.
+    steps_max: int = 5  # longest chain of train, dev, test and unseen; hard has longer chains, of at most 8
+    noise: float = 0.0  # chance that a demonstration misreads a step of a kind in `misread`; 0 plants no errors at all
+    misread: Sequence[str] = ("fewer", "times 3")  # kinds of steps that may be misread: fewer, times, or with a number
+    consistent: bool = False  # True draws a misreading once per problem and kind, False at each step
+    slips: float = 0.04  # chance, if noise > 0, that a step that is not misread states a result off by one or two
+    # Chance, if noise > 0, that a step that is not misread and has no slip takes another person's number
+    wrong_operands: float = 0.04
+    # Share of train's demonstrations that continue with "Again:", a solution without mistakes, and a comparison of its
+    # numbers with those above. They do not say which are right. A small model learns from them to compare.
     threads: float = 0.0
-    seed: int = 0  # another seed, other problems of the same kind; splits stay disjoint across seeds
+    seed: int = 0  # seed of the problems; splits stay disjoint across seeds
     max_value: int = 60  # every number is in 0..max_value, in demonstrations too
     start_max: int = 20  # the first person has 2..start_max
     amount_max: int = 9  # "more" and "fewer" are by 1..amount_max
     times_max: int = 3  # "times" is by 2..times_max
-    weight_more: float = 1.0  # how often each operation is drawn, relative to the others
+    weight_more: float = 1.0  # relative frequencies of the operations
     weight_fewer: float = 1.0
     weight_times: float = 1.0
     names: str = "ordered"  # "ordered": Ann, Ben, Cat, ...; "random": in any order (much harder to learn)
@@ -124,7 +118,7 @@ class Arithmetic:
     steps: str = field(default="line", init=False)
 
     def __post_init__(self) -> None:
-        # A recipe gives a list, a command line perhaps one word.
+        # A recipe gives a list, but a command line may give a single word.
         object.__setattr__(self, "misread", (self.misread,) if isinstance(self.misread, str) else tuple(self.misread))
         self._check_types()
         kinds = set(MISREAD_AS) | {f"{op} {k}" for op in MISREAD_AS for k in range(1, 100)}
@@ -135,7 +129,7 @@ class Arithmetic:
                 f"need 2 <= steps_min <= steps_max <= {LONGEST}.",
             ),
             *(
-                (0 <= rate <= 1, f"{name}={rate}: a chance is between 0 and 1.")
+                (0 <= rate <= 1, f"{name}={rate}: a chance must be between 0 and 1.")
                 for name, rate in (
                     ("noise", self.noise),
                     ("slips", self.slips),
@@ -172,13 +166,15 @@ class Arithmetic:
             int: ((int,), "a whole number is needed"),
             float: ((int, float), "a number is needed"),
         }
-        got = [
+        typed_fields = [
             (f.name, getattr(self, f.name), *allowed[type(f.default)])
             for f in fields(self)
             if type(f.default) in allowed
         ]
         if faults := [
-            f"task arithmetic: {name}={value!r}: {need}." for name, value, ts, need in got if type(value) not in ts
+            f"task arithmetic: {name}={value!r}: {need}."
+            for name, value, types, need in typed_fields
+            if type(value) not in types
         ]:
             raise ConfigError(faults)
 
@@ -187,8 +183,8 @@ class Arithmetic:
         return {"more": self.weight_more, "fewer": self.weight_fewer, "times": self.weight_times}
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
-        """The first `limit` problems of the split, at most as many as it has. Raises ConfigError for an unknown
-        split, or when the settings allow too few distinct problems to fill it."""
+        """The first `limit` problems of the split. Raises ConfigError for an unknown split, or if the settings allow
+        too few distinct problems."""
         if split not in SHARES:
             raise ConfigError(f"task arithmetic has no split {split!r}. It has: {', '.join(SHARES)}.")
         if split == "hard" and self.steps_max == LONGEST:
@@ -199,14 +195,13 @@ class Arithmetic:
         return ProblemSet(tuple(self._problems(split, size if limit is None else min(limit, size))))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
-        """One flag per step, True up to the first wrong one and False from there on.
+        """One flag per step, True before the first wrong step and False from it on.
 
-        A step is right if it says what a person has, or what the answer is, and every side of its equation is
-        true and follows from the question: "Ben has 5 - 4 = 1", "Ben has 1 apple", "So Cat has 2 x (5 - 4) = 2".
-        The order of steps is free, steps may be left out or merged, `+` and `*` may be commuted. A step that
-        can't be read is wrong. Nothing after a wrong step is right, even where a later line happens
-        to be true: a faithful continuation builds on what was written. Raises DataError if the question isn't
-        of this task."""
+        A step is correct if it states a person's number or the answer, and every side of its equation is true and
+        follows from the question: "Ben has 5 - 4 = 1", "Ben has 1 apple", "So Cat has 2 x (5 - 4) = 2". Steps may come
+        in any order, may be left out or merged, and `+` and `*` commute. A step that can't be read is wrong. All steps
+        after a wrong step are wrong, even if a line is true by itself, because they build on a wrong number. Raises
+        DataError for a question of another task."""
         facts = _read(problem.question)
         flags: list[bool] = []
         for step in solution.steps:
@@ -214,15 +209,15 @@ class Arithmetic:
         return tuple(flags)
 
     def error_kind(self, problem: Problem, solution: Solution) -> str | None:
-        """What the first wrong step is: "misconception" (the rule read as in MISREAD_AS), "slip" (right expression,
-        wrong result), "operand" (right operation on a wrong number) or "other"; None if all steps are right."""
+        """The kind of the first error: "misconception" (the rule read as in MISREAD_AS), "slip" (correct expression,
+        wrong result), "operand" (correct operation on a wrong number) or "other"; None if all steps are correct."""
         facts = _read(problem.question)
         return next((kind for step in solution.steps if (kind := _judge(step, facts)) != RIGHT), None)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """Each step worked out anew, then what the solution says of each person beside it, and the answer at the end.
-        Raises DataError if the question isn't of this task."""
-        return "".join(f"{line}\n" for line in _anew(_read(problem.question), solution.steps))
+        """A correct solution, then a comparison of its numbers with the solution's, person by person, and of the
+        answers. Raises DataError for a question of another task."""
+        return "".join(f"{line}\n" for line in _verification(_read(problem.question), solution.steps))
 
     def _problems(self, split: str, count: int) -> Iterator[Problem]:
         seen: set[str] = set()
@@ -231,7 +226,7 @@ class Arithmetic:
             for _ in range(20_000):
                 start, moves = self._draw(rng, split)
                 skeleton = f"{start} " + " ".join(f"{SIGNS[op]}{k}" for op, k in moves)
-                if skeleton not in seen and _may_hold(split, skeleton):
+                if skeleton not in seen and _belongs_to(split, skeleton):
                     break
             else:
                 raise ConfigError(
@@ -255,7 +250,7 @@ class Arithmetic:
             ks = {
                 "more": range(1, min(self.amount_max, self.max_value - value) + 1),
                 "fewer": range(1, min(self.amount_max, value - 1) + 1),
-                # 2 * 2 = 2 + 2: read as "2 more" it would be right by luck
+                # 2 * 2 = 2 + 2: misread as "2 more", it would be correct by luck
                 "times": range(3 if value == 2 else 2, min(self.times_max, self.max_value // value) + 1),
             }
             weights = [w if ks[op] else 0.0 for op, w in self._weights.items()]
@@ -271,13 +266,13 @@ class Arithmetic:
         items = rng.choice(list(ITEMS))
         people = list(NAMES) if self.names == "ordered" else rng.sample(NAMES, len(NAMES))
 
-        def say(kind: str, **slots: object) -> str:
+        def sentence(kind: str, **slots: object) -> str:
             wordings = WORDINGS[kind]
             return (rng.choice(wordings[1:]) if split == "unseen" else wordings[0]).format(items=items, **slots)
 
-        sentences = [say("start", b=people[0], k=start)]
-        sentences += [say(op, a=people[i], b=people[i + 1], k=k) for i, (op, k) in enumerate(moves)]
-        sentences.append(say("ask", b=people[len(moves)]))
+        sentences = [sentence("start", b=people[0], k=start)]
+        sentences += [sentence(op, a=people[i], b=people[i + 1], k=k) for i, (op, k) in enumerate(moves)]
+        sentences.append(sentence("ask", b=people[len(moves)]))
         question = " ".join(sentences)
 
         value = start
@@ -290,32 +285,33 @@ class Arithmetic:
         demonstration = reference
         if self.noise > 0:
             noise_rng = random.Random(f"{self.seed}/{split}/{id}/noise")
-            tries = (self._misled(start, moves, people, noise_rng) for _ in range(100))
-            demonstration = next((text for text in tries if text is not None), reference)
+            attempts = (self._with_errors(start, moves, people, noise_rng) for _ in range(100))
+            demonstration = next((text for text in attempts if text is not None), reference)
         if split == "train" and random.Random(f"{self.seed}/{split}/{id}/threads").random() < self.threads:
             first = demonstration.split("\n")
-            demonstration = thread(first, _anew(_read(question), first))
+            demonstration = thread(first, _verification(_read(question), first))
         return Problem(id, question, str(value), "arithmetic", reference, demonstration)
 
-    def _misled(
+    def _with_errors(
         self, start: int, moves: Sequence[tuple[str, int]], people: Sequence[str], rng: random.Random
     ) -> str | None:
-        """A demonstration with at most one error planted per step, each carried on; None if it leaves 0..max_value."""
+        """A demonstration with at most one planted error per step, on which later steps build; None if a number is
+        outside 0..max_value."""
         values = [start]
         lines: list[str] = []
-        held: dict[str, bool] = {}  # with `consistent`: which misconceptions this demonstrator has
+        misconceptions: dict[str, bool] = {}  # with `consistent`: kind of step -> whether it is misread
         for person, (op, k) in zip(people[1:], moves, strict=False):
             operand, slip, kind = values[-1], 0, next((m for m in (op, f"{op} {k}") if m in self.misread), None)
-            others = [v for v in values[:-1] if v != operand]
+            other_values = [v for v in values[:-1] if v != operand]
             misled = kind is not None and rng.random() < self.noise
             if kind is not None and self.consistent:
-                misled = held.setdefault(kind, misled)
+                misled = misconceptions.setdefault(kind, misled)
             if misled:
                 op = MISREAD_AS[op]
             elif rng.random() < self.slips:
                 slip = rng.choice((-2, -1, 1, 2))
-            elif rng.random() < self.wrong_operands and others:
-                operand = rng.choice(others)
+            elif rng.random() < self.wrong_operands and other_values:
+                operand = rng.choice(other_values)
             result = _Rule(op, "", k).apply(operand) + slip
             if not 0 <= result <= self.max_value:
                 return None
@@ -324,12 +320,12 @@ class Arithmetic:
         return "\n".join([*lines, f"The answer is {values[-1]}."])
 
 
-def _may_hold(split: str, skeleton: str) -> bool:
+def _belongs_to(split: str, skeleton: str) -> bool:
     low, high = SHARES[split]
     return low <= int.from_bytes(hashlib.sha256(skeleton.encode()).digest()[:4]) % 100 < high
 
 
-# --- reading a question back, so that the oracle needs nothing but the problem itself
+# --- reading a question, so that the oracle needs only the problem
 
 _SLOTS = {"a": "[A-Z][a-z]+", "b": "[A-Z][a-z]+", "k": "[0-9]{1,9}", "items": "[a-z]+"}
 
@@ -347,14 +343,14 @@ def _read(question: str) -> _Facts:
     values: dict[str, int] = {}
     asked = items = ""
     for sentence in re.split(r"(?<=[.?])\s+", question.strip()):
-        kind, said = next(((kind, m.groupdict()) for kind, p in _SENTENCES if (m := p.fullmatch(sentence))), ("", {}))
+        kind, slots = next(((kind, m.groupdict()) for kind, p in _SENTENCES if (m := p.fullmatch(sentence))), ("", {}))
         if kind == "start":
-            values[said["b"]] = int(said["k"])
-        elif kind in SIGNS and said["a"] in values:
-            rules[said["b"]] = rule = _Rule(kind, said["a"], int(said["k"]))
-            values[said["b"]] = rule.apply(values[rule.person])
-        elif kind == "ask" and said["b"] in values:
-            asked, items = said["b"], said["items"]
+            values[slots["b"]] = int(slots["k"])
+        elif kind in SIGNS and slots["a"] in values:
+            rules[slots["b"]] = rule = _Rule(kind, slots["a"], int(slots["k"]))
+            values[slots["b"]] = rule.apply(values[rule.person])
+        elif kind == "ask" and slots["b"] in values:
+            asked, items = slots["b"], slots["items"]
         else:
             raise DataError(f"not a question of task arithmetic: its oracle can't read {sentence!r} in {question!r}.")
     if not asked:
@@ -362,12 +358,12 @@ def _read(question: str) -> _Facts:
     return _Facts(rules, values, asked, items)
 
 
-# --- working anew
+# --- writing a verification
 
 
-def _anew(facts: _Facts, steps: Sequence[str]) -> list[str]:
-    """The chain worked out without mistakes, and a comparison with what `steps` say. The last word is the answer's: a
-    solution may be wrong on the way and right at the end."""
+def _verification(facts: _Facts, steps: Sequence[str]) -> list[str]:
+    """A correct solution, and a comparison with the numbers in `steps`. The last word of the comparison is about the
+    answer only, because a solution may have wrong steps and a correct answer."""
     chain = [facts.asked]
     while (rule := facts.rules.get(chain[-1])) is not None:
         chain.append(rule.person)
@@ -376,26 +372,28 @@ def _anew(facts: _Facts, steps: Sequence[str]) -> list[str]:
     for person in people:
         rule = facts.rules[person]
         lines.append(f"{person} has {facts.values[rule.person]} {SIGNS[rule.op]} {rule.k} = {facts.values[person]}.")
-    said = dict[str, str]()
+    stated = dict[str, str]()
     for step in steps:
-        if (m := _STATES.fullmatch(step)) and (found := _stated(m["said"], facts)):
-            said[m["who"]] = found
+        if (m := _STATES.fullmatch(step)) and (number := _stated_number(m["said"], facts)):
+            stated[m["who"]] = number
     m = _ANSWER.fullmatch(steps[-1]) if steps else None
-    answer = "nothing" if m is None else _stated(m["said"], facts) or " ".join(m["said"].removesuffix(".").split())
-    true = str(facts.values[facts.asked])
-    told = [p for p in people if p in said]
-    trues, saids = [str(facts.values[p]) for p in told], [said[p] for p in told]
-    return [*lines, compared([*trues, true], [*saids, answer], same=answer == true)]
+    answer = (
+        "nothing" if m is None else _stated_number(m["said"], facts) or " ".join(m["said"].removesuffix(".").split())
+    )
+    true_answer = str(facts.values[facts.asked])
+    stated_people = [p for p in people if p in stated]
+    true_numbers, stated_numbers = [str(facts.values[p]) for p in stated_people], [stated[p] for p in stated_people]
+    return [*lines, compared([*true_numbers, true_answer], [*stated_numbers, answer], same=answer == true_answer)]
 
 
-def _stated(said: str, facts: _Facts) -> str:
-    """The number that an equation comes to; "" where there is none."""
-    sides = _sides(said, facts.items)
+def _stated_number(text: str, facts: _Facts) -> str:
+    """The number at the end of an equation; "" if there is none."""
+    sides = _sides(text, facts.items)
     number = _number(sides[-1]) if sides else None
     return "" if number is None else f"{number:g}"
 
 
-# --- judging one line, given that all before it were right
+# --- judging one line, given that all lines before it are correct
 
 _LEAD = r"(?:Step\s+[0-9]+\s*[:.]\s*|[0-9]+[.)]\s+)?(?:(?:So|Then|Thus|Hence|Therefore|Now|Next|Finally|And),?\s+)?"
 _ANSWER = re.compile(
@@ -412,15 +410,15 @@ def _judge(line: str, facts: _Facts) -> str:
     who = facts.asked if answer else m["who"] if m else ""
     sides = _sides(m["said"], facts.items) if m and who in facts.values else []
     result = _number(sides[-1]) if sides else None
-    if result is None:  # nobody's number, no arithmetic, or no result
+    if result is None:  # no known person, no arithmetic, or no result
         return OTHER
-    if all(_means(s, who, facts) for s in sides):
+    if all(_equals_number_of(s, who, facts) for s in sides):
         return RIGHT
     rule, first = facts.rules.get(who), sides[0]
     if rule is None or answer:
         return OTHER
     misread = _Rule(MISREAD_AS.get(rule.op, rule.op), rule.person, rule.k)
-    if len(sides) == 1:  # a bare value: only the misconception leaves a trace in it
+    if len(sides) == 1:  # a value without an expression: only a misconception can be recognised
         return MISCONCEPTION if result == misread.apply(facts.values[rule.person]) else OTHER
     if _follows(first, rule, facts):
         return SLIP
@@ -431,11 +429,11 @@ def _judge(line: str, facts: _Facts) -> str:
     return OPERAND if isinstance(first, ast.BinOp) and isinstance(first.op, _OPERATORS[rule.op]) else OTHER
 
 
-def _sides(said: str, items: str) -> list[ast.expr]:
+def _sides(equation: str, items: str) -> list[ast.expr]:
     """The sides of an equation such as "5 - 4 = 1 apple."; empty if one of them isn't plain arithmetic."""
-    if len(said) > 300:  # far beyond any honest step; keeps the parser and its numbers small
+    if len(equation) > 300:  # longer than any real step; a limit for the parser
         return []
-    text = re.sub(rf"\b(?:{items}|{ITEMS.get(items, items)})\b", " ", said.strip().removesuffix("."))
+    text = re.sub(rf"\b(?:{items}|{ITEMS.get(items, items)})\b", " ", equation.strip().removesuffix("."))
     text = re.sub(r"(?<=[\s0-9)])[x×·](?=[\s0-9(])", "*", text).replace("−", "-")
     sides: list[ast.expr] = []
     for side in text.split("="):
@@ -455,7 +453,7 @@ def _number(node: ast.expr) -> int | float | None:
 
 
 def _value(node: ast.expr) -> int | float | None:
-    """What an expression comes to; None where it holds anything but numbers, +, - and *."""
+    """The value of an expression; None if it has anything but numbers, +, - and *."""
     if not isinstance(node, ast.BinOp):
         return _number(node)
     left, right = _value(node.left), _value(node.right)
@@ -468,8 +466,8 @@ def _value(node: ast.expr) -> int | float | None:
     return left * right if isinstance(node.op, ast.Mult) else None
 
 
-def _means(node: ast.expr, who: str, facts: _Facts) -> bool:
-    """Whether an expression is that person's number, or comes to it in the way that the question gives."""
+def _equals_number_of(node: ast.expr, who: str, facts: _Facts) -> bool:
+    """Whether an expression is that person's number, or computes it as the question says."""
     if (number := _number(node)) is not None:
         return number == facts.values[who]
     return who in facts.rules and _follows(node, facts.rules[who], facts)
@@ -480,8 +478,8 @@ def _follows(node: ast.expr, rule: _Rule, facts: _Facts) -> bool:
         return False
     pairs = [(node.left, node.right)] if rule.op == "fewer" else [(node.left, node.right), (node.right, node.left)]
     if isinstance(node.op, _OPERATORS[rule.op]):
-        return any(_number(k) == rule.k and _means(a, rule.person, facts) for a, k in pairs)
-    if rule.op == "times" and isinstance(node.op, ast.Add):  # 3 times 4 as 4 + 4 + 4
+        return any(_number(k) == rule.k and _equals_number_of(a, rule.person, facts) for a, k in pairs)
+    if rule.op == "times" and isinstance(node.op, ast.Add):  # 3 times 4 written as 4 + 4 + 4
         terms = _terms(node)
         return len(terms) == rule.k and all(_number(t) == facts.values[rule.person] for t in terms)
     return False

@@ -1,6 +1,6 @@
-"""MATH500: the 500 problems of MATH (Hendrycks et al., arXiv 2103.03874) on which verifiers are compared.
+"""MATH500: 500 problems of MATH (Hendrycks et al., arXiv 2103.03874), a common benchmark for verifiers.
 
-Answers are LaTeX, so the grader is symbolic. There is a test split alone: it is for measuring, not for training.
+Answers are LaTeX, so the grader is symbolic. There is only a test split, because the data is for evaluation.
 
     stepmark sample --task math500 --task-option path=data/math500 --split test --model generator/ --out solutions.jsonl
 """
@@ -16,15 +16,15 @@ from stepmark.types import Problem, ProblemSet
 
 @dataclass(frozen=True)
 class Math500:
-    """The task. Fields of a row: `problem`, `solution`, `answer`, `unique_id`."""
+    """The task. A row has the fields `problem`, `solution`, `answer` and `unique_id`."""
 
     path: str = "HuggingFaceH4/MATH-500"  # a file, a directory with test.jsonl or test.jsonl.gz, or a hub id
     grader: str = field(default="symbolic", init=False)
     steps: str = field(default="sentence", init=False)
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
-        """The first `limit` problems. Raises ConfigError for a split other than test, DataError when there is no
-        such file or data set."""
+        """The first `limit` problems. Raises ConfigError for a split other than test, and DataError for a file or data
+        set that does not exist."""
         if split != "test":
             raise ConfigError(f"task math500 has no split {split!r}. It has: test.")
 

@@ -6,10 +6,11 @@
     Insert apple: apple fig pear.
     The answer is apple fig pear.
 
-The steps are those of insertion, or name one position each ("Next is apple."). Deviations: the paper trains on 2 to 4
-words and tests on 5; here `test` has 4 words and `longer` has 5 and 6. Lists come from some 600 common words. The
-paper's models have read long lists before; `pretrain` (say pretrain_lengths=[2, 3, 4, 5]) gives a model of ours that.
-`noise` and `slips` plant errors in demonstrations, never in references, each carried on.
+The steps are those of insertion sort, or each names the word of one position ("Next is apple."). Deviations: the paper
+trains on 2 to 4 words and tests on 5. Here `test` has 4 words and `longer` has 5 and 6. Lists are drawn from about 600
+common words. The paper's models have read long lists in pretraining; the split `pretrain` (for example with
+pretrain_lengths=[2, 3, 4, 5]) gives ours the same. `noise` and `slips` plant errors in demonstrations, never in
+references, and later lines build on them.
 
     stepmark sample --task word_sort --split test --model generator/ --out solutions.jsonl
 """
@@ -37,35 +38,35 @@ _ANSWER = re.compile(rf"(?:So )?(?:the )?(?:final )?answer(?: is|:) {_LIST}\.?",
 
 @dataclass(frozen=True)
 class WordSort:
-    """The task. Raises ConfigError, at construction, with every setting that can't be."""
+    """The task. Its constructor raises ConfigError with all settings that are not allowed."""
 
-    method: str = "insertion"  # how references are worked: insertion or position; the oracle takes both
-    train_lengths: Sequence[int] = (2, 3, 4)  # words in a list of train
+    method: str = "insertion"  # form of the references: insertion or position; the oracle reads both
+    train_lengths: Sequence[int] = (2, 3, 4)  # numbers of words in the lists of train
     test_lengths: Sequence[int] = (4,)  # ... of dev and test
     longer_lengths: Sequence[int] = (5, 6)  # ... of longer
-    pretrain_lengths: Sequence[int] = ()  # ... of pretrain; as in train unless given
+    pretrain_lengths: Sequence[int] = ()  # ... of pretrain; () means the same as train
     train_size: int = 10_000  # problems in train, and in pretrain
     test_size: int = 1_000  # problems in each other split
-    words: int | None = None  # how many different words there are; null takes all
-    noise: float = 0.0  # chance that a demonstration compares first letters only, so that others stay as they came
-    slips: float = 0.0  # chance, at each step of a demonstration, that the word goes one place off
-    # Share of pretrain's demonstrations in which, after "Again:", somebody who makes no mistakes works anew and
-    # compares what comes out with the answer above; nobody says whether that is right. From these a small model learns
-    # to read far back, and to compare.
+    words: int | None = None  # number of different words; null means all
+    noise: float = 0.0  # chance that a demonstration compares only first letters; equal ones keep their order
+    slips: float = 0.0  # chance, at each step of a demonstration, that the word is inserted one place off
+    # Share of pretrain's demonstrations that continue with "Again:", a solution without mistakes, and a comparison of
+    # its answer with the answer above. They do not say which one is right. A small model learns from them to read far
+    # back and to compare.
     threads: float = 0.0
-    drills: float = 0.0  # share of pretrain's problems that ask for nothing but a comparison
-    seed: int = 0  # another seed, other lists; splits stay disjoint across seeds
+    drills: float = 0.0  # share of pretrain's problems that are only a comparison
+    seed: int = 0  # seed of the lists; splits stay disjoint across seeds
     grader: str = field(default="exact", init=False)
     steps: str = field(default="line", init=False)
 
     def __post_init__(self) -> None:
-        found = wordlist.settle(self)
+        faults = wordlist.settle(self)
         if self.method not in METHODS:
-            found.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
+            faults.append(f"method={self.method!r}: allowed are {', '.join(METHODS)}.")
         if self.method != "insertion" and self._errs:
-            found.append("noise and slips: only demonstrations of method=insertion can have errors.")
-        if found:
-            raise ConfigError([f"task word_sort: {fault}" for fault in found])
+            faults.append("noise and slips: only demonstrations of method=insertion can have errors.")
+        if faults:
+            raise ConfigError([f"task word_sort: {fault}" for fault in faults])
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
         """The first `limit` problems of train, pretrain, dev, test or longer. Raises ConfigError for another split."""
@@ -73,22 +74,22 @@ class WordSort:
         return ProblemSet(tuple(self._problem(split, i, words) for i, words in enumerate(lists)))
 
     def judge_steps(self, problem: Problem, solution: Solution) -> tuple[bool, ...]:
-        """One flag per step, True up to the first wrong one and False from there on. "Insert w: ..." takes a word of
-        the question that wasn't inserted yet, in any order, and shows all inserted ones sorted; "Next is w." and
-        "3. w" name the word of the next position. Raises DataError if the question isn't of this task."""
+        """One flag per step, True before the first wrong step and False from it on. "Insert w: ..." inserts a word of
+        the question, in any order and each once, and lists all inserted words in order. "Next is w." and "3. w" name
+        the word of the next position. Raises DataError for a question of another task."""
         flags: list[bool] = []
-        for right in _judge(_asked(problem), solution.steps):
-            flags.append(all(flags[-1:]) and right)
+        for correct in _judge(_words_of(problem), solution.steps):
+            flags.append(all(flags[-1:]) and correct)
         return tuple(flags)
 
     def rationale(self, problem: Problem, solution: Solution) -> str:
-        """The problem worked anew, then its answer beside the solution's. Raises DataError if the question isn't of
-        this task."""
-        return "".join(f"{line}\n" for line in self._anew(_asked(problem), solution.steps))
+        """A correct solution of the problem, then a comparison of its answer with the solution's. Raises DataError for
+        a question of another task."""
+        return "".join(f"{line}\n" for line in self._verification(_words_of(problem), solution.steps))
 
-    def _anew(self, words: Sequence[str], steps: Sequence[str]) -> list[str]:
-        """The problem worked without mistakes, and a comparison with the answer that `steps` give."""
-        return [*self._lines(words)[:-1], comparison.compared(sorted(words), _said(steps))]
+    def _verification(self, words: Sequence[str], steps: Sequence[str]) -> list[str]:
+        """A correct solution, and a comparison of its answer with the answer in `steps`."""
+        return [*self._lines(words)[:-1], comparison.compared(sorted(words), _stated_answer(steps))]
 
     def _lines(self, words: Sequence[str]) -> list[str]:
         if self.method == "insertion":
@@ -97,36 +98,36 @@ class WordSort:
             lines = [f"Next is {w}." for w in sorted(words)]
         return [*lines, f"The answer is {' '.join(sorted(words))}."]
 
-    def _misled(self, words: Sequence[str], rng: random.Random) -> list[str]:
-        """An insertion with errors, each carried on."""
-        lazy = rng.random() < self.noise  # one demonstrator, one way to compare
-        done: list[str] = []
+    def _with_errors(self, words: Sequence[str], rng: random.Random) -> list[str]:
+        """An insertion sort with errors; later lines build on them."""
+        first_letters_only = rng.random() < self.noise  # the same comparison in the whole demonstration
+        inserted: list[str] = []
         lines = []
         for word in words:
-            at = sum(w[0] <= word[0] if lazy else w < word for w in done)
-            if done and rng.random() < self.slips:
-                at += 1 if at == 0 or (at < len(done) and rng.random() < 0.5) else -1
-            done.insert(at, word)
-            lines.append(f"Insert {word}: {' '.join(done)}.")
-        return [*lines, f"The answer is {' '.join(done)}."]
+            position = sum(w[0] <= word[0] if first_letters_only else w < word for w in inserted)
+            if inserted and rng.random() < self.slips:
+                position += 1 if position == 0 or (position < len(inserted) and rng.random() < 0.5) else -1
+            inserted.insert(position, word)
+            lines.append(f"Insert {word}: {' '.join(inserted)}.")
+        return [*lines, f"The answer is {' '.join(inserted)}."]
 
     def _problem(self, split: str, i: int, words: Sequence[str]) -> Problem:
         reference = "\n".join(self._lines(words))
         rng = random.Random(f"{self.seed}/{split}-{i}/noise")
         if split == "pretrain" and rng.random() < self.drills:
-            said = comparison.drill(words, words, rng)
-            text = comparison.compared(words, said)
-            asked = f"Compare {' '.join(words)} with {' '.join(said)}."
-            return Problem(f"{split}-{i}", asked, "", "word_sort", text, text)
-        thread = split == "pretrain" and rng.random() < self.threads
-        lines = self._misled(words, rng) if self._errs else self._lines(words)
+            answer = comparison.drill(words, words, rng)
+            text = comparison.compared(words, answer)
+            question = f"Compare {' '.join(words)} with {' '.join(answer)}."
+            return Problem(f"{split}-{i}", question, "", "word_sort", text, text)
+        has_thread = split == "pretrain" and rng.random() < self.threads
+        lines = self._with_errors(words, rng) if self._errs else self._lines(words)
         return Problem(
             f"{split}-{i}",
             QUESTION.format(words=" ".join(words)),
             " ".join(sorted(words)),
             "word_sort",
             reference,
-            comparison.thread(lines, self._anew(words, lines)) if thread else "\n".join(lines),
+            comparison.thread(lines, self._verification(words, lines)) if has_thread else "\n".join(lines),
         )
 
     @property
@@ -135,7 +136,7 @@ class WordSort:
 
 
 def _judge(words: Sequence[str], steps: Sequence[str]) -> Iterator[bool]:
-    """Whether each step is right, given that all before it are."""
+    """Whether each step is correct, given that all steps before it are."""
     ordered = sorted(words)
     inserted: list[str] = []
     placed = 0
@@ -144,9 +145,9 @@ def _judge(words: Sequence[str], steps: Sequence[str]) -> Iterator[bool]:
             yield _list(m["list"]) == ordered
         elif m := _INSERT.fullmatch(step):
             word = m["word"].lower()
-            new = word in words and word not in inserted
+            is_new = word in words and word not in inserted
             inserted.append(word)
-            yield new and _list(m["list"]) == sorted(inserted)
+            yield is_new and _list(m["list"]) == sorted(inserted)
         elif m := _NEXT.fullmatch(step):
             placed += 1
             yield (
@@ -158,19 +159,19 @@ def _judge(words: Sequence[str], steps: Sequence[str]) -> Iterator[bool]:
             yield False
 
 
-def _list(said: str) -> list[str]:
-    return said.lower().replace(",", " ").split()
+def _list(text: str) -> list[str]:
+    return text.lower().replace(",", " ").split()
 
 
-def _asked(problem: Problem) -> list[str]:
-    """The words of a question."""
-    asked = _ASKED.fullmatch(problem.question)
-    if not asked:
-        raise DataError(f"not a question of task word_sort: {problem.question!r}")
-    return asked[1].split()
+def _words_of(problem: Problem) -> list[str]:
+    """The words in a question. Raises DataError for a question of another task."""
+    match = _ASKED.fullmatch(problem.question)
+    if not match:
+        raise DataError(f"not a question of task word_sort: {problem.question!r}. It must match {QUESTION!r}.")
+    return match[1].split()
 
 
-def _said(steps: Sequence[str]) -> list[str]:
-    """The words of the answer that the last of the steps gives; none without one."""
+def _stated_answer(steps: Sequence[str]) -> list[str]:
+    """The words of the answer in the last step; [] if it states no answer."""
     m = _ANSWER.fullmatch(steps[-1]) if steps else None
     return _list(m["list"]) if m else []
