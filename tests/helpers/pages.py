@@ -82,7 +82,7 @@ def commands(text):
 
 
 def run_page(page, place, monkeypatch):
-    """Runs a page's blocks in order, in the directory `place`, the Python blocks in one namespace. Checks the others."""
+    """Runs a page's blocks in order, in the directory `place`, Python in one namespace. Checks the others."""
     monkeypatch.chdir(place)
     names = {"__name__": "page"}
     for block in blocks(page):
@@ -193,8 +193,8 @@ def check_python(text):
         if isinstance(node, ast.Import):
             for name in node.names:
                 if name.name.split(".")[0] == "stepmark":
-                    importlib.import_module(name.name)
-                    known[name.asname or "stepmark"] = importlib.import_module(name.asname and name.name or "stepmark")
+                    module = importlib.import_module(name.name)
+                    known[name.asname or "stepmark"] = module if name.asname else stepmark
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stepmark":
             home = importlib.import_module(node.module)
             for name in node.names:
