@@ -10,6 +10,8 @@ import shutil
 import pages
 import pytest
 
+import stepmark
+
 TUTORIAL = pages.ROOT / "docs" / "tutorial.md"
 OTHERS = [p for p in pages.PAGES if p != TUTORIAL]
 
@@ -38,6 +40,13 @@ def files_named(page):
 def test_the_tutorial(after_tutorial):
     assert (after_tutorial / "runs" / "first" / "report.html").is_file()
     assert [x for x in files_named(TUTORIAL) if not (after_tutorial / x).exists()] == []
+    # What it loads itself are the run's own problems: other settings would give others the same ids.
+    task = stepmark.load_task(str(after_tutorial / "small.py"))
+    for split in ("train", "test"):
+        own = list(
+            stepmark.Records(after_tutorial / "runs" / "first" / "problems" / f"{split}.jsonl", stepmark.Problem)
+        )
+        assert list(task.load(split, len(own)).problems) == own
 
 
 @pytest.mark.parametrize("page", OTHERS, ids=lambda p: str(p.relative_to(pages.ROOT)))
