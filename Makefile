@@ -55,12 +55,11 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	@find src tests bench -name '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 500 { print $$2 ": " $$1 " lines; 500 at the most"; bad = 1 } END { exit bad }'
 
-# Read it in a browser: site/index.html. Its search needs a server: python3 -m http.server -d site
 docs: site/index.html
 
 site/index.html: $(DOCS_STAMP) mkdocs.yml $(shell find docs src -type f -not -name '*.pyc')
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
-	@echo "the site is in site/index.html"
+	@echo "Open site/index.html in a browser. For its search: python3 -m http.server -d site"
 
 $(DOCS_STAMP):
 	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS) || { rm -rf $(DOCS); echo "python's venv module is missing: apt-get install python3-venv"; exit 1; }

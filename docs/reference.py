@@ -139,11 +139,12 @@ def sentence(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    return plain(text).replace("|", "\\|").replace("\n", " ")
+    parts = re.split(r"(`[^`]*`)", plain(text).replace("\n", " "))  # a bar in code is no end of a cell to Markdown
+    return "".join(part if part.startswith("`") else part.replace("|", "&#124;") for part in parts)
 
 
 def code(value: object) -> str:
-    return f"`{value}`".replace("|", "\\|")
+    return f"`{value}`"
 
 
 def first_sentence(text: str | None) -> str:
