@@ -302,6 +302,10 @@ def recipe() -> str:
         out.append(plain(inspect.cleandoc(kind.__doc__ or "")) if described(kind) else "")
         if paths != [""]:
             out.append("Stands at " + ", ".join(code(p[:-1]) for p in paths) + ".")
+        if role := getattr(kind, "role", ""):
+            out.append(
+                f"The names and their options: [{role}s](plugins.md#{role}). A name alone is short for its mapping."
+            )
         said = fields_of(kind)
         rows = [f"| key | type | default | meaning |\n{TABLE}"]
         for name, hint, default, limits in keys_of(kind):
