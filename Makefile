@@ -2,6 +2,7 @@
 #   make demo    a task -> a verifier that nobody labelled -> a table and runs/demo/report.html; then one that writes
 #   make test    the whole test suite; with VLLM= without a real inference server for it
 #   make check   lint, format, types, floors, file lengths
+#   make docs    the site of documentation, into site/
 #   make bench   generated tokens per second against transformers' generate
 
 PYTHON ?= python3
@@ -22,11 +23,15 @@ STAMP := .venv/.installed-$(MADE_FROM)
 SERVER := .venv-vllm
 SERVER_STAMP := $(SERVER)/.installed-$(shell echo '$(TORCH) $(VLLM)' | cksum | cut -d' ' -f1)
 
+# The site has an environment of its own, without torch.
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.installed-$(MADE_FROM)
+
 # One thread for each process: two threads for each matrix product are far slower as soon as anything else runs.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check bench venv server clean
+.PHONY: demo test check docs bench venv server clean
 .DELETE_ON_ERROR:
 
 # Both runs at once: each trains its generator in one process, which would leave a core idle.
@@ -49,6 +54,18 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@find src tests bench -name '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 500 { print $$2 ": " $$1 " lines; 500 at the most"; bad = 1 } END { exit bad }'
+
+docs: site/index.html
+
+site/index.html: $(DOCS_STAMP) mkdocs.yml $(shell find docs src -type f -not -name '*.pyc')
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "Open site/index.html in a browser. For its search: python3 -m http.server -d site"
+
+$(DOCS_STAMP):
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS) || { rm -rf $(DOCS); echo "python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(DOCS)/bin/pip install --quiet -e ".[docs]"
+	@rm -f $(DOCS)/.installed-*
+	@touch $@
 
 bench: $(STAMP)
 	$(BIN)/python bench/rollouts.py $(ARGS)
@@ -92,4 +109,4 @@ $(SERVER_STAMP):
 	) >$(SERVER).log 2>&1 || echo "NO REAL SERVER: $(VLLM) can't be installed, tests will skip; see $(SERVER).log"
 
 clean:
-	rm -rf .venv $(SERVER) $(SERVER).log dist build
+	rm -rf .venv $(SERVER) $(SERVER).log $(DOCS) site dist build

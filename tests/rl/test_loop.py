@@ -156,7 +156,7 @@ class TestGuards:
 
     def test_an_alarm_after_the_last_update_stops_nothing(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
-        changes = {"guard": "stop", "patience": 1, "updates": 20, "evaluate_every": 20}
+        changes = {"guard": "stop", "patience": 1, "updates": 20, "evaluate_every": 20, **self.slow}
         result = run(right_policy, learned, tmp_path, self.wrong, held, **changes)
         assert result.looks[-1].accuracy < result.looks[0].accuracy
         assert (result.stopped, result.updates, result.best) == ("", 20, 0)
