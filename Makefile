@@ -3,6 +3,7 @@
 #   make test    the whole test suite; with VLLM= without a real inference server for it
 #   make check   lint, format, types, floors, file lengths
 #   make docs    the site of documentation, into site/
+#   make dist    a wheel and a source archive, into dist/
 #   make bench   generated tokens per second against transformers' generate
 
 PYTHON ?= python3
@@ -31,7 +32,7 @@ DOCS_STAMP := $(DOCS)/.installed-$(MADE_FROM)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check docs bench venv server clean
+.PHONY: demo test check docs dist bench venv server clean
 .DELETE_ON_ERROR:
 
 # Both runs at once: each trains its generator in one process, which would leave a core idle.
@@ -66,6 +67,10 @@ $(DOCS_STAMP):
 	$(DOCS)/bin/pip install --quiet -e ".[docs]"
 	@rm -f $(DOCS)/.installed-*
 	@touch $@
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 bench: $(STAMP)
 	$(BIN)/python bench/rollouts.py $(ARGS)

@@ -336,6 +336,11 @@ def plugins() -> str:
     for role in registry.ROLES:
         out.append(f"## {role.capitalize()}s {{ #{role} }}")
         out.append(first_sentence(role_protocol(role).__doc__))
+        if role == "stage":
+            out.append(
+                "All stages that recipes name are [your own](../howto/extend.md#a-stage). Those that come with Stepmark "
+                "run in every recipe: [the stages of a run](../howto/stages.md)."
+            )
         for name in registry.names(role):
             kind = registry.find(role, name)
             module = importlib.import_module(kind.__module__)
@@ -350,8 +355,8 @@ def plugins() -> str:
 
 
 def role_protocol(role: str) -> type[Any]:
-    protocols = importlib.import_module("stepmark.protocols")
-    found: type[Any] = getattr(protocols, role.capitalize())
+    home = "stepmark.run.stage" if role == "stage" else "stepmark.protocols"
+    found: type[Any] = getattr(importlib.import_module(home), role.capitalize())
     return found
 
 

@@ -16,7 +16,8 @@ import yaml
 from stepmark.data.store import Records, RunDir
 from stepmark.errors import ConfigError
 from stepmark.models import checkpoints
-from stepmark.run import execute, policy_evaluation, recipe, seeds
+from stepmark.run import execute, recipe, seeds
+from stepmark.run.policies import TrainedPolicy
 from stepmark.types import Finish, GradedSolution, LabelledSolution, Solution, Verification
 
 STRANGERS = Path(__file__).parents[1] / "strangers"
@@ -83,7 +84,9 @@ def stored(path, policy, what, kind):
 def test_every_policy_is_trained_and_says_what_it_came_to(done):
     path, found = done
     assert found.exit_code == 0
-    learned = {x.policy: x for x in Records(path / "policies.jsonl", policy_evaluation.TrainedPolicy)}
+    rounds = [list(Records(path / f"{name}.jsonl", TrainedPolicy)) for name in ("policies", "policies-2")]
+    assert [x.policy for x in rounds[1]] == ["step_ppo_2"]
+    learned = {x.policy: x for trained in rounds for x in trained}
     assert set(learned) == set(POLICIES[1:])
     assert {name: x.method for name, x in learned.items()}["mixed"] == "grpo"
     for name, x in learned.items():
@@ -168,7 +171,7 @@ def test_curves_and_courses_are_those_of_the_logs(done):
     course = m["policies"]["step_ppo"]
     assert (course["method"], course["updates"], course["stopped"]) == ("ppo", 2, "")
     assert 0 <= course["kl"] < 0.1 and m["policies"]["rft"]["kl"] > 0
-    assert {"reinforce", "refresh", "try policies"} <= set(m["seconds"])
+    assert {"reinforce", "refresh", "reinforce 2", "test policies"} <= set(m["seconds"])
     assert set(m["best_of_n"]) >= {"prm", "orm"}  # the verifiers are judged as in every run
 
 
@@ -261,6 +264,7 @@ def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
     shutil.copytree(path, run, ignore=shutil.ignore_patterns("step_ppo*", "refreshed*", "prm_refreshed*", "metrics*"))
     lines = (run / "policies.jsonl").read_text().splitlines(keepends=True)
     (run / "policies.jsonl").write_text("".join(line for line in lines if "step_ppo" not in line))
+    (run / "policies-2.jsonl").unlink()
     command = [sys.executable, "-m", "stepmark", "run", str(place), "--out", str(run)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for sign in ("policies/step_ppo/reinforce.jsonl", "after/step_ppo/solutions.jsonl"):

@@ -22,14 +22,16 @@ Split = Annotated[str, typer.Option(help="Which part of the task.")]
 Limit = Annotated[int | None, typer.Option("--problems", min=1, help="How many problems; all by default.")]
 Model = Annotated[str | None, typer.Option("--model", help="A checkpoint directory or a hub id.")]
 BackendName = Annotated[str, typer.Option("--backend", help="What runs the model: a name or a path.")]
-BackendOptions = Annotated[list[str] | None, typer.Option("--backend-option", metavar="KEY=VALUE")]
+BackendOptions = Annotated[
+    list[str] | None, typer.Option("--backend-option", metavar="KEY=VALUE", help="Of the backend.")
+]
 GraderName = Annotated[str | None, typer.Option("--grader", help="A name or a path; by default the task's own.")]
 Prompt = Annotated[str, typer.Option(help="How a question is put; {question} stands for it.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Most new tokens for each text.")]
-Temperature = Annotated[float, typer.Option(min=0)]
-TopP = Annotated[float, typer.Option(min=0, max=1)]
+Temperature = Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Share of the probability to sample from; 1 is all of it.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A text ends before this; may be given several times.")]
-Seed = Annotated[int, typer.Option(min=0)]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random in this command.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes at a time; changes no result.")]
 BudgetLimits = Annotated[
     list[str] | None,

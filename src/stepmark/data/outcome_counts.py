@@ -50,9 +50,9 @@ class OutcomeCounts:
 class Limits:
     """The largest shares, from 0 to 1, that a stage allows. A share of 1 never stops it."""
 
-    failed: float = 0.2
-    truncated: float = 0.5
-    ungradable: float = 0.5
+    failed: float = 0.2  # that never came
+    truncated: float = 0.5  # that ran out of tokens
+    ungradable: float = 0.5  # that ended but could not be graded or parsed
     after: int = 200  # outcomes before the shares are checked
 
     def __post_init__(self) -> None:

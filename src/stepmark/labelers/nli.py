@@ -41,9 +41,9 @@ class Nli:
     references: int = 4  # the largest number of references per problem, the data's own first; cost grows with it
     steps: str | None = None  # the step splitter for references (text/steps.py); null: the one for the solutions
     entailment: int | None = None  # index of the model's entailment label; null: found by its name
-    dtype: str = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    dtype: str = "auto"  # of the weights while scoring
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:
         faults = []

@@ -83,6 +83,7 @@ NO_REFERENCE = "no correct worked solution of the problem is known"
 class Rationales:
     """The labeller. Raises ConfigError for a prompt without its slots, and for settings out of range."""
 
+    # who writes: the task itself, a model, or a model that sees a correct solution
     source: Literal["oracle", "unguided", "reference"] = "reference"
     n: int = 1  # rationales per solution
     # A text with one {question} and one {solution}, and for source="reference" one {reference}. "" means the default

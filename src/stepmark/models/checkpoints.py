@@ -39,8 +39,8 @@ class Shape:
     """The size of a Llama made from scratch."""
 
     hidden: int = 64  # width of the residual stream
-    layers: int = 2
-    heads: int = 4
+    layers: int = 2  # transformer blocks
+    heads: int = 4  # attention heads in each block
     kv_heads: int = 1  # fewer than `heads` makes the cache smaller, and so sampling faster
     intermediate: int = 0  # width of the feed-forward block; 0 means about 8/3 of `hidden`
     vocab: int = 2048  # largest vocabulary; a small corpus gives a smaller one

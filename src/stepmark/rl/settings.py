@@ -20,7 +20,7 @@ from stepmark.errors import ConfigError
 class ReinforceSettings:
     """The settings of reinforcement. Raises ConfigError for values out of range, all of them at once."""
 
-    method: Literal["ppo", "grpo"] = "ppo"
+    method: Literal["ppo", "grpo"] = "ppo"  # step-by-step PPO with a value head, or GRPO
     updates: int = 50  # each samples new attempts and learns from them; updates that are rolled back count
     prompts: int = 64  # problems per update
     samples: int = 8  # attempts at each problem: GRPO's group
@@ -53,12 +53,13 @@ class ReinforceSettings:
     rollbacks: int = 2  # largest number of returns to the best policy, each with a doubled kl weight, before stopping
     best: bool = True  # the result is the policy that did best on held-out problems, not the last one
 
+    # bfloat16 autocast, or not; auto picks the faster one for the device
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_seconds: float = 30.0  # seconds between checkpoints
-    tensorboard: bool = True
-    device: str = "auto"
+    tensorboard: bool = True  # also write event files, if tensorboard is installed
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
     threads: int = 1  # CPU threads in a matrix product
-    seed: int = 0
+    seed: int = 0  # of what is drawn and of the order of the data
 
     def __post_init__(self) -> None:
         faults = [

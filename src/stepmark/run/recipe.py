@@ -42,8 +42,8 @@ from stepmark.run.schema import (
     Prompt,
     Sample,
     Settings,
+    Stage,
     Task,
-    UserStage,
     Verifier,
 )
 from stepmark.stages.train import TrainSettings
@@ -56,24 +56,24 @@ Kind = TypeVar("Kind", TrainSettings, Shape, ReinforceSettings)
 class Recipe(Settings):
     """A whole run."""
 
-    name: Name
-    seed: int = Field(default=0, ge=0)
+    name: Name  # of the run; by default the name of the file
+    seed: int = Field(default=0, ge=0)  # of everything random: problems, weights, order of the data, samples
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # instead of seed: a run with each of them (run/seeds.py)
-    task: Task | None = None
+    task: Task | None = None  # where questions and answers come from
     grader: Grader | None = None  # by default the one that the task names
     steps: str | None = None  # how solutions split into steps; by default as the task says
-    prompt: Prompt = "{question}\n"
-    generator: Generator | None = None
+    prompt: Prompt = "{question}\n"  # how a question is put to a model
+    generator: Generator | None = None  # the model that writes solutions
     completer: Generator | None = None  # what continues prefixes; by default the generator
     judge: Judge | None = None  # what marks steps, or writes, in words, for labellers that ask it to
-    sample: Sample = Sample()
+    sample: Sample = Sample()  # how many solutions of how many problems, and how they are drawn
     limits: Limited = Limits()  # how much that can't be used is too much
     label: Labeler | None = None  # null: no step labels, verifiers learn from grades alone
     rationales: Labeler | None = None  # who writes verifications of solutions, for generative verifiers to learn from
     verifiers: dict[Name, Verifier] = {}  # noqa: RUF012 - pydantic copies it
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluate = Evaluate()  # at how many candidates and votes the verifiers are measured
     reinforce: Reinforce | None = None  # policies that go on from the generator, and how they are judged
-    stages: tuple[UserStage, ...] = ()  # stages of your own, by the paths of their files
+    stages: tuple[Stage, ...] = ()  # stages of your own, by the paths of their files
     workers: int = Field(default=2, ge=1)  # processes at a time; changes no result
     executor: Executor | None = None  # by default processes, or serial for one worker
 

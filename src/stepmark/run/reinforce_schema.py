@@ -43,7 +43,7 @@ Reinforcing = Annotated[ReinforceSettings, WrapValidator(collect_faults)]
 class Policy(Settings):
     """One way to go on from the generator."""
 
-    method: Literal["ppo", "grpo", "rft"] = "ppo"
+    method: Literal["ppo", "grpo", "rft"] = "ppo"  # step-by-step PPO, GRPO, or rejection sampling fine-tuning
     reward: Name | dict[Name, float] | None = None  # a verifier or `gold`, or several with their weights; rft has none
     credit: Credit | None = None  # what scores become; null: min (grpo: sum) for a verifier of steps, else outcome
     settings: Reinforcing = ReinforceSettings()  # rft takes only `temperature`, `max_tokens`, `stop` and `seed` of them
@@ -96,8 +96,8 @@ class PolicyTest(Settings):
 class Refresh(Settings):
     """A verifier trained anew, on labelled samples of a policy beside what it learned from before."""
 
-    verifier: Name
-    policy: Name
+    verifier: Name  # the verifier to train anew
+    policy: Name  # the policy whose solutions it learns from
     problems: int | None = Field(default=None, ge=1)  # the first of those that policies learn from; null takes all
     n: int = Field(default=4, ge=1)  # samples of each
     keep: bool = True  # whether it also learns from what it learned from before
@@ -123,12 +123,12 @@ class Reinforce(Settings):
 
     split: str = "train"  # of the task: problems that policies learn from
     problems: int | None = Field(default=2000, ge=1)  # null takes all
-    held_out: HeldOut = HeldOut()
-    test: PolicyTest = PolicyTest()
+    held_out: HeldOut = HeldOut()  # problems that are looked at while policies learn
+    test: PolicyTest = PolicyTest()  # problems that policies are tested on
     settings: Reinforcing = ReinforceSettings()  # of all policies; each may have changes of its own
-    policies: dict[Name, Policy] = Field(min_length=1)
+    policies: dict[Name, Policy] = Field(min_length=1)  # what learns, by name
     verifiers: tuple[Name, ...] | None = None  # those that choose among the test's samples; null: all of the recipe
-    refresh: Refresh | None = None
+    refresh: Refresh | None = None  # train a verifier anew on what a policy writes
 
     @model_validator(mode="before")
     @classmethod

@@ -59,7 +59,7 @@ class _Plugin(Settings):
 
     role: ClassVar[str]
     given: ClassVar[Mapping[str, Any]] = {}  # options that the run itself fills in, with values to check the others by
-    name: str
+    name: str  # a plug-in, or the path of your own file
     options: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -122,7 +122,7 @@ class Format(_Plugin):
 class Backend(_Plugin):
     role = "backend"
     given: ClassVar[Mapping[str, Any]] = {"path": "model"}
-    name: str = "local"
+    name: str = "local"  # a plug-in, or the path of your own file
 
 
 class Executor(_Plugin):
@@ -130,7 +130,7 @@ class Executor(_Plugin):
     given: ClassVar[Mapping[str, Any]] = {"workers": 1}
 
 
-class UserStage(_Plugin):
+class Stage(_Plugin):
     """A stage of the user's own, by the path of its file (run/stage.py)."""
 
     role = "stage"
@@ -144,8 +144,8 @@ class UserStage(_Plugin):
 class Base(Settings):
     """A model to start from: a checkpoint (a directory or a hub id), or a new one of some shape."""
 
-    path: str | None = None
-    init: Init | None = None
+    path: str | None = None  # a checkpoint: a directory or a hub id
+    init: Init | None = None  # the shape of a new model with random weights
 
     @model_validator(mode="after")
     def _one(self) -> Base:
@@ -161,7 +161,7 @@ class Generator(Base):
     split: str = "train"  # of the task, to learn from
     problems: int | None = Field(default=None, ge=1)  # how many of them; null takes all
     prompt_loss_weight: float = Field(default=0.0, ge=0)  # of the question's own tokens in the loss
-    backend: Backend = Backend()
+    backend: Backend = Backend()  # what runs the model
 
     @model_validator(mode="after")
     def _whole(self) -> Generator:
@@ -229,10 +229,11 @@ class Sample(Settings):
     out_of_distribution: SolutionSource | None = (
         None  # a second test part, unlike train; by default as large as `test.n`
     )
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)  # 0 is greedy
+    # share of the probability that is sampled from; 1 samples from all of it
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()  # a text ends before the first of these
 
     @model_validator(mode="before")
     @classmethod
@@ -325,6 +326,7 @@ class Evaluate(Settings):
     """How the verifiers are judged."""
 
     n: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (1, 4, 16, 64)  # candidates
+    # how step scores become one score; the first is the one that tables and the report use
     aggregates: tuple[str, ...] = ("min", "prod", "mean", "last")
     # votes of generative verifiers to measure at, beside the powers of two and all of them
     votes: tuple[Annotated[int, Field(ge=1)], ...] = ()

@@ -78,13 +78,13 @@ class TrainSettings:
     row_tokens: int = 256  # length of a packed row
     warmup: float = 0.05  # share of the updates over which the learning rate rises
     final_lr: float = 0.1  # learning rate at the end of the cosine, as a share of the peak
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # of AdamW, for matrices only
     max_grad_norm: float = 1.0  # larger gradients are scaled down to this norm
     precision: str = "auto"  # float32, or bfloat16 autocast; auto picks the faster one for the device
     checkpoint_seconds: float = 30.0  # seconds between checkpoints: a kill loses at most this much work
     log_every: int = 10  # updates between log lines
     tensorboard: bool = True  # also write event files, if tensorboard is installed
-    device: str = "auto"
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
     threads: int = 1  # CPU threads of a matrix product: two are 1/3 faster on an idle machine, 10x slower on a busy one
     seed: int = 0  # of the order of the data and the weights of new heads
 
@@ -129,7 +129,7 @@ class Generator:
     """The trainee for a generator: supervised fine-tuning on demonstrations with the next-token loss."""
 
     path: str  # checkpoint to start from
-    template: str = "{question}\n"
+    template: str = "{question}\n"  # how a question is put
     prompt_loss_weight: float = 0.0  # loss weight of the question's tokens; above 0 helps training from random weights
     trust_remote_code: bool = False
 

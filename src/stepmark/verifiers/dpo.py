@@ -62,10 +62,10 @@ class ImplicitVerifier:
     score_beta: float = 0.0  # factor of R in the score; 0 takes beta
     pairs: int = 4  # largest number of pairs per question
     length_normalized: bool = False  # R is the mean over tokens, not the sum
-    template: str = "{question}\n"
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    template: str = "{question}\n"  # how the question is put before the solution
+    dtype: str = "float32"  # of the weights while scoring
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:
         faults = []

@@ -74,7 +74,7 @@ class GenerativeVerifier:
     """Trains from, or scores with, the checkpoint at `path`."""
 
     path: str  # a causal language model to start from, or a trained verifier
-    mode: Literal["direct", "cot"] = "direct"
+    mode: Literal["direct", "cot"] = "direct"  # direct: Yes or No at once; cot: after a written verification
     template: str = "{question}\n"  # the prompt that asks to solve a question
     prompt: str = ""  # text with one {problem} (the filled template) and one {solution}; "" takes the mode's default
     generation: float = 0.0  # lambda, the weight of generating correct solutions
@@ -89,9 +89,9 @@ class GenerativeVerifier:
     seed: int = 0  # of the rationales
     backend: str = "local"  # runs the model when scoring; it needs `choice_probs` (protocols.Chooser)
     backend_options: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    dtype: str = "float32"  # of the weights while scoring
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     generates: ClassVar[bool] = True  # it can learn from correct solutions without a verification
 

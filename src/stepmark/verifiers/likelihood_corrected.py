@@ -58,10 +58,10 @@ class LikelihoodCorrectedVerifier:
     path: str  # the generator; or a fitted verifier, whose file names its generator
     verifier: str = ""  # directory of the verifier to correct; "" uses likelihood alone
     aggregate: str = "min"  # how step scores are combined into the solution's score
-    template: str = "{question}\n"
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    template: str = "{question}\n"  # how the question is put before the solution
+    dtype: str = "float32"  # of the weights while scoring
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     # ---- fitting ----
 

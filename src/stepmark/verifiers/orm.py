@@ -40,17 +40,18 @@ class OutcomeVerifier:
     """Trains from, or scores with, the checkpoint at `path`."""
 
     path: str  # a causal language model to start from, or a trained verifier
+    # token: one logit at the end; tag: the probabilities of two words after a tag
     head: Literal["token", "tag"] = "token"
     template: str = "{question}\n"
     tag: str = checkpoints.STEP  # each of these three is one token; head="token" reads none of them
-    good: str = checkpoints.GOOD
-    bad: str = checkpoints.BAD
+    good: str = checkpoints.GOOD  # the text that stands for a right step or solution, one token
+    bad: str = checkpoints.BAD  # the text that stands for a wrong one, one token
     language_weight: float = 0.0  # weight of the solution's own next-token loss
     every_token: float = 0.0  # share of the verification loss that falls on the solution's tokens before its end
     balance: bool = False  # train on equally many right and wrong solutions of each question
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    dtype: str = "float32"  # of the weights while scoring
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:
         if self.head == "token" and self.language_weight:

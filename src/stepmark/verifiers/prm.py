@@ -39,19 +39,20 @@ class ProcessVerifier:
     per_step: ClassVar[bool] = True  # a score for each step
 
     path: str  # a causal language model to start from, or a trained verifier
+    # tag: the probabilities of two words at each tag; token: one logit at each tag
     head: Literal["tag", "token"] = "tag"
     labels: Literal["hard", "soft"] = "hard"  # the estimate of a step label to learn
     aggregate: str = "min"  # how step scores are combined into the solution's score
-    template: str = "{question}\n"
+    template: str = "{question}\n"  # how the question is put before the solution
     tag: str = checkpoints.STEP  # each of these three is one token; head="token" reads only the first
-    good: str = checkpoints.GOOD
-    bad: str = checkpoints.BAD
+    good: str = checkpoints.GOOD  # the text that stands for a right step or solution, one token
+    bad: str = checkpoints.BAD  # the text that stands for a wrong one, one token
     language_weight: float = (
         0.0  # weight of the text's own next-token loss; helps a model that starts from random weights
     )
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    dtype: str = "float32"  # of the weights while scoring
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:
         if self.head == "token" and self.language_weight:
