@@ -338,8 +338,8 @@ def plugins() -> str:
         out.append(first_sentence(role_protocol(role).__doc__))
         if role == "stage":
             out.append(
-                "All stages that recipes name are [your own](../howto/extend.md#a-stage). Those that come with Stepmark "
-                "run in every recipe: [the stages of a run](../howto/stages.md)."
+                "All stages that recipes name are [your own](../howto/extend.md#a-stage). Those that come with "
+                "Stepmark run in every recipe: [the stages of a run](../howto/stages.md)."
             )
         for name in registry.names(role):
             kind = registry.find(role, name)
