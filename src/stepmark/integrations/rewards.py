@@ -1,6 +1,6 @@
 """Reward functions for other trainers: TRL, verl, OpenRLHF.
 
-    from stepmark import rewards
+    from stepmark.integrations import rewards
     reward = rewards.trl("runs/demo/verifiers/prm", grader="numeric")            # GRPOTrainer(reward_funcs=reward)
     compute_score = rewards.verl("runs/demo/verifiers/prm", grader="numeric")    # in the file that verl loads
     reward_func = rewards.openrlhf("runs/demo/verifiers/prm", eos="<|im_end|>")  # --reward.remote_url file.py
@@ -15,7 +15,7 @@ error says why.
 
 Written for TRL 1.16.0 (GRPOTrainer._calculate_rewards); verl at 1dda039 (experimental/reward_loop,
 trainer/ppo/reward.py); OpenRLHF at 3c3be62 (utils/agent.py, SingleTurnAgentExecutor).
-docs/rewards.md has a whole example for each, and says what each does with step rewards.
+docs/howto/rewards.md has a whole example for each, and says what each does with step rewards.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class Choosing:
             "temperature": temperature,
             "top_p": 1.0,
             "logprobs": max(1, ways.top),
-            **dict(self.able.sanitize),
+            **dict(self.able.neutral),
             **(IDS if ways.ids else {}),
         }
 

@@ -109,7 +109,7 @@ class Fetch:
             "temperature": params.temperature,
             "top_p": params.top_p,
             able.budget: request.max_tokens,
-            **dict(able.sanitize),
+            **dict(able.neutral),
         }
         if prompt.n > 1:
             body["n"] = prompt.n

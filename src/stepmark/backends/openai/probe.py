@@ -36,7 +36,7 @@ class Abilities:
     n: bool  # several choices per request
     logprobs: bool  # log-probabilities of the tokens
     usage: bool  # numbers of tokens
-    sanitize: tuple[tuple[str, object], ...]  # the settings of NEUTRAL that it accepts
+    neutral: tuple[tuple[str, object], ...]  # the settings of NEUTRAL that it accepts
     budget: str  # its parameter for the largest number of tokens of a choice
 
 
@@ -153,6 +153,6 @@ async def _probe(client: Client, model: str, chat: bool) -> Abilities:
             n="n" in optional and len(reply.choices) == 2,
             logprobs=any(c.tokens is not None for c in reply.choices),
             usage=reply.completion_tokens is not None,
-            sanitize=tuple((k, optional[k]) for k in NEUTRAL if k in optional),
+            neutral=tuple((k, optional[k]) for k in NEUTRAL if k in optional),
             budget=budget,
         )
