@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from stepmark.cli import app
+from stepmark.data.ledger import Budget, spent_in
 from stepmark.data.store import RunDir
-from stepmark.errors import ConfigChanged, ConfigError, DataError
+from stepmark.errors import BudgetReached, ConfigChanged, ConfigError, DataError
 from stepmark.run import dry_run, execute, recipe
 from stepmark.run.execute import Selection, run
 from stepmark.run.pipeline import stages
@@ -166,6 +167,18 @@ def test_labels_anew_draw_their_rollouts_anew(tmp_path):
     [old] = archived(tmp_path / "run")
     assert old["rollouts/labels.jsonl"] == before["rollouts/labels.jsonl"]
     assert old["labels/train.jsonl"] == before["labels/train.jsonl"] == files(tmp_path / "run")["labels/train.jsonl"]
+
+
+def test_what_was_paid_before_still_counts_for_a_budget(tmp_path):
+    run(made(), tmp_path / "run")
+    spent = spent_in(tmp_path / "run/rollouts")
+    assert spent.rollouts > 0
+    run(made(), tmp_path / "run", selection=Selection(only="label"))
+    assert spent_in(tmp_path / "run/rollouts") == spent + spent
+    with pytest.raises(BudgetReached):
+        run(made(), tmp_path / "run", budget=Budget(rollouts=2 * spent.rollouts), selection=Selection(only="label"))
+    run(made(), tmp_path / "run")
+    assert spent_in(tmp_path / "run/rollouts").rollouts == 3 * spent.rollouts
 
 
 def test_what_a_stage_wrote_before_is_never_mixed_with_what_it_writes_now(tmp_path):

@@ -352,6 +352,17 @@ def spent_in(directory: Place) -> Spent:
     return sum((Spent(**json.loads(p.read_bytes())) for p in sorted(Path(directory).glob("*.spent.json"))), Spent())
 
 
+def move_away(path: Path, target: Path, date: str) -> None:
+    """Moves a ledger to `target`, so that its rollouts are sampled anew. What they cost still counts for a budget: the
+    totals stay where they are, under a name with the date."""
+    totals, lost = path.with_suffix(".spent.json"), path.with_suffix(".lost.json")
+    if totals.exists():
+        totals.rename(path.with_name(f"{path.stem}.{date}.spent.json"))
+    if lost.exists():
+        lost.rename(target.with_suffix(".lost.json"))
+    path.rename(target)
+
+
 def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Rising indices as consecutive runs, each (first, count). A kill may leave gaps, and a prompt asks for one run."""
     first = count = 0

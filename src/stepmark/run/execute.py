@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stepmark.data import work_units
-from stepmark.data.ledger import Budget
+from stepmark.data.ledger import Budget, move_away
 from stepmark.data.store import RunDir
 from stepmark.errors import ConfigError, DataError
 from stepmark.run import renames
@@ -139,12 +139,18 @@ def archive(run: Path, names: Sequence[str]) -> None:
 
     The last ones go first: killed in between, no file is left without those that it was made from."""
     date = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    taken = len(list((run / ARCHIVE).glob(f"{date}*")))
-    place = run / ARCHIVE / (f"{date}-{taken + 1}" if taken else date)
+    if before := len(list((run / ARCHIVE).glob(f"{date}*"))):
+        date = f"{date}-{before + 1}"
     for name in reversed(names):
-        target = place / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (run / name).rename(target)
+        path, place = run / name, run / ARCHIVE / date
+        if not name.startswith("rollouts/"):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place / name)
+            continue
+        for ledger in [path] if path.is_file() else sorted(path.rglob("*.jsonl")):
+            target = place / ledger.relative_to(run)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            move_away(ledger, target, date)
 
 
 def outputs(context: RunContext, chosen: Sequence[Stage]) -> list[str]:
