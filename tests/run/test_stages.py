@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from stepmark.cli import app
 from stepmark.data.ledger import Budget, spent_in
 from stepmark.data.store import RunDir
-from stepmark.errors import BudgetReached, ConfigChanged, ConfigError, DataError
+from stepmark.errors import BudgetReached, ConfigChanged, ConfigError, DataError, StageError
 from stepmark.run import dry_run, execute, recipe
 from stepmark.run.execute import Selection, run
 from stepmark.run.pipeline import stages
@@ -235,8 +235,56 @@ def test_a_stage_of_the_users_own_runs_where_it_says_and_once(tmp_path):
     again = run(given, tmp_path / "run", selection=Selection(only="stage"))
     assert again.stages == ("stage",)
     assert [json.loads(x["longest.json"]) for x in archived(tmp_path / "run")] == [longest]
-    assert recipe.parse(given.resolved(), "again").stages == given.stages
-    assert "stages" not in made().resolved()
+    assert set(archived(tmp_path / "run")[0]) == {"longest.json", "stages/stage.json"}
+    assert given.resolved() == made().resolved()
+
+
+def own_stage(tmp_path, name, body):
+    path = tmp_path / f"{name}.py"
+    path.write_text(f"class Own:\n{body}\n")
+    return f"stages=[{path}]"
+
+
+def test_a_users_stage_joins_a_finished_run(tmp_path):
+    run(made(), tmp_path / "run")
+    given = made(f"stages=[{STRANGERS / 'stage.py'}]")
+    assert run(given, tmp_path / "run").stages == ("stage", "evaluate", "report")
+
+
+def test_a_users_stage_that_was_killed_or_failed_is_run_again(tmp_path):
+    write = "(context.path / 'o.txt').write_text('half')"
+    body = f"    outputs = ('o.txt',)\n    def run(self, context):\n        {write}\n        1 / 0"
+    given = made(own_stage(tmp_path, "half", body))
+    with pytest.raises(
+        StageError, match=r"stage half failed: ZeroDivisionError: division by zero \(.*half.py, line 5\)"
+    ):
+        run(given, tmp_path / "run")
+    assert (tmp_path / "run/o.txt").exists()
+    assert names(dry_run.plan(given, tmp_path / "run"), stage="half", runs=True) == ["half"]
+    given = made(own_stage(tmp_path, "lazy", "    outputs = ('p.txt',)\n    def run(self, context): ..."))
+    with pytest.raises(StageError, match=r"the stage lazy ended without writing p\.txt"):
+        run(given, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("    outputs = ('metrics.json',)", "stages: own writes metrics.json, and so does evaluate|evaluate writes"),
+        ("    outputs = ('../x.csv',)", "it takes paths inside the run directory"),
+        ("    outputs = ('/x.csv',)", "it takes paths inside the run directory"),
+        ("    outputs = 'x.csv'", "it is a tuple of paths"),
+        (
+            "    after = 'sample'\n    inputs = ('scores/recompute.jsonl',)",
+            "own reads scores/recompute.jsonl, which no stage",
+        ),
+    ],
+)
+def test_a_users_stage_that_would_harm_the_run_is_refused_before_anything_starts(tmp_path, body, said):
+    given = made(own_stage(tmp_path, "own", f"{body}\n    def run(self, context): ..."))
+    for start in (run, dry_run.plan):
+        with pytest.raises(ConfigError, match=said):
+            start(given, tmp_path / "run")
+    assert not (tmp_path / "run/problems").exists()
 
 
 def test_a_users_stage_that_fits_nowhere_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from stepmark.run.context import RunContext
 from stepmark.run.execute import ALL, Selection, need_inputs, outputs
 from stepmark.run.pipeline import stages
 from stepmark.run.recipe import Recipe
-from stepmark.run.stage import State
+from stepmark.run.stage import State, check
 from stepmark.types import Place
 
 
@@ -41,6 +41,7 @@ def plan(recipe: Recipe, path: Place, selection: Selection = ALL) -> list[Planne
     directory = RunDir(path)
     directory.compare(recipe.resolved(), renames.upgraded)
     context = RunContext(recipe, directory)
+    check(listed, context)
     if selection.anew:
         need_inputs(context, [stage for stage in listed if stage.name in chosen])
     planned = []

@@ -25,7 +25,7 @@ from stepmark.run import renames
 from stepmark.run.context import RunContext
 from stepmark.run.pipeline import stages
 from stepmark.run.recipe import Recipe
-from stepmark.run.stage import Stage, matches
+from stepmark.run.stage import Stage, check, matches
 from stepmark.types import Place, Progress
 
 Show = Callable[[Progress], None]
@@ -95,8 +95,10 @@ def run(
     Raises ConfigChanged for a directory of other settings, BudgetReached when what the ledgers of the run came to, over
     all sittings, reaches the budget, DataError for a chosen stage whose inputs are missing. A sitting without a budget
     keeps a ledger of solutions only for paid models."""
-    chosen = selection.of(stages(recipe))
+    listed = stages(recipe)
+    chosen = selection.of(listed)
     with RunDir(path).open(recipe.resolved(), renames.upgraded) as directory:
+        check(listed, RunContext(recipe, directory))
         if selection.anew:
             context = RunContext(recipe, directory)
             need_inputs(context, chosen)

@@ -200,9 +200,10 @@ class Recipe(Settings):
         return self.model_copy(update={"seed": seed, "seeds": (), "workers": 1, "executor": None})
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting that can change a result, defaults included, as plain values. Parts that a recipe need not
+        """Every setting that can change a result, defaults included, as plain values. Stages of the user's own are not
+        among them: they write files of their own, and come to a finished run too. Parts that a recipe need not
         have are not in it where it has none, so that runs from before there were such parts can go on."""
-        plain: dict[str, Any] = self.model_dump(mode="json", exclude={"workers", "executor"})
+        plain: dict[str, Any] = self.model_dump(mode="json", exclude={"workers", "executor", "stages"})
         del plain["seed" if self.seeds else "seeds"]
         if self.sample.out_of_distribution is None:
             del plain["sample"]["out_of_distribution"]
@@ -210,8 +211,6 @@ class Recipe(Settings):
             del plain["rationales"]
         if self.reinforce is None:
             del plain["reinforce"]
-        if not self.stages:
-            del plain["stages"]
         if not self.evaluate.votes:
             del plain["evaluate"]["votes"]
         for name, verifier in self.verifiers.items():

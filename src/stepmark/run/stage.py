@@ -18,10 +18,13 @@ stepmark run recipes/demo.yaml --dry-run
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
+from stepmark.errors import ConfigError, StageError, StepmarkError
 from stepmark.run.context import RunContext
 
 
@@ -75,19 +78,71 @@ class UserStage:
         """The stages that it follows."""
         return str(getattr(self.plugin, "after", "evaluate"))
 
+    @property
+    def _record(self) -> str:
+        """Written when the stage has ended, so that files which a kill left unfinished don't count."""
+        return f"stages/{self.name}.json"
+
     def inputs(self, context: RunContext) -> Sequence[str]:
-        return tuple(getattr(self.plugin, "inputs", ()))
+        """Raises ConfigError for what is not a path inside the run directory."""
+        return self._paths("inputs")
 
     def outputs(self, context: RunContext) -> Sequence[str]:
-        return tuple(getattr(self.plugin, "outputs", ()))
+        """Raises ConfigError for what is not a path inside the run directory."""
+        return [*self._paths("outputs"), self._record]
 
     def state(self, context: RunContext) -> State:
-        """Done when all its outputs are there; never, where it names none."""
-        outputs = self.outputs(context)
-        return State(sum(map(context.exists, outputs)), len(outputs) or None)
+        """Done when it ended once and its outputs are there."""
+        return State(int(all(map(context.exists, self.outputs(context)))), 1)
 
     def run(self, context: RunContext) -> None:
-        self.plugin.run(context)
+        """Raises StageError with the place in the user's file where something went wrong, or with outputs that it did
+        not write."""
+        try:
+            self.plugin.run(context)
+        except (StepmarkError, KeyboardInterrupt):
+            raise
+        except Exception as e:
+            frame = traceback.extract_tb(e.__traceback__)[-1]
+            raise StageError(
+                f"the stage {self.name} failed: {type(e).__name__}: {e} ({frame.filename}, line {frame.lineno})"
+            ) from e
+        if missing := [name for name in self._paths("outputs") if not context.exists(name)]:
+            raise StageError(
+                f"the stage {self.name} ended without writing {', '.join(missing)}, which its outputs name."
+            )
+        context.directory.write_json(self._record, {"outputs": self._paths("outputs")})
+
+    def _paths(self, attribute: str) -> list[str]:
+        names = getattr(self.plugin, attribute, ())
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f'stages: {self.name}.{attribute} is {names!r}; it is a tuple of paths, as ("a.csv",).')
+        for name in names:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not path.parts:
+                raise ConfigError(
+                    f"stages: {self.name}.{attribute} has {name!r}; it takes paths inside the run directory."
+                )
+        return list(names)
+
+
+def check(stages: Sequence[Stage], context: RunContext) -> None:
+    """Raises ConfigError where two stages write the same file, or a user's stage reads what no stage before it writes
+    and what is not there."""
+    faults, writers = [], dict[str, str]()
+    for stage in stages:
+        if isinstance(stage, UserStage):
+            faults += [
+                f"stages: {stage.name} reads {name}, which no stage before it writes."
+                for name in stage.inputs(context)
+                if name not in writers and not context.exists(name)
+            ]
+        for name in stage.outputs(context):
+            if name in writers:
+                faults.append(f"stages: {stage.name} writes {name}, and so does {writers[name]}; choose another name.")
+            writers.setdefault(name, stage.name)
+    if faults:
+        raise ConfigError(faults)
 
 
 def matches(stage: Stage, name: str) -> bool:

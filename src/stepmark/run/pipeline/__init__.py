@@ -78,5 +78,7 @@ def _insert(listed: list[Stage], stage: UserStage) -> None:
         names = ", ".join(other.name for other in listed)
         raise ConfigError(f"stages: {stage.name} comes after {stage.after!r}, which is no stage of this run: {names}.")
     if any(other.name == stage.name for other in listed):
-        raise ConfigError(f"stages: the name {stage.name!r} is taken; rename the file.")
+        raise ConfigError(
+            f"stages: the name {stage.name!r} is taken. A stage has the name of its file: copy it to another."
+        )
     listed.insert(places[-1] + 1, stage)

@@ -33,7 +33,8 @@ class Label:
         return READS
 
     def outputs(self, context: RunContext) -> Sequence[str]:
-        return ["labels/train.jsonl", "rollouts/labels.jsonl", "rollouts/judge.jsonl"]
+        judge = ["rollouts/judge.jsonl"] if context.recipe.judge is not None else []
+        return ["labels/train.jsonl", "rollouts/labels.jsonl", *judge]
 
     def state(self, context: RunContext) -> State:
         return _state(context, context.recipe.label, context.labels)
@@ -58,7 +59,8 @@ class WriteRationales:
         return [*READS, *(["judge/"] if trained else [])]
 
     def outputs(self, context: RunContext) -> Sequence[str]:
-        paid = [f"rollouts/{_asker(self.writer)}{role}.jsonl" for role in ROLES]
+        roles = [role for role in ROLES if context.role(role) is not None]
+        paid = [f"rollouts/{_asker(self.writer)}{role}.jsonl" for role in roles]
         return [f"{rationales_name(self.writer)}.jsonl", *paid]
 
     def state(self, context: RunContext) -> State:

@@ -30,7 +30,9 @@ class TrainModel:
         return ()
 
     def outputs(self, context: RunContext) -> Sequence[str]:
-        return [f"{self.role}/", f"bases/{self.role}/"]
+        settings = context.role(self.role)
+        new = settings is not None and settings.init is not None
+        return [f"{self.role}/", *([f"bases/{self.role}/"] if new else [])]
 
     def state(self, context: RunContext) -> State:
         return State(int(context.trained(self.role)), 1)
@@ -62,7 +64,8 @@ class TrainJudge:
         return ["problems/train.jsonl", "solutions/train.jsonl", "grades/train.jsonl", *base]
 
     def outputs(self, context: RunContext) -> Sequence[str]:
-        return ["judge/", "bases/judge/"]
+        settings = context.recipe.judge
+        return ["judge/", *(["bases/judge/"] if settings is not None and settings.init is not None else [])]
 
     def state(self, context: RunContext) -> State:
         return State(int(context.trained("judge")), 1)

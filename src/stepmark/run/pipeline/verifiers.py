@@ -52,7 +52,9 @@ class TrainVerifiers:
         return [*files, *(["generator/"] if from_generator and trained else [])]
 
     def outputs(self, context: RunContext) -> Sequence[str]:
-        return [f"{folder}/{name}/" for name in learning(context) for folder in ("verifiers", "bases")]
+        verifiers = context.recipe.verifiers
+        new = [f"bases/{name}/" for name in learning(context) if verifiers[name].base.init is not None]
+        return [*(f"verifiers/{name}/" for name in learning(context)), *new]
 
     def state(self, context: RunContext) -> State:
         names = learning(context)
