@@ -185,7 +185,7 @@ def test_a_verifier_may_lose_more_than_the_rest_of_the_run(tmp_path):
 def test_a_labeller_without_its_model_is_refused_before_anything_starts():
     with pytest.raises(ConfigError, match=r"label: judge asks a judge; give judge, a model"):
         recipe.load(DEMO, strangers("label=judge"))
-    with pytest.raises(ConfigError, match=r"judge.train: no labeller under rationales says what"):
+    with pytest.raises(ConfigError, match=r"judge.train: no labeller under rationales has `demonstrations`"):
         recipe.load(DEMO, strangers("judge={path: x, train: {epochs: 1}}"))
 
 

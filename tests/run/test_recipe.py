@@ -59,13 +59,13 @@ def test_all_faults_are_shown_at_once_with_what_was_meant():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["sample.test.split=train"], "can't be a test"),
+        (["sample.test.split=train"], "verifiers can't be tested on them"),
         (["evaluate.n=[1, 128]", "sample.test.n=64"], "sample.test.n is 64"),
         (["generator=null"], "needs a task and a generator"),
         (["generator.path=x"], "not both"),
         (["generator.train=null"], "before it is trained"),
         (["sample.test={file: x}"], "go together"),
-        (["sample.train={file: x, format: genrm_release}"], "no reference answer to reach"),
+        (["sample.train={file: x, format: genrm_release}"], "no reference answer to compare with"),
         (["verifiers.prm.options.path=x"], "filled in by the run"),
         (["verifiers={a/b: {kind: orm}}"], "should match pattern"),
         (["seed=x"], "seed"),
@@ -74,8 +74,8 @@ def test_all_faults_are_shown_at_once_with_what_was_meant():
         (["label.name=./nowhere.py"], "no file"),
         (["steps=lines"], "it can be"),
         (["sample.out_of_distribution.split=train"], "train and out_of_distribution are both the split 'train'"),
-        (["sample.out_of_distribution.split=test"], "two tests on the same problems"),
-        (["sample.out_of_distribution.n=64"], "out_of_distribution needs a split"),
+        (["sample.out_of_distribution.split=test"], "the two tests need different problems"),
+        (["sample.out_of_distribution.n=64"], "out_of_distribution needs split, a split of the task, or file"),
         (["sample.out_of_distribution={split: dev, n: 8}"], "sample.out_of_distribution.n is 8"),
     ],
 )

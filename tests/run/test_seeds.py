@@ -141,7 +141,7 @@ def test_without_seeds_it_is_the_ordinary_run(tmp_path):
 def test_what_does_not_go_with_seeds_is_said(tmp_path):
     with pytest.raises(ConfigError, match="either seed or seeds"):
         made("seed=1")
-    with pytest.raises(ConfigError, match="one twice"):
+    with pytest.raises(ConfigError, match="the same seed twice"):
         made("seeds=[1, 1]")
     with pytest.raises(ConfigError, match="one by one"):
         seeds.run(made(), tmp_path / "run", budget=Budget(rollouts=10))
@@ -226,7 +226,7 @@ def test_seeds_measured_before_their_ways_were_stored_are_to_be_measured_anew(do
     with RunDir(tmp_path / "run").open(config) as directory:
         assert seeds.summarise(recipe.parse(config, "again"), directory)["compute"] is None
     refused = stepmark("plan", "--optimal", tmp_path / "run")
-    assert refused.exit_code == 1 and "was not put together" in refused.output and "evaluate" in refused.output
+    assert refused.exit_code == 1 and "was not pooled" in refused.output and "evaluate" in refused.output
     assert stepmark("evaluate", tmp_path / "run").exit_code == 0
     again = json.loads((tmp_path / "run/metrics.json").read_text())
     assert again["compute"] == json.loads(json.dumps(found.metrics["compute"]))

@@ -229,7 +229,8 @@ def test_a_stage_of_the_users_own_runs_where_it_says_and_once(tmp_path):
 def test_a_users_stage_that_fits_nowhere_is_refused(tmp_path):
     own = tmp_path / "mine.py"
     own.write_text("class Mine:\n    after = 'lable'\n    def run(self, context): ...\n")
-    with pytest.raises(ConfigError, match="mine comes after 'lable', which is no stage of this run: problems,"):
+    fault = r"mine runs after 'lable', which is not a stage of this run\. There are: problems,"
+    with pytest.raises(ConfigError, match=fault):
         stages(made(f"stages=[{own}]"))
     other = tmp_path / "other.py"
     other.write_text("class Other:\n    def go(self, context): ...\n")

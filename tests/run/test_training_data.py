@@ -97,7 +97,9 @@ def test_drawn_rationales_have_ledgers_of_their_own_and_are_paid_for_once(made, 
 
 
 def test_what_rationales_need_is_said_before_anything_starts(made):
-    with pytest.raises(ConfigError, match=r"rationales: .*scribe.py lets the task write, and task .* no `rationale`"):
+    with pytest.raises(
+        ConfigError, match=r"rationales: .*scribe.py needs a task that writes verifications; .* no `rationale`"
+    ):
         made(SCRIBE, f"task={STRANGERS / 'task.py'}")
     with pytest.raises(ConfigError, match=r"rationales needs a task"):
         made(SCRIBE, "task=null")
@@ -169,9 +171,9 @@ def test_what_the_generator_read_is_replayed_as_it_was_and_verified_by_nobody(ma
 
 
 def test_references_are_refused_where_nothing_learns_to_write(made):
-    with pytest.raises(ConfigError, match="does not learn to write solutions"):
+    with pytest.raises(ConfigError, match="is not trained to write solutions"):
         made(f"verifiers.listener={{kind: {STRANGERS / 'verifier.py'}, references: 1}}")
-    with pytest.raises(ConfigError, match="does not learn to write solutions"):
+    with pytest.raises(ConfigError, match="is not trained to write solutions"):
         made("verifiers.listener={kind: orm, base: {path: m}, references: 1}")
     assert "references" not in made().resolved()["verifiers"]["listener"]
     given = made("verifiers.listener.references=2")

@@ -148,15 +148,24 @@ def test_a_judge_learns_to_write_what_the_task_would_in_each_way_that_it_is_aske
 def test_what_a_judge_or_a_writer_needs_is_said_before_anything_starts(made, model):
     unguided = f"rationales={UNGUIDED}"
     for changes, fault in (
-        ([unguided, f"judge={{train: {TRAIN}}}"], "judge.train: without a generator's model"),
+        ([unguided, f"judge={{train: {TRAIN}}}"], "judge.train: without a generator that has a model"),
         ([unguided, f"judge={{path: {model}, train: {TRAIN}}}", f"task={STRANGERS / 'task.py'}"], "no `rationale`"),
         ([f"judge={{path: {model}, train: {TRAIN}}}"], "judge.train: no labeller under rationales"),
-        ([unguided, f"judge={{path: {model}, split: dev, train: {TRAIN}}}"], "learns from the training solutions"),
+        (
+            [unguided, f"judge={{path: {model}, split: dev, train: {TRAIN}}}"],
+            "is always trained on the training solutions",
+        ),
         ([unguided, "judge={init: {hidden: 8}}"], "can't judge before it is trained"),
         ([unguided, "judge={backend: local}"], "give path, init or train"),
-        ([unguided, f"judge={{train: {TRAIN}, backend: {STRANGERS / 'backend.py'}}}"], "takes no model"),
+        (
+            [unguided, f"judge={{train: {TRAIN}, backend: {STRANGERS / 'backend.py'}}}"],
+            "can't run a model that was trained here",
+        ),
         ([f"verifiers.own={{{LISTENER}, rationales: {UNGUIDED}}}"], r"verifiers.own.rationales: .* asks a judge"),
-        ([f"verifiers.orm={{kind: orm, base: {{path: x}}, rationales: {ORACLE}}}"], "does not learn to write any"),
+        (
+            [f"verifiers.orm={{kind: orm, base: {{path: x}}, rationales: {ORACLE}}}"],
+            "is not trained to write verifications",
+        ),
     ):
         with pytest.raises(ConfigError, match=fault):
             made(*changes)
@@ -172,6 +181,6 @@ def test_nothing_is_planned_with_a_judge_that_is_yet_to_learn(made, tmp_path, mo
     given = made(f"rationales={UNGUIDED}", f"judge={{path: {model}, train: {TRAIN}}}")
     with (
         RunDir(tmp_path / "run").open(given.resolved()) as directory,
-        pytest.raises(ConfigError, match="has taught it"),
+        pytest.raises(ConfigError, match="Run its stage `train judge` first, then plan"),
     ):
         plan(RunContext(given, directory))
