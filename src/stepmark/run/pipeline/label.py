@@ -83,9 +83,9 @@ def _prefix(writer: str) -> str:
 
 
 def _state(context: RunContext, labeler: Labeler | None, records: Records[LabelledSolution]) -> State:
-    made = len(records)
-    if not made or labeler is None:
-        return State(made)
+    count = len(records)
+    if not count or labeler is None:
+        return State(count)
     pairs = TrainingData(context).pairs(labeler)
     keys = records.keys()
     return State(sum(s.id in keys for _, s in pairs), len(pairs))

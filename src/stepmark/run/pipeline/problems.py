@@ -43,12 +43,11 @@ class LoadProblems:
         wanted: dict[str, int | None] = {part: recipe.sample.source(part).problems for part in recipe.sample.parts}
         if recipe.reinforce is not None:
             r = recipe.reinforce
-            counts = (r.problems, r.held_out.problems, r.test.problems)
-            wanted |= dict(zip(POLICY_PARTS, counts, strict=True))
-        made = {part: len(context.problems(part)) for part in wanted}
+            wanted |= dict(zip(POLICY_PARTS, (r.problems, r.held_out.problems, r.test.problems), strict=True))
+        counts = {part: len(context.problems(part)) for part in wanted}
         known = [n for n in wanted.values() if n is not None]
-        whole = len(known) == len(wanted) and all(made[part] == n for part, n in wanted.items())
-        return State(sum(made.values()), sum(known) if whole else None)
+        whole = len(known) == len(wanted) and all(counts[part] == n for part, n in wanted.items())
+        return State(sum(counts.values()), sum(known) if whole else None)
 
     def run(self, context: RunContext) -> None:
         for part in context.recipe.sample.parts:
