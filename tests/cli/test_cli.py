@@ -1,4 +1,4 @@
-"""The command line as a person and as a machine meet it: help, results, complaints, exit statuses."""
+"""The command line, as text and as JSON: help, results, errors, exit statuses."""
 
 import json
 import os
@@ -36,16 +36,16 @@ def ok(*arguments, code=0):
 
 
 def test_help_names_every_command():
-    said = ok("--help").stdout
-    assert all(f"\n  {command} " in said for command in COMMANDS)
+    output = ok("--help").stdout
+    assert all(f"\n  {command} " in output for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command):
-    said = ok(command, "--help").stdout
-    assert "Example" in said
-    assert f"\n    stepmark {command}" in said
-    assert "--json" in said
+    output = ok(command, "--help").stdout
+    assert "Example" in output
+    assert f"\n    stepmark {command}" in output
+    assert "--json" in output
 
 
 def test_the_stages_one_by_one(tmp_path):
@@ -63,17 +63,17 @@ def test_the_stages_one_by_one(tmp_path):
     assert len(Records(solutions, Solution)) == 20
     graded = json.loads(ok("grade", *TASK, "--solutions", solutions, "--out", grades, "--json").stdout)
     assert graded["correct"] + graded["incorrect"] == 20 == len(Records(grades, GradedSolution))
-    given = ["--split", "test", "--solutions", solutions]
-    ok("label", *TASK, *BACKEND, *given, "--labeler-option", "rollouts=2", "--no-distinct", "--out", labels)
-    found = list(Records(labels, LabelledSolution))
-    assert len(found) == 20
-    assert {x.gradable for s in found for x in s.labels[:-1]} == {2}
-    ok("score", "--verifier", STRANGERS / "verifier.py", *TASK, *given, "--out", scores)
+    inputs = ["--split", "test", "--solutions", solutions]
+    ok("label", *TASK, *BACKEND, *inputs, "--labeler-option", "rollouts=2", "--no-distinct", "--out", labels)
+    stored_labels = list(Records(labels, LabelledSolution))
+    assert len(stored_labels) == 20
+    assert {x.gradable for s in stored_labels for x in s.labels[:-1]} == {2}
+    ok("score", "--verifier", STRANGERS / "verifier.py", *TASK, *inputs, "--out", scores)
     assert len(Records(scores, Verification)) == 20
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "output"),
     [
         (["sample", "--task", "arithmatic", "--out", "x"], 2, "Did you mean 'arithmetic'"),
         (["sample", "--out", "x"], 2, "needs --model"),
@@ -87,7 +87,7 @@ def test_the_stages_one_by_one(tmp_path):
         (["reinforce", "--policy", "x", "--out", "y", "--method", "rft", "--reward", "gold"], 2, "rft keeps"),
         (["reinforce", "--policy", "x", "--out", "y", "--reward", "prm/=a"], 2, "'a' is not a number"),
         (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold=0"], 2, "must be above 0"),
-        (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold", "--credit", "min"], 2, "nothing of steps"),
+        (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold", "--credit", "min"], 2, "not steps"),
         (["reinforce", "--policy", "x", "--out", "y", "--reward", "prm", "--credit", "all"], 2, "it can be sum"),
         (["reinforce", "--policy", "x", "--out", "y", "--reward", "gold", "--set", "updats=1"], 2, "mean 'updates'"),
         (["run", "nowhere.yaml"], 2, "no recipe"),
@@ -98,10 +98,10 @@ def test_the_stages_one_by_one(tmp_path):
         (["init", "--out", "x", "--shape", "heads=3"], 2, "multiple of heads"),
     ],
 )
-def test_what_is_wrong_is_said_without_a_traceback(tmp_path, monkeypatch, arguments, code, said):
+def test_errors_are_reported_without_a_traceback(tmp_path, monkeypatch, arguments, code, output):
     monkeypatch.chdir(tmp_path)
     done = stepmark(*arguments)
-    assert (done.exit_code, said in done.stderr) == (code, True), done.output
+    assert (done.exit_code, output in done.stderr) == (code, True), done.output
     assert "Traceback" not in done.output
     assert not list(tmp_path.iterdir())
 
@@ -119,7 +119,7 @@ def shrunk(*changes, **backend):
     ]
 
 
-def test_a_run_and_what_can_be_done_with_it(tmp_path, monkeypatch):
+def test_a_run_and_the_commands_on_its_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = ok("run", DEMO, *shrunk())
     assert "recompute" in done.stdout
@@ -141,8 +141,8 @@ def test_a_run_and_what_can_be_done_with_it(tmp_path, monkeypatch):
     advice = json.loads(ok("plan", "--optimal", run, "--json").stdout)["in_distribution"]["advice"]
     assert advice[0]["plain"]["method"] == "pass@1"
     assert advice[-1]["verified"]["method"].endswith("recompute")
-    told = ok("plan", "--optimal", run, "--tokens", 1000).stdout
-    assert "do this" in told and ("leave it out" in told or "leaving it out" in told)
+    advice_table = ok("plan", "--optimal", run, "--tokens", 1000).stdout
+    assert "do this" in advice_table and ("leave it out" in advice_table or "leaving it out" in advice_table)
     refused = ok("run", DEMO, *shrunk("seed=9"), code=2)
     assert '+  "seed": 9' in refused.stderr
 
@@ -161,24 +161,24 @@ def test_items_that_fail_give_exit_status_3_and_are_named(tmp_path):
     assert "failed: test-1002: ValueError: I don't like test-1002" in done.stderr
 
 
-def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
+def test_a_spent_budget_gives_exit_status_4_and_a_larger_one_continues(tmp_path):
     solutions, labels, rows = (tmp_path / f"{n}.jsonl" for n in ("s", "l", "r"))
     sampled = ["sample", *TASK, *BACKEND, "--n", 4, "--problems", 5, "--out", solutions]
-    said = ok(*sampled, "--budget", "rollouts=9", code=4).stderr
-    assert "rollouts 9 of 9" in said
+    output = ok(*sampled, "--budget", "rollouts=9", code=4).stderr
+    assert "rollouts 9 of 9" in output
     ok(*sampled, "--budget", "rollouts=12", code=4)
-    ok(*sampled)  # without a budget too, from where it was
+    ok(*sampled)  # it also continues without a budget
     assert json.loads((tmp_path / "s.rollouts" / "solutions.spent.json").read_text())["rollouts"] == 20
     whole = tmp_path / "whole.jsonl"
     ok(*sampled[:-1], whole)
     assert {s.key: s for s in Records(solutions, Solution)} == {s.key: s for s in Records(whole, Solution)}
-    # The stranger's task trains on what it tests here: what matters is what labelling pays for.
+    # Here the same split is sampled and labelled; the test is about the cost of labelling.
     split = ["--split", "test"]
     labelled = ["label", *TASK, *split, *BACKEND, "--solutions", solutions, "--labeler-option", "rollouts=3"]
     ok(*labelled, "--out", labels, "--budget", "tokens=200", code=4)
     ok(*labelled, "--out", labels)
     spent = json.loads((tmp_path / "l.rollouts" / "labels.spent.json").read_text())
-    labels.rename(tmp_path / "mine.jsonl")  # and what was asked otherwise is not taken for an answer
+    labels.rename(tmp_path / "mine.jsonl")  # rollouts of another configuration are not reused
     assert "holds results of another configuration" in ok(*labelled, "--max-tokens", 9, "--out", labels, code=2).stderr
     (tmp_path / "mine.jsonl").rename(labels)
     ok(*labelled, "--out", tmp_path / "once.jsonl")
@@ -190,7 +190,7 @@ def test_a_budget_ends_with_status_4_and_a_larger_one_goes_on(tmp_path):
     assert "budget: there is no limit 'euros'" in ok(*sampled, "--budget", "euros=3", code=2).stderr
 
 
-def test_rollouts_kept_before_samplings_could_ask_for_choices_go_on(tmp_path):
+def test_rollouts_of_versions_without_choices_are_reused(tmp_path):
     generator = registry.load("backend", "local", path="model")
     with parameters.kept(tmp_path / "s.jsonl", "{question}", SamplingParams(), generator=generator):
         pass
@@ -201,44 +201,44 @@ def test_rollouts_kept_before_samplings_could_ask_for_choices_go_on(tmp_path):
         parameters.kept(tmp_path / "s.jsonl", "{question}", asking, generator=generator)
 
 
-def test_too_much_that_can_not_be_used_stops_a_stage_unless_it_is_allowed(tmp_path):
+def test_a_share_above_its_limit_stops_a_stage_unless_the_limit_is_raised(tmp_path):
     solutions = tmp_path / "s.jsonl"
     sampled = ["sample", *TASK, *BACKEND, "--backend-option", "truncated=0.8", "--n", 30, "--out", solutions]
-    said = ok(*sampled, code=1).stderr
-    assert "were truncated, more than the 50% allowed" in said
+    output = ok(*sampled, code=1).stderr
+    assert "were truncated, more than the 50% allowed" in output
     ok(*sampled, "--limit", "truncated=1")
     graded = ["grade", *TASK, "--solutions", solutions, "--out", tmp_path / "g.jsonl"]
     assert "solutions" in ok(*graded, code=1).stderr
-    assert len(Records(tmp_path / "g.jsonl", GradedSolution)) == 360  # what was graded is kept
+    assert len(Records(tmp_path / "g.jsonl", GradedSolution)) == 360  # the grades are kept
     ok(*graded, "--limit", "truncated=1")
     scored = ["score", "--verifier", STRANGERS / "verifier.py", *TASK, "--solutions", solutions]
     ok(*scored, "--limit", "truncated=1", "--out", tmp_path / "v.jsonl")
     assert "there is none of the name 'late'" in ok(*sampled, "--limit", "late=1", code=2).stderr
 
 
-def test_a_plan_for_people_and_machines(tmp_path):
+def test_a_plan_as_text_and_json(tmp_path):
     recipe = [DEMO, f"task={STRANGERS / 'task.py'}", f"generator={{backend: {STRANGERS / 'backend.py'}}}"]
     small = ["sample.train={split: train, n: 2}", "sample.test={split: test, n: 4}", "evaluate.n=[1]", "verifiers={}"]
     where = ["--out", tmp_path / "run", "--problems", 3]
     assert "label: monte_carlo rollouts=16 (this recipe)" in ok("plan", *recipe, *small, *where).stdout
-    found = json.loads(ok("plan", *recipe, *small, *where, "--json").stdout)
-    assert found["sampling"][0]["solutions"] == 24
+    estimate = json.loads(ok("plan", *recipe, *small, *where, "--json").stdout)
+    assert estimate["sampling"][0]["solutions"] == 24
 
 
-def test_the_doctor_speaks_to_people_and_machines():
-    found = json.loads(ok("doctor", "--json").stdout)
-    assert found["torch"]["ok"]
-    assert f"python        {found['python']['found']}" in ok("doctor").stdout
+def test_doctor_as_text_and_json():
+    results = json.loads(ok("doctor", "--json").stdout)
+    assert results["torch"]["ok"]
+    assert f"python        {results['python']['found']}" in ok("doctor").stdout
 
 
-def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+def test_a_closed_pipe_is_not_an_error(tmp_path):
     ok("run", DEMO, *shrunk(), "--out", tmp_path / "run")
     pipe = f"{sys.executable} -m stepmark rank {tmp_path / 'run'} --method recompute --json | head -c 1"
     done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, env=os.environ)
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_is_made_taught_and_verified_end_to_end(tmp_path):
+def test_a_model_is_created_trained_and_verified_end_to_end(tmp_path):
     """The demo's recipe, shrunk to seconds: a real generator, real labels, real verifiers."""
     changes = [
         "generator.problems=60",

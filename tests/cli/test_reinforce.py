@@ -1,4 +1,4 @@
-"""`stepmark reinforce` on a tiny model: looks for a person to read, figures for a machine, a policy that samples."""
+"""`stepmark reinforce` on a tiny model: looks as text and as JSON, and a policy that can be sampled."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ def generator(tmp_path_factory):
     place = tmp_path_factory.mktemp("generator")
     shape = ["--shape", "hidden=16", "--shape", "layers=1", "--shape", "heads=2", "--shape", "kv_heads=1"]
     ok("init", *TASK, *shape, "--shape", "vocab=300", "--shape", "max_length=64", "--out", place / "base")
-    how = ["--set", "epochs=15", "--set", "lr=1e-2", "--set", "batch_tokens=256", "--set", "tensorboard=false"]
-    ok("train", "generator", *TASK, "--base", place / "base", *how, "--out", place / "generator")
+    training = ["--set", "epochs=15", "--set", "lr=1e-2", "--set", "batch_tokens=256", "--set", "tensorboard=false"]
+    ok("train", "generator", *TASK, "--base", place / "base", *training, "--out", place / "generator")
     return place / "generator"
 
 
@@ -42,25 +42,34 @@ def test_a_policy_learns_from_a_verifier_and_gold_answers(generator, tmp_path):
         "    def verify(self, question, solutions):\n"
         "        return [Verification(s.id, (0.25,) * len(s.spans), 0.25, 'min') for s in solutions]\n"
     )
-    given = ["reinforce", "--policy", generator, *TASK, *QUICK, "--problems", 8, "--held-out-problems", 6]
-    given += ["--reward", f"{verifier}=2", "--reward", "gold=0.5", "--credit", "outcome", "--out", tmp_path / "policy"]
-    said = ok(*given).stdout
-    rows = [line.split() for line in said.splitlines()[1:4]]
+    command = ["reinforce", "--policy", generator, *TASK, *QUICK, "--problems", 8, "--held-out-problems", 6]
+    command += [
+        "--reward",
+        f"{verifier}=2",
+        "--reward",
+        "gold=0.5",
+        "--credit",
+        "outcome",
+        "--out",
+        tmp_path / "policy",
+    ]
+    output = ok(*command).stdout
+    rows = [line.split() for line in output.splitlines()[1:4]]
     assert [row[0] for row in rows] == ["0", "1", "2"]
-    assert said.count("<- handed on") == 1
-    assert "updates      2" in said
-    found = json.loads(ok(*given, "--json").stdout)  # there already
-    assert [look["update"] for look in found["looks"]] == [0, 1, 2]
-    for look, row in zip(found["looks"], rows, strict=True):
+    assert output.count("<- handed on") == 1
+    assert "updates      2" in output
+    summary = json.loads(ok(*command, "--json").stdout)  # it is finished already
+    assert [look["update"] for look in summary["looks"]] == [0, 1, 2]
+    for look, row in zip(summary["looks"], rows, strict=True):
         assert row[1] == f"{100 * look['accuracy']:.1f}%"
-        # A greedy answer that ended earns twice a quarter, and half a point more if it is right.
+        # A complete greedy answer has reward 2 * 0.25, and 0.5 more if it is correct.
         assert look["accuracy"] - 1e-9 <= look["reward"] <= 0.5 + 0.5 * look["accuracy"] + 1e-9
     ok("sample", *TASK, "--model", tmp_path / "policy", "--n", 1, "--problems", 3, "--out", tmp_path / "s.jsonl")
     assert len(Records(tmp_path / "s.jsonl", Solution)) == 3
 
 
-def test_a_policy_learns_what_it_got_right(generator, tmp_path):
-    given = ["reinforce", "--policy", generator, *TASK, *SHORT, "--method", "rft", "--samples", 6, "--problems", 10]
-    found = json.loads(ok(*given, "--set", "epochs=1", "--out", tmp_path / "policy", "--json").stdout)
-    assert found["examples"] > 0
+def test_a_policy_learns_from_its_correct_attempts(generator, tmp_path):
+    command = ["reinforce", "--policy", generator, *TASK, *SHORT, "--method", "rft", "--samples", 6, "--problems", 10]
+    summary = json.loads(ok(*command, "--set", "epochs=1", "--out", tmp_path / "policy", "--json").stdout)
+    assert summary["examples"] > 0
     assert (tmp_path / "policy/model.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""What a plan says, against what the run then takes."""
+"""Planned costs, compared with the costs of the run."""
 
 import dataclasses
 import json
@@ -62,20 +62,20 @@ def planned(tmp_path, request):
     return load
 
 
-def made(planned, path, *changes, budget=None, **options):
-    given = planned(*changes)
-    with RunDir(path).open(given.resolved()) as directory:
-        return cost_estimate.plan(RunContext(given, directory, budget=budget), **options)
+def plan_run(planned, path, *changes, budget=None, **options):
+    loaded = planned(*changes)
+    with RunDir(path).open(loaded.resolved()) as directory:
+        return cost_estimate.plan(RunContext(loaded, directory, budget=budget), **options)
 
 
-def test_a_plan_is_what_the_run_then_takes(planned, tmp_path):
-    found = made(planned, tmp_path / "run", problems=6, solutions=2)
-    costs = {c.stage: c for c in (*found.sampling, *found.labelling)}
+def test_planned_costs_are_those_of_the_run(planned, tmp_path):
+    estimate = plan_run(planned, tmp_path / "run", problems=6, solutions=2)
+    costs = {c.stage: c for c in (*estimate.sampling, *estimate.labelling)}
     assert (costs["sample train"].solutions, costs["sample train"].rollouts) == (120, 120)
     assert costs["sample test"].tokens == 1600
-    own = costs[found.own]
-    assert found.own == "label: monte_carlo N=8"
-    # 120 solutions, two steps of each that something follows, eight rollouts for each of them.
+    own = costs[estimate.own]
+    assert estimate.own == "label: monte_carlo N=8"
+    # 120 solutions; two steps of each, all but the last, are labelled with eight rollouts each.
     assert (own.rollouts, own.tokens, own.prompt_tokens) == (1920, 19200, 9600)
     assert own.money == pytest.approx((9600 * 1.0 + 19200 * 2.0) / 1e6)
     assert own.error == 0
@@ -86,32 +86,33 @@ def test_a_plan_is_what_the_run_then_takes(planned, tmp_path):
     assert spent["money"] == pytest.approx(own.money)
 
 
-def test_written_verifications_are_planned_beside_the_labels_and_without_them(planned, tmp_path, request):
+def test_written_verifications_are_planned_with_and_without_labels(planned, tmp_path, request):
     scribe = f"{{name: {request.path.parents[1] / 'strangers/scribe.py'}, options: {{draws: 3}}, distinct: false}}"
-    found = made(planned, tmp_path / "run", f"rationales={scribe}", problems=6, solutions=2)
-    (writing,) = found.rationales
+    estimate = plan_run(planned, tmp_path / "run", f"rationales={scribe}", problems=6, solutions=2)
+    (writing,) = estimate.rationales
     assert (writing.solutions, writing.rollouts, writing.tokens) == (120, 360, 3600)
-    assert f"{writing.rollouts:,.0f}" in cost_estimate.table(found) and "rationales: " in cost_estimate.table(found)
-    assert found.pilot.rollouts >= 12 + 12 * 3
+    table = cost_estimate.table(estimate)
+    assert f"{writing.rollouts:,.0f}" in table and "rationales: " in table
+    assert estimate.pilot.rollouts >= 12 + 12 * 3
     run(planned(f"rationales={scribe}"), tmp_path / "run")
     spent = json.loads((tmp_path / "run" / "rollouts" / "rationales-completer.spent.json").read_text())
     assert spent["rollouts"] == writing.rollouts
-    alone = made(planned, tmp_path / "other", f"rationales={scribe}", "label=null", problems=6, solutions=2)
+    alone = plan_run(planned, tmp_path / "other", f"rationales={scribe}", "label=null", problems=6, solutions=2)
     assert ([c.rollouts for c in alone.rationales], alone.labelling, alone.own) == ([360], (), "")
 
 
-def test_ways_that_stop_early_are_cheaper_and_a_judge_asks_once(planned, tmp_path):
-    found = made(planned, tmp_path / "run", problems=6, solutions=2)
-    costs = {c.stage.removeprefix("label: "): c.rollouts for c in found.labelling}
+def test_methods_that_stop_early_are_cheaper_and_a_judge_is_asked_once(planned, tmp_path):
+    estimate = plan_run(planned, tmp_path / "run", problems=6, solutions=2)
+    costs = {c.stage.removeprefix("label: "): c.rollouts for c in estimate.labelling}
     assert costs["judge"] == 120
     assert costs["consensus"] == costs["monte_carlo N=8"] + 120
     assert costs["monte_carlo N=8, early stop"] < costs["monte_carlo N=8"] < costs["monte_carlo, precision 0.1"]
     assert costs["first_error N=8"] < costs["monte_carlo N=8"]
 
 
-def test_the_pilot_is_paid_once_and_touches_no_result(planned, tmp_path):
-    first = made(planned, tmp_path / "run", problems=6, solutions=2)
-    again = made(planned, tmp_path / "run", problems=6, solutions=2)
+def test_the_pilot_is_paid_for_once_and_changes_no_result(planned, tmp_path):
+    first = plan_run(planned, tmp_path / "run", problems=6, solutions=2)
+    again = plan_run(planned, tmp_path / "run", problems=6, solutions=2)
     assert again.pilot.money == pytest.approx(first.pilot.money)
     assert dataclasses.replace(again.pilot, money=0) == dataclasses.replace(first.pilot, money=0)
     assert [c.rollouts for c in again.labelling] == [c.rollouts for c in first.labelling]
@@ -120,40 +121,40 @@ def test_the_pilot_is_paid_once_and_touches_no_result(planned, tmp_path):
 
 
 def test_an_hours_price_is_added(planned, tmp_path):
-    found = made(planned, tmp_path / "run", problems=3, solutions=1, price_hour=1e6)
-    cost = found.sampling[0]
+    estimate = plan_run(planned, tmp_path / "run", problems=3, solutions=1, price_hour=1e6)
+    cost = estimate.sampling[0]
     assert cost.money == pytest.approx(cost.hours * 1e6 + (cost.prompt_tokens * 1.0 + cost.tokens * 2.0) / 1e6)
 
 
 def test_a_budget_holds_for_the_pilot_too(planned, tmp_path):
     with pytest.raises(BudgetReached, match="rollouts 20 of 20"):
-        made(planned, tmp_path / "run", budget=Budget(rollouts=20), problems=10, solutions=3)
+        plan_run(planned, tmp_path / "run", budget=Budget(rollouts=20), problems=10, solutions=3)
 
 
-def test_a_recipe_that_draws_nothing_has_nothing_to_plan(planned, tmp_path):
+def test_a_recipe_without_sampling_has_nothing_to_plan(planned, tmp_path):
     part = "{file: x.jsonl, format: genrm_release, n: 8, share: [%s, %s]}"
     changes = [f"sample.train={part % (0, 0.5)}", f"sample.test={part % (0.5, 1)}", "label=null"]
     with pytest.raises(ConfigError, match="nothing to plan"):
-        made(planned, tmp_path / "run", *changes)
+        plan_run(planned, tmp_path / "run", *changes)
 
 
-def test_the_table_names_the_recipes_own_way(planned, tmp_path):
-    found = made(planned, tmp_path / "run", "label.options.rollouts=3", problems=3, solutions=1)
-    said = cost_estimate.table(found)
-    assert "label: monte_carlo rollouts=3 (this recipe)" in said
-    assert "pilot of 3 solutions to 3 problems" in said
-    assert all(f"{c.rollouts:,.0f}" in said for c in found.labelling)
-    assert dataclasses.asdict(found)["own"] == found.own
+def test_the_table_marks_the_recipes_own_method(planned, tmp_path):
+    estimate = plan_run(planned, tmp_path / "run", "label.options.rollouts=3", problems=3, solutions=1)
+    table = cost_estimate.table(estimate)
+    assert "label: monte_carlo rollouts=3 (this recipe)" in table
+    assert "pilot of 3 solutions to 3 problems" in table
+    assert all(f"{c.rollouts:,.0f}" in table for c in estimate.labelling)
+    assert dataclasses.asdict(estimate)["own"] == estimate.own
 
 
-def test_a_second_plan_knows_how_long_the_first_one_took(planned, tmp_path):
+def test_a_second_plan_uses_the_times_of_the_first(planned, tmp_path):
     (tmp_path / "steady.py").write_text(
         BACKEND.replace("import re", "import re\nimport time").replace(
             "            for index", "            time.sleep(1e-3)\n            for index"
         )
     )
-    first = made(planned, tmp_path / "run", problems=3, solutions=1)
-    again = made(planned, tmp_path / "run", problems=3, solutions=1)
+    first = plan_run(planned, tmp_path / "run", problems=3, solutions=1)
+    again = plan_run(planned, tmp_path / "run", problems=3, solutions=1)
     assert [c.rollouts for c in again.labelling] == [c.rollouts for c in first.labelling]
     assert all(c.hours > 0 for c in (*again.sampling, *again.labelling) if c.rollouts)
     assert again.labelling[-1].hours == pytest.approx(first.labelling[-1].hours)
@@ -164,14 +165,14 @@ def test_a_plan_stops_early_as_the_run_does_where_each_rollout_is_paid_for(plann
         BACKEND.replace("    judging", "    remote: ClassVar[bool] = True\n    judging")
     )
     early = "label={name: monte_carlo, options: {rollouts: 8, early_stop: true}, distinct: false}"
-    found = made(planned, tmp_path / "run", early, problems=3, solutions=1)
-    own = next(c for c in found.labelling if c.stage == found.own)
+    estimate = plan_run(planned, tmp_path / "run", early, problems=3, solutions=1)
+    own = next(c for c in estimate.labelling if c.stage == estimate.own)
     run(planned(early), tmp_path / "run")
     spent = json.loads((tmp_path / "run" / "rollouts" / "labels.spent.json").read_text())
     assert own.rollouts == spent["rollouts"] == 240
 
 
-def test_a_way_of_labelling_that_compares_equal_to_nothing_is_planned(planned, tmp_path):
+def test_a_labeller_without_equality_is_planned(planned, tmp_path):
     (tmp_path / "mine.py").write_text('''"""Labels nothing."""
 from stepmark.types import Grade, LabelledSolution, StepLabel, Verdict
 
@@ -182,25 +183,25 @@ class Mine:
             grade = tools.grader.grade(u.solution.text, u.problem)
             yield LabelledSolution(u.solution, grade, (StepLabel(0, 1, source="mine"),) * len(u.solution.spans))
 ''')
-    found = made(planned, tmp_path / "run", f"label={{name: {tmp_path / 'mine.py'}}}", problems=3, solutions=1)
-    own = next(c for c in found.labelling if c.stage == found.own)
+    estimate = plan_run(planned, tmp_path / "run", f"label={{name: {tmp_path / 'mine.py'}}}", problems=3, solutions=1)
+    own = next(c for c in estimate.labelling if c.stage == estimate.own)
     assert own.rollouts == 0
 
 
-def test_a_pilot_of_which_nothing_came_says_why(planned, tmp_path):
+def test_a_pilot_whose_samples_all_fail_reports_the_reason(planned, tmp_path):
     (tmp_path / "steady.py").write_text(
         BACKEND.replace("Finish.STOP, 10, -1.0, 5)", 'Finish.FAILED, 0, reason="the server is asleep")')
     )
     with pytest.raises(StageError, match=r"all 6 failed.*the server is asleep"):
-        made(planned, tmp_path / "run", problems=3, solutions=2)
+        plan_run(planned, tmp_path / "run", problems=3, solutions=2)
 
 
-def test_a_judge_that_takes_longer_has_hours_of_its_own(planned, tmp_path):
+def test_a_slower_judge_has_its_own_hours(planned, tmp_path):
     (tmp_path / "steady.py").write_text(
         BACKEND.replace("import re", "import re\nimport time").replace(
             "            for index", "            time.sleep(5e-3 * self.judging)\n            for index"
         )
     )
-    found = made(planned, tmp_path / "run", problems=6, solutions=2)
-    judge = next(c for c in found.labelling if c.stage == "label: judge")
+    estimate = plan_run(planned, tmp_path / "run", problems=6, solutions=2)
+    judge = next(c for c in estimate.labelling if c.stage == "label: judge")
     assert judge.hours * 3600 >= judge.rollouts * 5e-3

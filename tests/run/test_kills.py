@@ -1,4 +1,4 @@
-"""kill -9 at random moments, then the same command: nothing lost, nothing twice, nothing different."""
+"""kill -9 at random moments, then the same command: no record is lost, doubled or different."""
 
 import json
 import random
@@ -22,12 +22,12 @@ def job(place, workers, delay):
 
 
 def stored(place):
-    found = {}
+    by_name = {}
     for name, kind in (("solutions", Solution), ("labels", LabelledSolution)):
         records = list(Records(place / f"{name}.jsonl", kind))
-        found[name] = {r.key: r for r in records}
-        assert len(found[name]) == len(records)
-    return found
+        by_name[name] = {r.key: r for r in records}
+        assert len(by_name[name]) == len(records)
+    return by_name
 
 
 def size(place):
@@ -38,9 +38,9 @@ def size(place):
 def undisturbed(tmp_path_factory):
     place = tmp_path_factory.mktemp("undisturbed")
     subprocess.run(job(place, 1, 0), check=True)
-    found = stored(place)
-    assert (len(found["solutions"]), len(found["labels"])) == (120, 120)
-    return place, found
+    by_name = stored(place)
+    assert (len(by_name["solutions"]), len(by_name["labels"])) == (120, 120)
+    return place, by_name
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(1, 20), (2, 4)])
@@ -49,7 +49,7 @@ def test_sampling_and_labelling_survive_kills(tmp_path, undisturbed, workers, ki
     rng = random.Random(f"{workers}")
     grown = 0
     for i in range(kills):
-        # A moment in the work, not in the start of Python: a little after the files have grown by some random amount.
+        # The kill comes during the work, not while Python starts: after the files have grown by a random amount.
         target = size(whole) * (i + rng.random()) / kills
         process = subprocess.Popen(job(tmp_path, workers, 0.005), stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
@@ -58,9 +58,9 @@ def test_sampling_and_labelling_survive_kills(tmp_path, undisturbed, workers, ki
             time.sleep(0.002)
         time.sleep(rng.random() * 0.05)
         process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), said
-        assert size(tmp_path) >= grown  # only a torn last line may go, and only when the next writer comes
+        _, output = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), output
+        assert size(tmp_path) >= grown  # only an incomplete last line may be removed, and only by the next writer
         grown = size(tmp_path) - 4096
     subprocess.run(job(tmp_path, workers, 0), check=True)
     assert stored(tmp_path) == expected

@@ -1,4 +1,4 @@
-"""Whole runs on the demo's recipe with strangers' plug-ins by path: a task, a backend, a verifier."""
+"""Whole runs of the demo's recipe with a user's plug-ins, given by path: a task, a backend, a verifier."""
 
 import gzip
 import json
@@ -49,21 +49,21 @@ def records(path):
     return {name: {r.key: r for r in Records(path / f"{name}.jsonl", kind)} for name, kind in kinds.items()}
 
 
-def test_a_strangers_plug_ins_run_through_the_demos_recipe(tmp_path):
+def test_a_users_plug_ins_work_in_the_demos_recipe(tmp_path):
     done = go(tmp_path / "run")
     assert done.exit_code == 0
-    found = records(tmp_path / "run")
-    assert {name: len(r) for name, r in found.items()} == {
+    stored = records(tmp_path / "run")
+    assert {name: len(r) for name, r in stored.items()} == {
         "problems/train": 4,
         "problems/test": 12,
         "solutions/train": 8,
         "solutions/test": 192,
         "grades/train": 8,
         "grades/test": 192,
-        "labels/train": len({(s.problem_id, s.text) for s in found["solutions/train"].values()}),
+        "labels/train": len({(s.problem_id, s.text) for s in stored["solutions/train"].values()}),
         "scores/recompute": 192,
     }
-    # A verifier that recomputes each step knows every error this generator makes.
+    # A verifier that recomputes each step finds every error of this generator.
     accuracy = {method: row["16"]["mean"] for method, row in done.metrics["best_of_n"].items()}
     assert accuracy["recompute"] == accuracy["oracle"] > accuracy["pass@1"]
     assert accuracy["self_consistency+recompute"] > accuracy["self_consistency"]
@@ -94,15 +94,15 @@ def test_workers_change_no_result(tmp_path):
     assert records(tmp_path / "one") == records(tmp_path / "two")
 
 
-def test_rows_set_aside_are_listed_and_the_exit_status_says_so(tmp_path):
-    for _ in range(2):  # a second run must say it too
+def test_rows_set_aside_are_listed_and_change_the_exit_status(tmp_path):
+    for _ in range(2):  # a second run must report them too
         done = go(tmp_path / "run", "task.options.bad_rows=3")
         assert (done.exit_code, done.quarantined) == (3, 6)
     rows = list(Records(tmp_path / "run" / "quarantine.jsonl", Quarantined))
     assert {(r.file, r.line) for r in rows} == {(f"{s}.jsonl", n) for s in ("train", "test") for n in (1, 2, 3)}
 
 
-def test_what_failed_is_left_out_named_and_made_good_by_the_same_command(tmp_path):
+def test_failed_items_are_left_out_and_listed_and_the_same_command_retries_them(tmp_path):
     broken = tmp_path / "backend.py"
     text = (STRANGERS / "backend.py").read_text()
     broken.write_text(text.replace('fail_on: str = ""', 'fail_on: str = "test-1003"'))
@@ -111,7 +111,7 @@ def test_what_failed_is_left_out_named_and_made_good_by_the_same_command(tmp_pat
     assert [f.item for f in done.failed] == ["test-1003"]
     assert done.exit_code == 3
     assert len(records(tmp_path / "run")["scores/recompute"]) == 11 * 16
-    # Mended, in the same place. (A file's class is loaded once in a process: another would read it anew.)
+    # The repaired class is in the same module, since a plug-in file is loaded only once in a process.
     import sys
 
     for name in [m for m in sys.modules if m.startswith("stepmark_user_backend")]:
@@ -122,37 +122,37 @@ def test_what_failed_is_left_out_named_and_made_good_by_the_same_command(tmp_pat
     assert len(records(tmp_path / "run")["scores/recompute"]) == 12 * 16
 
 
-def test_truncated_solutions_go_through_and_lose(tmp_path):
+def test_truncated_solutions_are_kept_and_count_as_wrong(tmp_path):
     done = go(tmp_path / "run", truncated=0.4)
     assert done.failed == ()
-    found = records(tmp_path / "run")
-    cut = {key for key, s in found["solutions/test"].items() if s.finish == "length"}
+    stored = records(tmp_path / "run")
+    cut = {key for key, s in stored["solutions/test"].items() if s.finish == "length"}
     assert cut
-    assert all(found["grades/test"][key].grade.verdict == "ungradable" for key in cut)
+    assert all(stored["grades/test"][key].grade.verdict == "ungradable" for key in cut)
     assert done.metrics["best_of_n"]["pass@1"]["1"]["mean"] < 0.6
 
 
 def test_a_run_within_a_budget_goes_on_to_the_same_end(tmp_path):
-    given = recipe.load(DEMO, strangers())
+    loaded = recipe.load(DEMO, strangers())
     for limit in (10, 150, 260):
         with pytest.raises(BudgetReached, match=f"rollouts {limit} of {limit}"):
-            run(given, tmp_path / "run", budget=Budget(rollouts=limit))
+            run(loaded, tmp_path / "run", budget=Budget(rollouts=limit))
     with pytest.raises(ConfigError, match="no model here has a price"):
-        run(given, tmp_path / "run", budget=Budget(money=1))
-    run(given, tmp_path / "run", budget=Budget(rollouts=1e6))
+        run(loaded, tmp_path / "run", budget=Budget(money=1))
+    run(loaded, tmp_path / "run", budget=Budget(rollouts=1e6))
     go(tmp_path / "whole")
     assert records(tmp_path / "run") == records(tmp_path / "whole")
     assert json.loads((tmp_path / "run" / "rollouts" / "labels.spent.json").read_text())["failed"] == 0
 
 
-def test_too_much_that_can_not_be_used_stops_the_run_with_the_reason(tmp_path):
+def test_a_share_above_its_limit_stops_the_run_with_the_reason(tmp_path):
     with pytest.raises(StageError, match=r"sample stopped: .* were truncated.*limits\.truncated.*max_tokens"):
         go(tmp_path / "run", "limits.after=20", truncated=0.9)
     done = go(tmp_path / "other", "limits={truncated: 1.0}", truncated=0.9)
     assert done.metrics["rates"]["rollouts_truncated"] > 0.8
 
 
-def test_a_verifier_may_lose_more_than_the_rest_of_the_run(tmp_path):
+def test_a_verifier_can_have_its_own_limits(tmp_path):
     text = (
         (STRANGERS / "verifier.py")
         .read_text()
@@ -166,26 +166,26 @@ def test_a_verifier_may_lose_more_than_the_rest_of_the_run(tmp_path):
     lost = tmp_path / "lost.py"
     lost.write_text(text.replace("import Verification", "import Outcome, Verification"))
 
-    def made(limits, **backend):
+    def load_recipe(limits, **backend):
         verifiers = {"recompute": {"kind": str(lost), **limits}}
         return recipe.load(DEMO, strangers("limits.after=20", f"verifiers={json.dumps(verifiers)}", **backend))
 
     with pytest.raises(StageError, match=r"score stopped: .* verifications .* were ungradable"):
-        run(made({}), tmp_path / "run")
+        run(load_recipe({}), tmp_path / "run")
     own = {"limits": {"ungradable": 1.0}}
-    done = run(made(own), tmp_path / "own")
+    done = run(load_recipe(own), tmp_path / "own")
     assert done.metrics["rates"]["recompute_unparsed"] > 0.9
     with pytest.raises(StageError, match=r"sample stopped: .* were truncated"):
-        run(made(own, truncated=0.9), tmp_path / "cut")
+        run(load_recipe(own, truncated=0.9), tmp_path / "cut")
     with pytest.raises(ConfigError, match=r"verifiers\.recompute\.limits.*ungradable is a share"):
-        made({"limits": {"ungradable": 2}})
-    assert "limits" not in made({}).resolved()["verifiers"]["recompute"]  # older runs go on
+        load_recipe({"limits": {"ungradable": 2}})
+    assert "limits" not in load_recipe({}).resolved()["verifiers"]["recompute"]  # older runs go on
 
 
 def test_a_labeller_without_its_model_is_refused_before_anything_starts():
     with pytest.raises(ConfigError, match=r"label: judge asks a judge; give judge, a model"):
         recipe.load(DEMO, strangers("label=judge"))
-    with pytest.raises(ConfigError, match=r"judge.train: no labeller under rationales says what"):
+    with pytest.raises(ConfigError, match=r"judge.train: no labeller under rationales has `demonstrations`"):
         recipe.load(DEMO, strangers("judge={path: x, train: {epochs: 1}}"))
 
 
@@ -218,21 +218,21 @@ def imported(path, *changes):
     ]
 
 
-def test_imported_solutions_divide_by_question_and_keep_their_flags(tmp_path, released):
+def test_imported_solutions_are_divided_by_question_and_keep_their_grades(tmp_path, released):
     done = run(recipe.load(DEMO, imported(released)), tmp_path / "run")
     assert (done.exit_code, done.quarantined) == (3, 1)
     assert done.metrics["best_of_n"]["pass@1"]["1"]["mean"] == 0.5
-    found = {
+    stored = {
         part: set(Records(tmp_path / "run" / f"problems/{part}.jsonl", Problem).keys()) for part in ("train", "test")
     }
-    assert not found["train"] & found["test"]
-    assert found["train"] | found["test"] == {f"q{i}" for i in range(40)}
+    assert not stored["train"] & stored["test"]
+    assert stored["train"] | stored["test"] == {f"q{i}" for i in range(40)}
     grades = list(Records(tmp_path / "run" / "grades/test.jsonl", GradedSolution))
-    assert len(grades) == 4 * len(found["test"])
+    assert len(grades) == 4 * len(stored["test"])
     assert all(g.grade.correct == (int(g.key.split("#")[1]) % 2 == 0) for g in grades)
 
 
-def test_a_share_without_questions_says_so(tmp_path, released):
+def test_a_share_without_questions_is_an_error(tmp_path, released):
     changes = imported(released, f"sample.test={{file: {released}, format: genrm_release, n: 4, share: [0, 0.000001]}}")
     with pytest.raises(DataError, match="no usable question"):
         run(recipe.load(DEMO, changes), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Runs with a second test part, unlike what was learned from: drawn, graded, scored and measured like the first."""
+"""Runs with a second, out-of-distribution test: sampled, graded, scored and measured like the first."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ FAR = "sample.out_of_distribution={split: far, problems: 5, n: 8}"
 RECORDS = {"problems": Problem, "solutions": Solution, "grades": GradedSolution}
 
 
-def made(*changes):
+def load_recipe(*changes):
     raw = {
         "name": "parts",
         "seed": 1,
@@ -50,27 +50,27 @@ def stored(path):
     }
 
 
-def test_the_second_test_is_measured_like_the_first_and_changes_nothing_of_it(tmp_path):
-    with_it = run(made(FAR), tmp_path / "two")
-    without = run(made(), tmp_path / "one")
+def test_the_second_test_is_measured_like_the_first_and_does_not_change_it(tmp_path):
+    with_it = run(load_recipe(FAR), tmp_path / "two")
+    without = run(load_recipe(), tmp_path / "one")
     both, alone = stored(tmp_path / "two"), stored(tmp_path / "one")
     assert both["test"] == alone["test"]
     assert not any(alone["out_of_distribution"].values())
-    assert {name: len(found) for name, found in both["out_of_distribution"].items()} == {
+    assert {name: len(metrics) for name, metrics in both["out_of_distribution"].items()} == {
         "problems": 5,
         "solutions": 40,
         "grades": 40,
         "scores": 40,
     }
     assert {p.split("-")[0] for p in both["out_of_distribution"]["problems"]} == {"far"}
-    found = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert found == json.loads(json.dumps(with_it.metrics))
-    near, far = found["in_distribution"], found["out_of_distribution"]
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(with_it.metrics))
+    near, far = metrics["in_distribution"], metrics["out_of_distribution"]
     timed = {"name", "seconds"}
     assert {k: v for k, v in near.items() if k not in timed} == {
         k: v for k, v in without.metrics.items() if k not in timed
     }
-    assert {k: found[k] for k in near if k not in timed} == {k: near[k] for k in near if k not in timed}
+    assert {k: metrics[k] for k in near if k not in timed} == {k: near[k] for k in near if k not in timed}
     assert set(far) == set(near)
     assert (far["problems"], far["candidates"]) == (5, 40)
     grades = both["out_of_distribution"]["grades"].values()
@@ -80,24 +80,24 @@ def test_the_second_test_is_measured_like_the_first_and_changes_nothing_of_it(tm
     assert not {"in_distribution", "out_of_distribution"} & set(without.metrics)
 
 
-def test_a_run_stopped_anywhere_in_its_parts_goes_on_to_the_same_end(tmp_path):
-    given = made(FAR)
+def test_a_run_stopped_in_any_part_continues_to_the_same_records(tmp_path):
+    loaded = load_recipe(FAR)
     for limit in (6, 30, 60, 90, 100):
         with pytest.raises(BudgetReached):
-            run(given, tmp_path / "run", budget=Budget(rollouts=limit))
-    run(given, tmp_path / "run")
-    run(given, tmp_path / "whole")
+            run(loaded, tmp_path / "run", budget=Budget(rollouts=limit))
+    run(loaded, tmp_path / "run")
+    run(loaded, tmp_path / "whole")
     assert stored(tmp_path / "run") == stored(tmp_path / "whole")
 
 
-def test_scores_that_were_lost_are_made_again_for_their_part_alone(tmp_path):
-    run(made(FAR), tmp_path / "run")
+def test_lost_scores_are_made_again_only_for_their_part(tmp_path):
+    run(load_recipe(FAR), tmp_path / "run")
     before = stored(tmp_path / "run")
     place = tmp_path / "run/scores/out_of_distribution/recompute.jsonl"
     place.write_text("".join(place.read_text().splitlines(keepends=True)[:9]))
     kept = (tmp_path / "run/scores/recompute.jsonl").stat().st_mtime_ns
-    with RunDir(tmp_path / "run").open(made(FAR).resolved()) as directory:
+    with RunDir(tmp_path / "run").open(load_recipe(FAR).resolved()) as directory:
         for part in ("test", "out_of_distribution"):
-            run_stage(RunContext(made(FAR), directory), Score("recompute", part))
+            run_stage(RunContext(load_recipe(FAR), directory), Score("recompute", part))
     assert stored(tmp_path / "run") == before
     assert (tmp_path / "run/scores/recompute.jsonl").stat().st_mtime_ns == kept

@@ -1,4 +1,4 @@
-"""Recipes: every fault at once, near misses named, changes by key=value, and a configuration that comes back whole."""
+"""Recipes: all faults are reported together with suggestions, changes by key=value, and a complete configuration."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ def faults(*changes, path=DEMO):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_that_comes_with_stepmark_is_right_and_named_after_its_file(path):
+def test_every_recipe_of_stepmark_is_valid_and_named_after_its_file(path):
     assert recipe.load(path).name == path.stem
 
 
-def test_all_faults_are_shown_at_once_with_what_was_meant():
-    found = faults(
+def test_all_faults_are_reported_together_with_suggestions():
+    reported = faults(
         "smaple=1",
         "sample.train.split=",
         "sample.trian=1",
@@ -40,8 +40,8 @@ def test_all_faults_are_shown_at_once_with_what_was_meant():
         "evaluate.aggregates=[min, max]",
         "prompt=no place for it",
     )
-    text = "\n".join(found)
-    assert len(found) == 9
+    text = "\n".join(reported)
+    assert len(reported) == 9
     for part in (
         "'smaple'. Did you mean 'sample'?",
         "'sample.trian'. Did you mean 'train'?",
@@ -57,15 +57,15 @@ def test_all_faults_are_shown_at_once_with_what_was_meant():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        (["sample.test.split=train"], "can't be a test"),
+        (["sample.test.split=train"], "verifiers can't be tested on them"),
         (["evaluate.n=[1, 128]", "sample.test.n=64"], "sample.test.n is 64"),
         (["generator=null"], "needs a task and a generator"),
         (["generator.path=x"], "not both"),
         (["generator.train=null"], "before it is trained"),
         (["sample.test={file: x}"], "go together"),
-        (["sample.train={file: x, format: genrm_release}"], "no reference answer to reach"),
+        (["sample.train={file: x, format: genrm_release}"], "no reference answer to compare with"),
         (["verifiers.prm.options.path=x"], "filled in by the run"),
         (["verifiers={a/b: {kind: orm}}"], "should match pattern"),
         (["seed=x"], "seed"),
@@ -74,13 +74,13 @@ def test_all_faults_are_shown_at_once_with_what_was_meant():
         (["label.name=./nowhere.py"], "no file"),
         (["steps=lines"], "it can be"),
         (["sample.out_of_distribution.split=train"], "train and out_of_distribution are both the split 'train'"),
-        (["sample.out_of_distribution.split=test"], "two tests on the same problems"),
-        (["sample.out_of_distribution.n=64"], "out_of_distribution needs a split"),
+        (["sample.out_of_distribution.split=test"], "the two tests need different problems"),
+        (["sample.out_of_distribution.n=64"], "out_of_distribution needs split, a split of the task, or file"),
         (["sample.out_of_distribution={split: dev, n: 8}"], "sample.out_of_distribution.n is 8"),
     ],
 )
-def test_what_does_not_fit_together_is_said(changes, said):
-    assert said in "\n".join(faults(*changes))
+def test_settings_that_do_not_fit_together_are_reported(changes, message):
+    assert message in "\n".join(faults(*changes))
 
 
 def test_train_and_test_may_not_share_imported_questions():
@@ -100,7 +100,7 @@ def test_the_resolved_configuration_gives_the_same_recipe_again():
     assert "workers" not in first.resolved()
 
 
-def test_a_name_alone_stands_for_a_plug_in_and_can_still_get_options():
+def test_a_plug_in_by_name_alone_can_still_get_options():
     assert recipe.load(DEMO, ["label=monte_carlo", "label.options.rollouts=3"]).label.load().rollouts == 3
 
 
@@ -130,34 +130,34 @@ def test_settings_from_changes_alone():
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\xff\xfe", ""])
-def test_a_file_that_is_no_recipe(tmp_path, text):
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path, text):
     path = tmp_path / "r.yaml"
     path.write_bytes(text.encode("latin-1"))
     assert str(path) in "\n".join(faults(path=path))
 
 
-def test_a_missing_recipe_names_the_nearest():
+def test_the_error_for_a_missing_recipe_suggests_the_nearest_file():
     assert "demo.yaml" in faults(path=DEMO.with_name("dmo.yaml"))[0]
 
 
-def test_a_part_of_the_samples_that_is_given_in_part_keeps_its_other_defaults():
+def test_settings_that_a_part_of_the_sample_leaves_out_get_defaults():
     raw = {"name": "x", "task": "arithmetic", "generator": {"path": "m"}}
     assert recipe.parse(raw, "test").sample == schema.Sample()
-    found = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.train.problems=5"]), "test").sample
-    assert (found.test.split, found.test.n) == ("test", 128)
-    assert (found.train.split, found.train.problems, found.train.n) == ("train", 5, 4)
-    assert (found.parts, found.tests) == (("train", "test"), ("test",))
+    sample = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.train.problems=5"]), "test").sample
+    assert (sample.test.split, sample.test.n) == ("test", 128)
+    assert (sample.train.split, sample.train.problems, sample.train.n) == ("train", 5, 4)
+    assert (sample.parts, sample.tests) == (("train", "test"), ("test",))
     far = recipe.parse(recipe.changed(raw, ["sample.test.n=128", "sample.out_of_distribution.split=dev"]), "test")
     assert far.sample.source("out_of_distribution").n == 128
     assert far.sample.parts == ("train", "test", "out_of_distribution")
 
 
-def test_what_a_recipe_does_not_have_is_not_in_its_configuration_so_older_runs_go_on():
+def test_unused_optional_settings_are_not_in_the_configuration_so_older_runs_go_on():
     resolved = recipe.load(DEMO).resolved()
     assert "out_of_distribution" not in resolved["sample"]
     assert "words" not in resolved["generator"]["init"]
     changes = ["sample.out_of_distribution.split=dev", "generator.init.words=true", "verifiers.prm.base.init={}"]
-    given = recipe.load(DEMO, changes)
-    assert given.resolved()["generator"]["init"]["words"] is True
-    assert "words" not in given.resolved()["verifiers"]["prm"]["base"]["init"]
-    assert recipe.parse(given.resolved(), "again") == given
+    changed = recipe.load(DEMO, changes)
+    assert changed.resolved()["generator"]["init"]["words"] is True
+    assert "words" not in changed.resolved()["verifiers"]["prm"]["base"]["init"]
+    assert recipe.parse(changed.resolved(), "again") == changed

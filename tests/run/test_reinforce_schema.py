@@ -1,4 +1,4 @@
-"""The section `reinforce` of a recipe: what it takes, what it fills in, and what it refuses, all at once."""
+"""The section `reinforce` of a recipe: its settings, its defaults, and its faults, reported together."""
 
 import json
 from pathlib import Path
@@ -26,37 +26,37 @@ refresh: {verifier: prm, policy: step_ppo, problems: 60, n: 2}
 """
 
 
-def made(*changes):
+def load_recipe(*changes):
     return recipe.load(DEMO, [f"reinforce={json.dumps(yaml.safe_load(SECTION))}", *changes])
 
 
 def faults(*changes):
     with pytest.raises(ConfigError) as caught:
-        made(*changes)
+        load_recipe(*changes)
     return "\n".join(caught.value.faults)
 
 
-def test_policies_have_the_settings_of_all_with_their_own_changes():
-    found = made().reinforce
-    step, mixed = found.policies["step_ppo"], found.policies["mixed"]
+def test_a_policy_has_the_shared_settings_with_its_own_changes():
+    reinforce = load_recipe().reinforce
+    step, mixed = reinforce.policies["step_ppo"], reinforce.policies["mixed"]
     assert (step.settings.updates, step.settings.prompts, step.settings.kl) == (7, 3, 0.02)
     assert (mixed.settings.kl, mixed.settings.method, mixed.method) == (0.1, "grpo", "grpo")
     assert step.settings.method == "ppo"
     assert step.rewards == {"prm": 1.0}
     assert mixed.rewards == {"gold": 0.5, "prm": 1.0}
-    assert (found.policies["rft"].samples, found.policies["rft"].training.epochs) == (4, 2)
+    assert (reinforce.policies["rft"].samples, reinforce.policies["rft"].training.epochs) == (4, 2)
 
 
-def test_attempts_are_drawn_as_the_recipes_other_samples_unless_it_says_otherwise():
-    assert made().reinforce.policies["orm_ppo"].settings.max_tokens == 120  # the demo's
-    changed = made("sample.stop=[x]", "sample.temperature=0.5", "reinforce.settings.max_tokens=9").reinforce
+def test_attempts_are_sampled_like_other_solutions_unless_settings_say_otherwise():
+    assert load_recipe().reinforce.policies["orm_ppo"].settings.max_tokens == 120  # the demo's
+    changed = load_recipe("sample.stop=[x]", "sample.temperature=0.5", "reinforce.settings.max_tokens=9").reinforce
     assert changed.settings.stop == ("x",)
     assert (changed.policies["rft"].settings.temperature, changed.policies["rft"].settings.max_tokens) == (0.5, 9)
 
 
-def test_the_method_of_all_is_the_default_of_each():
-    found = made("reinforce.settings.method=grpo").reinforce
-    assert {name: p.method for name, p in found.policies.items()} == {
+def test_the_shared_method_is_the_default_of_each_policy():
+    reinforce = load_recipe("reinforce.settings.method=grpo").reinforce
+    assert {name: p.method for name, p in reinforce.policies.items()} == {
         "rft": "rft",
         "orm_ppo": "grpo",
         "step_ppo": "grpo",
@@ -66,26 +66,26 @@ def test_the_method_of_all_is_the_default_of_each():
 
 def test_the_resolved_configuration_gives_the_same_recipe_again():
     for changes in ([], ["reinforce.settings.method=grpo"], ["reinforce.refresh.rounds=3"]):
-        first = made(*changes)
+        first = load_recipe(*changes)
         again = recipe.parse(yaml.safe_load(yaml.safe_dump(first.resolved())), "again")
         assert again.resolved() == first.resolved()
         assert again.reinforce == first.reinforce
 
 
-def test_a_recipe_without_it_has_nothing_of_it_so_older_runs_go_on():
+def test_a_recipe_without_the_section_does_not_store_it_so_older_runs_go_on():
     assert "reinforce" not in recipe.load(DEMO).resolved()
     assert recipe.load(DEMO, ["reinforce=null"]).resolved() == recipe.load(DEMO).resolved()
 
 
 def test_names_of_later_rounds():
-    refresh = made("reinforce.refresh.rounds=3").reinforce.refresh
+    refresh = load_recipe("reinforce.refresh.rounds=3").reinforce.refresh
     assert [refresh.policy_of(i) for i in (1, 2, 3)] == ["step_ppo", "step_ppo_2", "step_ppo_3"]
     assert refresh.made == ("prm_refreshed", "prm_refreshed_2")
-    assert made().reinforce.refresh.made == ("prm_refreshed",)
+    assert load_recipe().reinforce.refresh.made == ("prm_refreshed",)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             ["reinforce.policies.step_ppo.reward=pmr"],
@@ -93,10 +93,10 @@ def test_names_of_later_rounds():
         ),
         (["reinforce.policies.step_ppo.reward=null"], "reward is missing"),
         (["reinforce.policies.step_ppo.reward={prm: 0}"], "a weight must be above 0, got 0"),
-        (["reinforce.policies.rft.reward=orm"], "rft keeps what the grader finds correct"),
-        (["reinforce.policies.rft.settings.lr=1"], "settings has lr, which rft does not read"),
-        (["reinforce.policies.orm_ppo.train={epochs: 1}"], "train and samples are rft's"),
-        (["reinforce.policies.g={reward: gold, credit: min}"], "gold answers say nothing of steps"),
+        (["reinforce.policies.rft.reward=orm"], "rft keeps the attempts that the grader finds correct"),
+        (["reinforce.policies.rft.settings.lr=1"], "settings has lr, which rft does not use"),
+        (["reinforce.policies.orm_ppo.train={epochs: 1}"], "train and samples are only for rft"),
+        (["reinforce.policies.g={reward: gold, credit: min}"], "gold grades whole solutions, not steps"),
         (["reinforce.policies.sft={reward: gold}"], "the generator's own name"),
         (["reinforce.policies.a b={reward: gold}"], "should match pattern"),
         (["reinforce.policies={}"], "at least 1"),
@@ -116,24 +116,27 @@ def test_names_of_later_rounds():
         (["reinforce.refresh.verifier=pmr"], "reinforce.refresh.verifier is 'pmr'"),
         (
             [f"verifiers.own={{kind: {STRANGERS / 'verifier.py'}}}", "reinforce.refresh.verifier=own"],
-            "own learns nothing",
+            "own is not trained",
         ),
         (["reinforce.refresh.verifier=prm_surprise"], "builds on another"),
         (["reinforce.refresh.policy=orm_ppo", "reinforce.refresh.rounds=2"], "is not rewarded by prm"),
-        (["reinforce.policies.step_ppo_2={reward: gold}", "reinforce.refresh.rounds=2"], "taken by refresh.rounds"),
-        (["verifiers.prm_refreshed={kind: orm}"], "the name is taken by reinforce"),
-        (["verifiers.gold={kind: orm}"], "the name is taken by reinforce"),
+        (
+            ["reinforce.policies.step_ppo_2={reward: gold}", "reinforce.refresh.rounds=2"],
+            "refresh.rounds uses this name; rename the policy",
+        ),
+        (["verifiers.prm_refreshed={kind: orm}"], "the section reinforce uses this name; rename the verifier"),
+        (["verifiers.gold={kind: orm}"], "the section reinforce uses this name; rename the verifier"),
         ([f"generator={{backend: {STRANGERS / 'backend.py'}}}"], "a generator with a model"),
     ],
 )
-def test_what_does_not_fit_is_said(changes, said):
-    assert said in faults(*changes)
+def test_settings_that_do_not_fit_are_reported(changes, message):
+    assert message in faults(*changes)
 
 
-def test_a_fault_in_the_settings_of_all_is_said_once():
+def test_a_fault_in_the_shared_settings_is_reported_once():
     assert faults("reinforce.settings.lr=-1").count("lr must be above 0") == 1
 
 
-def test_all_faults_are_said_at_once():
-    found = faults("reinforce.policies.step_ppo.reward=x", "reinforce.verifiers=[y]", "reinforce.test.split=dev")
-    assert all(part in found for part in ("'x'", "has y", "test.split is 'dev'"))
+def test_all_faults_are_reported_together():
+    reinforce = faults("reinforce.policies.step_ppo.reward=x", "reinforce.verifiers=[y]", "reinforce.test.split=dev")
+    assert all(part in reinforce for part in ("'x'", "has y", "test.split is 'dev'"))

@@ -1,4 +1,4 @@
-"""Reinforcement in a run, with real tiny models: policies learn, a verifier is refreshed, and all of it is measured."""
+"""Reinforcement in a run, with real tiny models: policies learn, a verifier is refreshed, and both are measured."""
 
 import json
 import os
@@ -67,23 +67,23 @@ POLICIES = ["sft", "rft", "orm_ppo", "step_ppo", "mixed", "step_ppo_2"]
 VERIFIERS = ["orm", "prm", "prm_refreshed"]
 
 
-def made(*changes):
+def load_recipe(*changes):
     return recipe.parse(recipe.changed(RAW, changes), "test")
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     path = tmp_path_factory.mktemp("reinforced") / "run"
-    return path, execute.run(made(), path)
+    return path, execute.run(load_recipe(), path)
 
 
 def stored(path, policy, what, kind):
     return {r.key: r for r in Records(path / f"after/{policy}/{what}.jsonl", kind)}
 
 
-def test_every_policy_is_trained_and_says_what_it_came_to(done):
-    path, found = done
-    assert found.exit_code == 0
+def test_every_policy_is_trained_and_its_result_stored(done):
+    path, result = done
+    assert result.exit_code == 0
     rounds = [list(Records(path / f"{name}.jsonl", TrainedPolicy)) for name in ("policies", "policies-2")]
     assert [x.policy for x in rounds[1]] == ["step_ppo_2"]
     learned = {x.policy: x for trained in rounds for x in trained}
@@ -94,7 +94,7 @@ def test_every_policy_is_trained_and_says_what_it_came_to(done):
         assert x.result.tokens > 0
         if name != "rft":
             assert (x.result.updates, len(x.result.rewards), len(x.result.looks)) == (2, 2, 3)
-    # A policy goes on from the one of the round before, and with the verifier that was refreshed on it.
+    # A policy starts from that of the round before, and its reward is the verifier that was refreshed on it.
     own = json.loads((path / "policies/step_ppo_2/training.json").read_text())
     first = json.loads((path / "policies/step_ppo/training.json").read_text())
     for training, verifier in ((first, "prm"), (own, "prm_refreshed")):
@@ -106,7 +106,7 @@ def test_every_policy_is_trained_and_says_what_it_came_to(done):
     assert first["settings"]["seed"] == 1
 
 
-def test_the_refreshed_verifier_learned_from_what_the_policy_wrote_beside_the_old(done):
+def test_the_refreshed_verifier_learned_from_the_policys_solutions_and_the_first_examples(done):
     path, _ = done
     place = path / "refreshed/prm_refreshed"
     solutions = list(Records(place / "solutions.jsonl", Solution))
@@ -119,29 +119,29 @@ def test_the_refreshed_verifier_learned_from_what_the_policy_wrote_beside_the_ol
     assert (path / "verifiers/prm_refreshed/verifier.json").is_file()
 
 
-def test_greedy_accuracy_is_what_the_grader_says_of_greedy_answers(done):
-    path, found = done
-    assert list(found.metrics["greedy"]) == POLICIES
+def test_greedy_accuracy_comes_from_the_grades_of_greedy_answers(done):
+    path, result = done
+    assert list(result.metrics["greedy"]) == POLICIES
     for name in POLICIES:
         grades = stored(path, name, "greedy_grades", GradedSolution).values()
         assert len(grades) == 10
-        x = found.metrics["greedy"][name]
+        x = result.metrics["greedy"][name]
         assert x["mean"] == pytest.approx(sum(g.grade.correct for g in grades) / 10)
         assert x["low"] <= x["mean"] <= x["high"]
-    differences = found.metrics["greedy_differences"]
+    differences = result.metrics["greedy_differences"]
     for pair in ("step_ppo - sft", "rft - sft", "step_ppo - orm_ppo", "step_ppo - rft", "step_ppo_2 - step_ppo"):
         a, b = pair.split(" - ")
-        expected = found.metrics["greedy"][a]["mean"] - found.metrics["greedy"][b]["mean"]
+        expected = result.metrics["greedy"][a]["mean"] - result.metrics["greedy"][b]["mean"]
         assert differences[pair]["mean"] == pytest.approx(expected)
 
 
-def test_samples_of_every_policy_are_chosen_among_by_every_verifier(done):
-    path, found = done
+def test_every_verifier_selects_among_the_samples_of_every_policy(done):
+    path, result = done
     for name in POLICIES:
         solutions = stored(path, name, "solutions", Solution)
         grades = stored(path, name, "grades", GradedSolution)
         assert len(solutions) == 40 == len(grades)
-        rows = found.metrics["after"][name]
+        rows = result.metrics["after"][name]
         wanted = {"pass@1", "self_consistency", "oracle", *VERIFIERS, *(f"self_consistency+{v}" for v in VERIFIERS)}
         assert set(rows) == wanted
         assert all(set(row) == {"1", "4"} for row in rows.values())
@@ -149,18 +149,18 @@ def test_samples_of_every_policy_are_chosen_among_by_every_verifier(done):
         assert rows["pass@1"]["4"]["mean"] == pytest.approx(sum(right) / 40)
         scores = stored(path, name, "scores/prm_refreshed", Verification)
         assert set(scores) == set(solutions)
-        pairs = found.metrics["after_differences"][name]
+        pairs = result.metrics["after_differences"][name]
         assert ("prm - sft" in pairs) == (name != "sft")
         assert pairs["prm_refreshed - prm"]["4"]["mean"] == pytest.approx(
             rows["prm_refreshed"]["4"]["mean"] - rows["prm"]["4"]["mean"]
         )
-        gained = rows["prm"]["4"]["mean"] - found.metrics["greedy"][name]["mean"]
+        gained = rows["prm"]["4"]["mean"] - result.metrics["greedy"][name]["mean"]
         assert pairs["prm - greedy"]["4"]["mean"] == pytest.approx(gained)
 
 
-def test_curves_and_courses_are_those_of_the_logs(done):
-    path, found = done
-    m = found.metrics
+def test_curves_and_training_results_are_those_of_the_logs(done):
+    path, result = done
+    m = result.metrics
     assert set(m["reward_curve"]) == set(POLICIES) - {"sft", "rft"}
     lines = [json.loads(x) for x in (path / "policies/step_ppo/reinforce.jsonl").read_text().splitlines()]
     assert [x["update"] for x in lines] == [0, 1, 2] and "reward" not in lines[0]
@@ -172,54 +172,56 @@ def test_curves_and_courses_are_those_of_the_logs(done):
     assert (course["method"], course["updates"], course["stopped"]) == ("ppo", 2, "")
     assert 0 <= course["kl"] < 0.1 and m["policies"]["rft"]["kl"] > 0
     assert {"reinforce", "refresh", "reinforce 2", "test policies"} <= set(m["seconds"])
-    assert set(m["best_of_n"]) >= {"prm", "orm"}  # the verifiers are judged as in every run
+    assert set(m["best_of_n"]) >= {"prm", "orm"}  # the verifiers are measured as in every run
 
 
-def test_the_report_has_it(done):
-    path, found = done
+def test_the_report_shows_reinforcement(done):
+    path, result = done
     html = (path / "report.html").read_text()
     assert 'id="policies"' in html
-    assert f"{100 * found.metrics['greedy']['step_ppo']['mean']:.1f}" in html
+    assert f"{100 * result.metrics['greedy']['step_ppo']['mean']:.1f}" in html
 
 
-def test_the_same_again_does_nothing_and_measuring_anew_gives_the_same(done):
-    path, found = done
+def test_the_same_command_does_nothing_and_measuring_again_gives_the_same(done):
+    path, result = done
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*.safetensors")}
     records = {p: p.read_bytes() for p in path.rglob("*.jsonl") if p.name != "log.jsonl"}
-    again = execute.run(made(), path)
+    again = execute.run(load_recipe(), path)
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*.safetensors")} == before
     assert {p: p.read_bytes() for p in path.rglob("*.jsonl") if p.name != "log.jsonl"} == records
     config = json.loads((path / "config.json").read_text())
     with RunDir(path).open(config) as directory:
         anew = seeds.evaluate(recipe.parse(config, "again"), directory)
     for part in ("greedy", "greedy_differences", "after", "reward_curve", "policies"):
-        assert again.metrics[part] == found.metrics[part] == anew[part]
+        assert again.metrics[part] == result.metrics[part] == anew[part]
 
 
-def test_what_was_lost_is_made_again_and_nothing_else(done):
-    path, found = done
+def test_only_lost_records_are_made_again(done):
+    path, result = done
     place = path / "after/mixed/scores/orm.jsonl"
     whole = {r.key: r for r in Records(place, Verification)}
     place.write_text("".join(place.read_text().splitlines(keepends=True)[:7]))
-    again = execute.run(made(), path)
-    # Those that were lost are scored in a batch of another shape, which may round otherwise.
+    again = execute.run(load_recipe(), path)
+    # Lost scores are computed in a batch of another shape, which may change the rounding.
     anew = {r.key: r for r in Records(place, Verification)}
     assert anew.keys() == whole.keys()
     for key, r in anew.items():
         assert (r.score, *r.scores) == pytest.approx((whole[key].score, *whole[key].scores), abs=1e-6)
         assert replace(r, score=0.0, scores=()) == replace(whole[key], score=0.0, scores=())
-    assert again.metrics["after"] == found.metrics["after"]
+    assert again.metrics["after"] == result.metrics["after"]
 
 
 def test_without_samples_only_greedy_answers_are_measured(done, tmp_path):
     changes = ["reinforce.test.n=1", "reinforce.refresh=null", "reinforce.policies={g: {reward: gold}}"]
-    found = execute.run(made(*changes, "verifiers={}", "label=null", "evaluate.n=[1]"), tmp_path / "run").metrics
-    assert list(found["greedy"]) == ["sft", "g"]
-    assert found["after"] == {} == found["after_differences"]
-    assert found["greedy"]["sft"]["mean"] == done[1].metrics["greedy"]["sft"]["mean"]
+    result = execute.run(
+        load_recipe(*changes, "verifiers={}", "label=null", "evaluate.n=[1]"), tmp_path / "run"
+    ).metrics
+    assert list(result["greedy"]) == ["sft", "g"]
+    assert result["after"] == {} == result["after_differences"]
+    assert result["greedy"]["sft"]["mean"] == done[1].metrics["greedy"]["sft"]["mean"]
 
 
-def test_several_seeds_are_put_together(tmp_path):
+def test_several_seeds_are_pooled(tmp_path):
     changes = [
         "reinforce.test.n=2",
         "reinforce.refresh=null",
@@ -231,36 +233,36 @@ def test_several_seeds_are_put_together(tmp_path):
     raw = {k: v for k, v in RAW.items() if k != "seed"}
     raw["verifiers"] = {"prm": RAW["verifiers"]["prm"]}
     several = recipe.parse(recipe.changed(raw, [c for c in changes if "orm" not in c]), "test")
-    found = seeds.run(several, tmp_path / "run").metrics
+    result = seeds.run(several, tmp_path / "run").metrics
     runs = [json.loads((tmp_path / f"run/seed-{s}/metrics.json").read_text()) for s in (1, 2)]
     for policy in ("sft", "g", "p"):
         each = [x["greedy"][policy]["mean"] for x in runs]
-        assert found["greedy"][policy]["per_seed"] == each
-        assert found["greedy"][policy]["mean"] == pytest.approx(sum(each) / 2)
-        pooled = found["after"][policy]["self_consistency+prm"]["2"]
+        assert result["greedy"][policy]["per_seed"] == each
+        assert result["greedy"][policy]["mean"] == pytest.approx(sum(each) / 2)
+        pooled = result["after"][policy]["self_consistency+prm"]["2"]
         assert len(pooled["per_seed"]) == 2
-    assert found["greedy_differences"]["p - g"]["low"] >= -1
+    assert result["greedy_differences"]["p - g"]["low"] >= -1
     curves = [x["accuracy_curve"]["p"] for x in runs]
     mean = [[u, pytest.approx((a + b) / 2)] for (u, a), (_, b) in zip(*curves, strict=True)]
-    assert found["accuracy_curve"]["p"] == mean
-    assert found["accuracy_curve_per_seed"]["p"] == {"1": curves[0], "2": curves[1]}
-    assert found["policies"]["p"]["tokens"] == sum(x["policies"]["p"]["tokens"] for x in runs)
-    assert found["policies"]["p"]["updates"] == 2
+    assert result["accuracy_curve"]["p"] == mean
+    assert result["accuracy_curve_per_seed"]["p"] == {"1": curves[0], "2": curves[1]}
+    assert result["policies"]["p"]["tokens"] == sum(x["policies"]["p"]["tokens"] for x in runs)
+    assert result["policies"]["p"]["updates"] == 2
     assert "</svg>each seed</li>" in (tmp_path / "run/report.html").read_text()
 
 
-def test_problems_that_are_no_task_s_are_refused_before_anything():
+def test_reinforcement_without_a_task_is_refused():
     with pytest.raises(ConfigError, match="needs a task and a generator"):
-        made("task=null", "generator=null", "label=null")
+        load_recipe("task=null", "generator=null", "label=null")
 
 
-def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
+def test_a_killed_run_continues_to_the_same_result(done, tmp_path):
     """In worker processes, killed while policies learn and again while they are tried."""
-    path, found = done
+    path, result = done
     place = tmp_path / "recipe.yaml"
     place.write_text(yaml.safe_dump(RAW | {"workers": 2}))
     run = tmp_path / "run"
-    # What other stages and policies leave is taken over.
+    # The files of the other stages and policies are copied.
     shutil.copytree(path, run, ignore=shutil.ignore_patterns("step_ppo*", "refreshed*", "prm_refreshed*", "metrics*"))
     lines = (run / "policies.jsonl").read_text().splitlines(keepends=True)
     (run / "policies.jsonl").write_text("".join(line for line in lines if "step_ppo" not in line))
@@ -275,10 +277,10 @@ def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        time.sleep(0.5)  # the workers leave with it
+        time.sleep(0.5)  # the workers end with it
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
     assert "step_ppo_2" in ended.stdout
     again = json.loads((run / "metrics.json").read_text())
     for part in ("greedy", "greedy_differences", "after", "after_differences", "reward_curve", "accuracy_curve"):
-        assert again[part] == json.loads(json.dumps(found.metrics[part]))
+        assert again[part] == json.loads(json.dumps(result.metrics[part]))

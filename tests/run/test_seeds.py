@@ -1,4 +1,4 @@
-"""Several seeds of one recipe: each an ordinary run, and what they come to together."""
+"""Several seeds of one recipe: an ordinary run for each, and their pooled metrics."""
 
 import json
 import math
@@ -43,7 +43,7 @@ RAW = {
 }
 
 
-def made(*changes):
+def load_recipe(*changes):
     return recipe.parse(recipe.changed(RAW, changes), "test")
 
 
@@ -54,8 +54,8 @@ def alone(seed):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     path = tmp_path_factory.mktemp("seeds")
-    told = []
-    return path, seeds.run(made("workers=2"), path, told.append), told
+    shown = []
+    return path, seeds.run(load_recipe("workers=2"), path, shown.append), shown
 
 
 def stored(path):
@@ -66,22 +66,22 @@ def stored(path):
 
 
 def test_each_seed_is_the_ordinary_run_of_that_seed(done, tmp_path):
-    path, found, _ = done
-    assert found.exit_code == 0
+    path, result, _ = done
+    assert result.exit_code == 0
     for seed in (3, 5):
         execute.run(alone(seed), tmp_path / str(seed))
         assert stored(path / f"seed-{seed}") == stored(tmp_path / str(seed))
-        given, own = (
+        config, own = (
             json.loads((p / "config.json").read_text()) for p in (path / f"seed-{seed}", tmp_path / str(seed))
         )
-        assert given == own
+        assert config == own
     assert stored(path / "seed-3") != stored(path / "seed-5")
 
 
-def test_every_accuracy_is_the_mean_over_seeds_with_each_ones_in_both_parts(done):
-    path, found, _ = done
+def test_every_accuracy_is_the_mean_over_seeds_in_both_tests(done):
+    path, result, _ = done
     written = json.loads((path / "metrics.json").read_text())
-    assert written == json.loads(json.dumps(found.metrics))
+    assert written == json.loads(json.dumps(result.metrics))
     runs = [json.loads((path / f"seed-{s}/metrics.json").read_text()) for s in (3, 5)]
     assert (written["seeds"], written["name"]) == ([3, 5], "several")
     assert "seed" not in written
@@ -102,56 +102,56 @@ def test_every_accuracy_is_the_mean_over_seeds_with_each_ones_in_both_parts(done
     assert written["seconds"]["sample test"] == pytest.approx(sum(m["seconds"]["sample test"] for m in runs), abs=0.002)
 
 
-def test_the_report_shows_the_figures_of_all_and_where_the_others_are(done):
-    path, found, _ = done
+def test_the_report_shows_pooled_metrics_and_names_the_reports_of_the_seeds(done):
+    path, result, _ = done
     page = (path / "report.html").read_text()
     assert "seed-3/report.html" in page and "seed-5/report.html" in page
-    accuracy = found.metrics["best_of_n"]["pass@1"]["1"]["mean"]
+    accuracy = result.metrics["best_of_n"]["pass@1"]["1"]["mean"]
     assert f"{100 * accuracy:.1f}" in page
     assert all((path / f"seed-{s}/report.html").is_file() for s in (3, 5))
 
 
-def test_the_same_again_changes_nothing_and_other_seeds_are_refused(done):
-    path, found, _ = done
+def test_the_same_command_changes_nothing_and_other_seeds_are_refused(done):
+    path, result, _ = done
     before = stored(path / "seed-5")
-    again = seeds.run(made(), path)
-    assert again.metrics["best_of_n"] == found.metrics["best_of_n"]
+    again = seeds.run(load_recipe(), path)
+    assert again.metrics["best_of_n"] == result.metrics["best_of_n"]
     assert stored(path / "seed-5") == before
     with pytest.raises(ConfigChanged):
-        seeds.run(made("seeds=[3, 5, 7]"), path)
+        seeds.run(load_recipe("seeds=[3, 5, 7]"), path)
 
 
-def test_figures_are_made_anew_from_what_is_stored(done):
-    path, found, _ = done
+def test_metrics_are_computed_again_from_stored_scores(done):
+    path, result, _ = done
     (path / "metrics.json").unlink()
     (path / "seed-3/metrics.json").unlink()
     config = json.loads((path / "config.json").read_text())
     with RunDir(path).open(config) as directory:
         again = seeds.evaluate(recipe.parse(config, "again"), directory)
-    assert again["best_of_n"] == found.metrics["best_of_n"]
+    assert again["best_of_n"] == result.metrics["best_of_n"]
     assert json.loads((path / "metrics.json").read_text())["out_of_distribution"]["best_of_n"]
 
 
 def test_without_seeds_it_is_the_ordinary_run(tmp_path):
-    found = seeds.run(alone(3), tmp_path / "run", budget=Budget(rollouts=1e6))
-    assert found.metrics["seed"] == 3
+    result = seeds.run(alone(3), tmp_path / "run", budget=Budget(rollouts=1e6))
+    assert result.metrics["seed"] == 3
     assert not (tmp_path / "run/seed-3").exists()
 
 
-def test_what_does_not_go_with_seeds_is_said(tmp_path):
+def test_settings_that_do_not_fit_seeds_are_reported(tmp_path):
     with pytest.raises(ConfigError, match="either seed or seeds"):
-        made("seed=1")
-    with pytest.raises(ConfigError, match="one twice"):
-        made("seeds=[1, 1]")
+        load_recipe("seed=1")
+    with pytest.raises(ConfigError, match="the same seed twice"):
+        load_recipe("seeds=[1, 1]")
     with pytest.raises(ConfigError, match="one by one"):
-        seeds.run(made(), tmp_path / "run", budget=Budget(rollouts=10))
+        seeds.run(load_recipe(), tmp_path / "run", budget=Budget(rollouts=10))
     assert not (tmp_path / "run").exists()
-    assert made("seeds=[]", "seed=4").resolved() == alone(4).resolved()
-    assert recipe.parse(made().resolved(), "again").resolved() == made().resolved()
+    assert load_recipe("seeds=[]", "seed=4").resolved() == alone(4).resolved()
+    assert recipe.parse(load_recipe().resolved(), "again").resolved() == load_recipe().resolved()
 
 
-def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
-    path, found, _ = done
+def test_a_killed_run_continues_to_the_same_result(done, tmp_path):
+    path, result, _ = done
     place = tmp_path / "recipe.yaml"
     slow = recipe.changed(RAW, ["workers=2", "generator.backend.options.delay=0.02"])
     place.write_text(yaml.safe_dump(slow))
@@ -164,7 +164,7 @@ def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        time.sleep(0.5)  # the workers leave with it
+        time.sleep(0.5)  # the workers end with it
     assert not (tmp_path / "run/metrics.json").exists()
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
@@ -172,64 +172,64 @@ def test_killed_it_goes_on_to_the_same_end(done, tmp_path):
     for seed in (3, 5):
         assert stored(tmp_path / f"run/seed-{seed}") == stored(path / f"seed-{seed}")
     written = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert written["best_of_n"] == json.loads(json.dumps(found.metrics["best_of_n"]))
+    assert written["best_of_n"] == json.loads(json.dumps(result.metrics["best_of_n"]))
 
 
-def test_one_that_fails_ends_the_run_and_the_others_are_kept(tmp_path):
+def test_a_failed_seed_ends_the_run_and_the_others_are_kept(tmp_path):
     broken = tmp_path / "backend.py"
     text, loop = (STRANGERS / "backend.py").read_text(), "        for prompt in prompts:"
     broken.write_text(text.replace(loop, f"        1 / (params.seed - 5)\n{loop}"))
     with pytest.raises(StageError, match="division by zero"):
-        seeds.run(made(f"generator.backend={broken}"), tmp_path / "run")
+        seeds.run(load_recipe(f"generator.backend={broken}"), tmp_path / "run")
     assert (tmp_path / "run/seed-3/metrics.json").exists()
     assert not (tmp_path / "run/seed-5/metrics.json").exists()
     assert not (tmp_path / "run/metrics.json").exists()
 
 
-def ways(metrics):
+def points(metrics):
     return {(p["method"], p["n"], p["k"]): p for p in metrics["compute"]["points"]}
 
 
-def test_accuracy_against_tokens_is_that_of_all_seeds_in_both_parts(done):
-    path, found, _ = done
+def test_accuracy_against_tokens_pools_all_seeds_in_both_tests(done):
+    path, result, _ = done
     runs = [json.loads((path / f"seed-{s}/metrics.json").read_text()) for s in (3, 5)]
     for pick in (lambda m: m, lambda m: m["in_distribution"], lambda m: m["out_of_distribution"]):
-        whole, each = ways(pick(found.metrics)), [ways(pick(m)) for m in runs]
+        whole, each = points(pick(result.metrics)), [points(pick(m)) for m in runs]
         assert whole.keys() == each[0].keys() and len(whole) == 4
-        for way, p in whole.items():
-            assert p["tokens"] == pytest.approx(mean(m[way]["tokens"] for m in each))
-            expected = seeds.pooled([m[way]["accuracy"] for m in each])
+        for key, p in whole.items():
+            assert p["tokens"] == pytest.approx(mean(m[key]["tokens"] for m in each))
+            expected = seeds.pooled([m[key]["accuracy"] for m in each])
             del expected["per_seed"]
             assert p["accuracy"] == pytest.approx(expected)
-        for split in pick(found.metrics)["compute"]["splits"]:
+        for split in pick(result.metrics)["compute"]["splits"]:
             if split["verified"]:
                 gain = split["verified_over_one"]["mean"]
                 assert gain == pytest.approx(split["verified"]["accuracy"]["mean"] - split["one"]["accuracy"]["mean"])
     assert "Accuracy by tokens" in (path / "report.html").read_text()
 
 
-def test_a_budget_of_tokens_is_advised_on_for_all_seeds_together(done):
-    path, found, _ = done
+def test_advice_on_a_token_budget_pools_all_seeds(done):
+    path, result, _ = done
     advised = json.loads(stepmark("plan", "--optimal", path, "--tokens", 100, "--json").stdout)
     assert advised["in_distribution"]["problems"] == 12
     [advice] = advised["out_of_distribution"]["advice"]
     assert advice["verify"] and advice["verified"]["accuracy"]["mean"] == pytest.approx(
-        found.metrics["out_of_distribution"]["best_of_n"]["recompute"]["8"]["mean"]
+        result.metrics["out_of_distribution"]["best_of_n"]["recompute"]["8"]["mean"]
     )
 
 
-def test_seeds_measured_before_their_ways_were_stored_are_to_be_measured_anew(done, tmp_path):
-    path, found, _ = done
+def test_seeds_without_by_problem_json_have_to_be_measured_again(done, tmp_path):
+    path, result, _ = done
     shutil.copytree(path, tmp_path / "run")
     (tmp_path / "run/seed-5/by_problem.json").unlink()
     config = json.loads((path / "config.json").read_text())
     with RunDir(tmp_path / "run").open(config) as directory:
         assert seeds.summarise(recipe.parse(config, "again"), directory)["compute"] is None
     refused = stepmark("plan", "--optimal", tmp_path / "run")
-    assert refused.exit_code == 1 and "was not put together" in refused.output and "evaluate" in refused.output
+    assert refused.exit_code == 1 and "was not pooled" in refused.output and "evaluate" in refused.output
     assert stepmark("evaluate", tmp_path / "run").exit_code == 0
     again = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert again["compute"] == json.loads(json.dumps(found.metrics["compute"]))
+    assert again["compute"] == json.loads(json.dumps(result.metrics["compute"]))
     (tmp_path / "run/seed-5/by_problem.json").write_text('{"test": [{"method": 3}]}')
     with (
         RunDir(tmp_path / "run").open(config) as directory,
@@ -245,16 +245,16 @@ def test_seeds_measured_before_their_ways_were_stored_are_to_be_measured_anew(do
         max_size=40,
     )
 )
-def test_a_pooled_interval_is_as_wide_as_the_wider_of_both_and_holds_its_mean(triples):
+def test_a_pooled_interval_has_the_larger_of_both_widths_and_contains_its_mean(triples):
     intervals = [{"low": a, "mean": b, "high": c} for a, b, c in triples]
-    found = seeds.pooled(intervals)
+    result = seeds.pooled(intervals)
     count, means = len(triples), [b for _, b, _ in triples]
     middle = sum(means) / count
     spread = math.sqrt(sum((m - middle) ** 2 for m in means) / (count - 1) / count) * stats.student(count - 1)
     within = math.sqrt(sum((b - a) ** 2 for a, b, _ in triples)) / count
-    assert found["low"] == pytest.approx(max(0.0, middle - max(spread, within)), abs=1e-9)
-    assert found["low"] <= found["mean"] + 1e-12 and found["mean"] <= found["high"] + 1e-12 <= 1 + 1e-11
-    assert found["per_seed"] == means
+    assert result["low"] == pytest.approx(max(0.0, middle - max(spread, within)), abs=1e-9)
+    assert result["low"] <= result["mean"] + 1e-12 and result["mean"] <= result["high"] + 1e-12 <= 1 + 1e-11
+    assert result["per_seed"] == means
 
 
 def test_quantiles_of_student_are_those_of_the_tables():
@@ -264,9 +264,9 @@ def test_quantiles_of_student_are_those_of_the_tables():
 
 
 def test_known_intervals():
-    alike = [{"mean": 0.5, "low": 0.4, "high": 0.6}] * 4  # all the same: only the problems make it uncertain
+    alike = [{"mean": 0.5, "low": 0.4, "high": 0.6}] * 4  # equal estimates: the width comes from the problems alone
     assert seeds.pooled(alike)["low"] == pytest.approx(0.5 - 0.1 / 2)
-    apart = [{"mean": m, "low": m, "high": m} for m in (0.4, 0.5, 0.6)]  # only the seeds do
+    apart = [{"mean": m, "low": m, "high": m} for m in (0.4, 0.5, 0.6)]  # the width comes from the seeds alone
     assert seeds.pooled(apart)["high"] == pytest.approx(0.5 + 4.3027 * 0.1 / math.sqrt(3))
     assert seeds.pooled(alike[:1]) == {"mean": 0.5, "low": 0.4, "high": 0.6, "per_seed": [0.5]}
 
@@ -275,8 +275,8 @@ def stepmark(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def test_other_commands_know_of_seeds(done, tmp_path):
-    path, found, _ = done
+def test_other_commands_support_seeds(done, tmp_path):
+    path, result, _ = done
     (path / "report.html").unlink()
     assert stepmark("report", path).exit_code == 0
     assert "seed-3/report.html" in (path / "report.html").read_text()
@@ -284,7 +284,7 @@ def test_other_commands_know_of_seeds(done, tmp_path):
     assert refused.exit_code == 2 and "seed-3" in refused.output
     assert len(stepmark("rank", path / "seed-3", "--method", "recompute").stdout.splitlines()) == 6
     again = stepmark("evaluate", path, "--json")
-    assert json.loads(again.stdout)["best_of_n"] == json.loads(json.dumps(found.metrics["best_of_n"]))
+    assert json.loads(again.stdout)["best_of_n"] == json.loads(json.dumps(result.metrics["best_of_n"]))
     place = tmp_path / "recipe.yaml"
     place.write_text(yaml.safe_dump(RAW))
     planned = stepmark("plan", place, "--out", tmp_path / "run", "--problems", 2)

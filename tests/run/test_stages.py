@@ -1,4 +1,4 @@
-"""The stages of a run as a list: what is done, what would run, doing some of them anew, and a user's own stage."""
+"""The stages of a run: which are done, which would run, running some again, and a user's own stage."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 FAR = "sample.out_of_distribution={split: far, problems: 4, n: 4}"
 
 
-def made(*changes):
+def load_recipe(*changes):
     raw = {
         "name": "staged",
         "seed": 1,
@@ -59,8 +59,8 @@ def names(planned, **wanted):
     return [p.stage for p in planned if all(getattr(p, key) == value for key, value in wanted.items())]
 
 
-def test_the_order_can_be_read():
-    assert [stage.name for stage in stages(made(FAR))] == [
+def test_the_order_of_the_stages():
+    assert [stage.name for stage in stages(load_recipe(FAR))] == [
         "problems",
         "sample train",
         "grade train",
@@ -80,7 +80,7 @@ def test_the_order_can_be_read():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_is_planned_without_torch_and_leaves_no_trace(path, tmp_path):
+def test_a_dry_run_of_every_recipe_needs_no_torch_and_writes_nothing(path, tmp_path):
     """Names are unique, no two stages write the same file, and what one reads an earlier one writes."""
     code = "import sys; from stepmark.cli import main\n"
     code += (
@@ -100,40 +100,40 @@ def test_every_recipe_is_planned_without_torch_and_leaves_no_trace(path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_tells_what_is_done_and_changes_nothing(tmp_path):
-    run(made(), tmp_path / "run", selection=Selection())
+def test_a_dry_run_shows_which_stages_are_done_and_changes_nothing(tmp_path):
+    run(load_recipe(), tmp_path / "run", selection=Selection())
     before = files(tmp_path / "run")
-    planned = dry_run.plan(made(), tmp_path / "run")
+    planned = dry_run.plan(load_recipe(), tmp_path / "run")
     assert names(planned, runs=True) == ["evaluate", "report"]
     solutions = (tmp_path / "run/solutions/test.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run/solutions/test.jsonl").write_text("".join(solutions[:5]))
-    planned = dry_run.plan(made(), tmp_path / "run")
+    planned = dry_run.plan(load_recipe(), tmp_path / "run")
     assert names(planned, runs=True) == ["sample test", "evaluate", "report"]
     sample = next(p for p in planned if p.stage == "sample test")
     assert (sample.made, sample.total) == (5, 24)
     (tmp_path / "run/solutions/test.jsonl").write_text("".join(solutions))
     assert files(tmp_path / "run") == before
     with pytest.raises(ConfigChanged, match="temperature"):
-        dry_run.plan(made("sample.temperature=0.5"), tmp_path / "run")
+        dry_run.plan(load_recipe("sample.temperature=0.5"), tmp_path / "run")
 
 
-def test_a_finished_run_runs_only_what_measures(tmp_path):
-    first = run(made(), tmp_path / "run")
+def test_in_a_finished_run_only_evaluate_and_report_run_again(tmp_path):
+    first = run(load_recipe(), tmp_path / "run")
     assert first.stages[0] == "problems" and first.stages[-1] == "report"
-    again = run(made(), tmp_path / "run")
+    again = run(load_recipe(), tmp_path / "run")
     assert again.stages == ("evaluate", "report")
     assert {**again.metrics, "seconds": 0} == {**first.metrics, "seconds": 0}
 
 
-def test_from_score_scores_again_and_does_what_follows_and_nothing_before(tmp_path):
-    first = run(made(), tmp_path / "run")
+def test_from_score_runs_score_and_the_later_stages_but_no_earlier_ones(tmp_path):
+    first = run(load_recipe(), tmp_path / "run")
     before = files(tmp_path / "run")
     untouched = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.jsonl") if p.parent.name != "scores"}
-    planned = dry_run.plan(made(), tmp_path / "run", Selection(start="score"))
+    planned = dry_run.plan(load_recipe(), tmp_path / "run", Selection(start="score"))
     assert names(planned, runs=True) == ["score recompute", "score trusting", "evaluate", "report"]
     moved = {"scores/recompute.jsonl", "scores/trusting.jsonl", "metrics.json", "by_problem.json", "report.html"}
     assert {name for p in planned for name in p.archives} == moved
-    again = run(made(), tmp_path / "run", selection=Selection(start="score"))
+    again = run(load_recipe(), tmp_path / "run", selection=Selection(start="score"))
     assert again.stages == ("score recompute", "score trusting", "evaluate", "report")
     [old] = archived(tmp_path / "run")
     assert old == {name: before[name] for name in moved}
@@ -145,74 +145,79 @@ def test_from_score_scores_again_and_does_what_follows_and_nothing_before(tmp_pa
     assert {p.name for p in changed} <= {"log.jsonl"}
 
 
-def test_only_one_stage_anew_and_the_plain_command_goes_on_from_a_kill(tmp_path):
-    run(made(), tmp_path / "run")
+def test_only_runs_one_stage_and_the_plain_command_continues_after_a_kill(tmp_path):
+    run(load_recipe(), tmp_path / "run")
     before = files(tmp_path / "run")
-    result = run(made(), tmp_path / "run", selection=Selection(only="score trusting"))
+    result = run(load_recipe(), tmp_path / "run", selection=Selection(only="score trusting"))
     assert result.stages == ("score trusting",) and result.metrics == {}
     assert archived(tmp_path / "run") == [{"scores/trusting.jsonl": before["scores/trusting.jsonl"]}]
     assert files(tmp_path / "run") == before
-    # As a kill right after the old scores were moved away leaves it: the same command without --only makes them.
+    # A kill right after the old scores were archived: the same command without --only makes them again.
     execute.archive(tmp_path / "run", ["scores/trusting.jsonl"])
     assert len(archived(tmp_path / "run")) == 2
-    again = run(made(), tmp_path / "run")
+    again = run(load_recipe(), tmp_path / "run")
     assert again.stages == ("score trusting", "evaluate", "report")
     assert files(tmp_path / "run")["scores/trusting.jsonl"] == before["scores/trusting.jsonl"]
 
 
-def test_labels_anew_draw_their_rollouts_anew(tmp_path):
-    run(made(), tmp_path / "run")
+def test_labelling_again_samples_new_rollouts(tmp_path):
+    run(load_recipe(), tmp_path / "run")
     before = files(tmp_path / "run")
-    run(made(), tmp_path / "run", selection=Selection(start="label"))
+    run(load_recipe(), tmp_path / "run", selection=Selection(start="label"))
     [old] = archived(tmp_path / "run")
     assert old["rollouts/labels.jsonl"] == before["rollouts/labels.jsonl"]
     assert old["labels/train.jsonl"] == before["labels/train.jsonl"] == files(tmp_path / "run")["labels/train.jsonl"]
 
 
 def test_what_was_paid_before_still_counts_for_a_budget(tmp_path):
-    run(made(), tmp_path / "run")
+    run(load_recipe(), tmp_path / "run")
     spent = spent_in(tmp_path / "run/rollouts")
     assert spent.rollouts > 0
-    run(made(), tmp_path / "run", selection=Selection(only="label"))
+    run(load_recipe(), tmp_path / "run", selection=Selection(only="label"))
     assert spent_in(tmp_path / "run/rollouts") == spent + spent
     with pytest.raises(BudgetReached):
-        run(made(), tmp_path / "run", budget=Budget(rollouts=2 * spent.rollouts), selection=Selection(only="label"))
-    run(made(), tmp_path / "run")
+        run(
+            load_recipe(),
+            tmp_path / "run",
+            budget=Budget(rollouts=2 * spent.rollouts),
+            selection=Selection(only="label"),
+        )
+    run(load_recipe(), tmp_path / "run")
     assert spent_in(tmp_path / "run/rollouts").rollouts == 3 * spent.rollouts
 
 
 def test_what_a_stage_wrote_before_is_never_mixed_with_what_it_writes_now(tmp_path):
-    run(made(), tmp_path / "run")
+    run(load_recipe(), tmp_path / "run")
     for _ in range(3):  # within the same second too
-        run(made(), tmp_path / "run", selection=Selection(only="sample test"))
+        run(load_recipe(), tmp_path / "run", selection=Selection(only="sample test"))
     old = archived(tmp_path / "run")
     assert len(old) == 3 and all(set(x) == {"solutions/test.jsonl"} for x in old)
     assert len({x["solutions/test.jsonl"] for x in old}) == 1
-    with RunDir(tmp_path / "run").open(made().resolved()) as directory:
+    with RunDir(tmp_path / "run").open(load_recipe().resolved()) as directory:
         from stepmark.run.context import RunContext
 
-        assert len(RunContext(made(), directory).solutions("test")) == 24
+        assert len(RunContext(load_recipe(), directory).solutions("test")) == 24
 
 
-def test_stages_that_can_not_be_chosen_are_refused_before_anything_is_moved(tmp_path):
+def test_a_wrong_selection_is_refused_before_files_are_moved(tmp_path):
     with pytest.raises(
         ConfigError, match=r"no stage 'scores' in this run\. Did you mean 'score'\? There are: problems, "
     ):
-        run(made(), tmp_path / "run", selection=Selection(only="scores"))
+        run(load_recipe(), tmp_path / "run", selection=Selection(only="scores"))
     with pytest.raises(ConfigError, match="either --only or --from"):
         Selection("score", "label")
     with pytest.raises(DataError, match=r"score recompute reads problems/test.jsonl.*not there yet"):
-        run(made(), tmp_path / "run", selection=Selection(only="score"))
-    run(made(), tmp_path / "run", selection=Selection(only="problems"))
+        run(load_recipe(), tmp_path / "run", selection=Selection(only="score"))
+    run(load_recipe(), tmp_path / "run", selection=Selection(only="problems"))
     with pytest.raises(DataError, match=r"grade train reads solutions/train.jsonl"):
-        run(made(), tmp_path / "run", selection=Selection(start="grade"))
+        run(load_recipe(), tmp_path / "run", selection=Selection(start="grade"))
     assert archived(tmp_path / "run") == []
 
 
 def test_from_works_with_several_seeds(tmp_path):
     from stepmark.run import seeds
 
-    raw = made().model_dump(mode="json", exclude_unset=True, exclude={"seed"})
+    raw = load_recipe().model_dump(mode="json", exclude_unset=True, exclude={"seed"})
     several = recipe.parse({**raw, "seeds": [1, 2]}, "test")
     first = seeds.run(several, tmp_path / "run")
     again = seeds.run(several, tmp_path / "run", selection=Selection(start="score trusting"))
@@ -223,20 +228,20 @@ def test_from_works_with_several_seeds(tmp_path):
         assert set(old) == {"scores/trusting.jsonl", "metrics.json", "by_problem.json", "report.html"}
 
 
-def test_a_stage_of_the_users_own_runs_where_it_says_and_once(tmp_path):
-    given = made(f"stages=[{{name: {STRANGERS / 'stage.py'}, options: {{count: 2}}}}]")
-    order = [stage.name for stage in stages(given)]
+def test_a_users_stage_runs_once_after_the_stage_that_it_names(tmp_path):
+    loaded = load_recipe(f"stages=[{{name: {STRANGERS / 'stage.py'}, options: {{count: 2}}}}]")
+    order = [stage.name for stage in stages(loaded)]
     assert order[order.index("sample test") + 1] == "stage"
-    result = run(given, tmp_path / "run")
+    result = run(loaded, tmp_path / "run")
     assert "stage" in result.stages
     longest = json.loads((tmp_path / "run/longest.json").read_text())
     assert len(longest) == 2
-    assert run(given, tmp_path / "run").stages == ("evaluate", "report")
-    again = run(given, tmp_path / "run", selection=Selection(only="stage"))
+    assert run(loaded, tmp_path / "run").stages == ("evaluate", "report")
+    again = run(loaded, tmp_path / "run", selection=Selection(only="stage"))
     assert again.stages == ("stage",)
     assert [json.loads(x["longest.json"]) for x in archived(tmp_path / "run")] == [longest]
     assert set(archived(tmp_path / "run")[0]) == {"longest.json", "stages/stage.json"}
-    assert given.resolved() == made().resolved()
+    assert loaded.resolved() == load_recipe().resolved()
 
 
 def own_stage(tmp_path, name, body):
@@ -246,22 +251,22 @@ def own_stage(tmp_path, name, body):
 
 
 def test_a_users_stage_joins_a_finished_run(tmp_path):
-    run(made(), tmp_path / "run")
-    given = made(f"stages=[{STRANGERS / 'stage.py'}]")
+    run(load_recipe(), tmp_path / "run")
+    given = load_recipe(f"stages=[{STRANGERS / 'stage.py'}]")
     assert run(given, tmp_path / "run").stages == ("stage", "evaluate", "report")
 
 
 def test_a_users_stage_that_was_killed_or_failed_is_run_again(tmp_path):
     write = "(context.path / 'o.txt').write_text('half')"
     body = f"    outputs = ('o.txt',)\n    def run(self, context):\n        {write}\n        1 / 0"
-    given = made(own_stage(tmp_path, "half", body))
+    given = load_recipe(own_stage(tmp_path, "half", body))
     with pytest.raises(
         StageError, match=r"stage half failed: ZeroDivisionError: division by zero \(.*half.py, line 5\)"
     ):
         run(given, tmp_path / "run")
     assert (tmp_path / "run/o.txt").exists()
     assert names(dry_run.plan(given, tmp_path / "run"), stage="half", runs=True) == ["half"]
-    given = made(own_stage(tmp_path, "lazy", "    outputs = ('p.txt',)\n    def run(self, context): ..."))
+    given = load_recipe(own_stage(tmp_path, "lazy", "    outputs = ('p.txt',)\n    def run(self, context): ..."))
     with pytest.raises(StageError, match=r"the stage lazy ended without writing p\.txt"):
         run(given, tmp_path / "run")
 
@@ -280,29 +285,30 @@ def test_a_users_stage_that_was_killed_or_failed_is_run_again(tmp_path):
     ],
 )
 def test_a_users_stage_that_would_harm_the_run_is_refused_before_anything_starts(tmp_path, body, said):
-    given = made(own_stage(tmp_path, "own", f"{body}\n    def run(self, context): ..."))
+    given = load_recipe(own_stage(tmp_path, "own", f"{body}\n    def run(self, context): ..."))
     for start in (run, dry_run.plan):
         with pytest.raises(ConfigError, match=said):
             start(given, tmp_path / "run")
     assert not (tmp_path / "run/problems").exists()
 
 
-def test_a_users_stage_that_fits_nowhere_is_refused(tmp_path):
+def test_a_users_stage_that_does_not_fit_is_refused(tmp_path):
     own = tmp_path / "mine.py"
     own.write_text("class Mine:\n    after = 'lable'\n    def run(self, context): ...\n")
-    with pytest.raises(ConfigError, match="mine comes after 'lable', which is no stage of this run: problems,"):
-        stages(made(f"stages=[{own}]"))
+    fault = r"mine runs after 'lable', which is not a stage of this run\. There are: problems,"
+    with pytest.raises(ConfigError, match=fault):
+        stages(load_recipe(f"stages=[{own}]"))
     other = tmp_path / "other.py"
     other.write_text("class Other:\n    def go(self, context): ...\n")
     with pytest.raises(ConfigError, match="defines one public class with a method `run`"):
-        made(f"stages=[{other}]")
+        load_recipe(f"stages=[{other}]")
     with pytest.raises(ConfigError, match=r"no stage named 'longest'.*A path to your own file works too"):
-        made("stages=[longest]")
+        load_recipe("stages=[longest]")
 
 
 def test_on_the_command_line(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text(json.dumps(made().model_dump(mode="json", exclude_unset=True)))
+    path.write_text(json.dumps(load_recipe().model_dump(mode="json", exclude_unset=True)))
     arguments = ["run", str(path), "--out", str(tmp_path / "run")]
     shown = CliRunner().invoke(app, [*arguments, "--dry-run"])
     assert shown.exit_code == 0 and f"staged in {tmp_path / 'run'}" in shown.stdout
@@ -320,9 +326,9 @@ def test_keys_that_were_renamed(tmp_path):
     with pytest.raises(
         ConfigError, match=r"'generator\.question_weight' is now called 'generator\.prompt_loss_weight'"
     ):
-        made("generator.question_weight=0.5")
+        load_recipe("generator.question_weight=0.5")
     with pytest.raises(ConfigError, match=r"orm\.train\.clip' is now called 'verifiers\.orm\.train\.max_grad_norm'"):
-        made("verifiers.orm={kind: orm, base: {path: m}, train: {clip: 1}}")
+        load_recipe("verifiers.orm={kind: orm, base: {path: m}, train: {clip: 1}}")
     with pytest.raises(ConfigError, match="'clip' is now called 'max_grad_norm'"):
         recipe.settings(recipe.TrainSettings, ["clip=2"], "--set")
     with pytest.raises(ConfigError, match="'max_norm' is now called 'max_grad_norm'"):
@@ -330,13 +336,13 @@ def test_keys_that_were_renamed(tmp_path):
     assert recipe.settings(recipe.ReinforceSettings, ["clip=0.1"], "--set").clip == 0.1
 
 
-def test_a_run_of_before_goes_on(tmp_path):
+def test_a_run_of_an_older_version_goes_on(tmp_path):
     changes = [
         "generator.prompt_loss_weight=0.5",
         "verifiers.orm={kind: orm, base: {path: m}, train: {max_grad_norm: 2}}",
     ]
     changes += ["verifiers.likely={kind: likelihood_corrected, base: {path: m}, builds_on: orm}"]
-    today = made(*changes).resolved()
+    today = load_recipe(*changes).resolved()
     old = json.loads(json.dumps(today))
     old["generator"]["question_weight"] = old["generator"].pop("prompt_loss_weight")
     for verifier in old["verifiers"].values():
@@ -344,7 +350,7 @@ def test_a_run_of_before_goes_on(tmp_path):
     old["verifiers"]["likely"]["kind"] = "surprise"
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text(json.dumps(old))
-    assert names(dry_run.plan(made(*changes), tmp_path / "run"), stage="problems") == ["problems"]
+    assert names(dry_run.plan(load_recipe(*changes), tmp_path / "run"), stage="problems") == ["problems"]
     assert recipe.stored(RunDir(tmp_path / "run")).resolved() == today
     with pytest.raises(ConfigChanged, match="max_grad_norm"):
-        dry_run.plan(made(*changes, "verifiers.orm.train.max_grad_norm=3"), tmp_path / "run")
+        dry_run.plan(load_recipe(*changes, "verifiers.orm.train.max_grad_norm=3"), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Several writers of verifications in one run, each for verifiers of their own, and a judge that the run teaches."""
+"""Several writers of verifications in one run, each for its own verifiers, and a judge that the run trains."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ TRAIN = "{epochs: 8, lr: 0.01, batch_tokens: 400, row_tokens: 200, tensorboard: 
 
 
 @pytest.fixture
-def made(tmp_path):
+def load_recipe(tmp_path):
     """Recipes with a task that can verify: it says of each line whether it is right."""
     task = tmp_path / "telling.py"
     source = (STRANGERS / "task.py").read_text()
@@ -66,9 +66,9 @@ def model(tmp_path_factory):
     return checkpoints.create(tmp_path_factory.mktemp("model") / "base", texts, shape, seed=1)
 
 
-def heard(path, name):
-    found = json.loads((path / "verifiers" / name / "heard.json").read_text())
-    return {x["solution"]["id"]: x["rationales"] for x in found}
+def examples_of(path, name):
+    examples = json.loads((path / "verifiers" / name / "heard.json").read_text())
+    return {x["solution"]["id"]: x["rationales"] for x in examples}
 
 
 def written(path, name=""):
@@ -78,15 +78,15 @@ def written(path, name=""):
 SCRIBE = f"{{name: {STRANGERS / 'scribe.py'}, options: {{draws: 2}}}}"
 
 
-def test_a_verifier_learns_from_its_own_writer_and_the_others_from_the_recipes(made, tmp_path):
-    given = made(
+def test_a_verifier_learns_from_its_own_writer_and_the_others_from_the_recipes_writer(load_recipe, tmp_path):
+    loaded = load_recipe(
         f"rationales={ORACLE}",
         f"verifiers.own={{{LISTENER}, rationales: {SCRIBE}}}",
         f"verifiers.same={{{LISTENER}, rationales: {SCRIBE}}}",
         f"verifiers.told={{{LISTENER}, rationales: {ORACLE}}}",
     )
-    metrics = run(given, tmp_path / "run").metrics
-    plain, own, same, oracle = (heard(tmp_path / "run", name) for name in ("plain", "own", "same", "told"))
+    metrics = run(loaded, tmp_path / "run").metrics
+    plain, own, same, oracle = (examples_of(tmp_path / "run", name) for name in ("plain", "own", "same", "told"))
     assert plain == oracle and own == same and plain.keys() == own.keys()
     assert all([r["source"] for r in x] == ["oracle"] for x in plain.values())
     assert all([r["source"] for r in x] == ["unguided"] * 2 for x in own.values())
@@ -97,81 +97,94 @@ def test_a_verifier_learns_from_its_own_writer_and_the_others_from_the_recipes(m
     assert "unguided" in (tmp_path / "run/report.html").read_text()
 
 
-def test_without_writers_of_the_recipe_the_others_learn_from_grades_alone(made, tmp_path):
-    run(made(f"verifiers.own={{{LISTENER}, rationales: {ORACLE}}}"), tmp_path / "run")
-    plain, own = heard(tmp_path / "run", "plain"), heard(tmp_path / "run", "own")
+def test_without_a_writer_of_the_recipe_the_other_verifiers_learn_from_grades(load_recipe, tmp_path):
+    run(load_recipe(f"verifiers.own={{{LISTENER}, rationales: {ORACLE}}}"), tmp_path / "run")
+    plain, own = examples_of(tmp_path / "run", "plain"), examples_of(tmp_path / "run", "own")
     assert plain.keys() == own.keys()
     assert not any(plain.values()) and all(own.values())
 
 
-def test_each_writer_has_a_ledger_and_is_paid_for_once(made, tmp_path):
-    given = made(f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {SCRIBE.replace('2', '3')}}}")
+def test_each_writer_has_a_ledger_and_is_paid_for_once(load_recipe, tmp_path):
+    loaded = load_recipe(
+        f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {SCRIBE.replace('2', '3')}}}"
+    )
     for limit in (30, 60, 80):
         with pytest.raises(BudgetReached):
-            run(given, tmp_path / "run", budget=Budget(rollouts=limit))
-    run(given, tmp_path / "run")
-    run(given, tmp_path / "whole")
+            run(loaded, tmp_path / "run", budget=Budget(rollouts=limit))
+    run(loaded, tmp_path / "run")
+    run(loaded, tmp_path / "whole")
     for name, draws in (("", 2), ("own", 3)):
         assert written(tmp_path / "run", name) == written(tmp_path / "whole", name) != {}
         ledger = tmp_path / "run/rollouts" / f"rationales-{name and name + '-'}completer.spent.json"
         assert json.loads(ledger.read_text())["rollouts"] == draws * len(written(tmp_path / "run", name))
 
 
-def test_a_plan_tells_the_writers_apart(made, tmp_path):
-    given = made(f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {SCRIBE.replace('2', '3')}}}")
-    with RunDir(tmp_path / "run").open(given.resolved()) as directory:
-        first, second = plan(RunContext(given, directory), problems=3, solutions=2).rationales
+def test_a_plan_has_a_cost_for_each_writer(load_recipe, tmp_path):
+    loaded = load_recipe(
+        f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {SCRIBE.replace('2', '3')}}}"
+    )
+    with RunDir(tmp_path / "run").open(loaded.resolved()) as directory:
+        first, second = plan(RunContext(loaded, directory), problems=3, solutions=2).rationales
     assert first.stage.startswith("rationales: ") and second.stage.startswith("rationales of own: ")
     assert second.rollouts == pytest.approx(1.5 * first.rollouts)
 
 
-def test_a_judge_learns_to_write_what_the_task_would_in_each_way_that_it_is_asked(made, tmp_path, model):
-    given = made(
+def test_a_judge_is_trained_on_the_tasks_verifications_for_every_prompt(load_recipe, tmp_path, model):
+    loaded = load_recipe(
         f"judge={{path: {model}, problems: 4, train: {TRAIN}, backend: {{name: local, options: {{device: cpu}}}}}}",
         f"verifiers.unguided={{{LISTENER}, rationales: {UNGUIDED}}}",
         f"verifiers.reference={{{LISTENER}, rationales: {REFERENCE}}}",
         f"verifiers.told={{{LISTENER}, rationales: {ORACLE}}}",
     )
-    metrics = run(given, tmp_path / "run").metrics
+    metrics = run(loaded, tmp_path / "run").metrics
     taught = json.loads((tmp_path / "run/judge/trained.json").read_text())
     right = written(tmp_path / "run", "told")
     of_four = [key for key in right if int(key.split("#")[0].split("-")[1]) < 4]
     assert taught["examples"] == 2 * len(of_four) < 2 * len(right)
-    # A model that learned little says little that is kept, but each of them was asked once in each way.
-    asked = {source: counts["asked"] for source, counts in metrics["rationales"].items()}
-    assert asked == {"oracle": len(right), "reference": len(right), "unguided": len(right)}
+    # This model is trained too little to write usable verifications, but each prompt was used once for each solution.
+    counts_by_source = {source: counts["asked"] for source, counts in metrics["rationales"].items()}
+    assert counts_by_source == {"oracle": len(right), "reference": len(right), "unguided": len(right)}
     before = (tmp_path / "run/judge/trained.json").stat().st_mtime_ns
-    run(given, tmp_path / "run")
+    run(loaded, tmp_path / "run")
     assert (tmp_path / "run/judge/trained.json").stat().st_mtime_ns == before
 
 
-def test_what_a_judge_or_a_writer_needs_is_said_before_anything_starts(made, model):
+def test_missing_requirements_of_a_judge_or_writer_are_reported_before_the_run(load_recipe, model):
     unguided = f"rationales={UNGUIDED}"
     for changes, fault in (
-        ([unguided, f"judge={{train: {TRAIN}}}"], "judge.train: without a generator's model"),
+        ([unguided, f"judge={{train: {TRAIN}}}"], "judge.train: without a generator that has a model"),
         ([unguided, f"judge={{path: {model}, train: {TRAIN}}}", f"task={STRANGERS / 'task.py'}"], "no `rationale`"),
         ([f"judge={{path: {model}, train: {TRAIN}}}"], "judge.train: no labeller under rationales"),
-        ([unguided, f"judge={{path: {model}, split: dev, train: {TRAIN}}}"], "learns from the training solutions"),
+        (
+            [unguided, f"judge={{path: {model}, split: dev, train: {TRAIN}}}"],
+            "is always trained on the training solutions",
+        ),
         ([unguided, "judge={init: {hidden: 8}}"], "can't judge before it is trained"),
         ([unguided, "judge={backend: local}"], "give path, init or train"),
-        ([unguided, f"judge={{train: {TRAIN}, backend: {STRANGERS / 'backend.py'}}}"], "takes no model"),
+        (
+            [unguided, f"judge={{train: {TRAIN}, backend: {STRANGERS / 'backend.py'}}}"],
+            "can't run a model that was trained here",
+        ),
         ([f"verifiers.own={{{LISTENER}, rationales: {UNGUIDED}}}"], r"verifiers.own.rationales: .* asks a judge"),
-        ([f"verifiers.orm={{kind: orm, base: {{path: x}}, rationales: {ORACLE}}}"], "does not learn to write any"),
+        (
+            [f"verifiers.orm={{kind: orm, base: {{path: x}}, rationales: {ORACLE}}}"],
+            "is not trained to write verifications",
+        ),
     ):
         with pytest.raises(ConfigError, match=fault):
-            made(*changes)
-    given = made(
+            load_recipe(*changes)
+    loaded = load_recipe(
         unguided, f"judge={{path: {model}, train: {TRAIN}}}", f"verifiers.own={{{LISTENER}, rationales: {ORACLE}}}"
     )
-    again = recipe.parse(given.resolved(), "again")
-    assert (again.judge, again.verifiers, again.writers) == (given.judge, given.verifiers, given.writers)
-    assert "rationales" not in given.resolved()["verifiers"]["plain"]
+    again = recipe.parse(loaded.resolved(), "again")
+    assert (again.judge, again.verifiers, again.writers) == (loaded.judge, loaded.verifiers, loaded.writers)
+    assert "rationales" not in loaded.resolved()["verifiers"]["plain"]
 
 
-def test_nothing_is_planned_with_a_judge_that_is_yet_to_learn(made, tmp_path, model):
-    given = made(f"rationales={UNGUIDED}", f"judge={{path: {model}, train: {TRAIN}}}")
+def test_a_plan_with_an_untrained_judge_is_refused(load_recipe, tmp_path, model):
+    loaded = load_recipe(f"rationales={UNGUIDED}", f"judge={{path: {model}, train: {TRAIN}}}")
     with (
-        RunDir(tmp_path / "run").open(given.resolved()) as directory,
-        pytest.raises(ConfigError, match="has taught it"),
+        RunDir(tmp_path / "run").open(loaded.resolved()) as directory,
+        pytest.raises(ConfigError, match="Run its stage `train judge` first, then plan"),
     ):
-        plan(RunContext(given, directory))
+        plan(RunContext(loaded, directory))

@@ -1,4 +1,4 @@
-"""What all commands share: the application, and how what Stepmark raises becomes a message and an exit status."""
+"""The application that all commands share. It turns Stepmark's errors into a message and an exit status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepmark.errors import StepmarkError
 
 
 class _Group(TyperGroup):
-    """Turns what Stepmark raises on purpose into a message and an exit status."""
+    """Turns Stepmark's errors, Ctrl-C and a closed pipe into a message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -22,9 +22,9 @@ class _Group(TyperGroup):
             typer.echo("\n".join(f"stepmark: {line}" for line in str(e).splitlines()), err=True)
             raise typer.Exit(e.exit_code) from None
         except KeyboardInterrupt:
-            typer.echo("stepmark: interrupted. What is done is kept; the same command goes on.", err=True)
+            typer.echo("stepmark: interrupted. Finished work is kept; the same command goes on.", err=True)
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader of our output has left
+        except BrokenPipeError:  # the reader of our output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
 

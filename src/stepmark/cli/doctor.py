@@ -1,4 +1,4 @@
-"""What this machine has, and what is missing for what: the checks behind `stepmark doctor`.
+"""The checks of `stepmark doctor`: what this machine has, what is missing, and what it is needed for.
 
 stepmark doctor
 """
@@ -19,24 +19,24 @@ from stepmark.run.machine import version
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding."""
+    """The result of one check."""
 
-    what: str
+    what: str  # what was checked
     ok: bool  # False is a warning: something will not work, or not well
-    found: str
-    advice: str = ""  # what to do, where not ok
+    found: str  # the version, number or size on this machine
+    advice: str = ""  # what to do if not ok
 
 
 def checks() -> Iterator[Check]:
-    """All findings. Imports torch, where it is installed, to ask it for devices."""
+    """The results of all checks. Imports torch, if it is installed, to list devices."""
     yield Check("stepmark", True, version("stepmark") or "not installed, run from its source")
     yield Check("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or later")
     cores = len(os.sched_getaffinity(0))
-    yield Check("cores", cores > 1, str(cores), "one worker at a time: give workers=1")
+    yield Check("cores", cores > 1, str(cores), "use one worker: give workers=1")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Check("memory", memory >= 4, f"{memory:.1f} GiB", "4 GiB or more is comfortable for two workers")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    yield Check("disk", free >= 2, f"{free:.1f} GiB free in {Path.cwd()}", "make room: runs keep checkpoints")
+    yield Check("disk", free >= 2, f"{free:.1f} GiB free in {Path.cwd()}", "free some space: runs keep checkpoints")
     yield from _torch(cores)
     for package, extra, use in (
         ("transformers", "train", "models"),
@@ -44,8 +44,10 @@ def checks() -> Iterator[Check]:
         ("tensorboard", "train", "training curves outside the report"),
         ("math-verify", "math", "the grader `symbolic`"),
     ):
-        found = version(package)
-        yield Check(package, bool(found), found or f"missing, needed for {use}", f"pip install 'stepmark[{extra}]'")
+        installed = version(package)
+        yield Check(
+            package, bool(installed), installed or f"missing, needed for {use}", f"pip install 'stepmark[{extra}]'"
+        )
     extras = ((p, version(p)) for p in ("datasets", "fastapi", "ray"))
     yield Check("optional", True, ", ".join(f"{p} {v or 'not installed'}" for p, v in extras))
 

@@ -1,4 +1,4 @@
-"""The parameters that several commands take, and what they stand for."""
+"""The parameters that several commands share, and functions that turn them into objects."""
 
 from __future__ import annotations
 
@@ -16,51 +16,76 @@ if TYPE_CHECKING:
     from stepmark.protocols import Grader, Task
     from stepmark.types import Problem, Quarantined, SamplingParams
 
-TaskName = Annotated[str, typer.Option("--task", help="A task's name, or the path of your own file: ./mine.py")]
-TaskOptions = Annotated[list[str] | None, typer.Option("--task-option", metavar="KEY=VALUE", help="Of the task.")]
-Split = Annotated[str, typer.Option(help="Which part of the task.")]
-Limit = Annotated[int | None, typer.Option("--problems", min=1, help="How many problems; all by default.")]
-Model = Annotated[str | None, typer.Option("--model", help="A checkpoint directory or a hub id.")]
-BackendName = Annotated[str, typer.Option("--backend", help="What runs the model: a name or a path.")]
-BackendOptions = Annotated[
-    list[str] | None, typer.Option("--backend-option", metavar="KEY=VALUE", help="Of the backend.")
+TaskName = Annotated[str, typer.Option("--task", help="Name of a task, or the path of your own file: ./mine.py")]
+TaskOptions = Annotated[
+    list[str] | None,
+    typer.Option("--task-option", metavar="KEY=VALUE", help="An option of the task; may be given several times."),
 ]
-GraderName = Annotated[str | None, typer.Option("--grader", help="A name or a path; by default the task's own.")]
-Prompt = Annotated[str, typer.Option(help="How a question is put; {question} stands for it.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Most new tokens for each text.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Share of the probability to sample from; 1 is all of it.")]
-Stop = Annotated[list[str] | None, typer.Option(help="A text ends before this; may be given several times.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random in this command.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes at a time; changes no result.")]
+Split = Annotated[str, typer.Option(help="Split of the task, e.g. train or test.")]
+Limit = Annotated[int | None, typer.Option("--problems", min=1, help="Number of problems; by default all.")]
+Model = Annotated[str | None, typer.Option("--model", help="A checkpoint directory or a hub id.")]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="What runs the model: name of a backend, or the path of your own file.")
+]
+BackendOptions = Annotated[
+    list[str] | None,
+    typer.Option("--backend-option", metavar="KEY=VALUE", help="An option of the backend; may be given several times."),
+]
+GraderName = Annotated[
+    str | None,
+    typer.Option("--grader", help="Name of a grader, or the path of your own file; by default the task's own grader."),
+]
+Prompt = Annotated[str, typer.Option(help="Prompt of the model; {question} stands for the question.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Largest number of new tokens in each text.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 means greedy decoding.")]
+TopP = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Nucleus sampling: share of the probability to sample from; 1 means all of it."),
+]
+Stop = Annotated[list[str] | None, typer.Option(help="Stop string: a text ends before it; may be given several times.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random in this command.")]
+Workers = Annotated[int, typer.Option(min=1, help="Number of processes that work at a time; changes no result.")]
 BudgetLimits = Annotated[
     list[str] | None,
-    typer.Option("--budget", metavar="NAME=LIMIT", help="rollouts=, tokens=, money= or hours=; stops there, all kept."),
+    typer.Option(
+        "--budget",
+        metavar="NAME=LIMIT",
+        help="Stop at this limit: rollouts=, tokens=, money= or hours=. All work is kept.",
+    ),
 ]
 Limits = Annotated[
     list[str] | None,
-    typer.Option("--limit", metavar="NAME=SHARE", help="failed=, truncated=, ungradable=: stop above; 1 never stops."),
+    typer.Option(
+        "--limit",
+        metavar="NAME=SHARE",
+        help="Stop above this share: failed=, truncated= or ungradable=; 1 never stops.",
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, no progress.")]
-Solutions = Annotated[Path, typer.Option(help="JSONL of solutions.")]
-Out = Annotated[Path, typer.Option(help="Where results go; the same command goes on with what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and no progress.")]
+Solutions = Annotated[Path, typer.Option(help="JSONL file of solutions.")]
+Out = Annotated[
+    Path, typer.Option(help="File or directory of the results; the same command continues an existing one.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, e.g. runs/demo")]
-Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="e.g. sample.test.n=16")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Changes of recipe keys, e.g. sample.test.n=16")
+]
 
 
 def load(
     task: str, changes: Sequence[str] | None, split: str, limit: int | None = None
 ) -> tuple[Sequence[Problem], Sequence[Quarantined], Task]:
-    """The problems of a split, the rows that were set aside, and the task. Raises DataError without a problem."""
+    """The problems of a split, the rows that were set aside, and the task. Raises DataError if no problem is left."""
     from stepmark.errors import DataError
     from stepmark.plugins.loading import load_task
 
-    taken = load_task(task, **options(changes))
-    found = taken.load(split, limit)
-    if not found.problems:
-        reason = f" The first of {len(found.quarantined)} bad rows: {found.quarantined[0]}" if found.quarantined else ""
+    plugin = load_task(task, **options(changes))
+    loaded = plugin.load(split, limit)
+    if not loaded.problems:
+        bad = loaded.quarantined
+        reason = f" The first of {len(bad)} bad rows: {bad[0]}" if bad else ""
         raise DataError(f"the split {split!r} of {task} has no usable problem.{reason}")
-    return found.problems, found.quarantined, taken
+    return loaded.problems, loaded.quarantined, plugin
 
 
 def options(changes: Sequence[str] | None) -> dict[str, Any]:
@@ -73,32 +98,34 @@ def options(changes: Sequence[str] | None) -> dict[str, Any]:
 
 
 def backend(name: str, changes: Sequence[str] | None, model: str | None) -> Any:
-    """The backend, with the model where it takes one."""
+    """The backend. A backend that runs a checkpoint gets `model`; raises ConfigError where that is missing."""
     from stepmark.plugins import registry
 
-    given = options(changes)
-    if "path" in registry.options("backend", name) and "path" not in given:
+    settings = options(changes)
+    if "path" in registry.options("backend", name) and "path" not in settings:
         if model is None:
             raise ConfigError(f"the backend {name} needs --model, a checkpoint directory or a hub id.")
-        given["path"] = model
-    return registry.load("backend", name, **given)
+        settings["path"] = model
+    return registry.load("backend", name, **settings)
 
 
 def grader(name: str | None, task: Task) -> Grader:
-    """The grader asked for, or the task's own."""
+    """The grader `name`, or the task's own."""
     from stepmark.plugins.loading import load_grader
 
     return load_grader(name or task.grader)
 
 
 def rollouts(out: Path) -> Path:
-    """Where a command that writes `out` keeps the rollouts behind it."""
+    """The directory of the rollouts of a command that writes `out`."""
     return out.with_name(f"{out.stem}.rollouts")
 
 
 def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> AbstractContextManager[object]:
-    """The directory of the rollouts behind `out`, for this process alone. Raises ConfigChanged where those in it come
-    of another model, prompt or sampling: they would be taken for new ones. StageError while another process has it."""
+    """Opens the directory of the rollouts of `out`, for this process alone.
+
+    Raises ConfigChanged where its rollouts come from another model, prompt or sampling, since they would be used as if
+    they were new; StageError while another process has it open."""
     from stepmark.data.store import RunDir
 
     names = {
@@ -110,12 +137,12 @@ def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> Abstr
         return nullcontext()
     plain = asdict(params)
     if not params.choices:
-        del plain["choices"]  # rollouts from before there were any go on
+        del plain["choices"]  # older directories lack this setting, and their rollouts can be used
     return RunDir(rollouts(out)).open({"prompt": prompt, "params": plain, **names})
 
 
 def there(path: Path, kind: type[Any]) -> list[Any]:
-    """The records of a file that has to be there."""
+    """The records of a file. Raises DataError if it does not exist."""
     from stepmark.data.store import Records
     from stepmark.errors import DataError
 

@@ -1,4 +1,4 @@
-"""Commands about whole runs: plan one, do it, look at it, choose answers with it.
+"""Commands for whole runs: plan a run, run it, measure it again, select answers with it.
 
 stepmark run --help
 """
@@ -22,10 +22,10 @@ from stepmark.errors import ConfigError
 @app.command()
 def demo(
     changes: p.Changes = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/demo by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/demo.")] = None,
     json: p.AsJson = False,
 ) -> None:
-    """Watch a verifier that nobody labelled beat majority voting; minutes on a laptop, no GPU.
+    """Run the demo: a verifier trained without human labels beats majority voting. Minutes on a laptop, no GPU.
 
     \b
     Example:
@@ -42,28 +42,32 @@ def demo(
 def plan(
     recipe: Annotated[
         Path,
-        typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/demo.yaml; with --optimal a run."),
+        typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/demo.yaml; with --optimal a run directory."),
     ],
     changes: p.Changes = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME of the recipe by default.")] = None,
-    problems: Annotated[int | None, typer.Option(min=1, help="Problems in the pilot; 24 by default.")] = None,
-    solutions: Annotated[int | None, typer.Option(min=1, help="Solutions of each of them; 4 by default.")] = None,
-    price_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; by default runs/NAME, with the recipe's name.")
+    ] = None,
+    problems: Annotated[int | None, typer.Option(min=1, help="Number of problems in the pilot; by default 24.")] = None,
+    solutions: Annotated[
+        int | None, typer.Option(min=1, help="Solutions of each problem in the pilot; by default 4.")
+    ] = None,
+    price_hour: Annotated[float, typer.Option(min=0, help="Price of an hour of this machine.")] = 0.0,
     budget: p.BudgetLimits = None,
     optimal: Annotated[
-        bool, typer.Option("--optimal", help="Of a finished run: how to split tokens between samples and votes.")
+        bool, typer.Option("--optimal", help="For a finished run: how to split tokens between samples and votes.")
     ] = False,
     tokens: Annotated[
-        list[float] | None, typer.Option(help="With --optimal, what a problem may take; several times for several.")
+        list[float] | None, typer.Option(help="With --optimal: tokens for each problem; may be given several times.")
     ] = None,
     json: p.AsJson = False,
 ) -> None:
-    """Say what a recipe will cost before it is paid: rollouts, tokens, hours and money, from a small pilot.
+    """Estimate the cost of a recipe before it runs: rollouts, tokens, hours and money, from a small pilot.
 
-    A recipe that trains its generator trains it first, in the run directory, where the run finds it.
+    If the recipe trains its generator, the pilot trains it first, in the run directory, and the run uses it.
 
-    With --optimal, say how a finished run would best spend a budget of tokens for each problem: on more samples, on
-    votes of a verifier, or without one.
+    With --optimal, show how a finished run would best spend a budget of tokens for each problem: on more samples, on
+    votes of a verifier, or without a verifier.
 
     \b
     Examples:
@@ -73,9 +77,9 @@ def plan(
     """
     if optimal:
         pilot = {"--out": out, "--problems": problems, "--solutions": solutions}
-        other = {"KEY=VALUE": changes, **pilot, "--price-hour": price_hour, "--budget": budget}
-        if given := [name for name, value in other.items() if value]:
-            raise ConfigError(f"plan --optimal looks at a run that is done; leave out {', '.join(given)}.")
+        unused = {"KEY=VALUE": changes, **pilot, "--price-hour": price_hour, "--budget": budget}
+        if names := [name for name, value in unused.items() if value]:
+            raise ConfigError(f"plan --optimal is about a finished run; leave out {', '.join(names)}.")
         _optimal(recipe, tokens or (), json)
         return
     if tokens:
@@ -90,38 +94,42 @@ def plan(
 
     limits = parse_budget(budget or [])
     whole = load(recipe, changes or [])
-    asked, place = first(whole, out or Path("runs") / whole.name)
-    with RunDir(place).open(asked.resolved(), renames.upgraded) as directory, Show(json) as show:
-        context = RunContext(asked, directory, show, limits)
+    of_seed, place = first(whole, out or Path("runs") / whole.name)
+    with RunDir(place).open(of_seed.resolved(), renames.upgraded) as directory, Show(json) as show:
+        context = RunContext(of_seed, directory, show, limits)
         estimate = cost_estimate.plan(context, problems or 24, solutions or 4, price_hour)
     if json:
         print_json(estimate)
     else:
         print(cost_estimate.table(estimate))
         if whole.reinforce is not None:
-            print("What its policies draw and learn is not in it.")
+            print("Sampling and training of its policies are not included.")
         if whole.seeds:
-            print(f"That is for one of {len(whole.seeds)} seeds, in one process; {whole.workers} work at a time.")
+            print(f"This is for one of {len(whole.seeds)} seeds, in one process; {whole.workers} run at a time.")
 
 
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/demo.yaml")],
     changes: p.Changes = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/NAME of the recipe by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; by default runs/NAME, with the recipe's name.")
+    ] = None,
     budget: p.BudgetLimits = None,
     only: Annotated[
-        str, typer.Option(metavar="STAGE", help="These stages alone, anew: a name or its first words, e.g. score.")
+        str, typer.Option(metavar="STAGE", help="Run only these stages, again: a name or its first words, e.g. score.")
     ] = "",
-    start: Annotated[str, typer.Option("--from", metavar="STAGE", help="These stages and all that follow, anew.")] = "",
+    start: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="Run these stages and all that follow, again.")
+    ] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show which stages are done and which would run; run nothing.")
+        bool, typer.Option("--dry-run", help="Show which stages are done and which would run, without running them.")
     ] = False,
     json: p.AsJson = False,
 ) -> None:
-    """Run a recipe, or go on with it: from a task to a verifier, its metrics and its report.
+    """Run a recipe or continue its run: from a task to a verifier, its metrics and its report.
 
-    Stages that are done are not run again. With --only or --from they are: what they had made is kept in RUN/archive.
+    Stages that are done are not run again. With --only or --from they are: their earlier outputs go to RUN/archive.
 
     \b
     Examples:
@@ -139,7 +147,7 @@ def run(
 
 @app.command()
 def evaluate(run: p.RunPath, json: p.AsJson = False) -> None:
-    """Measure a run's verifiers anew from its stored scores; writes metrics.json.
+    """Measure a run's verifiers again from its stored scores, and write metrics.json.
 
     \b
     Example:
@@ -151,7 +159,7 @@ def evaluate(run: p.RunPath, json: p.AsJson = False) -> None:
     from stepmark.run.recipe import stored
 
     recipe = stored(RunDir(run))
-    config = RunDir(run).read_json("config.json")  # as it is: an earlier version may have stored fewer settings
+    config = RunDir(run).read_json("config.json")  # unchanged: an older version may have stored fewer settings
     with RunDir(run).open(config) as directory, Show(json) as show:
         metrics = seeds.evaluate(recipe, directory, show)
     if json:
@@ -162,7 +170,7 @@ def evaluate(run: p.RunPath, json: p.AsJson = False) -> None:
 
 @app.command()
 def report(run: p.RunPath, json: p.AsJson = False) -> None:
-    """Write a run's report.html anew.
+    """Write a run's report.html again.
 
     \b
     Example:
@@ -181,11 +189,15 @@ def report(run: p.RunPath, json: p.AsJson = False) -> None:
 @app.command()
 def rank(
     run: p.RunPath,
-    method: Annotated[str, typer.Option(help="prm, self_consistency, self_consistency+prm, prm:prod, ...")] = "prm",
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Only each problem's first n candidates.")] = None,
+    method: Annotated[
+        str, typer.Option(help="Selection method: prm, self_consistency, self_consistency+prm, prm:prod, ...")
+    ] = "prm",
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="Use only the first n candidates of each problem.")
+    ] = None,
     json: p.AsJson = False,
 ) -> None:
-    """Choose an answer for every test problem of a run. With --json, one line of JSON for each problem.
+    """Select an answer for every test problem of a run. With --json, print one line of JSON for each problem.
 
     \b
     Example:
@@ -199,7 +211,9 @@ def rank(
     directory = RunDir(run)
     recipe = stored(directory)
     if recipe.seeds:
-        raise ConfigError(f"{run} has a run for each of its seeds; choose one, e.g. {run}/seed-{recipe.seeds[0]}.")
+        raise ConfigError(
+            f"{run} has a run for each of its seeds; give one of them, e.g. {run}/seed-{recipe.seeds[0]}."
+        )
     for problem_id, pool in pools(directory, recipe).items():
         chosen = choose(pool[:n], method, recipe.evaluate.aggregates[0], problem_id=problem_id, seed=recipe.seed)
         if json:
@@ -210,7 +224,7 @@ def rank(
 
 @app.command()
 def doctor(json: p.AsJson = False) -> None:
-    """Say what this machine has, and what is missing for what.
+    """Show what this machine has, what is missing, and what it is needed for.
 
     \b
     Example:
@@ -218,15 +232,15 @@ def doctor(json: p.AsJson = False) -> None:
     """
     from stepmark.cli.doctor import checks
 
-    found = list(checks())
+    results = list(checks())
     if json:
-        print_json({c.what: c for c in found})
+        print_json({c.what: c for c in results})
         return
-    for c in found:
+    for c in results:
         print(f"{'ok  ' if c.ok else 'warn'}  {c.what:<13} {c.found}" + (f"\n      -> {c.advice}" if not c.ok else ""))
 
 
-# ---- what the commands share ----
+# ---- shared by the commands ----
 
 
 def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
@@ -235,13 +249,15 @@ def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
     from stepmark.report import Metrics
 
     if not run.is_dir():
-        raise ConfigError(f"plan --optimal takes the directory of a finished run, e.g. runs/demo; {run} is none.")
+        raise ConfigError(
+            f"plan --optimal takes the directory of a finished run, e.g. runs/demo; {run} is not a directory."
+        )
     metrics = Metrics.parse(RunDir(run).read_json("metrics.json"))
-    found = budget_advice.advise(metrics, tokens, run)
+    advice = budget_advice.advise(metrics, tokens, run)
     if json:
-        print_json({part.name: part for part in found})
+        print_json({part.name: part for part in advice})
     else:
-        print(budget_advice.table(found))
+        print(budget_advice.table(advice))
 
 
 def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, start: str, json: bool) -> None:
@@ -256,7 +272,7 @@ def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, st
     if json:
         print_json({"run": str(place), "stages": planned})
         return
-    print(f"{whole.name} in {place}" + (f", and so for each of the seeds {list(whole.seeds)}" if whole.seeds else ""))
+    print(f"{whole.name} in {place}" + (f", the same for each of the seeds {list(whole.seeds)}" if whole.seeds else ""))
     print(dry_run.table(planned))
 
 

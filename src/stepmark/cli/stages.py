@@ -1,4 +1,4 @@
-"""Commands that do one stage each, from files to a file.
+"""One command for each stage: it reads files and writes one.
 
 stepmark sample --help
 """
@@ -24,12 +24,17 @@ def init(
     task_option: p.TaskOptions = None,
     split: p.Split = "train",
     problems: p.Limit = 20000,
-    shape: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="hidden, layers, heads, ...")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="A size of the model: hidden, layers, heads, ...; may be given several times."
+        ),
+    ] = None,
     prompt: p.Prompt = "{question}\n",
     seed: p.Seed = 0,
     json: p.AsJson = False,
 ) -> None:
-    """Make a small new model: a tokenizer learned from a task, and random weights.
+    """Make a small new model, with random weights and a tokenizer learned from a task.
 
     \b
     Example:
@@ -39,11 +44,11 @@ def init(
     from stepmark.run.recipe import settings
     from stepmark.text.prompts import Template
 
-    size = settings(checkpoints.Shape, shape or [], "--shape")
-    found, bad, _ = p.load(task, task_option, split, problems)
+    model_shape = settings(checkpoints.Shape, shape or [], "--shape")
+    loaded, bad, _ = p.load(task, task_option, split, problems)
     context = Template(prompt)
-    checkpoints.create(out, [context(x) + (x.demonstration or x.reference) for x in found], size, seed)
-    end({"path": str(out), "problems": len(found)}, json, bad)
+    checkpoints.create(out, [context(x) + (x.demonstration or x.reference) for x in loaded], model_shape, seed)
+    end({"path": str(out), "problems": len(loaded)}, json, bad)
 
 
 @app.command()
@@ -68,7 +73,7 @@ def sample(
     limit: p.Limits = None,
     json: p.AsJson = False,
 ) -> None:
-    """Draw solutions of a task's problems. Asking for more later adds to what is there.
+    """Sample solutions of a task's problems. A later call with a larger --n adds solutions to the file.
 
     \b
     Example:
@@ -82,26 +87,26 @@ def sample(
     from stepmark.text.prompts import Template
     from stepmark.types import SamplingParams, Solution
 
-    most, limits = parse_budget(budget or []), parse_limits(limit or [])
-    found, bad, taken = p.load(task, task_option, split, problems)
+    spending, limits = parse_budget(budget or []), parse_limits(limit or [])
+    loaded, bad, plugin = p.load(task, task_option, split, problems)
     generator = p.backend(backend, backend_option, model)
-    need_price(most, [generator])
+    need_price(spending, [generator])
     ledger = Ledger.of(p.rollouts(out) / "solutions.jsonl", generator)
-    # Also where an earlier sitting kept one: what it paid for may not be among the solutions yet.
-    paid = most is not None or getattr(generator, "remote", False) or ledger.path.exists()
+    # A ledger of an earlier sitting is used too: it may hold paid rollouts that are not among the solutions yet.
+    paid = spending is not None or getattr(generator, "remote", False) or ledger.path.exists()
     params = SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed)
-    behind = p.kept(out, prompt, params, generator=generator if paid else None)
-    with behind, Show(json) as show, Records(out, Solution) as records:
+    rollouts = p.kept(out, prompt, params, generator=generator if paid else None)
+    with rollouts, Show(json) as show, Records(out, Solution) as records:
         done = stage(
-            found,
+            loaded,
             generator,
             records,
             n=n,
             context=Template(prompt),
             params=params,
-            steps=taken.steps,
+            steps=plugin.steps,
             ledger=ledger if paid else None,
-            budget=most,
+            budget=spending,
             limits=limits,
             executor=load_executor(workers),
             progress=show,
@@ -133,13 +138,13 @@ def grade(
     from stepmark.stages.grade import grade as stage
     from stepmark.types import GradedSolution, Solution
 
-    found, bad, taken = p.load(task, task_option, split)
-    given = p.there(solutions, Solution)
+    loaded, bad, plugin = p.load(task, task_option, split)
+    stored_solutions = p.there(solutions, Solution)
     with Show(json) as show, Records(out, GradedSolution) as records:
         done = stage(
-            given,
-            found,
-            p.grader(grader, taken),
+            stored_solutions,
+            loaded,
+            p.grader(grader, plugin),
             records,
             limits=parse_limits(limit or []),
             executor=load_executor(workers),
@@ -156,9 +161,13 @@ def label(
     task: p.TaskName = "arithmetic",
     task_option: p.TaskOptions = None,
     split: p.Split = "train",
-    labeler: Annotated[str, typer.Option(help="A labelling method's name, or the path of your own.")] = "monte_carlo",
-    labeler_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="e.g. rollouts=8")] = None,
-    distinct: Annotated[bool, typer.Option(help="Label solutions with the same text once.")] = True,
+    labeler: Annotated[
+        str, typer.Option(help="Name of a labelling method, or the path of your own file.")
+    ] = "monte_carlo",
+    labeler_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the labelling method, e.g. rollouts=8")
+    ] = None,
+    distinct: Annotated[bool, typer.Option(help="Label only one of a problem's solutions with the same text.")] = True,
     backend: p.BackendName = "local",
     backend_option: p.BackendOptions = None,
     grader: p.GraderName = None,
@@ -168,15 +177,19 @@ def label(
     top_p: p.TopP = 1.0,
     stop: p.Stop = None,
     seed: p.Seed = 0,
-    judge: Annotated[str | None, typer.Option(help="The judge's checkpoint, for labellers that ask one.")] = None,
-    judge_backend: Annotated[str | None, typer.Option(help="What runs the judge.")] = None,
-    judge_option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the judge's backend.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Checkpoint of the judge, for labelling methods that use one.")
+    ] = None,
+    judge_backend: Annotated[str | None, typer.Option(help="What runs the judge; by default local.")] = None,
+    judge_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the judge's backend.")
+    ] = None,
     workers: p.Workers = 1,
     budget: p.BudgetLimits = None,
     limit: p.Limits = None,
     json: p.AsJson = False,
 ) -> None:
-    """Label every step of solutions without a human, by what a model makes of it from there.
+    """Label every step of solutions without a human: from rollouts, or with a judge.
 
     \b
     Example:
@@ -196,30 +209,30 @@ def label(
     from stepmark.text.prompts import Template
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
-    most, limits = parse_budget(budget or []), parse_limits(limit or [])
+    spending, limits = parse_budget(budget or []), parse_limits(limit or [])
     method = registry.load("labeler", labeler, **p.options(labeler_option))
-    found, bad, taken = p.load(task, task_option, split)
-    pairs = work_units.pair(found, p.there(solutions, Solution))
-    completes = model is not None or backend != "local" or bool(backend_option)
-    judges = judge is not None or judge_backend is not None or bool(judge_option)
+    loaded, bad, plugin = p.load(task, task_option, split)
+    pairs = work_units.pair(loaded, p.there(solutions, Solution))
+    has_completer = model is not None or backend != "local" or bool(backend_option)
+    has_judge = judge is not None or judge_backend is not None or bool(judge_option)
     tools = Tools(
-        p.grader(grader, taken),
+        p.grader(grader, plugin),
         Template(prompt),
         SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
-        p.backend(backend, backend_option, model) if completes else None,
-        p.backend(judge_backend or "local", judge_option, judge) if judges else None,
-        taken.steps,
+        p.backend(backend, backend_option, model) if has_completer else None,
+        p.backend(judge_backend or "local", judge_option, judge) if has_judge else None,
+        plugin.steps,
     )
-    need_price(most, [tools.completer, tools.judge])
-    behind = p.kept(out, prompt, tools.params, completer=tools.completer, judge=tools.judge)
-    with behind, Show(json) as show, Records(out, LabelledSolution) as records:
+    need_price(spending, [tools.completer, tools.judge])
+    rollouts = p.kept(out, prompt, tools.params, completer=tools.completer, judge=tools.judge)
+    with rollouts, Show(json) as show, Records(out, LabelledSolution) as records:
         done = stage(
             first_of_each(pairs) if distinct else pairs,
             method,
             tools,
             records,
             ledgers=ledgers(p.rollouts(out), tools),
-            budget=most,
+            budget=spending,
             limits=limits,
             executor=load_executor(workers),
             progress=show,
@@ -229,16 +242,18 @@ def label(
 
 @app.command()
 def export(
-    labels: Annotated[Path, typer.Option(help="JSONL of labelled solutions.")],
+    labels: Annotated[Path, typer.Option(help="JSONL file of labelled solutions.")],
     out: p.Out,
     task: p.TaskName = "arithmetic",
     task_option: p.TaskOptions = None,
     split: p.Split = "train",
-    format: Annotated[str, typer.Option(help="A format's name, or the path of your own.")] = "stepwise",
-    soft: Annotated[bool, typer.Option("--soft", help="Shares of correct rollouts instead of true and false.")] = False,
+    format: Annotated[str, typer.Option(help="Name of a format, or the path of your own file.")] = "stepwise",
+    soft: Annotated[
+        bool, typer.Option("--soft", help="Write shares of correct rollouts instead of true and false.")
+    ] = False,
     json: p.AsJson = False,
 ) -> None:
-    """Write step labels as other programs read them.
+    """Write step labels in the format of another program.
 
     \b
     Example:
@@ -248,25 +263,29 @@ def export(
     from stepmark.stages.export import export as stage
     from stepmark.types import LabelledSolution
 
-    found, bad, _ = p.load(task, task_option, split)
+    loaded, bad, _ = p.load(task, task_option, split)
     if not labels.is_file():
         raise DataError(f"no file {labels} (working directory: {Path.cwd()}).")
     records = Records(labels, LabelledSolution)
-    end(stage(records, found, out, format=format, estimate="soft" if soft else "hard"), json, bad)
+    end(stage(records, loaded, out, format=format, estimate="soft" if soft else "hard"), json, bad)
 
 
 @app.command()
 def train(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="generator, orm, prm, ... or the path of your own.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="generator, orm, prm, ... or the path of your own file.")],
     out: p.Out,
     task: p.TaskName = "arithmetic",
     task_option: p.TaskOptions = None,
     split: p.Split = "train",
     problems: p.Limit = None,
     base: Annotated[str | None, typer.Option(help="Checkpoint to start from: a directory or a hub id.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="JSONL of labelled solutions; for verifiers.")] = None,
-    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the verifier kind.")] = None,
-    set: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of training: lr, epochs, ...")] = None,
+    labels: Annotated[Path | None, typer.Option(help="JSONL file of labelled solutions, for verifiers.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the verifier kind.")
+    ] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A training setting: lr, epochs, ...")
+    ] = None,
     prompt: p.Prompt = "{question}\n",
     json: p.AsJson = False,
 ) -> None:
@@ -283,27 +302,28 @@ def train(
     from stepmark.stages.train import train as loop
     from stepmark.types import LabelledSolution
 
-    how = settings(TrainSettings, set or [], "--set")
-    found, bad, _ = p.load(task, task_option, split, problems)
+    training = settings(TrainSettings, set or [], "--set")
+    loaded, bad, _ = p.load(task, task_option, split, problems)
     with Show(json) as show:
         if kind == "generator":
             if base is None:
-                raise ConfigError("training a generator needs --base, a checkpoint. Make a small one: stepmark init")
-            done = loop(Generator(base, prompt, **p.options(option)), found, out, how, show)
+                raise ConfigError("training a generator needs --base, a checkpoint. `stepmark init` makes a small one.")
+            done = loop(Generator(base, prompt, **p.options(option)), loaded, out, training, show)
         else:
             if labels is None:
-                raise ConfigError(f"training the verifier {kind} needs --labels. Make them: stepmark label --help")
-            by_id = {x.id: x for x in found}
+                raise ConfigError(f"training the verifier {kind} needs --labels. `stepmark label` makes this file.")
+            by_id = {x.id: x for x in loaded}
             labelled = {x.key: x for x in p.there(labels, LabelledSolution)}
             examples = [
                 (by_id[x.solution.problem_id], x) for _, x in sorted(labelled.items()) if x.solution.problem_id in by_id
             ]
-            taken = registry.options("verifier", kind)
-            if base is None and taken.get("path", "") is inspect.Parameter.empty:
+            allowed = registry.options("verifier", kind)
+            if base is None and allowed.get("path", "") is inspect.Parameter.empty:
                 raise ConfigError(f"training the verifier {kind} needs --base, a checkpoint to start from.")
-            given = {"path": base, "template": prompt}
-            given = {k: v for k, v in given.items() if k in taken and v is not None}
-            done = loop(registry.load("verifier", kind, **given, **p.options(option)), examples, out, how, show)
+            filled_in = {"path": base, "template": prompt}
+            filled_in = {k: v for k, v in filled_in.items() if k in allowed and v is not None}
+            trainee = registry.load("verifier", kind, **filled_in, **p.options(option))
+            done = loop(trainee, examples, out, training, show)
     end(done, json, bad)
 
 
@@ -332,13 +352,13 @@ def score(
     from stepmark.stages.score import score as stage
     from stepmark.types import Solution, Verification
 
-    found, bad, _ = p.load(task, task_option, split)
-    given = p.there(solutions, Solution)
+    loaded, bad, _ = p.load(task, task_option, split)
+    stored_solutions = p.there(solutions, Solution)
     with Show(json) as show, Records(out, Verification) as records:
         done = stage(
             load_verifier(verifier),
-            found,
-            given,
+            loaded,
+            stored_solutions,
             records,
             limits=parse_limits(limit or []),
             executor=load_executor(workers),

@@ -1,6 +1,6 @@
-"""What a command says: results on standard output, progress and complaints on standard error.
+"""The output of commands: results on standard output, progress and errors on standard error.
 
-Progress is bars where a person watches, and a line now and then where a file is written to.
+On a terminal, progress is shown as bars; in a file, as a line from time to time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-SET_ASIDE = 3  # exit status when everything usable was used, but something was not
+SET_ASIDE = 3  # exit status of a finished command with rows that were set aside or items that failed
 EVERY = 10.0  # seconds between two lines about one stage
 
 
 class Show:
-    """Takes Progress and shows it. Use as a context manager; `quiet` shows nothing."""
+    """Shows Progress. Use it as a context manager; with `quiet` it shows nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._said: dict[str, float] = {}
+        self._printed_at: dict[str, float] = {}
 
     def __enter__(self) -> Show:
         if not self.quiet and sys.stderr.isatty():
@@ -63,16 +63,16 @@ class Show:
 
     def _line(self, p: Progress) -> None:
         now = time.monotonic()
-        last = self._said.get(p.stage)
+        last = self._printed_at.get(p.stage)
         if last is not None and now - last < EVERY and (p.done < p.total or not p.total):
             return
-        self._said[p.stage] = now
+        self._printed_at[p.stage] = now
         note = f"  {p.note}" if p.note else ""
         print(f"{p.stage:<18} {p.done:>7}/{p.total or '?'}  {p.seconds:6.1f} s{note}", file=sys.stderr, flush=True)
 
 
 def end(summary: Any, as_json: bool, bad: Sequence[Quarantined]) -> None:
-    """Prints what came of it, and leaves with the status that says whether anything was set aside."""
+    """Prints the summary of a command. Exits with status 3 if rows were set aside or items failed."""
     plain = dataclasses.asdict(summary) if dataclasses.is_dataclass(summary) else dict(summary)  # type: ignore[arg-type]
     failed = plain.pop("failed", ())
     plain |= {"quarantined": len(bad), "failed": len(failed)}

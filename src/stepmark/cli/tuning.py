@@ -1,4 +1,4 @@
-"""The command that has a policy learn from what its own attempts earn.
+"""The command that trains a policy on the rewards of its own attempts.
 
 stepmark reinforce --help
 """
@@ -25,7 +25,7 @@ METHODS = ("ppo", "grpo", "rft")
 
 @app.command()
 def reinforce(
-    policy: Annotated[str, typer.Option(help="Checkpoint to go on from: a directory or a hub id.")],
+    policy: Annotated[str, typer.Option(help="Checkpoint to start from: a directory or a hub id.")],
     out: p.Out,
     reward: Annotated[
         list[str] | None,
@@ -37,16 +37,21 @@ def reinforce(
     credit: Annotated[
         str | None,
         typer.Option(
-            help="What scores become: min (of one of steps by default; sum for grpo), sum, difference, outcome."
+            help="How scores become rewards of tokens: min, sum, difference or outcome. By default min (grpo: sum) for "
+            "scores of steps, else outcome."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="ppo, grpo, or rft: sample, keep what is right, learn that.")] = "ppo",
+    method: Annotated[
+        str, typer.Option(help="ppo, grpo, or rft: fine-tuning on the attempts that are correct.")
+    ] = "ppo",
     task: p.TaskName = "arithmetic",
     task_option: p.TaskOptions = None,
     split: p.Split = "train",
     problems: p.Limit = None,
-    held_out: Annotated[str, typer.Option(help="The split that is looked at while it learns.")] = "dev",
-    held_out_problems: Annotated[int, typer.Option(min=1, help="How many of its problems.")] = 200,
+    held_out: Annotated[
+        str, typer.Option(help="Split of the task that accuracy is watched on during training.")
+    ] = "dev",
+    held_out_problems: Annotated[int, typer.Option(min=1, help="Number of held-out problems.")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="Attempts at each problem.")] = 8,
     grader: p.GraderName = None,
     prompt: p.Prompt = "{question}\n",
@@ -56,11 +61,11 @@ def reinforce(
     seed: p.Seed = 0,
     set: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="updates, kl, lr, guard, ...; of rft: of training."),
+        typer.Option(metavar="KEY=VALUE", help="A setting: updates, kl, lr, guard, ...; for rft a training setting."),
     ] = None,
     json: p.AsJson = False,
 ) -> None:
-    """Have a policy learn from verifiers or from gold answers, while its true accuracy is watched.
+    """Train a policy with rewards from verifiers or gold answers, while its true accuracy is watched.
 
     \b
     Examples:
@@ -70,21 +75,21 @@ def reinforce(
       stepmark reinforce --policy generator/ --method rft --set epochs=2 --out policy/
     """
     from stepmark.rl.settings import ReinforceSettings
-    from stepmark.run.recipe import settings
+    from stepmark.run.recipe import settings as parse_settings
     from stepmark.stages.train import TrainSettings
     from stepmark.text.prompts import Template
     from stepmark.types import SamplingParams
 
     weights = _checked(method, reward or [], credit)
-    own = [f"seed={seed}", *(set or [])]
+    changes = [f"seed={seed}", *(set or [])]
     if method == "rft":
-        training = settings(TrainSettings, own, "--set")
+        training = parse_settings(TrainSettings, changes, "--set")
     else:
-        drawn = [f"method={method}", f"samples={samples}", f"max_tokens={max_tokens}", f"temperature={temperature}"]
-        how = settings(ReinforceSettings, [*drawn, f"stop={list(stop or ())}", *own], "--set")
-    found, bad, taken = p.load(task, task_option, split, problems)
-    judge = p.grader(grader, taken)
-    # Loads torch: after everything that can be wrong with what was asked for.
+        options = [f"method={method}", f"samples={samples}", f"max_tokens={max_tokens}", f"temperature={temperature}"]
+        settings = parse_settings(ReinforceSettings, [*options, f"stop={list(stop or ())}", *changes], "--set")
+    train_problems, bad, plugin = p.load(task, task_option, split, problems)
+    task_grader = p.grader(grader, plugin)
+    # This loads torch, so it comes after all checks of the arguments.
     if method == "rft":
         from stepmark.rl.rft import rft
 
@@ -92,14 +97,14 @@ def reinforce(
             params = SamplingParams(max_tokens, temperature, stop=tuple(stop or ()), seed=seed)
             trained = rft(
                 policy,
-                found,
-                judge,
+                train_problems,
+                task_grader,
                 out,
                 samples=samples,
                 params=params,
                 train=training,
                 template=Template(prompt),
-                steps=taken.steps,
+                steps=plugin.steps,
                 progress=show,
             )
         end(trained, json, bad)
@@ -108,32 +113,32 @@ def reinforce(
     from stepmark.rl.loop import reinforce as loop
     from stepmark.rl.rewards import reward_source
 
-    watched, more, _ = p.load(task, task_option, held_out, held_out_problems)
+    watched, bad_held_out, _ = p.load(task, task_option, held_out, held_out_problems)
     verifiers = {name: None if name == "gold" else load_verifier(name) for name in weights}
     with Show(json) as show:
-        source = reward_source(verifiers, weights, cast("Credit | None", credit), judge, method)
+        source = reward_source(verifiers, weights, cast("Credit | None", credit), task_grader, method)
         done = loop(
             policy,
-            found,
+            train_problems,
             watched,
             source,
-            judge,
+            task_grader,
             out,
-            how,
+            settings,
             template=Template(prompt),
-            steps=taken.steps,
+            steps=plugin.steps,
             progress=show,
         )
     if json:
-        end(done, json, [*bad, *more])
+        end(done, json, [*bad, *bad_held_out])
         return
     print(table(done))
-    short = {k: v for k, v in asdict(done).items() if k not in ("looks", "rewards") and v != ""}
-    end(short, json, [*bad, *more])
+    summary = {k: v for k, v in asdict(done).items() if k not in ("looks", "rewards") and v != ""}
+    end(summary, json, [*bad, *bad_held_out])
 
 
 def table(done: Reinforced) -> str:
-    """The looks at held-out problems, the one that was handed on marked."""
+    """The looks at held-out problems. The look whose policy was handed on is marked."""
     lines = ["update  accuracy    reward        kl"]
     for look in done.looks:
         mark = "  <- handed on" if look.update == done.best else ""
@@ -142,7 +147,7 @@ def table(done: Reinforced) -> str:
 
 
 def _checked(method: str, rewards: Sequence[str], credit: str | None) -> dict[str, float]:
-    """What it earns by, with weights. Raises ConfigError with all that does not fit."""
+    """The rewards, verifier -> weight. Raises ConfigError with all faults of these arguments."""
     from stepmark.rl.rewards import CREDITS
 
     faults = []
@@ -151,7 +156,7 @@ def _checked(method: str, rewards: Sequence[str], credit: str | None) -> dict[st
     if credit is not None and credit not in CREDITS:
         faults.append(f"--credit is {credit!r}; it can be {', '.join(CREDITS)}.")
     if method == "rft" and (rewards or credit):
-        faults.append("rft keeps what the grader finds correct; leave --reward and --credit out.")
+        faults.append("rft keeps the attempts that the grader finds correct; leave --reward and --credit out.")
     if method in ("ppo", "grpo") and not rewards:
         faults.append("--reward is missing: a trained verifier's directory, or gold.")
     weights = {}
@@ -163,9 +168,9 @@ def _checked(method: str, rewards: Sequence[str], credit: str | None) -> dict[st
             faults.append(f"--reward {text}: the weight {weight!r} is not a number.")
     faults += [f"--reward {name}: its weight must be above 0, got {w}." for name, w in weights.items() if not w > 0]
     if len(weights) < len(rewards) and not faults:
-        faults.append("--reward names one verifier twice; give it the sum of the weights.")
+        faults.append("--reward names one verifier twice; give it once, with the sum of the weights.")
     if credit is not None and list(weights) == ["gold"]:
-        faults.append("gold answers say nothing of steps; leave --credit out.")
+        faults.append("gold grades whole solutions, not steps; leave --credit out.")
     if faults:
         raise ConfigError(faults)
     return weights

@@ -1,1 +1,1 @@
-"""A whole run: the recipe, the order of its stages, and its directory. The only place that knows either."""
+"""A whole run: its recipe, the order of its stages, and its directory. The package stages knows none of them."""

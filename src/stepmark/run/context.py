@@ -1,6 +1,6 @@
-"""One run: its recipe, its directory, its log, and what the names in the recipe stand for.
+"""The context of a run: its recipe, directory and log, and the plug-ins, checkpoints and records that stages use.
 
-Stages get a RunContext and nothing else. It makes plug-ins, finds checkpoints and opens records when they are needed.
+A RunContext is the only argument of a stage. It creates plug-ins and opens records when a stage first needs them.
 
 stepmark run recipes/demo.yaml
 """
@@ -38,7 +38,7 @@ ROLES = ("generator", "completer", "judge")
 
 
 class RunContext:
-    """One recipe on one run directory. Nothing is made before it is asked for."""
+    """One recipe on one run directory. Plug-ins and records are created on first use."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class RunContext:
         command: str = "",
     ) -> None:
         self.recipe, self.directory = recipe, directory
-        self.budget = budget  # what this run may spend, over all sittings
+        self.budget = budget  # limits on the spending of this run, over all sittings
         self.command = command  # the command line, for the report
         self.log = RunLog(directory, progress)
 
@@ -73,7 +73,9 @@ class RunContext:
         if self.recipe.grader is not None:
             return cast(Grader, self.recipe.grader.load())
         if self.task is None:
-            raise DataError("these solutions come without grades, and the recipe names neither a grader nor a task.")
+            raise DataError(
+                "the imported solutions have no grades, and the recipe has no grader and no task: give one of them."
+            )
         return cast(Grader, registry.load("grader", self.task.grader))
 
     @cached_property
@@ -83,12 +85,12 @@ class RunContext:
         return load_executor(self.recipe.workers)
 
     def role(self, name: str) -> Generator | None:
-        """The settings of the generator, completer or judge; without a completer of its own the generator is one."""
+        """The settings of the generator, completer or judge. A recipe without a completer uses the generator's."""
         settings = cast("Generator | None", getattr(self.recipe, name))
         return self.recipe.generator if settings is None and name == "completer" else settings
 
     def model_path(self, name: str) -> str:
-        """The checkpoint of a role; "" for a backend that has none here."""
+        """The checkpoint of a role; "" for a backend that needs none, such as a server."""
         settings = self.role(name)
         assert settings is not None
         if settings.train is None:
@@ -103,24 +105,24 @@ class RunContext:
 
     @property
     def steps(self) -> str:
-        """How solutions split into steps."""
+        """The rule that splits solutions into steps."""
         return self.recipe.steps or (self.task.steps if self.task is not None else "line")
 
     @property
     def oracle(self) -> Callable[[Problem, Solution], str] | None:
-        """Writes a correct verification of any solution, where the task can."""
+        """The task's function that writes a correct verification of any solution; None where it has none."""
         return cast(RationaleOracle, self.task).rationale if hasattr(self.task, "rationale") else None
 
     @property
     def tools(self) -> Tools:
-        """What labellers work with."""
+        """The models and functions that labellers use."""
         completer, judge = (self.backend(n) if self.role(n) is not None else None for n in ("completer", "judge"))
         return Tools(
             self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge, self.steps, self.oracle
         )
 
     def verifier(self, name: str) -> Verifier:
-        """A verifier of the recipe, trained where its kind learns."""
+        """A verifier of the recipe, ready to score: the trained checkpoint, where its kind is trained."""
         settings = self.recipe.verifiers[name]
         if settings.learns:
             return load_verifier(self.path / "verifiers" / name)
@@ -132,7 +134,7 @@ class RunContext:
         return cast(Verifier, self.trainee(name, path))
 
     def trainee(self, name: str, path: str) -> Any:
-        """A verifier to train, or to use as it is, from the checkpoint at `path`; "" for one that starts from none."""
+        """A verifier to train, or to use as it is, from the checkpoint at `path`; "" for a kind that needs none."""
         settings = self.recipe.verifiers[name]
         options: dict[str, Any] = self.template_option(settings.kind) | ({"path": path} if path else {})
         below = tuple(str(self.path / "verifiers" / other) for other in settings.below)
@@ -143,11 +145,11 @@ class RunContext:
         return registry.load("verifier", settings.kind, **options, **settings.options)
 
     def template_option(self, kind: str) -> dict[str, str]:
-        """The recipe's prompt as an option of a verifier kind that takes one."""
+        """The recipe's prompt as the option `template`; empty for a verifier kind without that option."""
         return {"template": self.recipe.prompt} if "template" in registry.options("verifier", kind) else {}
 
     def settings(self, settings: TrainSettings) -> TrainSettings:
-        """Every training of a run follows the run's seed; a recipe's own `seed` shifts it."""
+        """The settings with the seed of the training: its own `seed` plus that of the run."""
         return replace(settings, seed=settings.seed + self.recipe.seed)
 
     # ---- files ----
@@ -159,15 +161,15 @@ class RunContext:
 
     @property
     def rollouts(self) -> Path:
-        """Where the ledgers are."""
+        """The directory of the ledgers."""
         return self.path / "rollouts"
 
     def exists(self, name: str) -> bool:
-        """Whether a file or a directory of the run is there, by its path in the run directory."""
+        """Whether a file or a directory exists, by its path in the run directory."""
         return (self.path / name).exists()
 
     def trained(self, name: str) -> bool:
-        """Whether the training in a directory of the run is over."""
+        """Whether the training in a directory of the run is finished."""
         return self.exists(f"{name}/trained.json")
 
     def problems(self, part: str) -> Records[Problem]:
@@ -180,7 +182,7 @@ class RunContext:
         return self.directory.records(f"grades/{part}", GradedSolution)
 
     def scores(self, name: str, part: str = "test") -> Records[Verification]:
-        """What a verifier made of a part of the test."""
+        """A verifier's scores of a part of the test."""
         return self.directory.records(scores_name(name, part), Verification)
 
     @property
@@ -188,7 +190,7 @@ class RunContext:
         return self.directory.records("labels/train", LabelledSolution)
 
     def rationales(self, writer: str = "") -> Records[LabelledSolution]:
-        """What one of the recipe's writers wrote; "" is the one for all verifiers."""
+        """The verifications of one of the recipe's writers; "" is the writer for all verifiers."""
         return self.directory.records(rationales_name(writer), LabelledSolution)
 
     @property
@@ -201,7 +203,7 @@ class RunContext:
 
 
 def scores_name(verifier: str, part: str) -> str:
-    """Scores of the test that is like train lie where runs without a second test have them."""
+    """The name of a verifier's scores. For `test` it is the same with and without a second test."""
     return f"scores/{verifier}" if part == "test" else f"scores/{part}/{verifier}"
 
 

@@ -1,4 +1,4 @@
-"""What a run would do: which stages are done, which would run, what they read and write. Runs nothing, writes nothing.
+"""The plan of a run: which stages are done, which would run, and their files. Runs nothing and writes nothing.
 
 stepmark run recipes/demo.yaml --dry-run
 stepmark run recipes/demo.yaml --from score --dry-run
@@ -25,17 +25,17 @@ class PlannedStage:
 
     stage: str
     runs: bool  # whether it would run now
-    made: int  # records or trained models that are there
-    total: int | None  # of how many; None where it is not known before it runs
+    made: int  # records or trained models that exist
+    total: int | None  # records or trained models in the end; None where that is not known before the stage runs
     reads: tuple[str, ...]  # paths in the run directory
     writes: tuple[str, ...]
-    archives: tuple[str, ...]  # what it has made before and would be moved to RUN/archive
+    archives: tuple[str, ...]  # its earlier outputs, which would be moved to RUN/archive
 
 
 def plan(recipe: Recipe, path: Place, selection: Selection = ALL) -> list[PlannedStage]:
-    """The plan of a run, for one seed of a recipe with several.
+    """The plan of a run; of a recipe with seeds, give that of one seed.
 
-    Raises ConfigChanged for a directory of other settings, and as a run would for stages that can't be chosen."""
+    Raises ConfigChanged for a directory with other settings, and the errors of a run for a wrong selection."""
     listed = stages(recipe)
     chosen = {stage.name for stage in selection.of(listed)}
     directory = RunDir(path)
@@ -63,7 +63,7 @@ def plan(recipe: Recipe, path: Place, selection: Selection = ALL) -> list[Planne
 
 
 def table(planned: Sequence[PlannedStage]) -> str:
-    """The plan for a terminal."""
+    """The plan as a table for a terminal."""
     rows = [("", "stage", "made", "reads", "writes")]
     for stage in planned:
         mark = "run" if stage.runs else "done" if State(stage.made, stage.total).done else "-"
@@ -85,6 +85,6 @@ def _made(stage: PlannedStage) -> str:
 
 
 def _columns(names: Sequence[str], most: int = 3) -> list[str]:
-    """Names for a column of the table: the first few, and how many more there are."""
+    """Names for a column of the table: the first few, and the number of the others."""
     shown = [name.removesuffix(".jsonl") for name in names]
     return shown if len(shown) <= most + 1 else [*shown[:most], f"and {len(shown) - most} more"]

@@ -1,8 +1,8 @@
-"""Runs the stages of a recipe on a run directory: all that are not done, or chosen ones anew.
+"""Runs the stages of a recipe on a run directory: all that are not done, or chosen stages again.
 
-The same call on the same directory goes on from wherever the last one stopped. Other settings on the same directory are
-refused with a diff. A stage that is done anew (`--only`, `--from`) does not touch what it had made: that is moved to
-RUN/archive/DATE/ first.
+The same call on the same directory goes on where the last call stopped. A directory with other settings is refused, and
+the message has a diff. Before a stage is run again (`--only`, `--from`), its earlier outputs are moved to
+RUN/archive/DATE/.
 
 stepmark run recipes/demo.yaml
 stepmark run recipes/demo.yaml --from score
@@ -35,10 +35,10 @@ ARCHIVE = "archive"
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which stages to run. At most one of both; without either all that are not done."""
+    """Which stages to run: give `only` or `start`, not both; without either, all stages that are not done."""
 
-    only: str = ""  # these alone, anew: a stage's name or its first words
-    start: str = ""  # these and all that follow, anew
+    only: str = ""  # run these stages again, and no others: a stage's name or its first words
+    start: str = ""  # run these stages and all that follow again
 
     def __post_init__(self) -> None:
         if self.only and self.start:
@@ -46,7 +46,7 @@ class Selection:
 
     @property
     def anew(self) -> bool:
-        """Whether stages are done anew."""
+        """Whether stages that are done are run again."""
         return bool(self.only or self.start)
 
     def of(self, listed: Sequence[Stage]) -> list[Stage]:
@@ -68,17 +68,17 @@ ALL = Selection()
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run came to."""
+    """The result of a run."""
 
     path: Path  # the run directory
     metrics: Mapping[str, Any]  # as in metrics.json; empty where `evaluate` was not among the stages
     quarantined: int  # rows left out, listed in quarantine.jsonl
-    failed: tuple[work_units.Failed, ...]  # items that stages could not work on; the same command tries them again
+    failed: tuple[work_units.Failed, ...]  # items that failed in a stage; the same command tries them again
     stages: tuple[str, ...] = ()  # the stages that ran
 
     @property
     def exit_code(self) -> int:
-        """3 when everything that could be used was used, but something could not."""
+        """0, or 3 where rows could not be used or items failed."""
         return 3 if self.quarantined or self.failed else 0
 
 
@@ -92,7 +92,7 @@ def run(
 ) -> RunResult:
     """Runs the chosen stages; by default those that are not done yet.
 
-    Raises ConfigChanged for a directory of other settings, BudgetReached when what the ledgers of the run came to, over
+    Raises ConfigChanged for a directory with other settings, BudgetReached when the spending in the run's ledgers, over
     all sittings, reaches the budget, DataError for a chosen stage whose inputs are missing. A sitting without a budget
     keeps a ledger of solutions only for paid models."""
     listed = stages(recipe)
@@ -120,7 +120,7 @@ def run_stage(context: RunContext, stage: Stage) -> bool:
 
 
 def need_inputs(context: RunContext, chosen: Sequence[Stage]) -> None:
-    """Raises DataError where a chosen stage reads a file that is not there and that none of the chosen writes."""
+    """Raises DataError where a chosen stage reads a file that does not exist and that no chosen stage writes."""
     written = {name for stage in chosen for name in stage.outputs(context)}
     missing = [
         (stage.name, name)
@@ -131,15 +131,15 @@ def need_inputs(context: RunContext, chosen: Sequence[Stage]) -> None:
     if missing:
         listed = "; ".join(f"{stage} reads {name}" for stage, name in missing[:5])
         raise DataError(
-            f"{context.path}: {listed}: not there yet. Run the stages before it: the same command without --only or "
-            "--from."
+            f"{context.path}: {listed}: not there yet. Run the earlier stages first: the same command without --only "
+            "or --from."
         )
 
 
 def archive(run: Path, names: Sequence[str]) -> None:
     """Moves these files and directories of a run, in the order of the stages that made them, to RUN/archive/DATE/.
 
-    The last ones go first: killed in between, no file is left without those that it was made from."""
+    The last are moved first: if the process is killed in between, every file that is left still has its inputs."""
     date = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     if before := len(list((run / ARCHIVE).glob(f"{date}*"))):
         date = f"{date}-{before + 1}"
@@ -156,6 +156,6 @@ def archive(run: Path, names: Sequence[str]) -> None:
 
 
 def outputs(context: RunContext, chosen: Sequence[Stage]) -> list[str]:
-    """The files and directories of these stages that are there, each once, in the order of the stages."""
+    """The existing files and directories of these stages, each once, in the order of the stages."""
     names = dict.fromkeys(name.rstrip("/") for stage in chosen for name in stage.outputs(context))
     return [name for name in names if context.exists(name)]

@@ -1,4 +1,4 @@
-"""The log of a run: which stage is under way, since when, how far it is, and what failed.
+"""The log of a run: the stage that is running, its start, its progress, and the items that failed.
 
 RUN/log.jsonl        one line for each start, end and summary of a stage
 RUN/seconds.json     the time each stage took, over all sittings
@@ -27,7 +27,7 @@ class RunLog:
 
     def __init__(self, directory: RunDir, show: Callable[[Progress], None] | None = None) -> None:
         self.directory = directory
-        self.failed: list[work_units.Failed] = []  # items that stages could not work on
+        self.failed: list[work_units.Failed] = []  # items that failed in a stage
         self.seconds: dict[str, float] = {}  # stage -> time it took so far
         if (directory.path / "seconds.json").exists():
             self.seconds = directory.read_json("seconds.json")
@@ -46,7 +46,7 @@ class RunLog:
             self._write({"stage": name, "event": "end", "seconds": self.seconds[name]})
 
     def progress(self, progress: Progress) -> None:
-        """Shows how far the stage is."""
+        """Shows the progress of the stage."""
         if time.monotonic() - self._saved > 5:  # so that a kill loses little of the count
             self.save_seconds()
         self._show(replace(progress, stage=self._stage))
@@ -65,7 +65,7 @@ class RunLog:
             yield
 
     def summary(self, summary: Mapping[str, Any], failed: Sequence[work_units.Failed] = ()) -> None:
-        """Logs what a stage came to, and the items that it could not work on."""
+        """Logs the summary of a stage, and its failed items."""
         self.failed += failed
         self._write({"stage": self._stage, "event": "done", **summary})
 

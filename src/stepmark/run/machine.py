@@ -11,7 +11,7 @@ from importlib import metadata
 
 
 def describe() -> str:
-    """Processor, cores, memory, and the versions of what computes."""
+    """Processor, cores, memory, and the versions of Python and the main packages."""
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [f"{platform.machine()}, {cores} cores, {memory:.0f} GiB", f"Python {platform.python_version()}"]
@@ -20,7 +20,7 @@ def describe() -> str:
 
 
 def version(package: str) -> str:
-    """The installed version, "" where there is none."""
+    """The installed version of a package, "" if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,11 +1,11 @@
-"""The policies of a run that reinforces: their names, checkpoints, backends and records, and what they came to.
+"""The policies of a run that reinforces: their names, checkpoints, backends, records and training results.
 
     RUN/policies/NAME/             checkpoint of a policy, with its log
-    RUN/policies.jsonl             what each training came to; policies-2.jsonl for the second round, and so on
+    RUN/policies.jsonl             the result of each training; policies-2.jsonl for the second round, and so on
     RUN/after/NAME/                greedy solutions and samples of the test's problems, with grades and scores
     RUN/refreshed/NAME/            solutions, grades and labels that the refreshed verifier NAME learns from
 
-The generator itself goes by the name `sft`.
+The generator itself has the name `sft`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stepmark.types import GradedSolution, Solution, Verification
 
 @dataclass(frozen=True, slots=True)
 class TrainedPolicy:
-    """What the training of one policy came to. Stored when it is over."""
+    """The result of the training of one policy. Stored when the training ends."""
 
     policy: str  # its name in the recipe
     method: str  # ppo, grpo or rft
@@ -39,16 +39,16 @@ class TrainedPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PolicySamples:
-    """What one policy made of the test's problems."""
+    """The answers of one policy to the test's problems."""
 
-    greedy: Sequence[GradedSolution]  # of its greedy solutions, one a problem at the most
-    solutions: Sequence[Solution] = ()  # samples; empty where none were asked for
+    greedy: Sequence[GradedSolution]  # of its greedy solutions, at most one for each problem
+    solutions: Sequence[Solution] = ()  # samples; empty where the recipe has none
     grades: Sequence[GradedSolution] = ()  # of the samples
     scores: Mapping[str, Sequence[Verification]] = field(default_factory=dict)  # verifier -> of the samples
 
 
 class Policies:
-    """What the stages of reinforcement share. Raises AssertionError for a recipe that does not reinforce."""
+    """Access to the policies for the stages of reinforcement. Raises AssertionError for a recipe without policies."""
 
     def __init__(self, context: RunContext) -> None:
         assert context.recipe.reinforce is not None
@@ -71,7 +71,7 @@ class Policies:
 
     @property
     def limits(self) -> Limits:
-        """The recipe's, but a policy that writes badly is a finding here, not a reason to stop."""
+        """The recipe's limits, but none on truncated and ungradable: here bad solutions are a result."""
         return replace(self.recipe.limits, truncated=1.0, ungradable=1.0)
 
     def verifier(self, name: str) -> Verifier:
@@ -85,7 +85,7 @@ class Policies:
         return self.context.model_path("generator") if policy == SFT else str(self.context.path / "policies" / policy)
 
     def backend(self, policy: str) -> Backend:
-        """What runs a policy: the generator's backend with another checkpoint."""
+        """The backend of a policy: that of the generator with another checkpoint."""
         assert self.recipe.generator is not None
         return cast(Backend, self.recipe.generator.backend.load(path=self.model_path(policy)))
 
@@ -98,11 +98,11 @@ class Policies:
     # ---- records ----
 
     def trained(self, round: int) -> Records[TrainedPolicy]:
-        """What the trainings of a round came to."""
+        """The results of the trainings of a round."""
         return self.context.directory.records(trained_name(round), TrainedPolicy)
 
     def all_trained(self) -> list[TrainedPolicy]:
-        """What all trainings came to, in the order of `names`."""
+        """The results of all trainings, in the order of `names`."""
         rounds = self.settings.refresh.rounds if self.settings.refresh is not None else 1
         trainings = [x for round in range(1, rounds + 1) for x in self.trained(round)]
         return sorted(trainings, key=lambda x: self.names.index(x.policy))
@@ -112,7 +112,7 @@ class Policies:
         return self.context.directory.records(f"after/{policy}/{name}", kind)
 
     def tested(self, policy: str, verifiers: Iterable[str]) -> bool:
-        """Whether nothing of a policy's test is missing."""
+        """Whether a policy's test is complete."""
         problems = len(self.context.problems("after"))
         samples = problems * self.settings.test.n
         wanted = {"greedy_grades": problems}
@@ -123,10 +123,12 @@ class Policies:
         return problems > 0 and counts == wanted
 
     def samples(self, policy: str) -> PolicySamples:
-        """What a policy made of the test's problems, as far as every stage got through."""
+        """A policy's answers to the test's problems. Samples that lack a grade or a score are left out."""
         scores = {v: list(self.test_records(policy, f"scores/{v}", Verification)) for v in self.verifiers}
         grades = list(self.test_records(policy, "grades", GradedSolution))
-        complete = {g.key for g in grades}.intersection(*({x.key for x in of} for of in scores.values()))
+        complete = {g.key for g in grades}.intersection(
+            *({x.key for x in of_verifier} for of_verifier in scores.values())
+        )
         return PolicySamples(
             list(self.test_records(policy, "greedy_grades", GradedSolution)),
             [s for s in self.test_records(policy, "solutions", Solution) if s.id in complete],
@@ -136,5 +138,5 @@ class Policies:
 
 
 def trained_name(round: int) -> str:
-    """The records of a round, by their name in the run directory."""
+    """The name of a round's records in the run directory."""
     return "policies" if round == 1 else f"policies-{round}"

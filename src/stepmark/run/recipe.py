@@ -1,8 +1,10 @@
-"""What a run is made of, typed: a YAML file plus `key=value` changes become one checked configuration.
+"""The recipe of a run: a YAML file and `key=value` changes become one checked configuration.
 
-Every fault is found before anything starts, and all of them are shown at once: unknown keys with the nearest known
-one, values out of range, plug-ins and options that don't exist. Its sections are in run/schema.py, the order of the
-stages is in run/pipeline.py.
+All faults are found before anything starts, and all are reported together: unknown keys with the nearest known key,
+values out of range, plug-ins and options that don't exist. The sections are in run/schema.py and
+run/reinforce_schema.py, the order of the stages is in run/pipeline/.
+
+The comment at a setting is its description on the documentation site.
 
     stepmark run recipes/demo.yaml sample.test.n=16 verifiers.prm.train.epochs=2
 """
@@ -56,73 +58,75 @@ Kind = TypeVar("Kind", TrainSettings, Shape, ReinforceSettings)
 class Recipe(Settings):
     """A whole run."""
 
-    name: Name  # of the run; by default the name of the file
-    seed: int = Field(default=0, ge=0)  # of everything random: problems, weights, order of the data, samples
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # instead of seed: a run with each of them (run/seeds.py)
-    task: Task | None = None  # where questions and answers come from
-    grader: Grader | None = None  # by default the one that the task names
-    steps: str | None = None  # how solutions split into steps; by default as the task says
-    prompt: Prompt = "{question}\n"  # how a question is put to a model
-    generator: Generator | None = None  # the model that writes solutions
-    completer: Generator | None = None  # what continues prefixes; by default the generator
-    judge: Judge | None = None  # what marks steps, or writes, in words, for labellers that ask it to
-    sample: Sample = Sample()  # how many solutions of how many problems, and how they are drawn
-    limits: Limited = Limits()  # how much that can't be used is too much
-    label: Labeler | None = None  # null: no step labels, verifiers learn from grades alone
-    rationales: Labeler | None = None  # who writes verifications of solutions, for generative verifiers to learn from
+    name: Name  # name of the run; by default that of the file
+    seed: int = Field(default=0, ge=0)  # seed of everything random: problems, weights, order of the data, samples
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # instead of `seed`: one run for each of these (run/seeds.py)
+    task: Task | None = None  # where problems and reference answers come from
+    grader: Grader | None = None  # what grades the answers of solutions; null uses the task's own grader
+    steps: str | None = None  # how solutions are split into steps; null uses the task's own rule
+    prompt: Prompt = "{question}\n"  # prompt of the generator and the completer; `{question}` stands for the question
+    generator: Generator | None = None  # model that writes solutions
+    completer: Generator | None = None  # model that continues prefixes in rollouts; null uses the generator
+    judge: Judge | None = None  # model that marks steps or writes verifications, for labellers that use a judge
+    sample: Sample = Sample()  # number of problems and solutions, and how solutions are sampled
+    limits: Limited = Limits()  # largest shares of failed, truncated or ungradable items before a stage stops
+    label: Labeler | None = None  # how steps are labelled; null means no step labels: verifiers learn from grades
+    # labeller that writes verifications of the training solutions, which generative verifiers learn from; null: none
+    rationales: Labeler | None = None
+    # the verifiers, by name
     verifiers: dict[Name, Verifier] = {}  # noqa: RUF012 - pydantic copies it
-    evaluate: Evaluate = Evaluate()  # at how many candidates and votes the verifiers are measured
-    reinforce: Reinforce | None = None  # policies that go on from the generator, and how they are judged
-    stages: tuple[Stage, ...] = ()  # stages of your own, by the paths of their files
-    workers: int = Field(default=2, ge=1)  # processes at a time; changes no result
-    executor: Executor | None = None  # by default processes, or serial for one worker
+    evaluate: Evaluate = Evaluate()  # numbers of candidates and votes that verifiers are measured at
+    reinforce: Reinforce | None = None  # policies that are trained from the generator, and their test; null: none
+    stages: tuple[Stage, ...] = ()  # stages of your own: paths of their files
+    workers: int = Field(default=2, ge=1)  # number of processes that work at a time; changes no result
+    executor: Executor | None = None  # what spreads work over processes; null: `processes`, or `serial` for one worker
 
     @model_validator(mode="before")
     @classmethod
-    def _filled(cls, value: Any) -> Any:
+    def _fill_reinforce(cls, value: Any) -> Any:
         if not isinstance(value, Mapping) or value.get("reinforce") is None:
             return value
         return {**value, "reinforce": filled(value["reinforce"], value.get("sample"))}
 
     @model_validator(mode="after")
-    def _fits(self) -> Recipe:
-        faults = list(self._misfits())
+    def _check_whole(self) -> Recipe:
+        faults = list(self._faults())
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
-    def _misfits(self) -> Iterator[str]:
+    def _faults(self) -> Iterator[str]:
         if self.seeds and "seed" in self.model_fields_set:
-            yield "give either seed or seeds; seeds=[] seed=1 runs one alone"
+            yield "give either seed or seeds, not both; for one seed alone add seeds=[] seed=1"
         if len(set(self.seeds)) < len(self.seeds):
-            yield f"seeds has one twice: {', '.join(map(str, self.seeds))}"
+            yield f"seeds has the same seed twice: {', '.join(map(str, self.seeds))}"
         sampled = [part for part in self.sample.parts if self.sample.source(part).file is None]
         if self.steps is not None and self.steps not in SPLITTERS:
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
         if sampled and (self.task is None or self.generator is None):
-            yield f"solutions for {' and '.join(sampled)} are to be sampled: that needs a task and a generator"
+            yield f"sampling solutions for {' and '.join(sampled)} needs a task and a generator"
         writers = {f"verifiers.{name}.rationales": verifier.rationales for name, verifier in self.verifiers.items()}
         for part, labeler in ({"label": self.label, "rationales": self.rationales} | writers).items():
             if labeler is not None:
-                yield from self._unfit(part, labeler)
+                yield from self._labeler_faults(part, labeler)
         if self.judge is not None and self.judge.train is not None:
-            yield from self._untaught(self.judge)
+            yield from self._judge_faults(self.judge)
         for name, verifier in self.verifiers.items():
             own = verifier.base.path is not None or verifier.base.init is not None
             if verifier.starts_from_model and not own and (self.generator is None or not self.generator.has_model):
-                yield f"verifiers.{name}.base: without a generator's model it needs a path or an init"
+                yield f"verifiers.{name}.base: without a generator that has a model, give path or init"
             if not verifier.learns and not verifier.below:
-                yield from self._unmade(name, verifier)
-            for what in ("references", "replay"):
-                if getattr(verifier, what) and (self.task is None or self.generator is None):
-                    yield f"verifiers.{name}.{what}: these are the generator's; that needs a task and a generator"
+                yield from self._untrained_faults(name, verifier)
+            for key in ("references", "replay"):
+                if getattr(verifier, key) and (self.task is None or self.generator is None):
+                    yield f"verifiers.{name}.{key}: these are the generator's problems; give a task and a generator"
         first = [name for name, verifier in self.verifiers.items() if not verifier.below]
         for name, verifier in self.verifiers.items():
-            taken = registry.options("verifier", verifier.kind)
-            most = math.inf if "verifiers" in taken else 1 if "verifier" in taken else 0
+            options = registry.options("verifier", verifier.kind)
+            most = math.inf if "verifiers" in options else 1 if "verifier" in options else 0
             if len(verifier.below) > most:
-                allowed = "one" if most else "no"
-                yield f"verifiers.{name}.builds_on: a {verifier.kind} verifier builds on {allowed} other"
+                allowed = "one other verifier" if most else "no other verifier"
+                yield f"verifiers.{name}.builds_on: a {verifier.kind} verifier builds on {allowed}"
             yield from (
                 f"verifiers.{name}.builds_on is {below!r}; it can be {', '.join(first)}"
                 for below in (verifier.below if most else ())
@@ -130,30 +134,29 @@ class Recipe(Settings):
             )
         for part in self.sample.tests:
             if max(self.evaluate.n) > (n := self.sample.source(part).n):
-                yield f"evaluate.n goes up to {max(self.evaluate.n)}, but sample.{part}.n is {n}"
+                yield f"evaluate.n has {max(self.evaluate.n)}, but sample.{part}.n is {n}; raise it"
         if self.reinforce is not None:
             yield from self.reinforce.misfits(self.generator, self.sample, self.verifiers, self.task)
 
-    def _unmade(self, name: str, verifier: Verifier) -> Iterator[str]:
-        """What keeps a verifier that is used as it is from being made with what the run can give it."""
+    def _untrained_faults(self, name: str, verifier: Verifier) -> Iterator[str]:
+        """The faults of a verifier that is not trained: options that it needs and the run can't fill in."""
         if verifier.base.init is not None:
-            yield f"verifiers.{name}.base.init: a {verifier.kind} verifier learns nothing; give a trained model"
-        given = {"path": "model"} if verifier.base.path or (self.generator and self.generator.has_model) else {}
-        given |= {"template": self.prompt}
-        taken = registry.options("verifier", verifier.kind)
+            yield f"verifiers.{name}.base.init: a {verifier.kind} verifier learns nothing; give path, a trained model"
+        run_options = {"path": "model"} if verifier.base.path or (self.generator and self.generator.has_model) else {}
+        run_options |= {"template": self.prompt}
+        allowed = registry.options("verifier", verifier.kind)
+        filled_in = {k: v for k, v in run_options.items() if k in allowed}
         try:
-            registry.load(
-                "verifier", verifier.kind, **{k: v for k, v in given.items() if k in taken}, **verifier.options
-            )
+            registry.load("verifier", verifier.kind, **filled_in, **verifier.options)
         except ConfigError as e:
             yield from (f"verifiers.{name}: {fault.rstrip('.')}" for fault in e.faults)
 
-    def _unfit(self, part: str, labeler: Labeler) -> Iterator[str]:
+    def _labeler_faults(self, part: str, labeler: Labeler) -> Iterator[str]:
         if self.task is None:
-            yield f"{part} needs a task, whose answers count"
+            yield f"{part} needs a task, for its reference answers"
         uses: frozenset[str] = getattr(labeler.load(), "uses", frozenset())
         if "completer" in uses and (self.completer or self.generator) is None:
-            yield f"{part}: {labeler.name} draws rollouts; that needs a generator or a completer"
+            yield f"{part}: {labeler.name} samples rollouts; give a generator or a completer"
         if "judge" in uses and self.judge is None:
             yield f"{part}: {labeler.name} asks a judge; give judge, a model"
         if (
@@ -161,48 +164,50 @@ class Recipe(Settings):
             and self.task is not None
             and not hasattr(registry.find("task", self.task.name), "rationale")
         ):
-            yield f"{part}: {labeler.name} lets the task write, and task {self.task.name} has no `rationale`"
+            yield f"{part}: {labeler.name} needs a task that writes verifications; {self.task.name} has no `rationale`"
         if self.sample.train.file is not None:
-            yield f"{part} needs solutions of the task; imported ones have no reference answer to reach"
+            yield f"{part} needs solutions of the task; imported solutions have no reference answer to compare with"
 
-    def _untaught(self, judge: Judge) -> Iterator[str]:
-        """What keeps a judge from being trained."""
+    def _judge_faults(self, judge: Judge) -> Iterator[str]:
+        """The faults of a judge that is to be trained."""
         if not any(callable(getattr(writer.load(), "demonstrations", None)) for writer in self.writers.values()):
-            yield "judge.train: no labeller under rationales says what a judge would have to write; leave it out"
+            yield "judge.train: no labeller under rationales has `demonstrations` to train a judge on; leave it out"
         if self.task is None or not hasattr(registry.find("task", self.task.name), "rationale"):
-            yield "judge.train: it learns from verifications that the task writes, and this one has no `rationale`"
+            yield "judge.train: a judge learns from verifications that the task writes; this task has no `rationale`"
         if judge.path is None and judge.init is None and (self.generator is None or not self.generator.has_model):
-            yield "judge.train: without a generator's model it needs a path or an init"
+            yield "judge.train: without a generator that has a model, give path or init"
 
     @property
     def writers(self) -> dict[str, Labeler]:
-        """Who writes verifications of solutions: under "" for all verifiers, under a verifier's name for that one. Of
-        several that have the same settings the first stands for all: they learn from the same ones."""
-        found = {} if self.rationales is None else {"": self.rationales}
+        """The labellers that write verifications: "" is the key of the recipe's, a verifier's name that of its own.
+
+        Where several have the same settings, only the first is listed, and all their verifiers learn from it."""
+        writers = {} if self.rationales is None else {"": self.rationales}
         for name, verifier in self.verifiers.items():
-            if verifier.rationales is not None and verifier.rationales not in found.values():
-                found[name] = verifier.rationales
-        return found
+            if verifier.rationales is not None and verifier.rationales not in writers.values():
+                writers[name] = verifier.rationales
+        return writers
 
     def writer(self, verifier: str) -> str:
-        """Whose verifications, of `writers`, a verifier learns from."""
+        """The key in `writers` of the labeller whose verifications a verifier learns from."""
         own = self.verifiers[verifier].rationales
         return next((name for name, writer in self.writers.items() if writer == own), "")
 
     @property
     def params(self) -> SamplingParams:
-        """How solutions and rollouts are drawn."""
-        s = self.sample
-        return SamplingParams(s.max_tokens, s.temperature, s.top_p, s.stop, self.seed)
+        """How solutions and rollouts are sampled."""
+        sample = self.sample
+        return SamplingParams(sample.max_tokens, sample.temperature, sample.top_p, sample.stop, self.seed)
 
     def with_seed(self, seed: int) -> Recipe:
-        """The run of one of its seeds, alone in one process."""
+        """The recipe of the run with one of the seeds, in one process."""
         return self.model_copy(update={"seed": seed, "seeds": (), "workers": 1, "executor": None})
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting that can change a result, defaults included, as plain values. Stages of the user's own are not
-        among them: they write files of their own, and come to a finished run too. Parts that a recipe need not
-        have are not in it where it has none, so that runs from before there were such parts can go on."""
+        """Every setting that can change a result, defaults included, as plain values. Not among them are the user's own
+        stages: they write their own files, and may join a finished run.
+
+        Optional settings that were added later are left out where they are not used, so that older runs go on."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude={"workers", "executor", "stages"})
         del plain["seed" if self.seeds else "seeds"]
         if self.sample.out_of_distribution is None:
@@ -214,9 +219,9 @@ class Recipe(Settings):
         if not self.evaluate.votes:
             del plain["evaluate"]["votes"]
         for name, verifier in self.verifiers.items():
-            for what in ("references", "replay", "rationales", "limits"):
-                if not getattr(verifier, what):
-                    del plain["verifiers"][name][what]
+            for key in ("references", "replay", "rationales", "limits"):
+                if not getattr(verifier, key):
+                    del plain["verifiers"][name][key]
         models = (plain["generator"], plain["completer"], plain["judge"])
         for base in (*models, *(verifier["base"] for verifier in plain["verifiers"].values())):
             if base is not None and base["init"] is not None and not base["init"]["words"]:
@@ -225,7 +230,7 @@ class Recipe(Settings):
 
 
 def load(source: Place, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with `key=value` changes. Raises ConfigError with all faults found."""
+    """The recipe in a YAML file, with `key=value` changes. Raises ConfigError with all faults."""
     path = Path(source)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
@@ -236,14 +241,14 @@ def load(source: Place, changes: Sequence[str] = ()) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} is not YAML: {e}") from e
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}; a recipe is a mapping. See recipes/demo.yaml.")
+        raise ConfigError(f"{path} holds a {type(raw).__name__}; a recipe is a mapping. See recipes/demo.yaml.")
     raw.setdefault("name", path.stem)
     return parse(changed(raw, changes), str(path))
 
 
 def changed(raw: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """A copy with each `a.b.c=value` set, values read as YAML. Raises ConfigError for what is not of that form."""
-    out: dict[str, Any] = _copy(raw)
+    """A copy with each `a.b.c=value` set; values are YAML. Raises ConfigError for a change of another form."""
+    copy: dict[str, Any] = _copy(raw)
     faults = []
     for change in changes:
         key, equals, text = change.partition("=")
@@ -251,60 +256,63 @@ def changed(raw: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         if not equals or not all(parts):
             faults.append(f"{change!r} is not key=value, e.g. sample.test.n=16.")
             continue
-        at = out
+        section = copy
         for part in parts[:-1]:
-            if not isinstance(at.get(part), dict):
+            if not isinstance(section.get(part), dict):
                 # `label: monte_carlo` is short for `label: {name: monte_carlo}`
-                at[part] = {"name": at[part]} if isinstance(at.get(part), str) else {}
-            at = at[part]
+                section[part] = {"name": section[part]} if isinstance(section.get(part), str) else {}
+            section = section[part]
         try:
-            at[parts[-1]] = yaml.safe_load(text)
+            section[parts[-1]] = yaml.safe_load(text)
         except yaml.YAMLError as e:
             faults.append(f"{change!r}: the value is not YAML: {e}")
     if faults:
         raise ConfigError(faults)
-    return out
+    return copy
 
 
 def parse(raw: Mapping[str, Any], where: str) -> Recipe:
-    """A checked recipe. Raises ConfigError with all faults found; `where` names the source."""
+    """The checked recipe. Raises ConfigError with all faults; `where` names the source in them."""
     try:
         return Recipe.model_validate(raw)
     except pydantic.ValidationError as e:
-        raise ConfigError([f"{where}: {_fault(error)}" for error in e.errors(include_url=False)]) from e
+        raise ConfigError([f"{where}: {_message(error)}" for error in e.errors(include_url=False)]) from e
 
 
 def settings(kind: type[Kind], changes: Sequence[str], where: str) -> Kind:
-    """Settings of a training or a Shape from `key=value` changes alone. Raises ConfigError with all faults."""
+    """Training settings, reinforcement settings or a Shape, from `key=value` changes alone.
+
+    Raises ConfigError with all faults; `where` names the source in them."""
     try:
         return pydantic.TypeAdapter(kind).validate_python(changed({}, changes))
     except pydantic.ValidationError as e:
-        raise ConfigError([f"{where}: {_fault(error, kind)}" for error in e.errors(include_url=False)]) from e
+        raise ConfigError([f"{where}: {_message(error, kind)}" for error in e.errors(include_url=False)]) from e
 
 
 def stored(directory: RunDir) -> Recipe:
-    """The recipe of a run directory, whichever version wrote it. Raises DataError for a directory that holds no run."""
-    place = directory.path / "config.json"
-    return parse(renames.upgraded(directory.read_json("config.json")), str(place))
+    """The recipe of a run directory of this or an older version. Raises DataError for a directory without a run."""
+    path = directory.path / "config.json"
+    return parse(renames.upgraded(directory.read_json("config.json")), str(path))
 
 
-# Where in a recipe settings stand that a command takes by themselves
+# The place in a recipe of settings that commands also take by themselves (--set)
 _SECTIONS: Mapping[Any, tuple[str, ...]] = {
     TrainSettings: ("generator", "train"),
     ReinforceSettings: ("reinforce", "settings"),
 }
 
 
-def _fault(error: Any, root: Any = None) -> str:
+def _message(error: Any, root: Any = None) -> str:
+    """The message of one of pydantic's errors, `root` being the class that was checked."""
     at = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        place, key = [str(part) for part in error["loc"][:-1]], str(error["loc"][-1])
-        if (now := renames.new_key([*_SECTIONS.get(root, ()), *place], key)) is not None:
-            return f"the setting {at!r} is now called {'.'.join([*place, now])!r}."
+        section, key = [str(part) for part in error["loc"][:-1]], str(error["loc"][-1])
+        if (new_key := renames.new_key([*_SECTIONS.get(root, ()), *section], key)) is not None:
+            return f"the setting {at!r} is now called {'.'.join([*section, new_key])!r}."
         allowed = _fields(error["loc"][:-1], root or Recipe)
         near = difflib.get_close_matches(key, allowed, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        return f"there is no setting {at!r}.{meant} There are: {', '.join(allowed)}."
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"there is no setting {at!r}.{hint} Allowed here: {', '.join(allowed)}."
     if error["type"] == "missing":
         return f"{at} is missing."
     message = error["msg"].removeprefix("Value error, ")
@@ -314,7 +322,7 @@ def _fault(error: Any, root: Any = None) -> str:
 
 
 def _fields(loc: Sequence[Any], kind: Any) -> list[str]:
-    """The settings that there are at a place below `kind`."""
+    """The names of the settings at a place below `kind`."""
     for part in loc:
         inner = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
         if inner is None and typing.get_origin(kind) is dict:

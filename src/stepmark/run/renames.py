@@ -1,7 +1,7 @@
-"""Recipe keys and plug-in names of before and of now: the one table through which old recipes and old runs are read.
+"""Recipe keys and plug-in names that were renamed: the table through which old recipes and old runs are read.
 
-A recipe with an old key is refused, and the new key named. The config.json of an old run is read as if it had been
-written with the new keys, so the run goes on.
+A recipe with an old key is refused, with a message that names the new key. In the config.json of an old run the
+keys are replaced by the new ones, so the run goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEYS: dict[tuple[tuple[str, ...], str], str] = {
 
 
 def new_key(place: Sequence[str], key: str) -> str | None:
-    """What a key of the section at `place` is called now; None for one that never was."""
+    """The new name of an old key in the section at `place`; None for a key that was never renamed."""
     for (section, old), new in KEYS.items():
         if (
             old == key
@@ -35,12 +35,12 @@ def new_key(place: Sequence[str], key: str) -> str | None:
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the keys and the plug-in names of today."""
-    today: dict[str, Any] = _keys(config, ())
-    for verifier in (today.get("verifiers") or {}).values():
+    """A stored configuration with the new keys and plug-in names."""
+    new_config: dict[str, Any] = _keys(config, ())
+    for verifier in (new_config.get("verifiers") or {}).values():
         if isinstance(verifier, dict) and isinstance(verifier.get("kind"), str):
             verifier["kind"] = RENAMED.get(("verifier", verifier["kind"]), verifier["kind"])
-    return today
+    return new_config
 
 
 def _keys(value: Any, place: tuple[str, ...]) -> Any:

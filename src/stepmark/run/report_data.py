@@ -1,4 +1,4 @@
-"""A finished run directory -> report.html: reads what the stages stored and hands it to the report.
+"""Writes the report.html of a finished run: reads the records of the stages and passes them to the report.
 
 stepmark report runs/demo
 """
@@ -30,15 +30,15 @@ def write_report(directory: RunDir, command: str = "") -> Path:
 
 
 def read(directory: RunDir, command: str = "") -> report.ReportData:
-    """Everything that a report shows. Raises DataError where the run did not get as far as metrics.json."""
+    """All data of a report. Raises DataError for a run that has no metrics.json yet."""
     config = renames.upgraded(directory.read_json("config.json"))
     recipe = stored(directory)
     metrics = report.Metrics.parse(directory.read_json("metrics.json"))
     problems = list(directory.records("problems/test", Problem))
     scores = {name: list(directory.records(f"scores/{name}", Verification)) for name in recipe.verifiers}
     grades = list(directory.records("grades/test", GradedSolution))
-    solutions = _whole(directory, grades, scores)
-    judged = _judge(recipe, problems, solutions)
+    solutions = _complete(directory, grades, scores)
+    oracle = _ask_oracle(recipe, problems, solutions)
     return report.ReportData(
         name=recipe.name,
         metrics=metrics,
@@ -52,46 +52,47 @@ def read(directory: RunDir, command: str = "") -> report.ReportData:
         grades=grades,
         verifications=scores,
         selections=list(_selections(recipe, solutions, grades, scores)),
-        oracle={id: flags for id, (flags, _) in judged.items()},
-        kinds={id: kind for id, (_, kind) in judged.items() if kind},
+        oracle={id: flags for id, (flags, _) in oracle.items()},
+        kinds={id: kind for id, (_, kind) in oracle.items() if kind},
         training=dict(_logs(directory.path)),
         quarantined=list(directory.records("quarantine", Quarantined)),
         aggregate=recipe.evaluate.aggregates[0],
-        verifiers={name: _about(v.kind) for name, v in recipe.verifiers.items()},
+        verifiers={name: _description(v.kind) for name, v in recipe.verifiers.items()},
     )
 
 
-def _about(kind: str) -> str:
-    """The first sentence of a verifier kind's file, which says what it is."""
+def _description(kind: str) -> str:
+    """The first paragraph of the file of a verifier kind, without the full stop."""
     doc = inspect.getdoc(inspect.getmodule(registry.find("verifier", kind))) or kind
     return doc.split("\n\n")[0].replace("\n", " ").removesuffix(".")
 
 
 def pools(directory: RunDir, recipe: Recipe) -> dict[str, list[Candidate]]:
-    """Each test problem's candidates as a run stored them: those that are graded, and scored by every verifier."""
+    """Problem id -> its candidates: the stored test solutions that are graded and scored by every verifier."""
     grades = list(directory.records("grades/test", GradedSolution))
     scores = {name: list(directory.records(f"scores/{name}", Verification)) for name in recipe.verifiers}
-    return candidates(_whole(directory, grades, scores), grades, scores)
+    return candidates(_complete(directory, grades, scores), grades, scores)
 
 
-def _whole(
+def _complete(
     directory: RunDir, grades: Sequence[GradedSolution], scores: Mapping[str, Sequence[Verification]]
 ) -> list[Solution]:
-    keys = {g.key for g in grades}.intersection(*({v.key for v in found} for found in scores.values()))
+    """The test solutions that are graded and scored by every verifier."""
+    keys = {g.key for g in grades}.intersection(*({v.key for v in of_verifier} for of_verifier in scores.values()))
     return [s for s in directory.records("solutions/test", Solution) if s.id in keys]
 
 
-def _judge(
+def _ask_oracle(
     recipe: Recipe, problems: Sequence[Problem], solutions: Sequence[Solution]
 ) -> dict[str, tuple[Sequence[bool], str | None]]:
-    """For each solution, where the task has an oracle: a flag per step, and the kind of the first error."""
+    """Solution id -> a flag for each step, and the kind of the first error. Empty where the task has no oracle."""
     task = recipe.task.load() if recipe.task else None
-    judge, kind = getattr(task, "judge_steps", None), getattr(task, "error_kind", None)
-    if judge is None:
+    judge_steps, error_kind = getattr(task, "judge_steps", None), getattr(task, "error_kind", None)
+    if judge_steps is None:
         return {}
     by_id = {p.id: p for p in problems}
     return {
-        s.id: (judge(by_id[s.problem_id], s), kind(by_id[s.problem_id], s) if kind else None)
+        s.id: (judge_steps(by_id[s.problem_id], s), error_kind(by_id[s.problem_id], s) if error_kind else None)
         for s in solutions
         if s.problem_id in by_id
     }
@@ -103,7 +104,7 @@ def _selections(
     grades: Sequence[GradedSolution],
     scores: Mapping[str, Sequence[Verification]],
 ) -> Iterator[Selection]:
-    """What each method chooses among all candidates of each problem."""
+    """The selection of each method among all candidates of each problem."""
     methods = [SELF_CONSISTENCY, *scores, *(f"{SELF_CONSISTENCY}+{name}" for name in scores)]
     for problem_id, pool in candidates(solutions, grades, scores).items():
         for method in methods:
@@ -111,9 +112,9 @@ def _selections(
 
 
 def _logs(path: Path) -> Iterator[tuple[str, list[report.TrainPoint]]]:
-    # A training's directory has its training.json; `problems/train.jsonl` is no training's log.
-    trainings = (place for place in path.glob("**/training.json") if "archive" not in place.relative_to(path).parts)
-    for log in sorted(place.with_name("train.jsonl") for place in trainings):
+    # Only a directory with training.json is that of a training; `problems/train.jsonl` is not a log.
+    trainings = (file for file in path.glob("**/training.json") if "archive" not in file.relative_to(path).parts)
+    for log in sorted(file.with_name("train.jsonl") for file in trainings):
         points = []
         lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else []
         for number, line in enumerate(filter(None, lines), 1):

@@ -1,4 +1,6 @@
-"""The sections of a recipe, each with its settings and what may not be said in them (run/recipe.py puts them together).
+"""The sections of a recipe: their settings and the checks on them. run/recipe.py puts them together.
+
+The comment at a setting is its description on the documentation site.
 
 stepmark run recipes/demo.yaml sample.test.n=16 verifiers.prm.train.epochs=2
 """
@@ -23,15 +25,15 @@ from stepmark.stages.train import TrainSettings
 from stepmark.text.prompts import Template
 
 
-def collect_faults(value: Any, make: pydantic.ValidatorFunctionWrapHandler) -> Any:
-    """Lets pydantic collect what our own settings find wrong with themselves."""
+def collect_faults(value: Any, validate: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    """Turns the ConfigError of our own settings classes into a ValueError, which pydantic collects."""
     try:
-        return make(value)
+        return validate(value)
     except ConfigError as e:
         raise ValueError("; ".join(e.faults)) from e
 
 
-def _template(text: str) -> str:
+def _check_template(text: str) -> str:
     try:
         Template(text)
     except ConfigError as e:
@@ -39,15 +41,15 @@ def _template(text: str) -> str:
     return text
 
 
-# Settings that stages own are theirs to define; here they only learn to refuse unknown keys.
+# These settings are defined beside their stages. Here they are only made to refuse unknown keys.
 for _kind in (TrainSettings, Shape, Limits):
     _kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
 
 Train = Annotated[TrainSettings, WrapValidator(collect_faults)]
 Init = Annotated[Shape, WrapValidator(collect_faults)]
 Limited = Annotated[Limits, WrapValidator(collect_faults)]
-Prompt = Annotated[str, AfterValidator(_template)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # becomes a file's or a directory's name
+Prompt = Annotated[str, AfterValidator(_check_template)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # is used as the name of a file or a directory
 
 
 class Settings(BaseModel):
@@ -55,37 +57,39 @@ class Settings(BaseModel):
 
 
 class _Plugin(Settings):
-    """A plug-in by name, or by the path of a user's file, and its options."""
+    """A plug-in: its name, or the path of a user's file, and its options."""
 
     role: ClassVar[str]
-    given: ClassVar[Mapping[str, Any]] = {}  # options that the run itself fills in, with values to check the others by
-    name: str  # a plug-in, or the path of your own file
-    options: dict[str, Any] = {}
+    # options that the run itself fills in, with example values for the check
+    run_options: ClassVar[Mapping[str, Any]] = {}
+    name: str  # name of a plug-in, or the path of your own file
+    options: dict[str, Any] = {}  # options of the plug-in, by name
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def _expand_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _known(self) -> _Plugin:
-        _check_plugin(self.role, self.name, self.options, self.given)
+    def _check_options(self) -> _Plugin:
+        _check_plugin(self.role, self.name, self.options, self.run_options)
         return self
 
-    def load(self, **given: Any) -> Any:
-        """The plug-in object. `given` are the options that the run fills in; one that it doesn't take is left out."""
-        taken = registry.options(self.role, self.name)
-        return registry.load(self.role, self.name, **{k: v for k, v in given.items() if k in taken}, **self.options)
+    def load(self, **run_options: Any) -> Any:
+        """The plug-in object. `run_options` are filled in by the run; those that the plug-in lacks are left out."""
+        allowed = registry.options(self.role, self.name)
+        filled_in = {k: v for k, v in run_options.items() if k in allowed}
+        return registry.load(self.role, self.name, **filled_in, **self.options)
 
 
-def _check_plugin(role: str, name: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Makes the plug-in, which does no I/O, to see whether it takes these options."""
+def _check_plugin(role: str, name: str, options: Mapping[str, Any], run_options: Mapping[str, Any]) -> None:
+    """Raises ValueError for options that the plug-in refuses. Constructs it to find out, which does no I/O."""
     try:
-        taken = registry.options(role, name)
-        both = sorted(set(options) & set(given) & set(taken))
+        allowed = registry.options(role, name)
+        both = sorted(set(options) & set(run_options) & set(allowed))
         if both:
             raise ConfigError(f"{role} {name}: {', '.join(both)} is filled in by the run; leave it out")
-        registry.load(role, name, **{k: v for k, v in given.items() if k in taken}, **options)
+        registry.load(role, name, **{k: v for k, v in run_options.items() if k in allowed}, **options)
     except ConfigError as e:
         raise ValueError("; ".join(e.faults)) from e
     except (TypeError, ValueError) as e:
@@ -93,124 +97,134 @@ def _check_plugin(role: str, name: str, options: Mapping[str, Any], given: Mappi
 
 
 class Task(_Plugin):
+    """The task: problems with reference answers."""
+
     role = "task"
 
 
 class Grader(_Plugin):
+    """What compares the answer of a solution with the reference answer."""
+
     role = "grader"
 
 
 class Labeler(_Plugin):
-    """How steps are labelled, or verifications of solutions written."""
+    """How the steps of solutions are labelled, or how verifications of solutions are written."""
 
     role = "labeler"
-    distinct: bool = True  # label one of several solutions of a problem that have the same text
+    distinct: bool = True  # of solutions of one problem with the same text, label only the first
 
 
 class Format(_Plugin):
-    """How a file of solutions is read."""
+    """The format of a file of solutions."""
 
     role = "format"
 
     @model_validator(mode="after")
-    def _reads(self) -> Format:
+    def _check_readable(self) -> Format:
         if not hasattr(registry.find("format", self.name), "read"):
-            raise ValueError(f"the format {self.name} can be written, but not read")
+            raise ValueError(f"the format {self.name} can be written, but not read; choose another")
         return self
 
 
 class Backend(_Plugin):
+    """What runs a model: in this process, or on a server."""
+
     role = "backend"
-    given: ClassVar[Mapping[str, Any]] = {"path": "model"}
-    name: str = "local"  # a plug-in, or the path of your own file
+    run_options: ClassVar[Mapping[str, Any]] = {"path": "model"}
+    name: str = "local"  # name of a plug-in, or the path of your own file
 
 
 class Executor(_Plugin):
+    """What spreads work over processes."""
+
     role = "executor"
-    given: ClassVar[Mapping[str, Any]] = {"workers": 1}
+    run_options: ClassVar[Mapping[str, Any]] = {"workers": 1}
 
 
 class Stage(_Plugin):
-    """A stage of the user's own, by the path of its file (run/stage.py)."""
+    """A stage of your own: the path of its file, and its options (run/stage.py)."""
 
     role = "stage"
 
     @property
     def stage_name(self) -> str:
-        """The name of the file."""
+        """The stage's name: that of its file, without the suffix."""
         return Path(self.name).stem
 
 
 class Base(Settings):
-    """A model to start from: a checkpoint (a directory or a hub id), or a new one of some shape."""
+    """A model to start from: a checkpoint, or a new model with random weights."""
 
-    path: str | None = None  # a checkpoint: a directory or a hub id
-    init: Init | None = None  # the shape of a new model with random weights
+    path: str | None = None  # checkpoint: a directory or a hub id
+    init: Init | None = None  # shape of a new model with random weights, instead of `path`
 
     @model_validator(mode="after")
-    def _one(self) -> Base:
+    def _check_start(self) -> Base:
         if self.path is not None and self.init is not None:
-            raise ValueError("give either path, a checkpoint, or init, the shape of a new one; not both")
+            raise ValueError("give either path, a checkpoint, or init, the shape of a new model; not both")
         return self
 
 
 class Generator(Base):
-    """What draws solutions. With `train` it first learns from the demonstrations of the task."""
+    """A model that writes solutions. With `train` it is first fine-tuned on the demonstrations of the task."""
 
-    train: Train | None = None
-    split: str = "train"  # of the task, to learn from
-    problems: int | None = Field(default=None, ge=1)  # how many of them; null takes all
-    prompt_loss_weight: float = Field(default=0.0, ge=0)  # of the question's own tokens in the loss
-    backend: Backend = Backend()  # what runs the model
+    train: Train | None = None  # settings of its training; null uses the model as it is
+    split: str = "train"  # split of the task that it is trained on
+    problems: int | None = Field(default=None, ge=1)  # number of problems that it is trained on; null means all
+    # weight of the prompt's tokens in the training loss; 0 trains on the demonstration alone
+    prompt_loss_weight: float = Field(default=0.0, ge=0)
+    backend: Backend = Backend()  # what runs the model: this process or a server
 
     @model_validator(mode="after")
-    def _whole(self) -> Generator:
+    def _check_model(self) -> Generator:
         if self.init is not None and self.train is None:
-            raise ValueError("a new model (init) can't draw solutions before it is trained: give train too")
+            raise ValueError("a new model (init) can't write solutions before it is trained: give train too")
         if self.train is not None and self.path is None and self.init is None:
             raise ValueError("train needs a model to start from: give path or init")
-        needs = registry.options("backend", self.backend.name)
-        if "path" in needs and self.path is None and self.init is None:
+        allowed = registry.options("backend", self.backend.name)
+        if "path" in allowed and self.path is None and self.init is None:
             raise ValueError(f"backend {self.backend.name} needs a model: give path or init")
         return self
 
     @property
     def has_model(self) -> bool:
-        """Whether there is a checkpoint of it that others can start from."""
+        """Whether it has a checkpoint that other models can start from."""
         return self.path is not None or self.train is not None
 
 
 class Judge(Generator):
-    """What marks steps, or writes verifications, in words. With `train` it first learns to write as the task's own
-    verifications are, of the solutions of the first `problems` training problems, asked as the recipe's labellers will
-    ask it; without `path` or `init` it starts from the generator's model."""
+    """A model that marks steps or writes verifications in words, for labellers. With `train` it is first fine-tuned on
+    verifications that the task itself writes, of the solutions of the first `problems` training problems. The prompts
+    are those that the recipe's labellers will use. Without `path` or `init` it starts from the generator's model."""
 
     @model_validator(mode="after")
-    def _whole(self) -> Judge:
-        needs = registry.options("backend", self.backend.name)
-        if "path" in needs and self.path is None and self.init is None and self.train is None:
+    def _check_model(self) -> Judge:
+        allowed = registry.options("backend", self.backend.name)
+        if "path" in allowed and self.path is None and self.init is None and self.train is None:
             raise ValueError(f"backend {self.backend.name} needs a model: give path, init or train")
         if self.init is not None and self.train is None:
             raise ValueError("a new model (init) can't judge before it is trained: give train too")
-        if self.train is not None and "path" not in needs:
-            raise ValueError(f"backend {self.backend.name} takes no model that was trained here; leave train out")
+        if self.train is not None and "path" not in allowed:
+            raise ValueError(f"backend {self.backend.name} can't run a model that was trained here; leave train out")
         if self.split != "train":
-            raise ValueError("split: a judge learns from the training solutions; leave it out")
+            raise ValueError("split: a judge is always trained on the training solutions; leave it out")
         return self
 
 
 class SolutionSource(Settings):
-    """Solutions to get, by sampling problems of the task or, with `file`, by importing them."""
+    """Solutions of one part: sampled for problems of the task or, with `file`, imported."""
 
-    split: str | None = None  # of the task
-    problems: int | None = Field(default=None, ge=1)  # how many; null takes all
-    n: int = Field(default=16, ge=1)  # solutions of each problem; imported ones: the first n
-    file: str | None = None  # solutions that somebody else drew
-    format: Format | None = None  # how to read the file
-    share: tuple[float, float] = (0.0, 1.0)  # of the file's questions, chosen by a hash of their text
+    split: str | None = None  # split of the task to sample from
+    problems: int | None = Field(default=None, ge=1)  # number of problems; null means all
+    n: int = Field(default=16, ge=1)  # solutions of each problem; of a file, the first n
+    file: str | None = None  # file of solutions to import instead of sampling
+    format: Format | None = None  # format of the file
+    # range [low, high) of the file's questions to use; a hash of a question's text places it between 0 and 1
+    share: tuple[float, float] = (0.0, 1.0)
 
     @model_validator(mode="after")
-    def _one_source(self) -> SolutionSource:
+    def _check_source(self) -> SolutionSource:
         if (self.file is None) != (self.format is None):
             raise ValueError("file and format go together")
         if self.file is not None and self.split is not None:
@@ -222,86 +236,90 @@ class SolutionSource(Settings):
 
 
 class Sample(Settings):
-    """Where solutions come from, and how they are drawn."""
+    """Where the solutions of each part come from, and how they are sampled."""
 
-    train: SolutionSource = SolutionSource(split="train", n=4)
-    test: SolutionSource = SolutionSource(split="test", n=64)
-    out_of_distribution: SolutionSource | None = (
-        None  # a second test part, unlike train; by default as large as `test.n`
-    )
-    temperature: float = Field(default=1.0, ge=0)  # 0 is greedy
-    # share of the probability that is sampled from; 1 samples from all of it
+    train: SolutionSource = SolutionSource(split="train", n=4)  # solutions that verifiers are trained on
+    test: SolutionSource = SolutionSource(split="test", n=64)  # solutions that verifiers are tested on
+    # a second test part, from another distribution than train; its n is by default that of test; null means none
+    out_of_distribution: SolutionSource | None = None
+    temperature: float = Field(default=1.0, ge=0)  # sampling temperature; 0 means greedy decoding
+    # nucleus sampling: sample from the most likely tokens whose probabilities add up to this; 1 means all tokens
     top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(default=256, ge=1)
-    stop: tuple[str, ...] = ()  # a text ends before the first of these
+    max_tokens: int = Field(default=256, ge=1)  # largest number of new tokens in one solution or rollout
+    stop: tuple[str, ...] = ()  # stop strings: a text ends before the first of them
 
     @model_validator(mode="before")
     @classmethod
-    def _filled(cls, value: Any) -> Any:
-        """A part that is given in part keeps the rest of its defaults."""
+    def _fill_parts(cls, value: Any) -> Any:
+        """Settings that a part leaves out get their defaults."""
         if not isinstance(value, Mapping):
             return value
-        usual: dict[str, dict[str, Any]] = {"train": {"split": "train", "n": 4}, "test": {"split": "test", "n": 64}}
+        defaults: dict[str, dict[str, Any]] = {"train": {"split": "train", "n": 4}, "test": {"split": "test", "n": 64}}
         test = value.get("test")
-        usual["out_of_distribution"] = {"n": test.get("n", 64) if isinstance(test, Mapping) else 64}
+        defaults["out_of_distribution"] = {"n": test.get("n", 64) if isinstance(test, Mapping) else 64}
         return dict(value) | {
-            part: defaults | dict(value[part])
-            for part, defaults in usual.items()
+            part: of_part | dict(value[part])
+            for part, of_part in defaults.items()
             if isinstance(value.get(part), Mapping) and value[part].get("file") is None
         }
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of the parts that there are: train, and those that verifiers are tested on."""
+        """The names of the recipe's parts: train, and those that verifiers are tested on."""
         return ("train", *self.tests)
 
     @property
     def tests(self) -> tuple[str, ...]:
-        """The parts that verifiers are tested on, the one that is like train first."""
+        """The parts that verifiers are tested on; test comes first."""
         return ("test",) if self.out_of_distribution is None else ("test", "out_of_distribution")
 
     def source(self, part: str) -> SolutionSource:
-        """The settings of a part that there is."""
-        found: SolutionSource = getattr(self, part)
-        return found
+        """The settings of one of `parts`."""
+        settings: SolutionSource = getattr(self, part)
+        return settings
 
     @model_validator(mode="after")
-    def _apart(self) -> Sample:
+    def _check_disjoint(self) -> Sample:
         for first, second in combinations(self.parts, 2):
             a, b = self.source(first), self.source(second)
             if a.file is not None and a.file == b.file and a.share[0] < b.share[1] and b.share[0] < a.share[1]:
                 raise ValueError(f"{first} and {second} share questions of {a.file}: their ranges of `share` overlap")
             if a.file is None and b.file is None and a.split == b.split:
-                why = "what is learned from can't be a test" if first == "train" else "two tests on the same problems"
-                raise ValueError(f"{first} and {second} are both the split {a.split!r}: {why}")
+                reason = (
+                    "verifiers can't be tested on them" if first == "train" else "the two tests need different problems"
+                )
+                raise ValueError(f"{first} and {second} are both the split {a.split!r}: {reason}")
         far = self.out_of_distribution
         if far is not None and far.file is None and far.split is None:
-            raise ValueError("out_of_distribution needs a split of the task, or a file")
+            raise ValueError("out_of_distribution needs split, a split of the task, or file")
         return self
 
 
 class Verifier(Settings):
-    """A verifier to train and to judge."""
+    """A verifier to train and to measure."""
 
-    kind: str  # the plug-in
-    options: dict[str, Any] = {}
-    base: Base = Base()  # what it starts from; by default the run's generator
-    # another verifier of this recipe that it builds on, or several; fills in the option `verifier`, or `verifiers`
+    kind: str  # kind of verifier: name of a plug-in, or the path of your own file
+    options: dict[str, Any] = {}  # options of the kind, by name
+    base: Base = Base()  # model that it starts from; by default the generator
+    # another verifier of this recipe that it uses, or several; the run fills in the option `verifier` or `verifiers`
     builds_on: Name | tuple[Name, ...] | None = None
-    train: Train = TrainSettings()
-    references: int = Field(default=0, ge=0)  # worked solutions of the generator's problems that it learns to write too
-    replay: int = Field(default=0, ge=0)  # demonstrations that the generator learned from, lest it forget them
-    rationales: Labeler | None = None  # who writes the verifications that it learns from, if others than the recipe's
-    limits: Limited | None = None  # for its own scoring, in place of the recipe's: how much without a score is too much
+    train: Train = TrainSettings()  # settings of its training
+    # number of reference solutions of the generator's training problems that it also learns to write; 0 means none
+    references: int = Field(default=0, ge=0)
+    # number of the generator's last training demonstrations that it is also trained on, so that it does not forget
+    # them; 0 means none
+    replay: int = Field(default=0, ge=0)
+    rationales: Labeler | None = None  # labeller that writes its training verifications; null uses the recipe's
+    limits: Limited | None = None  # limits of its scoring; null uses the recipe's
 
     @model_validator(mode="after")
-    def _known(self) -> Verifier:
+    def _check_kind(self) -> Verifier:
         _check_plugin("verifier", self.kind, self.options, {"path": "model", "template": "{question}\n"})
         for name in ("references", "replay"):
             if getattr(self, name) and not getattr(registry.find("verifier", self.kind), "generates", False):
-                raise ValueError(f"{name}: a {self.kind} verifier does not learn to write solutions; leave it out")
+                raise ValueError(f"{name}: a {self.kind} verifier is not trained to write solutions; leave it out")
         if self.rationales is not None and not getattr(registry.find("verifier", self.kind), "generates", False):
-            raise ValueError(f"rationales: a {self.kind} verifier does not learn to write any; leave it out")
+            raise ValueError(f"rationales: a {self.kind} verifier is not trained to write verifications; leave it out")
         return self
 
     @property
@@ -311,29 +329,30 @@ class Verifier(Settings):
 
     @property
     def learns(self) -> bool:
-        """Whether its kind is trained at all; one that only computes is used as it is."""
-        found = registry.find("verifier", self.kind)
-        return any(callable(getattr(found, way, None)) for way in ("build", "fit"))
+        """Whether its kind is trained. A kind that only computes is used as it is."""
+        plugin = registry.find("verifier", self.kind)
+        return any(callable(getattr(plugin, method, None)) for method in ("build", "fit"))
 
     @property
     def starts_from_model(self) -> bool:
-        """Whether its kind can't learn without a checkpoint to start from."""
+        """Whether training its kind needs a checkpoint to start from."""
         required = registry.options("verifier", self.kind).get("path", "") is inspect.Parameter.empty
         return self.learns and required
 
 
 class Evaluate(Settings):
-    """How the verifiers are judged."""
+    """How the verifiers are measured."""
 
-    n: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (1, 4, 16, 64)  # candidates
-    # how step scores become one score; the first is the one that tables and the report use
+    # numbers of candidates, N in best-of-N, to measure at
+    n: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (1, 4, 16, 64)
+    # how step scores become the score of a solution; tables and the report use the first
     aggregates: tuple[str, ...] = ("min", "prod", "mean", "last")
-    # votes of generative verifiers to measure at, beside the powers of two and all of them
+    # numbers of votes of generative verifiers to measure at, besides powers of two and all votes
     votes: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
     @model_validator(mode="after")
-    def _known(self) -> Evaluate:
+    def _check_aggregates(self) -> Evaluate:
         unknown = [name for name in self.aggregates if name not in AGGREGATES]
         if unknown:
-            raise ValueError(f"aggregates has {', '.join(unknown)}; there are {', '.join(AGGREGATES)}")
+            raise ValueError(f"aggregates has {', '.join(unknown)}; allowed are {', '.join(AGGREGATES)}")
         return self

@@ -1,7 +1,7 @@
-"""What a stage of a run is: a name, the files it reads and writes, how far it is, and how to run it.
+"""A stage of a run: its name, the files that it reads and writes, its progress, and how to run it.
 
-The stages that come with Stepmark are in run/pipeline/, one a file; run/pipeline/__init__.py lists them in order. A
-stage of your own is one file too, named in the recipe:
+The stages that come with Stepmark are in run/pipeline/, one file each; run/pipeline/__init__.py lists them in order. A
+stage of your own is one file too; the recipe gives its path:
 
     stages: [./longest.py]
 
@@ -30,14 +30,14 @@ from stepmark.run.context import RunContext
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a stage is, counted in what it makes: records, or trained models."""
+    """The progress of a stage, counted in its records or trained models."""
 
-    made: int
-    total: int | None = None  # None where it is not known before the stage runs
+    made: int  # records or models that exist
+    total: int | None = None  # records or models in the end; None where that is not known before the stage runs
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to make."""
+        """Whether all records or models exist."""
         return self.total is not None and self.made >= self.total
 
 
@@ -46,36 +46,36 @@ class Stage(Protocol):
 
     @property
     def name(self) -> str:
-        """Unique in a run. `--only` and `--from` take it whole, or its first words: "score" or "score prm"."""
+        """A name that is unique in the run. `--only` and `--from` take it or its first words: "score", "score prm"."""
         ...
 
     def inputs(self, context: RunContext) -> Sequence[str]:
-        """Files and directories that earlier stages wrote and this one reads."""
+        """Files and directories of earlier stages that this stage reads."""
         ...
 
     def outputs(self, context: RunContext) -> Sequence[str]:
-        """Files and directories that this stage and no other writes. They are archived when it is done anew."""
+        """Files and directories that only this stage writes. They are archived before the stage is run again."""
         ...
 
     def state(self, context: RunContext) -> State:
-        """How far the stage is. A stage that is done is not run. Loads no model and no torch."""
+        """The progress of the stage. A stage that is done is not run. Loads no model and no torch."""
         ...
 
     def run(self, context: RunContext) -> None:
-        """Makes what is missing. Killed at any moment, the next call goes on."""
+        """Makes the records or models that are missing. If the process is killed, the next call goes on."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class UserStage:
-    """A stage from a user's file, as the recipe names it."""
+    """A stage from a user's file."""
 
     name: str
     plugin: Any  # an object with `run(context)`; optional: `after`, `inputs`, `outputs`
 
     @property
     def after(self) -> str:
-        """The stages that it follows."""
+        """The name, or the first words, of the stages that it follows."""
         return str(getattr(self.plugin, "after", "evaluate"))
 
     @property
@@ -92,8 +92,9 @@ class UserStage:
         return [*self._paths("outputs"), self._record]
 
     def state(self, context: RunContext) -> State:
-        """Done when it ended once and its outputs are there."""
-        return State(int(all(map(context.exists, self.outputs(context)))), 1)
+        """Done when it ended once and its outputs are there. A stage without outputs is never done."""
+        done = all(map(context.exists, self.outputs(context)))
+        return State(int(done), 1 if self._paths("outputs") else None)
 
     def run(self, context: RunContext) -> None:
         """Raises StageError with the place in the user's file where something went wrong, or with outputs that it did
@@ -146,5 +147,5 @@ def check(stages: Sequence[Stage], context: RunContext) -> None:
 
 
 def matches(stage: Stage, name: str) -> bool:
-    """Whether a stage has this name, or one that begins with these words."""
+    """Whether a stage's name is `name` or begins with these words."""
     return stage.name == name or stage.name.startswith(f"{name} ")

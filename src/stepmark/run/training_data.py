@@ -1,4 +1,4 @@
-"""What the models of a run learn from: examples for verifiers and judge, and texts for new tokenizers.
+"""The training data of a run: examples for verifiers and judge, and texts for new tokenizers.
 
 stepmark run recipes/demo.yaml
 """
@@ -24,24 +24,24 @@ from stepmark.types import REFERENCE, Grade, LabelledSolution, Problem, Solution
 Pair = tuple[Problem, Solution]
 Example = tuple[Problem, LabelledSolution]
 
-SHOWN = 5_000  # problems whose verifications a new tokenizer is shown
-REPEATED = 1_000  # times that it is shown what a verifier always writes, so that these words become tokens
+SHOWN = 5_000  # problems whose verifications a new tokenizer learns from
+REPEATED = 1_000  # times that the fixed words of a verifier are repeated in them, so that they become tokens
 
 
 class TrainingData:
-    """Examples and texts of one run, read from what its stages stored."""
+    """Examples and texts of one run, from the records of its stages."""
 
     def __init__(self, context: RunContext) -> None:
         self.context, self.recipe = context, context.recipe
 
     def pairs(self, labeler: Labeler | None) -> list[Pair]:
-        """The training solutions that a labeller works on, in an order that no parallel run can change."""
+        """The training solutions that a labeller labels, in an order that does not depend on the number of workers."""
         pairs = work_units.pair(list(self.context.problems("train")), self.context.solutions("train"))
         return distinct(pairs) if labeler is None or labeler.distinct else pairs
 
     def examples(self) -> list[Example]:
-        """What all verifiers learn from: solutions with their grades, step labels and rationales, as far as there are
-        any; in the order of `pairs`."""
+        """The examples of all verifiers: solutions with their grades and, where the recipe has them, step labels and
+        rationales; in the order of `pairs`."""
         if self.recipe.label is not None:
             labels = {labelled.key: labelled for labelled in self.context.labels}
             examples = [(p, labels[s.id]) for p, s in self.pairs(self.recipe.label) if s.id in labels]
@@ -57,8 +57,8 @@ class TrainingData:
         return [(p, replace(x, rationales=rationales.get(x.key, () if writer else x.rationales))) for p, x in examples]
 
     def for_judge(self, settings: Judge) -> list[Problem]:
-        """What a judge learns from: problems whose question is what a labeller would ask it, and whose demonstration is
-        what it should answer. Raises DataError where there are none."""
+        """The examples of a judge, as problems: the question is the prompt of a labeller, and the demonstration is the
+        right answer to it. Raises DataError where there are none."""
         grades = {g.solution_id: g.grade for g in self.context.grades("train")}
         ids = {p.id for p in list(self.context.problems("train"))[: settings.problems]}
         demonstrations: dict[tuple[str, str], None] = {}
@@ -71,15 +71,17 @@ class TrainingData:
             units = [Unlabelled(p, s, tuple(references(p))) for p, s in pairs]
             demonstrations.update(dict.fromkeys(demonstrate(units, self.context.tools)))
         if not demonstrations:
-            raise DataError("judge.train: no training solution could be verified, so there is nothing to learn from.")
+            raise DataError(
+                "judge.train: no training solution could be verified, so the judge has no examples to learn from."
+            )
         return [
             Problem(f"lesson-{i}", question, "", "", answer, answer)
             for i, (question, answer) in enumerate(demonstrations)
         ]
 
     def references(self, settings: VerifierSettings) -> list[Example]:
-        """Worked solutions of problems that the generator learned from, for a verifier that also learns to write
-        correct solutions. Raises DataError where the task has none."""
+        """Reference solutions of the generator's training problems, for a verifier that also learns to write correct
+        solutions. Raises DataError where the task has none."""
         if not settings.references:
             return []
         examples = []
@@ -89,12 +91,12 @@ class TrainingData:
                 grade = Grade(Verdict.CORRECT, "the task's own solution", p.answer)
                 examples.append((p, LabelledSolution(s, grade, _reference_labels(s))))
         if not examples:
-            raise DataError("references: the generator's problems come without worked solutions; leave it out.")
+            raise DataError("references: the generator's problems have no reference solutions; leave it out.")
         return examples
 
     def replay(self, settings: VerifierSettings) -> list[Example]:
-        """The last demonstrations that the generator learned from, right or wrong, as texts to generate: for a verifier
-        that starts from the generator and would forget what its own problems are too short to show."""
+        """The generator's last training demonstrations, correct or not, as texts to generate. They keep a verifier that
+        starts from the generator from forgetting long solutions, where its own examples are short."""
         generator = self.recipe.generator
         if not settings.replay or generator is None or self.context.task is None:
             return []
@@ -106,8 +108,8 @@ class TrainingData:
         return examples
 
     def base_checkpoint(self, name: str, base: Base, texts: Sequence[str]) -> str:
-        """The path of the checkpoint to start from. A model made from scratch is made here, with a tokenizer that
-        learns from `texts`."""
+        """The path of the checkpoint to start from. A new model is created here, with a tokenizer that learns from
+        `texts`."""
         if base.init is None:
             assert base.path is not None
             return base.path
@@ -119,19 +121,19 @@ class TrainingData:
         return str(path)
 
     def verifier_texts(self, examples: list[Example]) -> list[str]:
-        """What a verifier with a base of its own reads and writes, for its tokenizer."""
+        """Texts for the tokenizer of a verifier with its own base: those that it reads and writes."""
         context = Template(self.recipe.prompt)
         questions = [context(p) + x.solution.text for p, x in examples]
         return questions + ["\n" + r.text for _, x in examples for r in x.rationales if r.kept]
 
     def tokenizer_texts(self) -> Iterator[str]:
-        """Texts that every new tokenizer of the run learns from: verifications, where the recipe has any, and what
-        verifiers always write."""
+        """Texts that every new tokenizer of the run learns from: verifications, where the recipe has any, and the fixed
+        words of verifiers."""
         write = self.context.oracle
         if self.recipe.writers and write is not None:
             problems = self._generator_problems(SHOWN)
             for p, next_problem in zip(problems, [*problems[1:], *problems[:1]], strict=True):
-                # What a verification says of errors has to be known too: another problem's solution is wrong here.
+                # The words for errors are needed too, so one solution is that of another problem, which is wrong here.
                 for source in (p, next_problem):
                     yield "\n" + write(p, self._solution(p, source.demonstration or source.reference))
         for name, settings in self.recipe.verifiers.items():
@@ -140,7 +142,7 @@ class TrainingData:
                 yield from [text for text in self.context.trainee(name, path).corpus() for _ in range(REPEATED)]
 
     def _generator_problems(self, most: int) -> tuple[Problem, ...]:
-        """The first problems of those that the generator learned from, without exercises that have no answer."""
+        """The first of the generator's training problems, without exercises that have no answer."""
         settings = self.recipe.generator
         if self.context.task is None or settings is None:
             return ()
@@ -152,7 +154,7 @@ class TrainingData:
 
 
 def unlabelled(solution: Solution, grade: Grade) -> LabelledSolution:
-    """A graded solution without step labels, as verifiers of outcomes learn from it."""
+    """A graded solution without step labels, an example for outcome verifiers."""
     return LabelledSolution(solution, grade, (StepLabel(0, 0, source="none"),) * len(solution.spans))
 
 

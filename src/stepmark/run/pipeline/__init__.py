@@ -2,7 +2,7 @@
 
     RUN/config.json                every setting that can change a result
     RUN/problems/PART.jsonl        parts: train and test; maybe out_of_distribution, reinforce, held_out, after
-    RUN/bases/NAME/                models made from scratch, before they learn
+    RUN/bases/NAME/                new models with random weights, before training
     RUN/generator/, RUN/judge/     checkpoints of models that the recipe trains
     RUN/solutions/PART.jsonl, RUN/grades/PART.jsonl, RUN/labels/train.jsonl
     RUN/rationales/train.jsonl, RUN/rationales/NAME/train.jsonl     for all verifiers, and for the verifier NAME
@@ -13,9 +13,9 @@
     RUN/metrics.json, RUN/by_problem.json, RUN/report.html
     RUN/quarantine.jsonl           rows left out, with file, line and reason
     RUN/log.jsonl, RUN/seconds.json
-    RUN/archive/DATE/              what stages had made before they were done anew
+    RUN/archive/DATE/              earlier outputs of stages that were run again
 
-To add a stage here, write one file beside these and put it into the list. A stage of a user's own comes from the recipe
+To add a stage, write one file here and put it into the list below. The recipe can name a user's own stage
 (run/stage.py).
 
 stepmark run recipes/demo.yaml --dry-run
@@ -41,7 +41,9 @@ from stepmark.run.stage import Stage, UserStage, matches
 
 
 def stages(recipe: Recipe) -> list[Stage]:
-    """Every stage of a run of this recipe, in order. Raises ConfigError for a user's stage that follows none."""
+    """All stages of a run of this recipe, in order.
+
+    Raises ConfigError for a user's stage whose `after` or name does not fit the others."""
     parts, tests = recipe.sample.parts, recipe.sample.tests
     sampled = [part for part in parts if recipe.sample.source(part).file is None]
     listed: list[Stage] = [LoadProblems()]
@@ -67,8 +69,8 @@ def stages(recipe: Recipe) -> list[Stage]:
             listed += [TrainPolicies(round + 1)] if round < refresh.rounds else []
         listed += [PolicyTests()]
     listed += [Evaluate(), Report()]
-    for own in recipe.stages:
-        _insert(listed, UserStage(own.stage_name, own.load()))
+    for settings in recipe.stages:
+        _insert(listed, UserStage(settings.stage_name, settings.load()))
     return listed
 
 
@@ -76,9 +78,9 @@ def _insert(listed: list[Stage], stage: UserStage) -> None:
     places = [i for i, other in enumerate(listed) if matches(other, stage.after)]
     if not places:
         names = ", ".join(other.name for other in listed)
-        raise ConfigError(f"stages: {stage.name} comes after {stage.after!r}, which is no stage of this run: {names}.")
-    if any(other.name == stage.name for other in listed):
         raise ConfigError(
-            f"stages: the name {stage.name!r} is taken. A stage has the name of its file: copy it to another."
+            f"stages: {stage.name} runs after {stage.after!r}, which is not a stage of this run. There are: {names}."
         )
+    if any(other.name == stage.name for other in listed):
+        raise ConfigError(f"stages: another stage has the name {stage.name!r}; rename the file.")
     listed.insert(places[-1] + 1, stage)

@@ -1,7 +1,7 @@
 """Stage `evaluate`: measures the verifiers, and the policies where there are any; writes metrics.json.
 
-    RUN/metrics.json        what the test came to; with a second test both under their names too
-    RUN/by_problem.json     what every way of choosing got right on each test problem, to put several runs together
+    RUN/metrics.json        metrics of the test; with a second test also those of both, under their names
+    RUN/by_problem.json     for each selection method and test problem, whether the answer is correct; to pool seeds
 
 stepmark evaluate runs/demo
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Measures from what is stored. It runs each time."""
+    """Measures the stored scores. It runs each time."""
 
     name: str = "evaluate"
 
@@ -62,7 +62,7 @@ def _measure(context: RunContext, part: str) -> Metrics:
     from stepmark.evaluation.evaluate import evaluate
 
     recipe = context.recipe
-    first = part == "test"  # labels and rationales are of train: they are judged once
+    first = part == "test"  # labels and rationales are those of train, so they are measured once
     writers = {"": None} | recipe.writers
     return evaluate(
         list(context.problems(part)),
@@ -83,7 +83,7 @@ def _measure(context: RunContext, part: str) -> Metrics:
 
 
 def _measure_policies(context: RunContext) -> dict[str, Any]:
-    """What reinforcement came to, as metrics.json has it."""
+    """The results of reinforcement, in the layout of metrics.json."""
     from stepmark.run.policy_evaluation import measure
 
     policies, settings = Policies(context), context.recipe.evaluate
@@ -100,6 +100,6 @@ def _measure_policies(context: RunContext) -> dict[str, Any]:
 
 
 def _complete(context: RunContext, part: str) -> list[Solution]:
-    """The solutions that every stage got through. The others failed somewhere, and are tried again next time."""
+    """The solutions that are graded and scored by every verifier. The others failed and are tried again next time."""
     stages = [context.grades(part).keys(), *(context.scores(n, part).keys() for n in context.recipe.verifiers)]
     return [s for s in context.solutions(part) if all(s.id in keys for keys in stages)]

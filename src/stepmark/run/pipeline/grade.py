@@ -29,7 +29,7 @@ class Grade:
         return [f"problems/{self.part}.jsonl", f"solutions/{self.part}.jsonl"]
 
     def outputs(self, context: RunContext) -> Sequence[str]:
-        """None of an imported part: its grades came with the file (stage `problems`)."""
+        """None for an imported part: stage `problems` writes its grades, from the file."""
         return [] if context.recipe.sample.source(self.part).file is not None else [f"grades/{self.part}.jsonl"]
 
     def state(self, context: RunContext) -> State:

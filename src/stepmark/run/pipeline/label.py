@@ -1,4 +1,4 @@
-"""Stages `label` and `rationales WRITER`: step labels of the training solutions, and written verifications of them.
+"""Stages `label` and `rationales WRITER`: step labels and written verifications of the training solutions.
 
 stepmark run recipes/demo.yaml --only label
 """
@@ -46,9 +46,9 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class WriteRationales:
-    """Has verifications of the training solutions written, for generative verifiers to learn from."""
+    """Writes verifications of the training solutions, which generative verifiers learn from."""
 
-    writer: str  # a verifier that has a writer of its own; "" is the writer for all verifiers
+    writer: str  # the verifier whose own writer this is; "" is the writer for all verifiers
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class WriteRationales:
 
     def outputs(self, context: RunContext) -> Sequence[str]:
         roles = [role for role in ROLES if context.role(role) is not None]
-        paid = [f"rollouts/{_asker(self.writer)}{role}.jsonl" for role in roles]
+        paid = [f"rollouts/{_prefix(self.writer)}{role}.jsonl" for role in roles]
         return [f"{rationales_name(self.writer)}.jsonl", *paid]
 
     def state(self, context: RunContext) -> State:
@@ -72,22 +72,22 @@ class WriteRationales:
 
 
 def rationale_ledgers(directory: Path, tools: Tools, writer: str = "") -> dict[str, Ledger]:
-    """As stages/label.py's `ledgers`, for writers: they may ask the same models for other texts."""
+    """Role -> ledger of a writer. Labellers use the same models with other prompts, so they have other ledgers."""
     return {
-        role: Ledger.of(directory / f"{_asker(writer)}{role}.jsonl", backend)
+        role: Ledger.of(directory / f"{_prefix(writer)}{role}.jsonl", backend)
         for role in ROLES
         if (backend := getattr(tools, role)) is not None
     }
 
 
-def _asker(writer: str) -> str:
+def _prefix(writer: str) -> str:
     return f"rationales-{writer}-" if writer else "rationales-"
 
 
 def _state(context: RunContext, labeler: Labeler | None, records: Records[LabelledSolution]) -> State:
-    made = len(records)
-    if not made or labeler is None:
-        return State(made)
+    count = len(records)
+    if not count or labeler is None:
+        return State(count)
     pairs = TrainingData(context).pairs(labeler)
     keys = records.keys()
     return State(sum(s.id in keys for _, s in pairs), len(pairs))

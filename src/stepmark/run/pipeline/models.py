@@ -1,4 +1,4 @@
-"""Stages `train generator`, `train completer` and `train judge`: models that the recipe has learn before they work.
+"""Stages `train generator`, `train completer` and `train judge`: models that the recipe trains before it uses them.
 
 stepmark run recipes/demo.yaml --only "train generator"
 """
@@ -18,7 +18,7 @@ from stepmark.text.prompts import Template
 
 @dataclass(frozen=True, slots=True)
 class TrainModel:
-    """The generator, or a completer of its own, learns the task's demonstrations."""
+    """Trains the generator, or the recipe's own completer, on the task's demonstrations."""
 
     role: Literal["generator", "completer"]
 
@@ -53,7 +53,7 @@ class TrainModel:
 
 @dataclass(frozen=True, slots=True)
 class TrainJudge:
-    """The judge learns to write verifications as the task's own are."""
+    """Trains the judge on verifications that the task writes."""
 
     name: str = "train judge"
 

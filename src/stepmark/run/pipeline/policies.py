@@ -1,8 +1,8 @@
-"""Stages `reinforce` and `reinforce ROUND`: policies learn from what their attempts earn.
+"""Stages `reinforce` and `reinforce ROUND`: policies learn from the rewards of their attempts.
 
-In the first round all policies of the recipe learn. Where a verifier is refreshed, its policy goes on in later rounds,
-rewarded by the verifier that was refreshed on its own samples. Math-Shepherd reinforces against one verifier that was
-trained before (section 4.4); later rounds go beyond it.
+In the first round all policies of the recipe learn. Where a verifier is refreshed, its policy is trained further in
+later rounds, with rewards from the verifier that was refreshed on its own samples. Math-Shepherd reinforces with one
+verifier that was trained before (section 4.4); later rounds are an addition of ours.
 
 stepmark run recipes/reinforce_arithmetic.yaml
 """
@@ -35,12 +35,12 @@ class _Job:
 
     name: str
     method: str
-    start: str  # the checkpoint that it goes on from
+    start: str  # the checkpoint that it starts from
     place: Path  # its directory
     source: RewardSource | None  # None for rft
     settings: ReinforceSettings
-    samples: int  # of rft
-    training: TrainSettings  # of rft
+    samples: int  # only for rft
+    training: TrainSettings  # only for rft
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _train(
     chat: bool,
     trusted: bool,
 ) -> TrainedPolicy:
-    """Trains one policy, in whatever process this is."""
+    """Trains one policy, in the process of a worker."""
     from stepmark.rl.settings import Reinforced
 
     if job.source is not None:

@@ -1,7 +1,7 @@
-"""Stage `test policies`: the generator and every policy answer the test's problems; verifiers choose among the answers.
+"""Stage `test policies`: the generator and every policy answer the test's problems; verifiers select among the answers.
 
 All answer the same problems, greedily and in samples, so all differences are paired. Every verifier, the refreshed ones
-included, scores the samples of each policy: that tells a stale verifier from a good one.
+included, scores the samples of each policy. This shows which verifiers have become stale.
 
 stepmark run recipes/reinforce_arithmetic.yaml
 """
@@ -92,7 +92,7 @@ def _test(
     steps: str,
     limits: Limits,
 ) -> tuple[str, tuple[Failed, ...]]:
-    """Tests one policy, in whatever process this is. What is stored already is not made again."""
+    """Tests one policy, in the process of a worker. Stored records are not made again."""
     executor = load_executor(1)
     failed: list[Failed] = []
     for count, sampling, names in (

@@ -1,4 +1,4 @@
-"""Stage `problems`: loads the task's problems, or imports problems with the solutions that somebody else drew.
+"""Stage `problems`: loads the task's problems, or imports problems with solutions from a file.
 
 stepmark run recipes/demo.yaml --only problems
 """
@@ -16,7 +16,7 @@ from stepmark.run.stage import State
 from stepmark.text.hashing import hash_fraction
 from stepmark.types import Imported, Quarantined
 
-BATCH = 256  # imported problems kept at a time
+BATCH = 256  # imported problems that are stored at a time
 POLICY_PARTS = ("reinforce", "held_out", "after")
 
 
@@ -38,17 +38,16 @@ class LoadProblems:
         return [*(f"problems/{part}.jsonl" for part in parts), *folders, *rationales, "quarantine.jsonl"]
 
     def state(self, context: RunContext) -> State:
-        """A task may have fewer problems than were asked for, and so may a file: then they are loaded again."""
+        """A task or a file may have fewer problems than the recipe names. Then they are loaded again each time."""
         recipe = context.recipe
         wanted: dict[str, int | None] = {part: recipe.sample.source(part).problems for part in recipe.sample.parts}
         if recipe.reinforce is not None:
             r = recipe.reinforce
-            counts = (r.problems, r.held_out.problems, r.test.problems)
-            wanted |= dict(zip(POLICY_PARTS, counts, strict=True))
-        made = {part: len(context.problems(part)) for part in wanted}
+            wanted |= dict(zip(POLICY_PARTS, (r.problems, r.held_out.problems, r.test.problems), strict=True))
+        counts = {part: len(context.problems(part)) for part in wanted}
         known = [n for n in wanted.values() if n is not None]
-        whole = len(known) == len(wanted) and all(made[part] == n for part, n in wanted.items())
-        return State(sum(made.values()), sum(known) if whole else None)
+        whole = len(known) == len(wanted) and all(counts[part] == n for part, n in wanted.items())
+        return State(sum(counts.values()), sum(known) if whole else None)
 
     def run(self, context: RunContext) -> None:
         for part in context.recipe.sample.parts:
@@ -96,7 +95,7 @@ def _import(context: RunContext, part: str, source: SolutionSource) -> None:
 
 
 def _keep(context: RunContext, part: str, batch: Sequence[Imported], n: int) -> None:
-    """Stores the first n solutions of each problem, and what came with them."""
+    """Stores the first n solutions of each problem, with their grades and rationales."""
     add_missing(context.solutions(part), [s for row in batch for s in row.solutions[:n]])
     add_missing(context.grades(part), [g for row in batch for g in row.grades[:n]])
     add_missing(context.problems(part), [row.problem for row in batch])
@@ -126,5 +125,5 @@ def _load_for_policies(context: RunContext) -> None:
         if both := questions[a] & questions[b]:
             raise DataError(
                 f"reinforce: {len(both)} questions are in two of its parts ({a}, {b}), e.g. {min(both)!r}. "
-                "What is learned from can't be looked at or tested on; choose splits that share none."
+                "These parts must not share questions; choose other splits."
             )

@@ -1,7 +1,7 @@
-"""Stages `refresh` and `refresh ROUND`: a verifier is trained anew on what a policy writes now.
+"""Stages `refresh` and `refresh ROUND`: a verifier is trained again on solutions of a policy.
 
-A verifier that was trained before reinforcement goes stale (Math-Shepherd, table 3). The policy draws solutions, they
-are graded and labelled as the recipe says, and the verifier learns from them beside what it learned from before. The
+A verifier that was trained before reinforcement goes stale (Math-Shepherd, table 3). The policy writes solutions. They
+are graded and labelled as the recipe says, and the verifier learns from them and from its first training data. The
 policy also completes the prefixes of its solutions, unless the recipe has a completer of its own.
 
 stepmark run recipes/reinforce_arithmetic.yaml
@@ -28,7 +28,7 @@ from stepmark.types import GradedSolution, LabelledSolution, Problem, Solution
 
 @dataclass(frozen=True, slots=True)
 class RefreshVerifier:
-    """Trains the verifier anew on samples of the policy of a round."""
+    """Trains the verifier again on solutions of the policy of a round."""
 
     round: int = 1
 
@@ -64,7 +64,7 @@ def _settings(context: RunContext) -> Refresh:
 
 
 def _examples(context: RunContext, name: str, policy: str, problems: Sequence[Problem], n: int) -> list[Example]:
-    """The policy's solutions as a verifier learns from them, with step labels where the recipe has a labeller."""
+    """The examples from the policy's solutions, with step labels where the recipe has a labeller."""
     policies, recipe, log = Policies(context), context.recipe, context.log
     solutions = context.directory.records(f"refreshed/{name}/solutions", Solution)
     graded = context.directory.records(f"refreshed/{name}/grades", GradedSolution)

@@ -1,4 +1,4 @@
-"""Stage `report`: writes report.html from what the run stored.
+"""Stage `report`: writes report.html from the records of the run.
 
 stepmark report runs/demo
 """
@@ -14,7 +14,7 @@ from stepmark.run.stage import State
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The page. It is written each time."""
+    """Writes the report. It runs each time."""
 
     name: str = "report"
 

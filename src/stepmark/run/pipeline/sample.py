@@ -1,4 +1,4 @@
-"""Stages `sample PART`: the generator draws solutions of the part's problems.
+"""Stages `sample PART`: the generator writes solutions of the part's problems.
 
 stepmark run recipes/demo.yaml --only "sample test"
 """
@@ -17,7 +17,7 @@ from stepmark.text.prompts import Template
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Draws the solutions of one part."""
+    """Samples the solutions of one part."""
 
     part: str
 
@@ -42,7 +42,7 @@ class Sample:
         recipe = context.recipe
         generator = context.backend("generator")
         ledger = Ledger.of(context.rollouts / f"solutions-{self.part}.jsonl", generator)
-        # Also where an earlier sitting kept one: what it paid for may not be among the solutions yet.
+        # A ledger of an earlier sitting is used too: it may hold paid rollouts that are not among the solutions yet.
         paid = context.budget is not None or getattr(generator, "remote", False) or ledger.path.exists()
         result = sample(
             list(context.problems(self.part)),

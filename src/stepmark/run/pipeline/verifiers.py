@@ -1,6 +1,6 @@
 """Stage `train verifiers`: trains the recipe's verifiers, as many at a time as there are workers.
 
-A training that is over stays as it is, even where labels that failed before have come since.
+A finished training is not repeated, even if labels that failed before have been added since.
 
 stepmark run recipes/demo.yaml --only "train verifiers"
 """
@@ -26,17 +26,17 @@ class _Job:
     """A verifier to train."""
 
     name: str
-    verifier: str  # whose settings it has: its own name, or that of the verifier that it refreshes
+    verifier: str  # the recipe's verifier whose settings it has; another than `name` for a refreshed verifier
     trainee: Any
     place: Path  # its directory
     settings: TrainSettings
-    additional: list[Example]  # besides what all learn from
-    own: list[Example] | None = None  # instead of what all learn from
+    additional: list[Example]  # in addition to the shared examples
+    own: list[Example] | None = None  # instead of the shared examples
 
 
 @dataclass(frozen=True, slots=True)
 class TrainVerifiers:
-    """Trains every verifier that learns; those that build on others come after them."""
+    """Trains every verifier whose kind is trained; those that build on others come after them."""
 
     name: str = "train verifiers"
 
@@ -70,12 +70,12 @@ class TrainVerifiers:
 
 
 def learning(context: RunContext) -> list[str]:
-    """The verifiers that learn."""
+    """The names of the verifiers that are trained."""
     return [name for name, verifier in context.recipe.verifiers.items() if verifier.learns]
 
 
 def train_again(context: RunContext, verifier: str, name: str, examples: list[Example]) -> None:
-    """Trains one of the recipe's verifiers again, under another name, on other examples."""
+    """Trains one of the recipe's verifiers again, with another name and other examples."""
     _train_all(context, [_job(context, TrainingData(context), verifier, examples, name)], examples)
 
 
@@ -84,7 +84,7 @@ def _job(context: RunContext, data: TrainingData, verifier: str, examples: list[
     base = settings.base
     writer = context.recipe.writer(verifier)
     own = data.with_rationales(examples, writer) if writer else None
-    path = ""  # it learns from nothing but the examples
+    path = ""  # no checkpoint to start from
     if base.path is not None or base.init is not None:
         path = data.base_checkpoint(verifier, base, data.verifier_texts(own or examples))
     elif settings.starts_from_model:
@@ -115,6 +115,6 @@ def _train_all(context: RunContext, jobs: Sequence[_Job], examples: list[Example
 
 
 def _train(job: _Job, *, examples: list[Example]) -> tuple[str, Trained]:
-    """Trains one verifier, in whatever process this is."""
+    """Trains one verifier, in the process of a worker."""
     shared = examples if job.own is None else job.own
     return job.name, train(job.trainee, [*shared, *job.additional], job.place, job.settings)
