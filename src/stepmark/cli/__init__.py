@@ -1,6 +1,6 @@
 """The command line: parses arguments, calls the stages, prints the results.
 
-app.py has the application that all commands share, stages.py one command for each stage, tuning.py the command that
+app.py has the application that all commands share, stages.py one command for each stage, reinforce.py the command that
 reinforces a policy, runs.py the commands for whole runs.
 
     stepmark --help
@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from stepmark.cli import runs, stages, tuning
+from stepmark.cli import reinforce, runs, stages
 from stepmark.cli.app import app
 
-__all__ = ["app", "main", "runs", "stages", "tuning"]
+__all__ = ["app", "main", "reinforce", "runs", "stages"]
 
 
 def main() -> NoReturn:
