@@ -96,7 +96,7 @@ class Pairs:
 
 
 class PromptRecorder:
-    """A judge that gives no answers and stores the labeller's prompts, so that a judge can be trained on them."""
+    """A judge that gives no answers and stores the labeler's prompts, so that a judge can be trained on them."""
 
     def __init__(self) -> None:
         self.prompts: dict[str, str] = {}  # solution id -> prompt

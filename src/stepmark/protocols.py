@@ -97,7 +97,7 @@ class Chooser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The objects that a labeller may use. A labeller raises ConfigError if one that it needs is missing."""
+    """The objects that a labeler may use. A labeler raises ConfigError if one that it needs is missing."""
 
     grader: Grader
     context: Callable[[Problem], str]  # renders a problem's question

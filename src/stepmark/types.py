@@ -205,7 +205,7 @@ class StepLabel:
     gradable: int  # rollouts that ended and could be graded, right or wrong
     truncated: int = 0  # rollouts that ran out of tokens
     ungradable: int = 0  # rollouts that ended but could not be graded
-    source: str = "monte_carlo"  # how the evidence was obtained: a labeller's name, "oracle", "outcome", "inferred:..."
+    source: str = "monte_carlo"  # how the evidence was obtained: a labeler's name, "oracle", "outcome", "inferred:..."
     failed: int = 0  # rollouts that the backend could not get
 
     @property

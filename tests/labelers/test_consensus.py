@@ -1,4 +1,4 @@
-"""Consensus: labels on which the labellers agree are kept, the others are dropped; how the labellers are named."""
+"""Consensus: labels on which the labelers agree are kept, the others are dropped; how the labelers are named."""
 
 import pytest
 from hypothesis import given

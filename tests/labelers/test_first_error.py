@@ -86,7 +86,7 @@ def test_one_success_of_up_to_so_many_rollouts_is_enough(late, rollouts):
 
 @given(st.lists(st.sampled_from([RIGHT, WRONG, CUT]), min_size=1, max_size=9), st.integers(1, 12), st.integers(1, 8))
 def test_where_completers_do_not_recover_the_labels_are_those_of_all_rollouts(answers, steps, rollouts):
-    """Both labellers draw the same rollouts, so the labels can differ only where they are inferred."""
+    """Both labelers draw the same rollouts, so the labels can differ only where they are inferred."""
     script = ScriptedBackend(lost_at(steps // 2, answers))
     [by_search], search_completer = label(FirstError(rollouts), [unit(steps)], script)
     [by_rollouts], rollout_completer = label(MonteCarlo(rollouts), [unit(steps)], script)

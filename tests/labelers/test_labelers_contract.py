@@ -32,7 +32,7 @@ from stepmark.types import (
     Verdict,
 )
 
-# The options to test each labeller with.
+# The options to test each labeler with.
 WAYS: dict[str, list[dict[str, Any]]] = {
     "monte_carlo": [{}, {"early_stop": True}, {"precision": 0.2}],
     "first_error": [{}, {"trust_outcome": False, "wave": 3}],

@@ -185,7 +185,7 @@ def test_a_verifier_can_have_its_own_limits(tmp_path):
 def test_a_labeller_without_its_model_is_refused_before_anything_starts():
     with pytest.raises(ConfigError, match=r"label: judge asks a judge; give judge, a model"):
         recipe.load(DEMO, strangers("label=judge"))
-    with pytest.raises(ConfigError, match=r"judge.train: no labeller under rationales has `demonstrations`"):
+    with pytest.raises(ConfigError, match=r"judge.train: no labeler under rationales has `demonstrations`"):
         recipe.load(DEMO, strangers("judge={path: x, train: {epochs: 1}}"))
 
 

@@ -154,7 +154,7 @@ def test_missing_requirements_of_a_judge_or_writer_are_reported_before_the_run(l
     for changes, fault in (
         ([unguided, f"judge={{train: {TRAIN}}}"], "judge.train: without a generator that has a model"),
         ([unguided, f"judge={{path: {model}, train: {TRAIN}}}", f"task={STRANGERS / 'task.py'}"], "no `rationale`"),
-        ([f"judge={{path: {model}, train: {TRAIN}}}"], "judge.train: no labeller under rationales"),
+        ([f"judge={{path: {model}, train: {TRAIN}}}"], "judge.train: no labeler under rationales"),
         (
             [unguided, f"judge={{path: {model}, split: dev, train: {TRAIN}}}"],
             "is always trained on the training solutions",

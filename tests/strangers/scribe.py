@@ -1,4 +1,4 @@
-"""A third-party labeller that writes verifications: the task's own, or several that a completer draws."""
+"""A third-party labeler that writes verifications: the task's own, or several that a completer draws."""
 
 from dataclasses import dataclass
 

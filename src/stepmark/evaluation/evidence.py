@@ -42,7 +42,7 @@ class Prefix:
 
     @property
     def name(self) -> str:
-        """The prompt id of the prefix's rollouts. It is the same in every labeller, so that they share rollouts."""
+        """The prompt id of the prefix's rollouts. It is the same in every labeler, so that they share rollouts."""
         return f"{self.solution.id}@{self.step}"
 
     @property
@@ -173,12 +173,12 @@ def named(labels: Mapping[str, StepLabel], source: str) -> dict[str, StepLabel]:
 def need_completer(tools: Tools) -> Backend:
     """The completer. Raises ConfigError without one."""
     if tools.completer is None:
-        raise ConfigError("this labeller samples rollouts and needs a completer: give --model, or a generator.")
+        raise ConfigError("this labeler samples rollouts and needs a completer: give --model, or a generator.")
     return tools.completer
 
 
 def need_judge(tools: Tools) -> Backend:
     """The judge. Raises ConfigError without one."""
     if tools.judge is None:
-        raise ConfigError("this labeller prompts a language model and needs a judge: give one, e.g. with --judge.")
+        raise ConfigError("this labeler prompts a language model and needs a judge: give one, e.g. with --judge.")
     return tools.judge

@@ -1,12 +1,12 @@
-"""Step labels that several labellers agree on.
+"""Step labels that several labelers agree on.
 
 The consensus filter of Qwen's PRM lessons (arXiv 2501.07301, section 3.2). Monte-Carlo labels take lucky continuations
 for correct steps, and judges take plausible steps for correct ones. The filter keeps a solution if both find the same
 first wrong step. In that paper about 40% of the solutions were kept.
 
-`labelers` lists two or more labellers by name or path, each with its options. keep="solution" keeps all labels of a
-solution if the labellers agree on the first wrong step, or agree that there is none. keep="step" keeps each step on
-which all agree. A kept label has the counts of the first labeller and the source "consensus"; an inferred label and an
+`labelers` lists two or more labelers by name or path, each with its options. keep="solution" keeps all labels of a
+solution if the labelers agree on the first wrong step, or agree that there is none. keep="step" keeps each step on
+which all agree. A kept label has the counts of the first labeler and the source "consensus"; an inferred label and an
 outcome keep their own source. Any other label is unknown (source "consensus:disagree"). An unknown label never agrees
 with another label.
 
@@ -33,16 +33,16 @@ KEYS = ("name", "options", "estimate")
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """The labeller. Loads its labellers to check their options, and raises ConfigError with all faults at once."""
+    """The labeler. Loads its labelers to check their options, and raises ConfigError with all faults at once."""
 
     # Each entry is a name, or {name, options, estimate} with the estimate hard (the default) or soft. The labels of the
-    # first labeller are the ones that are kept
+    # first labeler are the ones that are kept
     labelers: Sequence[str | Mapping[str, Any]] = ("monte_carlo", "judge")
     keep: Literal["solution", "step"] = "solution"  # keep or drop all labels of a solution together, or each step alone
 
     def __post_init__(self) -> None:
         if isinstance(self.labelers, str) or len(self.labelers) < 2:
-            raise ConfigError(f"consensus: labelers must be a list of two or more labellers, got {self.labelers!r}.")
+            raise ConfigError(f"consensus: labelers must be a list of two or more labelers, got {self.labelers!r}.")
         faults = []
         for entry in self.labelers:
             try:
@@ -54,11 +54,11 @@ class Consensus:
 
     @property
     def uses(self) -> frozenset[str]:
-        """The tools that any of the labellers needs."""
+        """The tools that any of the labelers needs."""
         return frozenset[str]().union(*(getattr(labeler, "uses", ()) for labeler, _ in map(_load, self.labelers)))
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """Labels all units with each labeller in turn, then compares the labels."""
+        """Labels all units with each labeler in turn, then compares the labels."""
         by_labeler = [
             ({labelled.key: labelled for labelled in labeler.label(units, tools)}, estimate)
             for labeler, estimate in [_load(entry) for entry in self.labelers]
@@ -84,12 +84,12 @@ class Consensus:
 
 def _load(entry: str | Mapping[str, Any]) -> tuple[Labeler, str]:
     spec = {"name": entry} if isinstance(entry, str) else entry
-    faults = [f"a labeller must be a name, or a mapping with the keys {', '.join(KEYS)}; got {entry!r}."]
+    faults = [f"a labeler must be a name, or a mapping with the keys {', '.join(KEYS)}; got {entry!r}."]
     if not isinstance(spec, Mapping) or set(spec) - set(KEYS) or not isinstance(spec.get("name"), str):
         raise ConfigError(faults)
     options, estimate = spec.get("options") or {}, spec.get("estimate", "hard")
     if not isinstance(options, Mapping) or estimate not in ("hard", "soft"):
-        raise ConfigError(f"a labeller's options must be a mapping, and its estimate hard or soft; got {entry!r}.")
+        raise ConfigError(f"a labeler's options must be a mapping, and its estimate hard or soft; got {entry!r}.")
     labeler: Labeler = registry.load("labeler", spec["name"], **options)
     return labeler, estimate
 

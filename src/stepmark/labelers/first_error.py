@@ -39,7 +39,7 @@ UNKNOWN = StepLabel(0, 0, source="first_error")
 
 @dataclass(frozen=True, slots=True)
 class FirstError:
-    """The labeller. Raises ConfigError for numbers below 1."""
+    """The labeler. Raises ConfigError for numbers below 1."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"completer"})
 

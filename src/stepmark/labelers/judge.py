@@ -16,7 +16,7 @@ The rules:
 - With format="first", or with `first_error_only`, all steps after the first wrong one are labelled wrong (source
   "inferred:earlier_error"), whatever the votes on them are.
 - The last step is judged like the others, not labelled by the solution's grade. A judge sees no reference answer,
-  unless the prompt has a {reference}; with the outcome as a label it could not be compared with other labellers.
+  unless the prompt has a {reference}; with the outcome as a label it could not be compared with other labelers.
 
     stepmark label --labeler judge --labeler-option votes=5 --judge model/ --solutions S.jsonl --out L.jsonl
 """
@@ -76,7 +76,7 @@ _FIRST = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The labeller. Raises ConfigError for a prompt without its slots, and for settings out of range."""
+    """The labeler. Raises ConfigError for a prompt without its slots, and for settings out of range."""
 
     votes: int = 1  # sampled answers per solution
     format: Literal["each", "first"] = "each"  # a verdict on each step, or the number of the first wrong step

@@ -36,7 +36,7 @@ from stepmark.types import LabelledSolution, Unlabelled
 
 @dataclass(frozen=True, slots=True)
 class MonteCarlo:
-    """The labeller. Raises ConfigError for numbers out of range, and for `early_stop` together with `precision`."""
+    """The labeler. Raises ConfigError for numbers out of range, and for `early_stop` together with `precision`."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"completer"})
 

@@ -31,7 +31,7 @@ UNKNOWN = StepLabel(0, 0, source="nli")
 
 @dataclass(frozen=True, slots=True)
 class Nli:
-    """The labeller. Raises ConfigError for a threshold out of range, `references` below 1 or an unknown splitter."""
+    """The labeler. Raises ConfigError for a threshold out of range, `references` below 1 or an unknown splitter."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"references"})
 

@@ -81,7 +81,7 @@ NO_REFERENCE = "no correct worked solution of the problem is known"
 
 @dataclass(frozen=True, slots=True)
 class Rationales:
-    """The labeller. Raises ConfigError for a prompt without its slots, and for settings out of range."""
+    """The labeler. Raises ConfigError for a prompt without its slots, and for settings out of range."""
 
     # who writes: the task itself, a model, or a model that sees a correct solution
     source: Literal["oracle", "unguided", "reference"] = "reference"

@@ -33,7 +33,7 @@ UNKNOWN = StepLabel(0, 0, source="rule")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The labeller. Raises UnknownName for an unknown step splitter."""
+    """The labeler. Raises UnknownName for an unknown step splitter."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"references"})
 

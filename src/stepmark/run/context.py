@@ -115,7 +115,7 @@ class RunContext:
 
     @property
     def tools(self) -> Tools:
-        """The models and functions that labellers use."""
+        """The models and functions that labelers use."""
         completer, judge = (self.backend(n) if self.role(n) is not None else None for n in ("completer", "judge"))
         return Tools(
             self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge, self.steps, self.oracle

@@ -37,7 +37,7 @@ from stepmark.text.grading import grade_solution
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams, Unlabelled
 
 SPEED = "plan/speed.json"  # seconds and tokens that the pilots so far measured
-# The methods that are compared with the recipe's own, where its models allow: name in the table -> labeller, options.
+# The methods that are compared with the recipe's own, where its models allow: name in the table -> labeler, options.
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "monte_carlo N=8": ("monte_carlo", {"rollouts": 8}),
     "monte_carlo N=8, early stop": ("monte_carlo", {"rollouts": 8, "early_stop": True}),
@@ -127,7 +127,7 @@ def plan(context: RunContext, problems: int = 24, solutions: int = 4, price_hour
     own, pilot = "", meter.recorded.ledger.spent
 
     def costs(settings: LabelerSettings, methods: Mapping[str, Labeler], paid: Mapping[str, Ledger]) -> Iterator[Cost]:
-        """The cost of each method, stage name -> labeller, on all training solutions."""
+        """The cost of each method, stage name -> labeler, on all training solutions."""
         nonlocal pilot
         labelled = distinct(pairs) if settings.distinct else pairs
         total = len(context.problems("train")) * recipe.sample.train.n * len(labelled) / len(pairs)
@@ -175,7 +175,7 @@ class _Meter:
 
     @property
     def remote(self) -> bool:
-        """As in the backend; labellers depend on it."""
+        """As in the backend; labelers depend on it."""
         return self.recorded.remote
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:

@@ -67,11 +67,11 @@ class Recipe(Settings):
     prompt: Prompt = "{question}\n"  # prompt of the generator and the completer; `{question}` stands for the question
     generator: Generator | None = None  # model that writes solutions
     completer: Generator | None = None  # model that continues prefixes in rollouts; null uses the generator
-    judge: Judge | None = None  # model that marks steps or writes verifications, for labellers that use a judge
+    judge: Judge | None = None  # model that marks steps or writes verifications, for labelers that use a judge
     sample: Sample = Sample()  # number of problems and solutions, and how solutions are sampled
     limits: Limited = Limits()  # largest shares of failed, truncated or ungradable items before a stage stops
     label: Labeler | None = None  # how steps are labelled; null means no step labels: verifiers learn from grades
-    # labeller that writes verifications of the training solutions, which generative verifiers learn from; null: none
+    # labeler that writes verifications of the training solutions, which generative verifiers learn from; null: none
     rationales: Labeler | None = None
     # the verifiers, by name
     verifiers: dict[Name, Verifier] = {}  # noqa: RUF012 - pydantic copies it
@@ -171,7 +171,7 @@ class Recipe(Settings):
     def _judge_faults(self, judge: Judge) -> Iterator[str]:
         """The faults of a judge that is to be trained."""
         if not any(callable(getattr(writer.load(), "demonstrations", None)) for writer in self.writers.values()):
-            yield "judge.train: no labeller under rationales has `demonstrations` to train a judge on; leave it out"
+            yield "judge.train: no labeler under rationales has `demonstrations` to train a judge on; leave it out"
         if self.task is None or not hasattr(registry.find("task", self.task.name), "rationale"):
             yield "judge.train: a judge learns from verifications that the task writes; this task has no `rationale`"
         if judge.path is None and judge.init is None and (self.generator is None or not self.generator.has_model):
@@ -179,7 +179,7 @@ class Recipe(Settings):
 
     @property
     def writers(self) -> dict[str, Labeler]:
-        """The labellers that write verifications: "" is the key of the recipe's, a verifier's name that of its own.
+        """The labelers that write verifications: "" is the key of the recipe's, a verifier's name that of its own.
 
         Where several have the same settings, only the first is listed, and all their verifiers learn from it."""
         writers = {} if self.rationales is None else {"": self.rationales}
@@ -189,7 +189,7 @@ class Recipe(Settings):
         return writers
 
     def writer(self, verifier: str) -> str:
-        """The key in `writers` of the labeller whose verifications a verifier learns from."""
+        """The key in `writers` of the labeler whose verifications a verifier learns from."""
         own = self.verifiers[verifier].rationales
         return next((name for name, writer in self.writers.items() if writer == own), "")
 

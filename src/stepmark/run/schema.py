@@ -194,9 +194,9 @@ class Generator(Base):
 
 
 class Judge(Generator):
-    """A model that marks steps or writes verifications in words, for labellers. With `train` it is first fine-tuned on
+    """A model that marks steps or writes verifications in words, for labelers. With `train` it is first fine-tuned on
     verifications that the task itself writes, of the solutions of the first `problems` training problems. The prompts
-    are those that the recipe's labellers will use. Without `path` or `init` it starts from the generator's model."""
+    are those that the recipe's labelers will use. Without `path` or `init` it starts from the generator's model."""
 
     @model_validator(mode="after")
     def _check_model(self) -> Judge:
@@ -309,7 +309,7 @@ class Verifier(Settings):
     # number of the generator's last training demonstrations that it is also trained on, so that it does not forget
     # them; 0 means none
     replay: int = Field(default=0, ge=0)
-    rationales: Labeler | None = None  # labeller that writes its training verifications; null uses the recipe's
+    rationales: Labeler | None = None  # labeler that writes its training verifications; null uses the recipe's
     limits: Limited | None = None  # limits of its scoring; null uses the recipe's
 
     @model_validator(mode="after")

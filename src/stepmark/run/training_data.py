@@ -35,7 +35,7 @@ class TrainingData:
         self.context, self.recipe = context, context.recipe
 
     def pairs(self, labeler: Labeler | None) -> list[Pair]:
-        """The training solutions that a labeller labels, in an order that does not depend on the number of workers."""
+        """The training solutions that a labeler labels, in an order that does not depend on the number of workers."""
         pairs = work_units.pair(list(self.context.problems("train")), self.context.solutions("train"))
         return distinct(pairs) if labeler is None or labeler.distinct else pairs
 
@@ -57,7 +57,7 @@ class TrainingData:
         return [(p, replace(x, rationales=rationales.get(x.key, () if writer else x.rationales))) for p, x in examples]
 
     def for_judge(self, settings: Judge) -> list[Problem]:
-        """The examples of a judge, as problems: the question is the prompt of a labeller, and the demonstration is the
+        """The examples of a judge, as problems: the question is the prompt of a labeler, and the demonstration is the
         right answer to it. Raises DataError where there are none."""
         grades = {g.solution_id: g.grade for g in self.context.grades("train")}
         ids = {p.id for p in list(self.context.problems("train"))[: settings.problems]}

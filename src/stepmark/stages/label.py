@@ -1,6 +1,6 @@
 """Stage: solutions -> one label per step, without human annotation.
 
-The labeller (labelers/) gathers the evidence. This stage gives it batches that are large enough for the backend, and
+The labeler (labelers/) gathers the evidence. This stage gives it batches that are large enough for the backend, and
 stores the labels. With ledgers, each rollout is also stored as soon as it arrives, and is paid for only once.
 
     stepmark label --task arithmetic --solutions solutions.jsonl --model generator/ --out labels.jsonl
@@ -63,9 +63,9 @@ def label(
 ) -> Labelled:
     """Labels the solutions that have no labels in `out` yet, in batches of about `steps` steps.
 
-    `references` returns a problem's correct worked solutions, for labellers that compare with them. The default is
+    `references` returns a problem's correct worked solutions, for labelers that compare with them. The default is
     the problem's own one and those in `units` that the grader finds correct. `ledgers` maps names in ROLES to ledgers.
-    Raises ConfigError when the labeller needs a tool that is missing, BudgetReached when the budget is spent, and
+    Raises ConfigError when the labeler needs a tool that is missing, BudgetReached when the budget is spent, and
     StageError when nearly everything fails or the share of unusable rollouts exceeds `limits`."""
     need(labeler, tools, judged=budget is not None, ledgers=ledgers or {})
     if ledgers:
@@ -101,10 +101,10 @@ def label(
 
 
 def need(labeler: Labeler, tools: Tools, judged: bool = False, ledgers: Mapping[str, Ledger] | None = None) -> None:
-    """Raises ConfigError when the labeller needs a backend that is missing, or a budget has no ledger to count by."""
+    """Raises ConfigError when the labeler needs a backend that is missing, or a budget has no ledger to count by."""
     uses: frozenset[str] = getattr(labeler, "uses", frozenset())
     faults = [
-        f"the labeller {type(labeler).__name__} needs a {role}, and none is given. Name a model for it."
+        f"the labeler {type(labeler).__name__} needs a {role}, and none is given. Name a model for it."
         for role in ROLES
         if role in uses and getattr(tools, role) is None
     ]
@@ -193,7 +193,7 @@ def _label(
         for role, backend in recorded.items():
             for key, r in backend.known.items():
                 job = by_id.get(r.prompt_id.rpartition("@")[0])
-                if job is not None:  # a labeller may choose prompt ids of another form
+                if job is not None:  # a labeler may choose prompt ids of another form
                     job.known.setdefault(role, {})[key] = r
         raise
 

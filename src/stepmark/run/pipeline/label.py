@@ -72,7 +72,7 @@ class WriteRationales:
 
 
 def rationale_ledgers(directory: Path, tools: Tools, writer: str = "") -> dict[str, Ledger]:
-    """Role -> ledger of a writer. Labellers use the same models with other prompts, so they have other ledgers."""
+    """Role -> ledger of a writer. Labelers use the same models with other prompts, so they have other ledgers."""
     return {
         role: Ledger.of(directory / f"{_prefix(writer)}{role}.jsonl", backend)
         for role in ROLES

@@ -64,7 +64,7 @@ def _settings(context: RunContext) -> Refresh:
 
 
 def _examples(context: RunContext, name: str, policy: str, problems: Sequence[Problem], n: int) -> list[Example]:
-    """The examples from the policy's solutions, with step labels where the recipe has a labeller."""
+    """The examples from the policy's solutions, with step labels where the recipe has a labeler."""
     policies, recipe, log = Policies(context), context.recipe, context.log
     solutions = context.directory.records(f"refreshed/{name}/solutions", Solution)
     graded = context.directory.records(f"refreshed/{name}/grades", GradedSolution)
