@@ -80,17 +80,23 @@ class Server:
 
     def __enter__(self):
         self.rng = random.Random(self.seed)
-        self.loop = asyncio.new_event_loop()
-        self.server = self.loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v1"
-        self.thread = threading.Thread(target=self.loop.run_forever, name="fault-server", daemon=True)
+        self.loop, started = asyncio.new_event_loop(), threading.Event()
+        self.thread = threading.Thread(target=self._run, args=(started,), name="fault-server", daemon=True)
         self.thread.start()
+        assert started.wait(30)
         return self
 
     def __exit__(self, *_):
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
-        self.server.close()
+
+    def _run(self, started):
+        """The life of the loop, in its own thread: a test in a browser may have left one running in the main thread."""
+        server = self.loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        started.set()
+        self.loop.run_forever()
+        server.close()
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self.loop.run_until_complete(asyncio.sleep(0.01))
