@@ -89,12 +89,11 @@ def plan(
     from stepmark.data.store import RunDir
     from stepmark.run import cost_estimate, renames
     from stepmark.run.context import RunContext
-    from stepmark.run.recipe import load
-    from stepmark.run.seeds import first
+    from stepmark.run.recipe import first_seed, load
 
     limits = parse_budget(budget or [])
     whole = load(recipe, changes or [])
-    of_seed, place = first(whole, out or Path("runs") / whole.name)
+    of_seed, place = first_seed(whole, out or Path("runs") / whole.name)
     with RunDir(place).open(of_seed.resolved(), renames.upgraded) as directory, Show(json) as show:
         context = RunContext(of_seed, directory, show, limits)
         estimate = cost_estimate.plan(context, problems or 24, solutions or 4, price_hour)
@@ -263,11 +262,10 @@ def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
 def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, start: str, json: bool) -> None:
     from stepmark.run import dry_run
     from stepmark.run.execute import Selection
-    from stepmark.run.recipe import load
-    from stepmark.run.seeds import first
+    from stepmark.run.recipe import first_seed, load
 
     whole = load(path, changes)
-    recipe, place = first(whole, out or Path("runs") / whole.name)
+    recipe, place = first_seed(whole, out or Path("runs") / whole.name)
     planned = dry_run.plan(recipe, place, Selection(only, start))
     if json:
         print_json({"run": str(place), "stages": planned})

@@ -229,6 +229,18 @@ class Recipe(Settings):
         return plain
 
 
+def first_seed(recipe: Recipe, path: Path) -> tuple[Recipe, Path]:
+    """The recipe of the first seed and its directory; for a recipe without seeds the recipe itself and `path`."""
+    if not recipe.seeds:
+        return recipe, path
+    return recipe.with_seed(recipe.seeds[0]), seed_directory(path, recipe.seeds[0])
+
+
+def seed_directory(path: Path, seed: int) -> Path:
+    """The directory of a seed's run."""
+    return path / f"seed-{seed}"
+
+
 def load(source: Place, changes: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `key=value` changes. Raises ConfigError with all faults."""
     path = Path(source)

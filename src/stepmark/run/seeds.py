@@ -43,7 +43,7 @@ from stepmark.run.log import every
 from stepmark.run.machine import describe
 from stepmark.run.pipeline import stages
 from stepmark.run.pipeline.evaluate import Evaluate
-from stepmark.run.recipe import Recipe, stored
+from stepmark.run.recipe import Recipe, seed_directory, stored
 from stepmark.types import Place, Progress
 
 SECTIONS = {"in_distribution": "test", "out_of_distribution": "out_of_distribution"}  # name -> part of the recipe
@@ -94,15 +94,15 @@ def evaluate(recipe: Recipe, directory: RunDir, progress: Show | None = None) ->
         return metrics
     for seed in recipe.seeds:
         of_seed = recipe.with_seed(seed)
-        with RunDir(place(directory.path, seed)).open(of_seed.resolved(), renames.upgraded) as seed_directory:
-            execute.run_stage(RunContext(of_seed, seed_directory, progress), Evaluate())
+        with RunDir(seed_directory(directory.path, seed)).open(of_seed.resolved(), renames.upgraded) as of_run:
+            execute.run_stage(RunContext(of_seed, of_run, progress), Evaluate())
     return summarise(recipe, directory)
 
 
 def summarise(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     """Pools the seeds' metrics.json into one and writes it."""
-    runs = {seed: RunDir(place(directory.path, seed)).read_json("metrics.json") for seed in recipe.seeds}
-    ways = {seed: _read_ways(RunDir(place(directory.path, seed))) for seed in recipe.seeds}
+    runs = {seed: RunDir(seed_directory(directory.path, seed)).read_json("metrics.json") for seed in recipe.seeds}
+    ways = {seed: _read_ways(RunDir(seed_directory(directory.path, seed))) for seed in recipe.seeds}
     metrics = together(runs, ways) | {"name": recipe.name}
     directory.write_json("metrics.json", metrics)
     return metrics
@@ -114,7 +114,7 @@ def write_report(directory: RunDir, command: str = "") -> Path:
     if not recipe.seeds:
         return report_data.write_report(directory, command)
     metrics = directory.read_json("metrics.json")
-    links = [f"The report of seed {seed}: {place(Path(), seed) / 'report.html'}" for seed in recipe.seeds]
+    links = [f"The report of seed {seed}: {seed_directory(Path(), seed) / 'report.html'}" for seed in recipe.seeds]
     data = report.ReportData(
         name=recipe.name,
         metrics=report.Metrics.parse(metrics | {"notes": metrics["notes"] + links}),
@@ -128,19 +128,9 @@ def write_report(directory: RunDir, command: str = "") -> Path:
     return report.write(data, directory.path / "report.html")
 
 
-def first(recipe: Recipe, path: Path) -> tuple[Recipe, Path]:
-    """The recipe of the first seed and its directory; for a recipe without seeds the recipe itself and `path`."""
-    return (recipe.with_seed(recipe.seeds[0]), place(path, recipe.seeds[0])) if recipe.seeds else (recipe, path)
-
-
-def place(path: Path, seed: int) -> Path:
-    """The directory of a seed's run."""
-    return path / f"seed-{seed}"
-
-
 def _run_seed(seed: int, *, recipe: Recipe, path: Path, command: str, selection: Selection) -> RunResult:
-    seed_command = f"{command} seeds=[] seed={seed} --out {place(path, seed)}" if command else ""
-    return execute.run(recipe.with_seed(seed), place(path, seed), command=seed_command, selection=selection)
+    seed_command = f"{command} seeds=[] seed={seed} --out {seed_directory(path, seed)}" if command else ""
+    return execute.run(recipe.with_seed(seed), seed_directory(path, seed), command=seed_command, selection=selection)
 
 
 def _show_stages(recipe: Recipe, path: Path, show: Show | None) -> Any:
@@ -150,7 +140,7 @@ def _show_stages(recipe: Recipe, path: Path, show: Show | None) -> Any:
 
     def action() -> None:
         nonlocal shown
-        logs = {seed: place(path, seed) / "log.jsonl" for seed in recipe.seeds}
+        logs = {seed: seed_directory(path, seed) / "log.jsonl" for seed in recipe.seeds}
         current = {seed: _last_stage(log) for seed, log in logs.items()}
         done = sum(stage == "done" for stage in current.values())
         note = ", ".join(f"seed {seed}: {stage}" for seed, stage in current.items() if stage)
