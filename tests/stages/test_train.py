@@ -226,7 +226,7 @@ def test_nothing_to_learn_from(tiny, tmp_path):
 
 def test_nothing_to_learn_from_says_what_became_of_solutions_and_rollouts(tiny, problems, labelled, tmp_path):
     examples = []
-    for i, reason in enumerate(("no answer was found", "no answer was found", "two answers")):
+    for i, reason in enumerate(("two answers", "the reference 'one' is no number", "the reference 'two' is no number")):
         p, x = labelled(problems[0], f"I do not know {i}.\nNor why.", [1.0, 1.0], Verdict.UNGRADABLE, sample=i)
         lost = (StepLabel(0, 0, truncated=3, ungradable=5), StepLabel(0, 0, ungradable=1, source="outcome"))
         examples.append((p, replace(x, grade=Grade(Verdict.UNGRADABLE, reason), labels=lost)))
@@ -234,9 +234,9 @@ def test_nothing_to_learn_from_says_what_became_of_solutions_and_rollouts(tiny, 
         train(OutcomeVerifier(tiny), examples, tmp_path / "out", QUICK)
     for part in (
         "none of the 3 examples has a training signal",
-        "0 of the 3 solutions could be graded, 3 could not (2 of these because: no answer was found)",
+        "0 of the 3 solutions could be graded, 3 could not (2 of these because: the reference 'one' is no number)",
         "of the 24 rollouts behind their step labels, 15 ungradable, 9 truncated",
-        "One text: 'I do not know 0.\\nNor why.'",
+        "One text: 'I do not know 1.\\nNor why.'",
         "max_tokens",
         "stop",
     ):

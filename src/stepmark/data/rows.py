@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -30,6 +29,7 @@ from stepmark.data.decode import (
     is_saved,
     is_saved_whole,
 )
+from stepmark.data.outcome_counts import most_frequent
 from stepmark.errors import DataError
 from stepmark.types import Place, Problem, ProblemSet, Quarantined
 
@@ -136,9 +136,8 @@ def _set_aside(rows: Sequence[Quarantined]) -> str:
     """How many rows were set aside, with the most frequent reason; reasons that differ in numbers alone are one."""
     if not rows:
         return ""
-    kinds = [re.sub(r"[\d,.]+", "0", row.reason) for row in rows]
-    [(kind, count)] = Counter(kinds).most_common(1)
-    row = rows[kinds.index(kind)]
+    place, count = most_frequent([row.reason for row in rows], r"[\d,.]+")
+    row = rows[place]
     many = "1 row was" if len(rows) == 1 else f"{len(rows)} rows were"
     return f"; {many} set aside, {count} for this reason (here of line {row.line}): {row.reason}"
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from stepmark.data import store
-from stepmark.data.outcome_counts import COMPARED
+from stepmark.data.outcome_counts import COMPARED, most_frequent
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
 from stepmark.models import checkpoints, optimization, packing, training_log
@@ -45,6 +45,7 @@ Example = TypeVar("Example", contravariant=True)
 
 KEPT = ".training"  # directory of the training state
 SHOWN = 300  # characters of a solution in an error
+QUOTED = r"'[^']*'|\"[^\"]*\"|\d+"  # details in the reason of a grade: parts of texts, and numbers
 ROLLOUT_OUTCOMES = ("gradable", "ungradable", "truncated", "failed")
 
 
@@ -202,12 +203,14 @@ def _without_signal(examples: Sequence[Any]) -> str:
             f"{start}: no demonstration, or no label. Give a generator problems with demonstrations or reference "
             "solutions, and a verifier labelled solutions."
         )
-    reasons = Counter(x.grade.reason for x in labelled if x.grade.verdict is Verdict.UNGRADABLE)
-    ungradable = reasons.total()
-    said = [f"{len(labelled) - ungradable} of the {len(labelled)} solutions could be graded, {ungradable} could not"]
-    if reasons:
-        [(reason, count)] = reasons.most_common(1)
-        said[0] += f" ({count} of these because: {reason})"
+    unread = [x for x in labelled if x.grade.verdict is Verdict.UNGRADABLE]
+    graded = len(labelled) - len(unread)
+    said = [f"{graded} of the {len(labelled)} solutions could be graded, {len(unread)} could not"]
+    shown = labelled[0]
+    if unread:
+        place, count = most_frequent([x.grade.reason for x in unread], QUOTED)
+        shown = unread[place]
+        said[0] += f" ({count} of these because: {shown.grade.reason})"
     labels = [label for x in labelled for label in x.labels if label.source not in COMPARED and not label.inferred]
     counts = {name: sum(getattr(label, name) for label in labels) for name in ROLLOUT_OUTCOMES}
     if made := sum(counts.values()):
@@ -215,13 +218,12 @@ def _without_signal(examples: Sequence[Any]) -> str:
         said.append(f"of the {made} rollouts behind their step labels, {listed}")
     else:
         said.append("there are no rollouts behind step labels")
-    unread = [x for x in labelled if x.grade.verdict is Verdict.UNGRADABLE] or labelled
     lost = Counter(r.lost for x in labelled for r in x.rationales if r.lost)
     said += [f"of their verifications, {', '.join(f'{n} {why}' for why, n in lost.most_common())}"] if lost else []
     return (
-        f"{start}: {'; '.join(said)}. One text: {_shown(unread[0].solution.text)!r}. Set the prompt so that the model "
+        f"{start}: {'; '.join(said)}. One text: {_shown(shown.solution.text)!r}. Set the prompt so that the model "
         "ends with an answer that the grader finds, such as 'The answer is 7.'; max_tokens so that its texts end; stop "
-        "so that nothing comes after the answer."
+        "so that nothing comes after the answer; where the reason is about the reference, another grader."
     )
 
 
