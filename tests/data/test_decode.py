@@ -101,6 +101,18 @@ def test_each_format_gives_the_same_rows_and_sets_the_same_row_aside(tmp_path: P
     assert "field 'answer'" in bad.reason
 
 
+def test_a_directory_may_have_a_file_of_any_format_for_each_split(tmp_path: Path) -> None:
+    as_csv(tmp_path / "train.csv")
+    as_parquet(tmp_path / "test.parquet")
+    for split, line in (("train", 3), ("test", 2)):
+        assert [row.line for row in read(tmp_path, split=split) if isinstance(row, Quarantined)] == [line]
+    as_json(tmp_path / "test.json")
+    with pytest.raises(DataError, match="2 files for the split 'test'"):
+        read(tmp_path, split="test")
+    with pytest.raises(DataError, match=r"no file or directory 'data/nothing\.parquet'"):
+        read("data/nothing.parquet")  # not the name of a data set on the hub
+
+
 def reasons(path: Path) -> list[tuple[int, str]]:
     return [(row.line, "" if isinstance(row, Row) else row.reason) for row in read(path)]
 
