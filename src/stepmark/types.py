@@ -82,6 +82,7 @@ class ProblemSet:
 
     problems: tuple[Problem, ...]
     quarantined: tuple[Quarantined, ...] = ()
+    note: str = ""  # one or two sentences for the user: how the rows were divided, or why there is no problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,73 @@ def shrunk(*changes, **backend):
     ]
 
 
+def rows_file(path, question="question", answer="answer"):
+    rows = [{question: f"Add {i} and 2 and 3.", answer: i + 5} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_of_six_questions_says_how_it_was_divided_and_can_be_taken_whole(tmp_path):
+    path = rows_file(tmp_path / "mine.jsonl")
+    task = ["--task", "jsonl", "--task-option", f"path={path}", *BACKEND, "--n", 1, "--json"]
+    whole = ok("sample", *task, "--split", "all", "--out", tmp_path / "all.jsonl")
+    assert json.loads(whole.stdout)["problems"] == 6
+    train = ok("sample", *task, "--split", "train", "--out", tmp_path / "train.jsonl")
+    count = json.loads(train.stdout)["problems"]
+    assert 0 < count < 6
+    assert f"stepmark: {count} of 6 rows are the train split of {path}." in train.stderr
+    task += ["--task-option", "test_share=0.0001"]
+    empty = ok("sample", *task, "--split", "test", "--out", tmp_path / "test.jsonl", code=1)
+    assert "train 6, test 0" in empty.stderr and "raise test_share" in empty.stderr
+
+
+def test_a_run_of_a_file_with_other_field_names_says_which_option_names_them(tmp_path):
+    path = rows_file(tmp_path / "mine.jsonl", "prompt", "final_answer")
+    changes = [x for x in shrunk() if not x.startswith("task=")]
+    changes += [f"task={{name: jsonl, options: {{path: {path}}}}}"]
+    done = ok("run", DEMO, *changes, "--out", tmp_path / "run", code=1)
+    for part in (
+        "the split 'train' of the task jsonl has no usable problem; 6 rows were set aside, 6 for this reason",
+        "The fields found are prompt, final_answer; needed are question and answer.",
+        "question: prompt, answer: final_answer",
+        "quarantine.jsonl",
+    ):
+        assert part in done.stderr
+    assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) == 6
+
+
+def test_notes_of_a_run_are_printed_and_logged(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    path = rows_file(tmp_path / "mine.jsonl")
+    recipe.write_text(
+        f"task: {{name: jsonl, options: {{path: {path}, test_share: 0.5}}}}\n"
+        f"generator: {{backend: {STRANGERS / 'backend.py'}}}\n"
+        f"verifiers: {{recompute: {{kind: {STRANGERS / 'verifier.py'}}}}}\n"
+        "sample: {train: {n: 1}, test: {n: 2}}\nworkers: 1\n"
+    )
+    done = ok("run", recipe, "--out", tmp_path / "run")
+    cut = "evaluate.n is [1, 2] and not the default [1, 4, 16, 64], since sample.test.n is 2."
+    assert f"stepmark: note: {cut}" in done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["evaluate"]["n"] == [1, 2]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    notes = [line["note"] for line in log if line["event"] == "note"]
+    assert len(notes) == 3 and notes[0].startswith(cut)
+    for part, note in zip(("train", "test"), notes[1:], strict=True):
+        assert f"of 6 rows are the {part} split" in note and note in done.stderr
+    assert cut in ok("run", recipe, "--out", tmp_path / "run", "--dry-run", "--json").stderr
+
+
+def test_two_problems_with_one_id_are_named_by_the_stages_and_by_a_run(tmp_path):
+    task = tmp_path / "task.py"
+    task.write_text((STRANGERS / "task.py").read_text().replace('f"{split}-{i}", f"Add', 'f"{split}-{i % 2}", f"Add'))
+    message = f"the split 'test' of the task {task} has two problems with the id 'test-0'"
+    done = ok("sample", "--task", task, *BACKEND, "--out", tmp_path / "s.jsonl", code=1)
+    assert message in done.stderr
+    changes = [x for x in shrunk() if not x.startswith("task=")]
+    done = ok("run", DEMO, *changes, f"task={task}", "--out", tmp_path / "run", code=1)
+    assert message in done.stderr
+
+
 def test_a_run_and_the_commands_on_its_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = ok("run", DEMO, *shrunk())

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark.data.rows import ANSWER, MAX_LINE, QUESTION, Field, Row, problems, read
+from stepmark.data.rows import ANSWER, MAX_LINE, QUESTION, Field, Row, need_problems, problems, read
 from stepmark.errors import DataError
 from stepmark.text.hashing import hash_fraction
-from stepmark.types import Problem, Quarantined
+from stepmark.types import Problem, ProblemSet, Quarantined
 
 GOOD = {"question": "What is 2 + 2?", "answer": "4"}
 
@@ -237,6 +237,25 @@ def test_problems_stop_at_the_limit_and_carry_what_was_set_aside(tmp_path: Path)
     assert [p.id for p in every.problems] == ["a", "b", "c"]
     assert [q.line for q in every.quarantined] == [1, 4, 6]
     assert problems(read(path), make, 0).problems == ()
+
+
+def test_a_split_without_problems_is_an_error_with_its_most_frequent_reason(tmp_path: Path) -> None:
+    long = [line(question="q" * n) for n in (100_001, 100_002, 100_003)]
+    loaded = problems(read(write(tmp_path, b"{", *long)), lambda row: None)
+    with pytest.raises(DataError) as e:
+        need_problems("mine", "dev", loaded)
+    text = str(e.value)
+    assert "the split 'dev' of the task mine has no usable problem; 4 rows were set aside, 3 for this reason" in text
+    assert "(here of line 2): field 'question': 100,001 characters" in text
+    with pytest.raises(DataError, match=r"no usable problem\. Look there\."):
+        need_problems("mine", "dev", ProblemSet((), note="Look there."))
+
+
+def test_two_problems_with_one_id_are_an_error_that_names_the_task_the_split_and_the_id() -> None:
+    first, second = Problem("p7", "Why?", "1", "mine"), Problem("p7", "Why not?", "2", "mine")
+    need_problems("mine", "test", ProblemSet((first, Problem("p8", "Why?", "1", "mine"))))
+    with pytest.raises(DataError, match=r"split 'test' of the task mine has two .* id 'p7': 'Why\?' and 'Why not\?'"):
+        need_problems("mine", "test", ProblemSet((first, second)))
 
 
 def test_share_is_even_stable_and_blind_to_white_space_and_case() -> None:

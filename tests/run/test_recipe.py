@@ -77,10 +77,59 @@ def test_all_faults_are_reported_together_with_suggestions():
         (["sample.out_of_distribution.split=test"], "the two tests need different problems"),
         (["sample.out_of_distribution.n=64"], "out_of_distribution needs split, a split of the task, or file"),
         (["sample.out_of_distribution={split: dev, n: 8}"], "sample.out_of_distribution.n is 8"),
+        (["sample.train.split=all"], "the split 'all' has those of every other split"),
+        (["generator.split=all"], "generator.split is 'all'"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_reported(changes, message):
     assert message in "\n".join(faults(*changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "suggestion"),
+    [
+        ("sample.train.max_tokens=5", "'sample.max_tokens'"),
+        ("max_tokens=5", "'sample.max_tokens'"),
+        ("verifiers.prm.lr=1", "'verifiers.prm.train.lr'"),
+        ("lr=1", "'generator.train.lr' or 'completer.train.lr' or 'judge.train.lr'"),
+        ("evaluate.stop=[x]", "'sample.stop'"),
+        ("label.rollouts=4", "'label.options.rollouts'"),
+        ("verifiers.prm.tag=x", "'verifiers.prm.options.tag'"),
+        ("reinforce={policies: {p: {reward: gold, kl: 1}}}", "'reinforce.policies.p.settings.kl'"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_told_the_right_one(change, suggestion):
+    assert f"Did you mean {suggestion}?" in "\n".join(faults(change))
+
+
+SMALL = {"task": "arithmetic", "generator": {"path": "model"}, "verifiers": {}}
+
+
+def small(*changes):
+    return recipe.parse(recipe.changed({"name": "small", **SMALL}, changes), "small")
+
+
+def test_the_default_of_evaluate_n_is_cut_to_the_candidates_there_are_with_a_note():
+    cut = small("sample.test.n=2")
+    assert cut.evaluate.n == (1, 2) and cut.resolved()["evaluate"]["n"] == [1, 2]
+    (note,) = cut.notes
+    assert "evaluate.n is [1, 2]" in note and "sample.test.n is 2" in note
+    assert cut.with_seed(3).notes == cut.notes
+    again = recipe.parse(cut.resolved(), "config.json")
+    assert again.resolved() == cut.resolved() and again.notes == ()
+    assert small("sample.test.n=20").evaluate.n == (1, 4, 16, 20)
+    assert small("sample.test.n=1").evaluate.n == (1,)
+    assert small("sample.out_of_distribution={split: dev, n: 4}").evaluate.n == (1, 4)
+    assert "sample.out_of_distribution.n is 4" in small("sample.out_of_distribution={split: dev, n: 4}").notes[0]
+    assert small("sample.test.n=20", "evaluate.aggregates=[mean]").evaluate.aggregates == ("mean",)
+
+
+def test_evaluate_n_stays_where_it_fits_or_was_set():
+    for changes in ((), ("sample.test.n=100",), ("sample.test.n=2", "evaluate.n=[1, 2]")):
+        assert small(*changes).notes == ()
+    assert small().evaluate.n == small("sample.test.n=100").evaluate.n == (1, 4, 16, 64)
+    with pytest.raises(ConfigError, match=r"evaluate\.n has 64, but sample\.test\.n is 2"):
+        small("sample.test.n=2", "evaluate.n=[1, 4, 16, 64]")
 
 
 def test_train_and_test_may_not_share_imported_questions():

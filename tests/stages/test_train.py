@@ -15,7 +15,8 @@ from stepmark.errors import ConfigChanged, ConfigError, DataError
 from stepmark.models import checkpoints, packing
 from stepmark.models.encoding import Encoded
 from stepmark.stages.train import Generator, TrainSettings, train
-from stepmark.types import Problem
+from stepmark.types import Grade, Problem, StepLabel, Verdict
+from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier
 
 QUICK = TrainSettings(batch_tokens=400, row_tokens=200, log_every=2, tensorboard=False, device="cpu")
@@ -221,6 +222,25 @@ def test_nothing_to_learn_from(tiny, tmp_path):
         with pytest.raises(DataError, match=f"none of the {len(examples)} examples"):
             train(Generator(tiny), examples, tmp_path / "out", QUICK)
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_learn_from_says_what_became_of_solutions_and_rollouts(tiny, problems, labelled, tmp_path):
+    examples = []
+    for i, reason in enumerate(("two answers", "the reference 'one' is no number", "the reference 'two' is no number")):
+        p, x = labelled(problems[0], f"I do not know {i}.\nNor why.", [1.0, 1.0], Verdict.UNGRADABLE, sample=i)
+        lost = (StepLabel(0, 0, truncated=3, ungradable=5), StepLabel(0, 0, ungradable=1, source="outcome"))
+        examples.append((p, replace(x, grade=Grade(Verdict.UNGRADABLE, reason), labels=lost)))
+    with pytest.raises(DataError) as e:
+        train(OutcomeVerifier(tiny), examples, tmp_path / "out", QUICK)
+    for part in (
+        "none of the 3 examples has a training signal",
+        "0 of the 3 solutions could be graded, 3 could not (2 of these because: the reference 'one' is no number)",
+        "of the 24 rollouts behind their step labels, 15 ungradable, 9 truncated",
+        "One text: 'I do not know 1.\\nNor why.'",
+        "max_tokens",
+        "stop",
+    ):
+        assert part in str(e.value)
 
 
 def test_what_is_longer_than_the_model_reads_is_left_out_and_counted(tiny, problems, tmp_path):

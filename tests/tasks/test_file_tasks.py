@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from stepmark.errors import ConfigError, DataError
 from stepmark.tasks.gsm8k import GSM8K
@@ -156,3 +157,67 @@ def test_jsonl_says_what_it_can_not_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as e:
         Jsonl("", test_share=0.8, dev_share=0.3, question="answer", steps="lines", answer_limit=0)
     assert len(e.value.faults) == 5
+
+
+def test_jsonl_says_how_it_divided_a_file_and_offers_it_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", *ROWS[:6], {"question": "no answer"})
+    train, test, whole = (Jsonl(path).load(split) for split in ("train", "test", "all"))
+    assert len(train.problems) + len(test.problems) == len(whole.problems) == 6
+    assert len(whole.quarantined) == 1 and not whole.note
+    assert train.note == f"{len(train.problems)} of 6 rows are the train split of {path}."
+    assert Jsonl(path).load("all", limit=2).problems == whole.problems[:2]
+    assert not Jsonl(path).load("train", limit=1).note  # the rows after it were not read
+    for task in (Jsonl(path, test_path=path), Jsonl(str(tmp_path))):
+        with pytest.raises(ConfigError, match="'all' only for a single file"):
+            task.load("all")
+    write(tmp_path / "train.jsonl", *ROWS[:6])
+    assert not Jsonl(str(tmp_path)).load("train").note
+
+
+def test_jsonl_says_how_many_rows_fell_where_if_a_split_is_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", *ROWS[:6])
+    loaded = Jsonl(path, test_share=0.0001, dev_share=0.0001).load("test")
+    assert not loaded.problems
+    parts = "Its 6 rows fall into: train 6, dev 0, test 0", "raise test_share (it is 0.0001)", "test_path", "'all'"
+    for part in parts:
+        assert part in loaded.note
+    assert "raise dev_share" in Jsonl(path, dev_share=0.0001).load("dev").note
+    assert "lower test_share" in Jsonl(path, test_share=0.9999).load("train").note
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "advice"),
+    [
+        (
+            {"prompt": "q", "solution": "s", "final_answer": "5"},
+            {},
+            "--task-option question=prompt --task-option answer=final_answer",
+        ),
+        ({"Problem": "q", "Gold": 5}, {}, "question: Problem, answer: Gold"),
+        ({"question": "q", "the_answer_of_it": 5}, {}, "`--task-option answer=the_answer_of_it`"),
+        ({"questoin": "q", "answr": 5}, {}, "question: questoin, answer: answr"),
+        ({"x": "q", "prompt": "q", "y": 5}, {"question": "x", "answer": "z"}, "`--task-option answer=FIELD`"),
+        ({"text": "q"}, {}, "question: text, answer: FIELD"),
+    ],
+)
+def test_jsonl_names_the_options_for_fields_with_other_names(
+    tmp_path: Path, row: dict[str, Any], options: dict[str, Any], advice: str
+) -> None:
+    task = Jsonl(write(tmp_path / "mine.jsonl", row, row), **options)
+    loaded = task.load("train")
+    assert not loaded.problems and len(loaded.quarantined) == 2
+    assert f"The fields found are {', '.join(row)}; needed are {task.question} and {task.answer}." in loaded.note
+    assert advice in loaded.note
+
+
+def test_jsonl_blames_no_names_where_the_fields_are_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", {"question": "", "answer": "5"})
+    assert not Jsonl(path).load("train").note
+
+
+def test_jsonl_reads_other_formats_by_their_ending(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("question,answer\nWhy?,7\n")
+    (tmp_path / "mine.json").write_text('[{"question": "Why?", "answer": 7}]')
+    Dataset.from_list([{"question": "Why?", "answer": 7}]).save_to_disk(tmp_path / "saved")
+    for name, id in (("mine.csv", "2"), ("mine.json", "1"), ("saved", "1")):
+        assert Jsonl(str(tmp_path / name)).load("all").problems == (Problem(id, "Why?", "7", "jsonl"),)

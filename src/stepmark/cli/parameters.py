@@ -21,7 +21,9 @@ TaskOptions = Annotated[
     list[str] | None,
     typer.Option("--task-option", metavar="KEY=VALUE", help="An option of the task; may be given several times."),
 ]
-Split = Annotated[str, typer.Option(help="Split of the task, e.g. train or test.")]
+Split = Annotated[
+    str, typer.Option(help="Split of the task, e.g. train or test; the task jsonl also has all, the whole file.")
+]
 Limit = Annotated[int | None, typer.Option("--problems", min=1, help="Number of problems; by default all.")]
 Model = Annotated[str | None, typer.Option("--model", help="A checkpoint directory or a hub id.")]
 BackendName = Annotated[
@@ -75,16 +77,16 @@ Changes = Annotated[
 def load(
     task: str, changes: Sequence[str] | None, split: str, limit: int | None = None
 ) -> tuple[Sequence[Problem], Sequence[Quarantined], Task]:
-    """The problems of a split, the rows that were set aside, and the task. Raises DataError if no problem is left."""
-    from stepmark.errors import DataError
+    """The problems of a split, the rows that were set aside, and the task. Says on standard error how the task divided
+    its rows. Raises DataError if no problem is left."""
+    from stepmark.data.rows import need_problems
     from stepmark.plugins.loading import load_task
 
     plugin = load_task(task, **options(changes))
     loaded = plugin.load(split, limit)
-    if not loaded.problems:
-        bad = loaded.quarantined
-        reason = f" The first of {len(bad)} bad rows: {bad[0]}" if bad else ""
-        raise DataError(f"the split {split!r} of {task} has no usable problem.{reason}")
+    need_problems(task, split, loaded)
+    if loaded.note:
+        typer.echo(f"stepmark: {loaded.note}", err=True)
     return loaded.problems, loaded.quarantined, plugin
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from stepmark.cli import parameters as p
 from stepmark.cli.app import app
 from stepmark.cli.terminal import Show, print_json, say_failed
 from stepmark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stepmark.run.recipe import Recipe
 
 
 @app.command()
@@ -89,10 +92,10 @@ def plan(
     from stepmark.data.store import RunDir
     from stepmark.run import cost_estimate, renames
     from stepmark.run.context import RunContext
-    from stepmark.run.recipe import first_seed, load
+    from stepmark.run.recipe import first_seed
 
     limits = parse_budget(budget or [])
-    whole = load(recipe, changes or [])
+    whole = _recipe(recipe, changes or [])
     of_seed, place = first_seed(whole, out or Path("runs") / whole.name)
     with RunDir(place).open(of_seed.resolved(), renames.upgraded) as directory, Show(json) as show:
         context = RunContext(of_seed, directory, show, limits)
@@ -242,6 +245,16 @@ def doctor(json: p.AsJson = False) -> None:
 # ---- shared by the commands ----
 
 
+def _recipe(path: Path, changes: Sequence[str]) -> Recipe:
+    """The recipe. Its notes go to standard error."""
+    from stepmark.run.recipe import load
+
+    recipe = load(path, changes)
+    for note in recipe.notes:
+        typer.echo(f"stepmark: note: {note}", err=True)
+    return recipe
+
+
 def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
     from stepmark.data.store import RunDir
     from stepmark.evaluation import budget_advice
@@ -262,9 +275,9 @@ def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
 def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, start: str, json: bool) -> None:
     from stepmark.run import dry_run
     from stepmark.run.execute import Selection
-    from stepmark.run.recipe import first_seed, load
+    from stepmark.run.recipe import first_seed
 
-    whole = load(path, changes)
+    whole = _recipe(path, changes)
     recipe, place = first_seed(whole, out or Path("runs") / whole.name)
     planned = dry_run.plan(recipe, place, Selection(only, start))
     if json:
@@ -287,11 +300,10 @@ def _run(
     from stepmark.data.ledger import parse_budget
     from stepmark.run import seeds
     from stepmark.run.execute import Selection
-    from stepmark.run.recipe import load
 
     limits = parse_budget(budget)
     selection = Selection(only, start)
-    recipe = load(path, changes)
+    recipe = _recipe(path, changes)
     command = " ".join(["stepmark", *sys.argv[1:]])
     with Show(json) as show:
         result = seeds.run(recipe, out or Path("runs") / recipe.name, show, command, limits, selection)

@@ -6,6 +6,7 @@ rollouts end that way measures nothing, so it stops with the reason and spends n
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -115,6 +116,14 @@ class LimitCheck(Generic[Record]):
     def __call__(self, records: Sequence[Record], failed: int) -> str | None:
         self.total += self.of(records) + OutcomeCounts(failed=failed)
         return self.limits.exceeded(self.total, self.what)
+
+
+def most_frequent(reasons: Sequence[str], detail: str) -> tuple[int, int]:
+    """The place of the first of the most frequent reasons, and how many there are of it. Reasons that differ only where
+    the pattern `detail` matches are one."""
+    kinds = [re.sub(detail, "", reason) for reason in reasons]
+    [(kind, count)] = Counter(kinds).most_common(1)
+    return kinds.index(kind), count
 
 
 def of_labels(labelled: Iterable[LabelledSolution]) -> OutcomeCounts:

@@ -1,34 +1,39 @@
-"""Reads rows of a user's data: one JSON object per line. Each row is checked; bad rows are set aside with a reason.
+"""Reads rows of a user's data. Each row is checked; bad rows are set aside with a reason.
 
-A file may be plain or gzip (recognised by its first bytes, not its name) and of any length: one line is in memory at a
-time. A bad row never stops the others; a source that can't be read at all raises DataError. A source that is not a
-local file or directory may be the id of a data set on the Hugging Face hub; the `datasets` library reads it, if it is
-installed.
+The ending of a file names its format (data/decode.py); JSONL, one JSON object per line, is the default. A bad row never
+stops the others; a source that can't be read at all raises DataError. A directory may be a data set that the library
+`datasets` saved. A source that is not local may be the id of a data set on the Hugging Face hub; the same library reads
+both, if it is installed.
 
-The checks: the line is UTF-8 and a JSON object; the fields are present, of the right type, not empty, not too long, and
-without NUL characters and lone surrogates (which could not be written out again); ids are unique.
+The checks: the row is UTF-8 and a JSON object, or a row of a table; the fields are present, of the right type, not
+empty, not too long, and without NUL characters and lone surrogates (which could not be written out again); ids are
+unique.
 """
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import json
 import math
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, cast
 
+from stepmark.data.decode import (
+    SUFFIXES,
+    Bad,
+    Decoded,
+    decode_file,
+    decode_hub,
+    decode_saved,
+    is_saved,
+    is_saved_whole,
+)
+from stepmark.data.outcome_counts import most_frequent
 from stepmark.errors import DataError
 from stepmark.types import Place, Problem, ProblemSet, Quarantined
 
-GZIP = b"\x1f\x8b"
 MAX_LINE = 16 * 2**20  # bytes; a longer line is set aside without being held in memory
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # allowed endings of a split's file in a directory
 ID_LIMIT = 200  # characters
 
 
@@ -67,21 +72,28 @@ def read(
     max_line: int = MAX_LINE,
 ) -> Iterator[Row | Quarantined]:
     """The rows of a source, in order. `source` is a file (then `split` is not used), a directory with a file named
-    after `split`, or the id of a data set on the hub, with `config` as its configuration.
+    after `split`, a data set that `datasets` saved on disk, or the id of one on the hub, with `config` as its
+    configuration.
 
     Rows without `id_field` get their line number as id. Raises DataError, before the first row, if the source does not
     exist."""
     path = Path(source)
+    if is_saved(path):
+        return _check(str(path), decode_saved(path, split), fields, id_field)
     if path.is_dir():
         path = _in_directory(path, split)
     if path.is_file():
-        decoded = _decode_file(path, max_line)
-        return _check(str(path), decoded, fields, id_field)
+        return _check(str(path), decode_file(path, max_line), fields, id_field)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(source)) and not str(source).endswith(SUFFIXES):
-        return _check(str(source), _decode_hub(str(source), config, split), fields, id_field)
+        return _check(str(source), decode_hub(str(source), config, split), fields, id_field)
     raise DataError(
         f"no file or directory {str(source)!r} (working directory: {Path.cwd()}). Give the path of a JSONL file."
     )
+
+
+def is_whole(source: Place) -> bool:
+    """Whether a source has no splits of its own: a file, or a data set that was saved without splits."""
+    return Path(source).is_file() or is_saved_whole(Path(source))
 
 
 def problems(
@@ -104,6 +116,32 @@ def problems(
     return ProblemSet(tuple(good), tuple(bad))
 
 
+def need_problems(task: str, split: str, loaded: ProblemSet) -> None:
+    """Raises DataError for a split without problems, and for two problems with the same id."""
+    if not loaded.problems:
+        note = f" {loaded.note}" if loaded.note else ""
+        raise DataError(
+            f"the split {split!r} of the task {task} has no usable problem{_set_aside(loaded.quarantined)}.{note}"
+        )
+    seen: dict[str, Problem] = {}
+    for p in loaded.problems:
+        if (first := seen.setdefault(p.id, p)) is not p:
+            raise DataError(
+                f"the split {split!r} of the task {task} has two problems with the id {p.id!r}: "
+                f"{first.question[:60]!r} and {p.question[:60]!r}. Give each its own id."
+            )
+
+
+def _set_aside(rows: Sequence[Quarantined]) -> str:
+    """How many rows were set aside, with the most frequent reason; reasons that differ in numbers alone are one."""
+    if not rows:
+        return ""
+    place, count = most_frequent([row.reason for row in rows], r"[\d,.]+")
+    row = rows[place]
+    many = "1 row was" if len(rows) == 1 else f"{len(rows)} rows were"
+    return f"; {many} set aside, {count} for this reason (here of line {row.line}): {row.reason}"
+
+
 def _in_directory(folder: Path, split: str) -> Path:
     files = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
     if len(files) == 1:
@@ -115,75 +153,13 @@ def _in_directory(folder: Path, split: str) -> Path:
     )
 
 
-# One decoded line: its number, and its value or the reason why it has none.
-_Decoded = tuple[int, object] | tuple[int, "_Bad"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Bad:
-    reason: str
-
-
-def _decode_file(path: Path, max_line: int) -> Iterator[_Decoded]:
-    number = 0
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == GZIP
-        with cast("IO[bytes]", gzip.open(path, "rb") if zipped else path.open("rb")) as lines:
-            while raw := lines.readline(max_line + 1):
-                number += 1
-                if len(raw) > max_line:
-                    while raw and not raw.endswith(b"\n"):
-                        raw = lines.readline(max_line)
-                    yield number, _Bad(f"a line of more than {max_line:,} bytes")
-                elif value := _decode_line(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw):
-                    yield number, value[0]
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        yield number + 1, _Bad(f"the gzip file is damaged, nothing can be read from here on: {e}")
-    except OSError as e:
-        raise DataError(f"{path} can't be read, at line {number + 1}: {e}") from e
-
-
-def _decode_line(raw: bytes) -> tuple[object] | None:
-    """The line's value in a tuple, because the value may be null; None for a blank line."""
-    if not raw.strip():
-        return None
-    if b"\0" in raw:
-        return (_Bad("NUL bytes"),)
-    try:
-        return (json.loads(raw.decode("utf-8")),)
-    except UnicodeDecodeError as e:
-        return (_Bad(f"not UTF-8: {e.reason} at byte {e.start}"),)
-    except (ValueError, RecursionError) as e:
-        return (_Bad(f"broken JSON: {e}"),)
-
-
-def _decode_hub(name: str, config: str | None, split: str) -> Iterator[_Decoded]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as e:
-        raise DataError(
-            f"no file or directory {name!r} (working directory: {Path.cwd()}). "
-            "If it is a data set on the Hugging Face hub, `pip install datasets` to load it; "
-            "or give the path of a JSONL file."
-        ) from e
-    try:
-        data = datasets.load_dataset(name, config, split=split)
-    except Exception as e:  # the library raises errors of its own, of the network and of the file system
-        raise DataError(
-            f"data set {name!r} (configuration {config!r}, split {split!r}) can't be loaded from the hub: "
-            f"{type(e).__name__}: {e}. Give the path of a local JSONL file instead."
-        ) from e
-    return enumerate(data, start=1)
-
-
 def _check(
-    file: str, decoded: Iterable[_Decoded], fields: Sequence[Field], id_field: str
+    file: str, decoded: Iterable[Decoded], fields: Sequence[Field], id_field: str
 ) -> Iterator[Row | Quarantined]:
     seen: dict[str, int] = {}
     all_fields = (*fields, Field(id_field, limit=ID_LIMIT, required=False, number=True))
     for line, value in decoded:
-        if isinstance(value, _Bad):
+        if isinstance(value, Bad):
             yield Quarantined(file, line, value.reason)
             continue
         if not isinstance(value, Mapping):
@@ -193,7 +169,7 @@ def _check(
         faults: list[str] = []
         for f in all_fields:
             checked = _text(value.get(f.name), f)
-            if isinstance(checked, _Bad):
+            if isinstance(checked, Bad):
                 faults.append(f"field {f.name!r}: {checked.reason}" + ("" if f.name in value else _row_fields(value)))
             else:
                 text[f.name] = checked
@@ -209,24 +185,24 @@ def _check(
             yield Row(file, line, id, text, value)
 
 
-def _text(value: object, field: Field) -> str | _Bad:
+def _text(value: object, field: Field) -> str | Bad:
     if value is None or (value == "" and not field.required):
-        return _Bad("missing") if field.required else ""
+        return Bad("missing") if field.required else ""
     if field.number and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
-            return _Bad(f"not a finite number: {value}")
+            return Bad(f"not a finite number: {value}")
         # repr gives the shortest text that reads back as the same number: 0.1 stays 0.1, and 1e-7 gets its zeros.
         value = str(int(value)) if value == int(value) else format(Decimal(repr(value)), "f")
     if not isinstance(value, str):
-        return _Bad(f"wrong type: {_type(value)}, not text{' or a number' if field.number else ''}")
+        return Bad(f"wrong type: {_type(value)}, not text{' or a number' if field.number else ''}")
     if not value.strip():
-        return _Bad("empty")
+        return Bad("empty")
     if len(value) > field.limit:
-        return _Bad(f"{len(value):,} characters; at most {field.limit:,} are allowed")
+        return Bad(f"{len(value):,} characters; at most {field.limit:,} are allowed")
     if "\0" in value:
-        return _Bad("NUL characters")
+        return Bad("NUL characters")
     if any("\ud800" <= c <= "\udfff" for c in value):
-        return _Bad("a lone surrogate, which is no character")
+        return Bad("a lone surrogate, which is no character")
     return value
 
 

@@ -105,6 +105,8 @@ def run(
             archive(directory.path, outputs(context, chosen))
         context = RunContext(recipe, directory, progress, budget, command)
         context.need_price()
+        for note in recipe.notes:
+            context.log.note(note, show=False)  # the command line has said it already
         ran = [stage.name for stage in chosen if run_stage(context, stage)]
         metrics = directory.read_json("metrics.json") if "evaluate" in ran else {}
         return RunResult(directory.path, metrics, len(context.quarantine), tuple(context.log.failed), tuple(ran))

@@ -1,6 +1,6 @@
 """The log of a run: the stage that is running, its start, its progress, and the items that failed.
 
-RUN/log.jsonl        one line for each start, end and summary of a stage
+RUN/log.jsonl        one line for each start, end, summary and note of a stage
 RUN/seconds.json     the time each stage took, over all sittings
 
 stepmark run recipes/demo.yaml
@@ -32,6 +32,7 @@ class RunLog:
         if (directory.path / "seconds.json").exists():
             self.seconds = directory.read_json("seconds.json")
         self._show = show or (lambda _: None)
+        self._stage, self._began = "recipe", time.monotonic()  # before the first stage
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -50,6 +51,12 @@ class RunLog:
         if time.monotonic() - self._saved > 5:  # so that a kill loses little of the count
             self.save_seconds()
         self._show(replace(progress, stage=self._stage))
+
+    def note(self, note: str, show: bool = True) -> None:
+        """Logs a note for the user, and shows it with the progress."""
+        if show:
+            self._show(Progress(self._stage, 1, 1, self.elapsed, note))
+        self._write({"stage": self._stage, "event": "note", "note": note})
 
     @contextmanager
     def follow_trainings(self, places: Sequence[Path]) -> Iterator[None]:

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from stepmark.data.outcome_counts import Limits
 from stepmark.data.store import RunDir
@@ -30,7 +27,7 @@ from stepmark.errors import ConfigError
 from stepmark.models.checkpoints import Shape
 from stepmark.plugins import registry
 from stepmark.rl.settings import ReinforceSettings
-from stepmark.run import renames
+from stepmark.run import places, renames
 from stepmark.run.reinforce_schema import Reinforce, filled
 from stepmark.run.schema import (
     Evaluate,
@@ -93,7 +90,29 @@ class Recipe(Settings):
         faults = list(self._faults())
         if faults:
             raise ValueError("; ".join(faults))
-        return self
+        most = self._most_candidates()
+        if "n" in self.evaluate.model_fields_set or max(self.evaluate.n) <= most:
+            return self
+        # A default never refuses what the user set. `n` stays out of the fields that were set, for the note.
+        n = (*(k for k in self.evaluate.n if k < most), most)
+        cut = Evaluate.model_construct(self.evaluate.model_fields_set, **(dict(self.evaluate) | {"n": n}))
+        return self.model_copy(update={"evaluate": cut})
+
+    def _most_candidates(self) -> int:
+        """The largest N that every test has enough candidates for."""
+        return min(self.sample.source(part).n for part in self.sample.tests)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was changed in the recipe's defaults so that they fit the settings, for the user."""
+        default = Evaluate().n
+        if "n" in self.evaluate.model_fields_set or self.evaluate.n == default:
+            return ()
+        part = min(self.sample.tests, key=lambda part: self.sample.source(part).n)
+        return (
+            f"evaluate.n is {list(self.evaluate.n)} and not the default {list(default)}, since sample.{part}.n is "
+            f"{self._most_candidates()}. Set evaluate.n yourself to choose.",
+        )
 
     def _faults(self) -> Iterator[str]:
         if self.seeds and "seed" in self.model_fields_set:
@@ -105,6 +124,9 @@ class Recipe(Settings):
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
         if sampled and (self.task is None or self.generator is None):
             yield f"sampling solutions for {' and '.join(sampled)} needs a task and a generator"
+        trained = self.generator is not None and self.generator.train is not None
+        if sampled and self.generator is not None and trained and self.generator.split == "all":
+            yield "generator.split is 'all', which has the test problems too; choose train"
         writers = {f"verifiers.{name}.rationales": verifier.rationales for name, verifier in self.verifiers.items()}
         for part, labeler in ({"label": self.label, "rationales": self.rationales} | writers).items():
             if labeler is not None:
@@ -133,7 +155,7 @@ class Recipe(Settings):
                 if below not in first
             )
         for part in self.sample.tests:
-            if max(self.evaluate.n) > (n := self.sample.source(part).n):
+            if "n" in self.evaluate.model_fields_set and max(self.evaluate.n) > (n := self.sample.source(part).n):
                 yield f"evaluate.n has {max(self.evaluate.n)}, but sample.{part}.n is {n}; raise it"
         if self.reinforce is not None:
             yield from self.reinforce.misfits(self.generator, self.sample, self.verifiers, self.task)
@@ -288,7 +310,7 @@ def parse(raw: Mapping[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except pydantic.ValidationError as e:
-        raise ConfigError([f"{where}: {_message(error)}" for error in e.errors(include_url=False)]) from e
+        raise ConfigError([f"{where}: {_message(error, raw=raw)}" for error in e.errors(include_url=False)]) from e
 
 
 def settings(kind: type[Kind], changes: Sequence[str], where: str) -> Kind:
@@ -314,16 +336,16 @@ _SECTIONS: Mapping[Any, tuple[str, ...]] = {
 }
 
 
-def _message(error: Any, root: Any = None) -> str:
-    """The message of one of pydantic's errors, `root` being the class that was checked."""
+def _message(error: Any, root: Any = None, raw: Any = None) -> str:
+    """The message of one of pydantic's errors, `root` being the class that was checked, and `raw` the values."""
     at = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         section, key = [str(part) for part in error["loc"][:-1]], str(error["loc"][-1])
         if (new_key := renames.new_key([*_SECTIONS.get(root, ()), *section], key)) is not None:
             return f"the setting {at!r} is now called {'.'.join([*section, new_key])!r}."
-        allowed = _fields(error["loc"][:-1], root or Recipe)
-        near = difflib.get_close_matches(key, allowed, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        allowed = places.names(root or Recipe, error["loc"][:-1])
+        near = places.elsewhere(root or Recipe, section, key, raw) or difflib.get_close_matches(key, allowed, n=1)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         return f"there is no setting {at!r}.{hint} Allowed here: {', '.join(allowed)}."
     if error["type"] == "missing":
         return f"{at} is missing."
@@ -331,26 +353,6 @@ def _message(error: Any, root: Any = None) -> str:
     got = error.get("input")
     shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) and "got" not in message else ""
     return f"{at + ': ' if at else ''}{message.rstrip('.')}{shown}."
-
-
-def _fields(loc: Sequence[Any], kind: Any) -> list[str]:
-    """The names of the settings at a place below `kind`."""
-    for part in loc:
-        inner = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
-        if inner is None and typing.get_origin(kind) is dict:
-            inner = typing.get_args(kind)[1]
-        kind = _bare(inner)
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return list(kind.model_fields)
-    return list(typing.get_type_hints(kind)) if is_dataclass(kind) else []
-
-
-def _bare(kind: Any) -> Any:
-    if typing.get_origin(kind) is Annotated:
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next((a for a in typing.get_args(kind) if a is not type(None)), None)
-    return kind
 
 
 def _copy(value: Any) -> Any:

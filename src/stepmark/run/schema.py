@@ -289,6 +289,8 @@ class Sample(Settings):
                     "verifiers can't be tested on them" if first == "train" else "the two tests need different problems"
                 )
                 raise ValueError(f"{first} and {second} are both the split {a.split!r}: {reason}")
+            if a.file is None and b.file is None and "all" in (a.split, b.split):
+                raise ValueError(f"{first} and {second} share problems: the split 'all' has those of every other split")
         far = self.out_of_distribution
         if far is not None and far.file is None and far.split is None:
             raise ValueError("out_of_distribution needs split, a split of the task, or file")

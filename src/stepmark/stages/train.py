@@ -21,6 +21,7 @@ import json
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,12 +30,13 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from stepmark.data import store
+from stepmark.data.outcome_counts import COMPARED, most_frequent
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
 from stepmark.models import checkpoints, optimization, packing, training_log
 from stepmark.models.encoding import Encoded, token_ids
 from stepmark.text.prompts import Template
-from stepmark.types import Place, Problem, Progress
+from stepmark.types import LabelledSolution, Place, Problem, Progress, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 Example = TypeVar("Example", contravariant=True)
 
 KEPT = ".training"  # directory of the training state
+SHOWN = 300  # characters of a solution in an error
+QUOTED = r"'[^']*'|\"[^\"]*\"|\d+"  # details in the reason of a grade: parts of texts, and numbers
+ROLLOUT_OUTCOMES = ("gradable", "ungradable", "truncated", "failed")
 
 
 class Trainee(Protocol[Example]):
@@ -181,15 +186,50 @@ def train(
     chosen = choose(examples) if choose is not None else examples
     encoded = [e for e in map(trainee.encode_example, chosen) if e is not None]
     if not encoded:
-        raise DataError(
-            f"none of the {len(examples)} examples has a training signal: no demonstration, or no label. Give a "
-            "generator problems with demonstrations or reference solutions, and a verifier labelled solutions."
-        )
+        raise DataError(_without_signal(examples))
     identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)}
     training_log.claim(out, identity)
     if (out / "trained.json").exists():
         return Trained(**json.loads((out / "trained.json").read_text()))
     return _Loop(trainee, encoded, out, settings, progress, skipped=max(0, len(examples) - len(encoded))).run()
+
+
+def _without_signal(examples: Sequence[Any]) -> str:
+    """Why no example has a training signal: what became of the solutions and of their rollouts."""
+    start = f"none of the {len(examples)} examples has a training signal"
+    labelled = [x[1] for x in examples if isinstance(x, tuple) and isinstance(x[-1], LabelledSolution)]
+    if not labelled:
+        return (
+            f"{start}: no demonstration, or no label. Give a generator problems with demonstrations or reference "
+            "solutions, and a verifier labelled solutions."
+        )
+    unread = [x for x in labelled if x.grade.verdict is Verdict.UNGRADABLE]
+    graded = len(labelled) - len(unread)
+    said = [f"{graded} of the {len(labelled)} solutions could be graded, {len(unread)} could not"]
+    shown = labelled[0]
+    if unread:
+        place, count = most_frequent([x.grade.reason for x in unread], QUOTED)
+        shown = unread[place]
+        said[0] += f" ({count} of these because: {shown.grade.reason})"
+    labels = [label for x in labelled for label in x.labels if label.source not in COMPARED and not label.inferred]
+    counts = {name: sum(getattr(label, name) for label in labels) for name in ROLLOUT_OUTCOMES}
+    if made := sum(counts.values()):
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        said.append(f"of the {made} rollouts behind their step labels, {listed}")
+    else:
+        said.append("there are no rollouts behind step labels")
+    lost = Counter(r.lost for x in labelled for r in x.rationales if r.lost)
+    said += [f"of their verifications, {', '.join(f'{n} {why}' for why, n in lost.most_common())}"] if lost else []
+    return (
+        f"{start}: {'; '.join(said)}. One text: {_shown(shown.solution.text)!r}. Set the prompt so that the model "
+        "ends with an answer that the grader finds, such as 'The answer is 7.'; max_tokens so that its texts end; stop "
+        "so that nothing comes after the answer; where the reason is about the reference, another grader."
+    )
+
+
+def _shown(text: str) -> str:
+    """The text, without its middle where it is long: the answer is at the end."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
 
 
 def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from stepmark.data.rows import need_problems
 from stepmark.errors import DataError
 from stepmark.run.context import RunContext, add_missing
 from stepmark.run.schema import SolutionSource
 from stepmark.run.stage import State
 from stepmark.text.hashing import hash_fraction
-from stepmark.types import Imported, Quarantined
+from stepmark.types import Imported, Problem, Quarantined
 
 BATCH = 256  # imported problems that are stored at a time
 POLICY_PARTS = ("reinforce", "held_out", "after")
@@ -62,15 +63,22 @@ class LoadProblems:
 
 def _load(context: RunContext, part: str, source: SolutionSource) -> None:
     assert context.task is not None and source.split is not None
-    loaded = context.task.load(source.split, source.problems)
+    add_missing(context.problems(part), _usable(context, source.split, source.problems))
+
+
+def _usable(context: RunContext, split: str, most: int | None, setting: str = "") -> Sequence[Problem]:
+    """The problems of a split. Rows that can't be used are set aside, and how the task divided its rows is logged."""
+    assert context.task is not None and context.recipe.task is not None
+    loaded = context.task.load(split, most)
     context.quarantine_rows(loaded.quarantined)
-    add_missing(context.problems(part), loaded.problems)
-    if not loaded.problems:
-        rows = context.quarantine
-        raise DataError(
-            f"the split {source.split!r} of the task has no usable problem; {len(rows)} rows were set aside, see "
-            f"{rows.path}."
-        )
+    try:
+        need_problems(context.recipe.task.name, split, loaded)
+    except DataError as e:
+        listed = f" All rows that were set aside are in {context.quarantine.path}." if loaded.quarantined else ""
+        raise DataError(f"{setting}{e}{listed}") from e
+    if loaded.note:
+        context.log.note(loaded.note)
+    return loaded.problems
 
 
 def _import(context: RunContext, part: str, source: SolutionSource) -> None:
@@ -116,10 +124,7 @@ def _load_for_policies(context: RunContext) -> None:
         (settings.test.split, settings.test.problems),
     )
     for part, (split, most) in zip(POLICY_PARTS, splits, strict=True):
-        problems = context.task.load(split, most).problems
-        if not problems:
-            raise DataError(f"reinforce: the split {split!r} of the task has no usable problem.")
-        add_missing(context.problems(part), problems)
+        add_missing(context.problems(part), _usable(context, split, most, "reinforce: "))
     questions = {part: {p.question for p in context.problems(part)} for part in POLICY_PARTS}
     for a, b in combinations(questions, 2):
         if both := questions[a] & questions[b]:
