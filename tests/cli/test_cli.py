@@ -172,6 +172,19 @@ def test_a_spent_budget_gives_exit_status_4_and_a_larger_one_continues(tmp_path)
     whole = tmp_path / "whole.jsonl"
     ok(*sampled[:-1], whole)
     assert {s.key: s for s in Records(solutions, Solution)} == {s.key: s for s in Records(whole, Solution)}
+def test_options_are_read_by_the_type_of_the_plug_ins_option():
+    changes = ["bad=-", "tag=no", "good=1e5", "language_weight=1e-1", "trust_remote_code=no"]
+    prm = parameters.options(changes, registry.find("verifier", "prm"))
+    verifier = registry.load("verifier", "prm", path="null", **prm)
+    assert (verifier.bad, verifier.tag, verifier.good) == ("-", "no", "1e5")
+    assert (verifier.language_weight, verifier.trust_remote_code) == (0.1, False)
+    task = registry.find("task", "jsonl")
+    assert parameters.options(["path=2024"], task) == {"path": "2024"}
+    assert parameters.backend("vllm", ["path=1e5"], "other").path == "1e5"
+    labeler = registry.load("labeler", "judge", **parameters.options(["stop=null"], registry.find("labeler", "judge")))
+    assert labeler.stop == ["null"]
+
+
     # Here the same split is sampled and labelled; the test is about the cost of labelling.
     split = ["--split", "test"]
     labelled = ["label", *TASK, *split, *BACKEND, "--solutions", solutions, "--labeler-option", "rollouts=3"]

@@ -210,7 +210,7 @@ def label(
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
     spending, limits = parse_budget(budget or []), parse_limits(limit or [])
-    method = registry.load("labeler", labeler, **p.options(labeler_option))
+    method = registry.load("labeler", labeler, **p.options(labeler_option, registry.find("labeler", labeler)))
     loaded, bad, plugin = p.load(task, task_option, split)
     pairs = work_units.pair(loaded, p.there(solutions, Solution))
     has_completer = model is not None or backend != "local" or bool(backend_option)
@@ -308,7 +308,7 @@ def train(
         if kind == "generator":
             if base is None:
                 raise ConfigError("training a generator needs --base, a checkpoint. `stepmark init` makes a small one.")
-            done = loop(Generator(base, prompt, **p.options(option)), loaded, out, training, show)
+            done = loop(Generator(base, prompt, **p.options(option, Generator)), loaded, out, training, show)
         else:
             if labels is None:
                 raise ConfigError(f"training the verifier {kind} needs --labels. `stepmark label` makes this file.")
@@ -322,7 +322,7 @@ def train(
                 raise ConfigError(f"training the verifier {kind} needs --base, a checkpoint to start from.")
             filled_in = {"path": base, "template": prompt}
             filled_in = {k: v for k, v in filled_in.items() if k in allowed and v is not None}
-            trainee = registry.load("verifier", kind, **filled_in, **p.options(option))
+            trainee = registry.load("verifier", kind, **filled_in, **p.options(option, registry.find("verifier", kind)))
             done = loop(trainee, examples, out, training, show)
     end(done, json, bad)
 
