@@ -300,7 +300,7 @@ class ScoredRow:
     """The verifications of a row of a user's file: a question with its solutions."""
 
     key: str  # the row's id, or its line number if it has none
-    fingerprint: str  # of the question, the texts and how they were split: tells whether the row has changed since
+    fingerprint: str  # of the texts, how they were split, and the verifier: tells whether these have changed since
     verifications: tuple[Verification, ...]  # one per solution, in the row's order
 
 

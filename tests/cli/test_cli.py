@@ -110,6 +110,9 @@ def test_rows_are_scored_without_a_task(tmp_path):
     [first, *_] = ok(*command, "--steps", "sentence").stdout.splitlines()
     assert scored(first) == {"1": SCORES["1"]}
     assert "has changed" in stepmark(*command, "--out", out, "--steps", "sentence").stderr
+    other = tmp_path / "other.py"
+    other.write_text((STRANGERS / "verifier.py").read_text().replace("class Recompute", "class Other"))
+    assert "the verifier has changed" in stepmark("score", "--verifier", other, rows, "--out", out).stderr
     rows.write_text(json.dumps(ROWS[1] | {"id": "1"}))
     assert "row 1 of" in stepmark(*command, "--out", out).stderr
     assert out.read_bytes() == whole
@@ -130,6 +133,9 @@ def test_rows_that_cannot_be_scored_are_named(tmp_path):
     two = "got 'solutions' and 'completions'"
     for line, reason in enumerate(("got none of them", two, "item 1: wrong type", "'question': missing", "a list"), 1):
         assert any(f"line {line}: " in x and reason in x for x in done.stderr.splitlines()), (line, done.stderr)
+    rows.write_text(json.dumps(ROWS[2] | {"solution": "a + b = c"}))
+    failing = ["score", "--verifier", STRANGERS / "verifier.py", rows]
+    assert "Nothing is kept in a file" in stepmark(*failing).stderr
     rows.write_text(bad[0])
     assert "no usable row. The first of 1 bad rows" in stepmark("score", "--verifier", "linear", rows).stderr
 

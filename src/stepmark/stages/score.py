@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
+from pathlib import Path
 
 from stepmark.data import rows as files
 from stepmark.data import work_units
@@ -92,14 +93,15 @@ def score_rows(
 
     A row is `{"question": ..., "solutions": [...]}`; `completions` is another name of the list, and `solution` holds a
     single text. `steps` says how the texts are split into steps. Returns the counts and the rows that were set aside.
-    Raises DataError for a row that has changed since it was scored, and StageError as `score` does."""
-    items, bad = _row_items(path, steps)
+
+    Raises DataError where a row or the verifier has changed since it was used, and StageError as `score` does."""
+    items, bad = _row_items(path, steps, [type(verifier).__name__, str(Path(getattr(verifier, "path", "")))])
     stored = {record.key: record.fingerprint for record in out}
     for row, fingerprint, _, _ in items:
         if stored.get(row, fingerprint) != fingerprint:
             raise DataError(
-                f"row {row} of {path} is not the one that was scored into {out.path}: its text, or how it is split, "
-                "has changed. Give another --out, or delete that file."
+                f"row {row} of {path} is not what was scored into {out.path}: its text, how it is split, or the "
+                "verifier has changed. Give another --out, or delete that file."
             )
     failed = work_units.run(
         "score",
@@ -137,7 +139,7 @@ def _counted(verifications: Iterable[Verification], failed: tuple[work_units.Fai
     )
 
 
-def _row_items(path: Place, steps: str) -> tuple[list[RowItem], tuple[Quarantined, ...]]:
+def _row_items(path: Place, steps: str, verifier: Sequence[str]) -> tuple[list[RowItem], tuple[Quarantined, ...]]:
     items, bad = list[RowItem](), list[Quarantined]()
     for row in files.read(path, [files.QUESTION]):
         if isinstance(row, Quarantined):
@@ -148,7 +150,7 @@ def _row_items(path: Place, steps: str) -> tuple[list[RowItem], tuple[Quarantine
             bad.append(texts)
             continue
         question = row.text["question"]
-        digest = hashlib.sha256(json.dumps([steps, question, texts]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([*verifier, steps, question, texts]).encode()).hexdigest()[:16]
         items.append((row.id, digest, question, _solutions(row.id, texts, steps)))
     if not items:
         raise DataError(f"{path} has no usable row." + (f" The first of {len(bad)} bad rows: {bad[0]}" if bad else ""))
