@@ -392,7 +392,7 @@ def python() -> str:
         "(python-protocols.md), [the stages as functions](python-stages.md), [rewards for other trainers]"
         "(python-rewards.md), [errors](python-errors.md)."
     )
-    elsewhere = ("stepmark.types.", "stepmark.errors.")
+    elsewhere = ("stepmark.types.", "stepmark.errors.", "stepmark.stages.")
     out += [f"::: {home}" for home in homes.values() if not home.startswith(elsewhere)]
     return "\n\n".join(out)
 

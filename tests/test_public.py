@@ -25,7 +25,7 @@ def test_names_are_sorted_and_all_there():
     assert set(stepmark.__all__) <= set(dir(stepmark))
     for name in stepmark.__all__:
         assert getattr(stepmark, name) is not None
-    for name in ("load_task", "load_grader", "load_backend", "load_verifier", "rank"):
+    for name in ("load_task", "load_grader", "load_backend", "load_verifier", "rank", "verify"):
         assert callable(getattr(stepmark, name))
     with pytest.raises(AttributeError, match="nothing_like_this"):
         _ = stepmark.nothing_like_this
@@ -64,6 +64,12 @@ def test_a_verifier_by_path_by_kind_and_a_directory_that_is_none(tmp_path, reque
     solution = Solution("p#0", "p", 0, "1 + 1 = 3", ((0, 9),))
     [verification] = stepmark.load_verifier(str(path), doubt=0.25).verify("1 + 1?", [solution])
     assert verification.scores == (0.25,)
+    mine = stepmark.load_verifier(str(path), doubt=0.25)
+    assert [v.scores for v in stepmark.verify(mine, "1 + 1?", ["1 + 1 = 3", "1 + 1 = 2\nSo."])] == [(0.25,), (0.9, 0.9)]
+    with pytest.raises(ConfigError, match=r"give \[text\]"):
+        stepmark.verify(mine, "1 + 1?", "1 + 1 = 3")
+    with pytest.raises(ConfigError, match="Did you mean 'line'"):
+        stepmark.verify(mine, "1 + 1?", ["1 + 1 = 3"], steps="lines")
     with pytest.raises(ConfigError, match="Did you mean 'prm'"):
         stepmark.load_verifier("pmr")
     with pytest.raises(CheckpointError, match="verifier"):

@@ -4,7 +4,7 @@
 
     problem = stepmark.load_task("arithmetic").load("test").problems[0]
     verifier = stepmark.load_verifier("runs/demo/verifiers/prm")
-    verifications = verifier.verify(problem.question, solutions)
+    verifications = stepmark.verify(verifier, problem.question, ["a solution", "another one"])
 
 Importing stepmark loads no torch, no numpy and no transformers; each name is imported when it is first used. The stages
 are plain functions, one per file: `from stepmark.stages.sample import sample`; also grade, label, train, score.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stepmark.errors import StepmarkError
     from stepmark.evaluation.rank import rank
     from stepmark.plugins.loading import load_backend, load_executor, load_grader, load_task, load_verifier
+    from stepmark.stages.score import verify
     from stepmark.text.prompts import Template
     from stepmark.types import (
         Candidate,
@@ -44,6 +45,7 @@ _HOMES = {
     "plugins.loading": ("load_backend", "load_executor", "load_grader", "load_task", "load_verifier"),
     "text.prompts": ("Template",),
     "data.store": ("Records", "RunDir"),
+    "stages.score": ("verify",),
     "types": (
         "Candidate",
         "Grade",
@@ -82,6 +84,7 @@ __all__ = [
     "load_task",
     "load_verifier",
     "rank",
+    "verify",
 ]
 
 

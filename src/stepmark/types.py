@@ -297,6 +297,15 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """The verifications of a row of a user's file: a question with its solutions."""
+
+    key: str  # the row's id, or its line number if it has none
+    fingerprint: str  # of the texts, how they were split, and the verifier: tells whether these have changed since
+    verifications: tuple[Verification, ...]  # one per solution, in the row's order
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """The reward of a policy's attempt (Math-Shepherd, section 3.5): a number for each step and one for the whole."""
 

@@ -10,8 +10,10 @@ import time
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
 from stepmark.backends.openai import OpenAIBackend, probe, seed_of
+from stepmark.cli import app
 from stepmark.errors import BackendError, ConfigError
 from stepmark.plugins import registry
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
@@ -135,6 +137,47 @@ def test_the_key_is_sent_to_the_server_only(serve, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "sk-secret\n")
     assert len(sample(server, key_env="SOME_KEY")) == 1
     assert "secret" not in repr(backend(server, key_env="SOME_KEY"))
+
+
+def test_the_server_is_url_or_base_url_then_the_environments(serve, monkeypatch):
+    server, other = serve(key="sk-mine"), serve()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    monkeypatch.setenv("OPENAI_BASE_URL", f" {server.url}/ ")
+    nowhere = "http://127.0.0.1:9/v1"
+    for settings in ({}, {"url": server.url}, {"base_url": server.url}, {"url": server.url, "base_url": server.url}):
+        monkeypatch.setenv("OPENAI_BASE_URL", nowhere if settings else f" {server.url}/ ")
+        server.log.clear()
+        [rollout] = OpenAIBackend("tiny", **FAST, **settings).sample([Prompt("p", "q")], PARAMS)
+        assert (rollout.text, server.served) == ("q 0", 1)
+    assert other.log == []
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000/v1")
+    with pytest.raises(ConfigError, match=r"OPENAI_BASE_URL must begin with http.*localhost:8000"):
+        list(OpenAIBackend("tiny").sample([Prompt("p", "q")], PARAMS))
+    with pytest.raises(ConfigError, match="one setting"):
+        OpenAIBackend("tiny", server.url, base_url=other.url)
+    with pytest.raises(ConfigError, match="base_url must begin with http"):
+        OpenAIBackend("tiny", base_url="localhost")
+
+
+def test_the_command_line_takes_the_model_and_the_server_as_users_try_them(serve, monkeypatch, tmp_path):
+    server = serve(models=("q", "other"))
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    command = ["sample", "--task", "arithmetic", "--problems", "1", "--n", "1", "--backend", "openai"]
+
+    def models_asked(*arguments, code=0):
+        server.bodies.clear()
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        done = CliRunner().invoke(app, [*command, *arguments, "--out", str(out)])
+        assert done.exit_code == code, done.output
+        return {b["model"] for b in server.bodies} or done.stderr
+
+    url = ["--backend-option", f"url={server.url}"]
+    assert models_asked("--model", "q", "--backend-option", f"base_url={server.url}") == {"q"}
+    assert models_asked(*url, "--backend-option", "model=q") == {"q"}
+    assert models_asked(*url, "--backend-option", "model=q", "--model", "other") == {"q"}
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    assert models_asked("--model", "q") == {"q"}
+    assert "the backend openai needs --model" in models_asked(code=2)
 
 
 def test_rollouts_of_a_prompt_share_requests_up_to_a_limit(serve):

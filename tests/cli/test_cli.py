@@ -72,6 +72,74 @@ def test_the_stages_one_by_one(tmp_path):
     assert len(Records(scores, Verification)) == 20
 
 
+ROWS = [
+    {"question": "1 + 2 + 3?", "solutions": ["1 + 2 = 3\n3 + 3 = 6\nThe answer is 6.", "1 + 2 = 4"]},
+    {"id": "b", "question": "2 + 2?", "completions": ["2 + 2 = 4"], "more": 1},
+    {"question": "3 + 3?", "solution": "3 + 3 = 6"},
+    {"question": "4 + 4?", "solutions": []},
+]
+SCORES = {"1": [(0.9, 0.9, 0.9), (0.1,)], "b": [(0.9,)], "3": [(0.9,)], "4": []}
+
+
+def scored(lines):
+    """Row -> the step scores of its solutions, from lines of JSON."""
+    rows = [json.loads(line) for line in lines.splitlines()]
+    for v in (v for row in rows for v in row["verifications"]):
+        assert (v["score"], v["outcome"]) == (min(v["scores"]), "scored")
+    return {row["key"]: [tuple(v["scores"]) for v in row["verifications"]] for row in rows}
+
+
+def test_rows_are_scored_without_a_task(tmp_path):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "scores.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = ["score", "--verifier", STRANGERS / "verifier.py", rows]
+    assert scored(ok(*command).stdout) == SCORES
+    assert json.loads(ok(*command, "--out", out, "--json").stdout) == {
+        "solutions": 4,
+        "scored": 4,
+        **dict.fromkeys(("unparsed", "truncated", "failed_outcome", "quarantined", "failed"), 0),
+    }
+    whole = out.read_bytes()
+    assert scored(whole.decode()) == SCORES
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        out.write_bytes(whole[:cut])
+        ok(*command, "--out", out)
+        assert out.read_bytes() == whole
+    ok(*command, "--out", tmp_path / "two.jsonl", "--workers", 2)
+    assert scored((tmp_path / "two.jsonl").read_text()) == SCORES
+    [first, *_] = ok(*command, "--steps", "sentence").stdout.splitlines()
+    assert scored(first) == {"1": SCORES["1"]}
+    assert "has changed" in stepmark(*command, "--out", out, "--steps", "sentence").stderr
+    other = tmp_path / "other.py"
+    other.write_text((STRANGERS / "verifier.py").read_text().replace("class Recompute", "class Other"))
+    assert "the verifier has changed" in stepmark("score", "--verifier", other, rows, "--out", out).stderr
+    rows.write_text(json.dumps(ROWS[1] | {"id": "1"}))
+    assert "row 1 of" in stepmark(*command, "--out", out).stderr
+    assert out.read_bytes() == whole
+
+
+def test_rows_that_cannot_be_scored_are_named(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    bad = [
+        '{"question": "1 + 1?"}',
+        '{"question": "1 + 1?", "solutions": ["2"], "completions": ["2"]}',
+        '{"question": "1 + 1?", "solutions": ["2", 3, null]}',
+        '{"solution": "2"}',
+        "[]",
+    ]
+    rows.write_text("\n".join([*bad, '{"question": "1 + 1?", "solution": "1 + 1 = 2"}']))
+    done = ok("score", "--verifier", STRANGERS / "verifier.py", rows, code=3)
+    assert scored(done.stdout) == {"6": [(0.9,)]}
+    two = "got 'solutions' and 'completions'"
+    for line, reason in enumerate(("got none of them", two, "item 1: wrong type", "'question': missing", "a list"), 1):
+        assert any(f"line {line}: " in x and reason in x for x in done.stderr.splitlines()), (line, done.stderr)
+    rows.write_text(json.dumps(ROWS[2] | {"solution": "a + b = c"}))
+    failing = ["score", "--verifier", STRANGERS / "verifier.py", rows]
+    assert "Nothing is kept in a file" in stepmark(*failing).stderr
+    rows.write_text(bad[0])
+    assert "no usable row. The first of 1 bad rows" in stepmark("score", "--verifier", "linear", rows).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "output"),
     [
@@ -81,6 +149,10 @@ def test_the_stages_one_by_one(tmp_path):
         (["sample", *TASK, *BACKEND, "--out", "x", "--prompt", "?"], 2, "exactly one"),
         (["grade", *TASK, "--solutions", "nowhere", "--out", "x"], 1, "no file nowhere"),
         (["score", "--verifier", "pmr", *TASK, "--solutions", "x", "--out", "y"], 1, "no file x"),
+        (["score", "--verifier", "linear", "--out", "y"], 2, "give either ROWS"),
+        (["score", "--verifier", "linear", "x", "--solutions", "x", "--out", "y"], 2, "give either ROWS"),
+        (["score", "--verifier", "linear", "--solutions", "x"], 2, "--out is missing"),
+        (["score", "--verifier", "linear", "x"], 1, "no file or directory 'x'"),
         (["train", "prm", "--base", "x", "--out", "y", *TASK], 2, "needs --labels"),
         (["train", "prm", "--base", "x", "--out", "y", *TASK, "--set", "lrr=1"], 2, "Did you mean 'lr'"),
         (["reinforce", "--policy", "x", "--out", "y"], 2, "--reward is missing"),
@@ -104,6 +176,19 @@ def test_errors_are_reported_without_a_traceback(tmp_path, monkeypatch, argument
     assert (done.exit_code, output in done.stderr) == (code, True), done.output
     assert "Traceback" not in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_options_are_read_by_the_type_of_the_plug_ins_option():
+    changes = ["bad=-", "tag=no", "good=1e5", "language_weight=1e-1", "trust_remote_code=no"]
+    prm = parameters.options(changes, registry.find("verifier", "prm"))
+    verifier = registry.load("verifier", "prm", path="null", **prm)
+    assert (verifier.bad, verifier.tag, verifier.good) == ("-", "no", "1e5")
+    assert (verifier.language_weight, verifier.trust_remote_code) == (0.1, False)
+    task = registry.find("task", "jsonl")
+    assert parameters.options(["path=2024"], task) == {"path": "2024"}
+    assert parameters.backend("vllm", ["path=1e5"], "other").path == "1e5"
+    labeler = registry.load("labeler", "judge", **parameters.options(["stop=null"], registry.find("labeler", "judge")))
+    assert labeler.stop == ["null"]
 
 
 def shrunk(*changes, **backend):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark.data.rows import ANSWER, MAX_LINE, QUESTION, Field, Row, need_problems, problems, read
+from stepmark.data.rows import ANSWER, MAX_LINE, QUESTION, Field, Row, need_problems, problems, read, texts
 from stepmark.errors import DataError
 from stepmark.text.hashing import hash_fraction
 from stepmark.types import Problem, ProblemSet, Quarantined
@@ -306,3 +306,26 @@ def test_any_odd_source_is_a_data_error_that_names_it(source: str) -> None:
         return
     with pytest.raises(DataError):
         read(f"no-such-place-{source}.jsonl")
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["solutions", "completions", "solution", "more"]), ANY_JSON, max_size=3))
+def test_texts_of_any_row_are_exactly_its_texts_or_it_is_set_aside(values: dict[str, object]) -> None:
+    names = ("solutions", "completions", "solution")
+    got = texts(Row("mine.jsonl", 3, "3", {}, values), names)
+    given = [values[name] for name in names if values.get(name) is not None]
+    listed = given[0] if given and isinstance(given[0], list) else given[:1]
+    if isinstance(got, Quarantined):
+        odd = [x for x in listed if not isinstance(x, str) or "\0" in x or any("\ud800" <= c <= "\udfff" for c in x)]
+        assert len(given) != 1 or odd
+        assert (got.file, got.line) == ("mine.jsonl", 3)
+        assert got.reason
+    else:
+        assert len(given) == 1
+        assert got == tuple(listed)
+        assert all(isinstance(x, str) and "\0" not in x for x in got)

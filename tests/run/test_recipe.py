@@ -153,6 +153,35 @@ def test_a_plug_in_by_name_alone_can_still_get_options():
     assert recipe.load(DEMO, ["label=monte_carlo", "label.options.rollouts=3"]).label.load().rollouts == 3
 
 
+def test_a_change_is_read_by_the_type_of_its_setting():
+    changes = ["verifiers.prm.options.bad=-", "verifiers.prm.options.tag=no", "verifiers.prm.options.good=1e5"]
+    assert recipe.load(DEMO, changes).verifiers["prm"].options == {
+        **recipe.load(DEMO).verifiers["prm"].options,
+        **{"bad": "-", "tag": "no", "good": "1e5"},
+    }
+    assert recipe.load(DEMO, ["sample.stop=null"]).sample.stop == ("null",)
+    assert recipe.load(DEMO, ["sample.stop=[no, 1e5]"]).sample.stop == ("no", "1e5")
+    assert recipe.load(DEMO, ["generator.problems=null", "label.options.rollouts=2"]).generator.problems is None
+
+
+def test_options_are_read_by_the_plug_in_that_the_changes_name():
+    judge = ["judge.path=x", "label.options.stop=[no, null]", "label.options.temperature=1e-1", "label={name: judge}"]
+    assert recipe.load(DEMO, [judge[0], *judge[:0:-1]]).label.options == {"stop": ["no", "null"], "temperature": 0.1}
+    named = recipe.load(DEMO, ["verifiers.mine={kind: prm, options: {bad: 1, good: no, tag: null}}"]).verifiers["mine"]
+    assert named.options == {"bad": "1", "good": "no", "tag": "null"}
+    backend = ["generator.train=null", "generator.init=null", "generator.path=x"]
+    options = recipe.load(DEMO, [*backend, "generator.backend.options.batch=8"]).generator.backend.options
+    assert options == {"batch": 8}
+
+
+@given(st.text())
+def test_any_text_can_be_a_change(text):
+    changes = [f"verifiers.prm.options.good={text}", f"sample.train.split={text}"]
+    out = recipe.changed({"verifiers": {"prm": {"kind": "prm"}}}, changes)
+    assert out["verifiers"] == {"prm": {"kind": "prm", "options": {"good": text}}}
+    assert out["sample"] == {"train": {"split": text}}
+
+
 @given(
     st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=4),
     st.one_of(st.integers(), st.booleans(), st.floats(allow_nan=False), st.lists(st.integers())),

@@ -8,7 +8,8 @@ import pytest
 
 import stepmark
 from stepmark.protocols import Verifier
-from stepmark.types import Finish, Outcome, Verification
+from stepmark.text.steps import split
+from stepmark.types import Finish, Outcome, Solution, Verification
 
 
 def test_it_is_a_frozen_dataclass_whose_constructor_does_no_work(kind, make, trains):
@@ -33,6 +34,16 @@ def test_one_verification_per_solution_in_order(verifier, graded):
         assert all(type(x) is float and 0 <= x <= 1 for x in v.scores)
         assert type(v.score) is float
     assert verifier.verify(problem.question, []) == []
+
+
+def test_plain_texts_are_scored_as_solutions_are(verifier, graded):
+    question = graded[0][0].question
+    texts = ["so it is 7\nThe answer is 8.", "", "a. B\nc"]
+    for how in ("line", "sentence"):
+        plain = stepmark.verify(verifier, question, texts, how)
+        solutions = [Solution(f"#{i}", "", i, text, split(text, how)) for i, text in enumerate(texts)]
+        assert plain == verifier.verify(question, solutions)
+    assert [v.outcome for v in plain] == [Outcome.SCORED, Outcome.FAILED, Outcome.SCORED]
 
 
 def test_batch_and_order_change_no_score(verifier, graded):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -25,7 +26,7 @@ Split = Annotated[
     str, typer.Option(help="Split of the task, e.g. train or test; the task jsonl also has all, the whole file.")
 ]
 Limit = Annotated[int | None, typer.Option("--problems", min=1, help="Number of problems; by default all.")]
-Model = Annotated[str | None, typer.Option("--model", help="A checkpoint directory or a hub id.")]
+Model = Annotated[str | None, typer.Option("--model", help="A checkpoint directory, a hub id, or a name on a server.")]
 BackendName = Annotated[
     str, typer.Option("--backend", help="What runs the model: name of a backend, or the path of your own file.")
 ]
@@ -80,9 +81,10 @@ def load(
     """The problems of a split, the rows that were set aside, and the task. Says on standard error how the task divided
     its rows. Raises DataError if no problem is left."""
     from stepmark.data.rows import need_problems
+    from stepmark.plugins import registry
     from stepmark.plugins.loading import load_task
 
-    plugin = load_task(task, **options(changes))
+    plugin = load_task(task, **options(changes, registry.find("task", task)))
     loaded = plugin.load(split, limit)
     need_problems(task, split, loaded)
     if loaded.note:
@@ -90,24 +92,30 @@ def load(
     return loaded.problems, loaded.quarantined, plugin
 
 
-def options(changes: Sequence[str] | None) -> dict[str, Any]:
-    """`key=value` settings as a plug-in's options."""
+def options(changes: Sequence[str] | None, kind: type[Any]) -> dict[str, Any]:
+    """`key=value` settings as options of a plug-in's class. plugins/values.py says how values are read."""
     if not changes:
         return {}
-    from stepmark.run.recipe import changed
+    from stepmark.plugins import registry, values
 
-    return changed({}, changes)
+    return values.changed({}, changes, registry.types_of(kind))
 
 
 def backend(name: str, changes: Sequence[str] | None, model: str | None) -> Any:
-    """The backend. A backend that runs a checkpoint gets `model`; raises ConfigError where that is missing."""
+    """The backend. `model` fills in its option `path`, a checkpoint, or else `model`, a name on a server.
+
+    An option in `changes` wins. Raises ConfigError where the backend needs a model and there is none."""
     from stepmark.plugins import registry
 
-    settings = options(changes)
-    if "path" in registry.options("backend", name) and "path" not in settings:
-        if model is None:
-            raise ConfigError(f"the backend {name} needs --model, a checkpoint directory or a hub id.")
-        settings["path"] = model
+    settings = options(changes, registry.find("backend", name))
+    allowed = registry.options("backend", name)
+    option = next((o for o in ("path", "model") if o in allowed), None)
+    if option is not None and option not in settings:
+        if model is not None:
+            settings[option] = model
+        elif allowed[option] is inspect.Parameter.empty:
+            what = "a checkpoint directory or a hub id" if option == "path" else "the model's name on the server"
+            raise ConfigError(f"the backend {name} needs --model, {what}.")
     return registry.load("backend", name, **settings)
 
 

@@ -81,12 +81,20 @@ def reinforce(
     from stepmark.types import SamplingParams
 
     weights = _checked(method, reward or [], credit)
-    changes = [f"seed={seed}", *(set or [])]
     if method == "rft":
-        training = parse_settings(TrainSettings, changes, "--set")
+        training = parse_settings(TrainSettings, set or [], "--set", seed=seed)
     else:
-        options = [f"method={method}", f"samples={samples}", f"max_tokens={max_tokens}", f"temperature={temperature}"]
-        settings = parse_settings(ReinforceSettings, [*options, f"stop={list(stop or ())}", *changes], "--set")
+        settings = parse_settings(
+            ReinforceSettings,
+            set or [],
+            "--set",
+            method=method,
+            samples=samples,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            stop=tuple(stop or ()),
+            seed=seed,
+        )
     train_problems, bad, plugin = p.load(task, task_option, split, problems)
     task_grader = p.grader(grader, plugin)
     # This loads torch, so it comes after all checks of the arguments.

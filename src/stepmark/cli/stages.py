@@ -13,7 +13,7 @@ import typer
 
 from stepmark.cli import parameters as p
 from stepmark.cli.app import app
-from stepmark.cli.terminal import Show, end
+from stepmark.cli.terminal import Printed, Show, end
 from stepmark.errors import ConfigError, DataError
 
 
@@ -210,7 +210,7 @@ def label(
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
     spending, limits = parse_budget(budget or []), parse_limits(limit or [])
-    method = registry.load("labeler", labeler, **p.options(labeler_option))
+    method = registry.load("labeler", labeler, **p.options(labeler_option, registry.find("labeler", labeler)))
     loaded, bad, plugin = p.load(task, task_option, split)
     pairs = work_units.pair(loaded, p.there(solutions, Solution))
     has_completer = model is not None or backend != "local" or bool(backend_option)
@@ -308,7 +308,7 @@ def train(
         if kind == "generator":
             if base is None:
                 raise ConfigError("training a generator needs --base, a checkpoint. `stepmark init` makes a small one.")
-            done = loop(Generator(base, prompt, **p.options(option)), loaded, out, training, show)
+            done = loop(Generator(base, prompt, **p.options(option, Generator)), loaded, out, training, show)
         else:
             if labels is None:
                 raise ConfigError(f"training the verifier {kind} needs --labels. `stepmark label` makes this file.")
@@ -322,7 +322,7 @@ def train(
                 raise ConfigError(f"training the verifier {kind} needs --base, a checkpoint to start from.")
             filled_in = {"path": base, "template": prompt}
             filled_in = {k: v for k, v in filled_in.items() if k in allowed and v is not None}
-            trainee = registry.load("verifier", kind, **filled_in, **p.options(option))
+            trainee = registry.load("verifier", kind, **filled_in, **p.options(option, registry.find("verifier", kind)))
             done = loop(trainee, examples, out, training, show)
     end(done, json, bad)
 
@@ -330,8 +330,23 @@ def train(
 @app.command()
 def score(
     verifier: Annotated[str, typer.Option(help="Directory of a trained verifier, or the path of your own kind.")],
-    solutions: p.Solutions,
-    out: p.Out,
+    rows: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="ROWS", help="JSONL file of questions with solutions: {question: ..., solutions: [..., ...]}"
+        ),
+    ] = None,
+    solutions: Annotated[Path | None, typer.Option(help="JSONL file of solutions of a task's problems.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the results; the same command continues an existing one. ROWS can do without: their scores "
+            "go to standard output."
+        ),
+    ] = None,
+    steps: Annotated[
+        str, typer.Option(help="With ROWS: how solutions are split into steps: line, paragraph, sentence, numbered.")
+    ] = "line",
     task: p.TaskName = "arithmetic",
     task_option: p.TaskOptions = None,
     split: p.Split = "test",
@@ -341,8 +356,12 @@ def score(
 ) -> None:
     """Score solutions with a verifier, which never sees the reference answers.
 
+    Rows need no task: each has a question and its solutions (or completions, or one solution). Other solutions are
+    those that `stepmark sample` writes, and belong to a task.
+
     \b
-    Example:
+    Examples:
+      stepmark score --verifier runs/demo/verifiers/prm rows.jsonl --out scores.jsonl
       stepmark score --verifier runs/demo/verifiers/prm --task arithmetic --split test \\
         --solutions solutions.jsonl --out scores.jsonl
     """
@@ -350,8 +369,22 @@ def score(
     from stepmark.data.store import Records
     from stepmark.plugins.loading import load_executor, load_verifier
     from stepmark.stages.score import score as stage
-    from stepmark.types import Solution, Verification
+    from stepmark.stages.score import score_rows
+    from stepmark.types import ScoredRow, Solution, Verification
 
+    limits = parse_limits(limit or [])
+    if (rows is None) == (solutions is None):
+        raise ConfigError("give either ROWS, a file of questions with solutions, or --solutions, of a task's problems.")
+    if rows is not None:
+        scorer, executor = load_verifier(verifier), load_executor(workers)
+        with Show(json) as show, Records(out, ScoredRow) if out is not None else Printed(ScoredRow) as scored_rows:
+            counts, bad_rows = score_rows(
+                scorer, rows, scored_rows, executor=executor, steps=steps, limits=limits, progress=show
+            )
+        end(counts, json, bad_rows, silent=out is None)
+        return
+    if solutions is None or out is None:
+        raise ConfigError("--out is missing: the file of the results.")
     loaded, bad, _ = p.load(task, task_option, split)
     stored_solutions = p.there(solutions, Solution)
     with Show(json) as show, Records(out, Verification) as records:
@@ -360,7 +393,7 @@ def score(
             loaded,
             stored_solutions,
             records,
-            limits=parse_limits(limit or []),
+            limits=limits,
             executor=load_executor(workers),
             progress=show,
         )

@@ -9,12 +9,13 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from stepmark.data.store import Records, StoredRecord, encode
 from stepmark.types import Progress, Quarantined
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 SET_ASIDE = 3  # exit status of a finished command with rows that were set aside or items that failed
+Record = TypeVar("Record", bound=StoredRecord)
 EVERY = 10.0  # seconds between two lines about one stage
 
 
@@ -71,14 +73,40 @@ class Show:
         print(f"{p.stage:<18} {p.done:>7}/{p.total or '?'}  {p.seconds:6.1f} s{note}", file=sys.stderr, flush=True)
 
 
-def end(summary: Any, as_json: bool, bad: Sequence[Quarantined]) -> None:
-    """Prints the summary of a command. Exits with status 3 if rows were set aside or items failed."""
+class Printed(Records[Record]):
+    """Records of a command without --out: they are printed as they come, and no file keeps them."""
+
+    def __init__(self, kind: type[Record]) -> None:
+        super().__init__("standard output", kind)
+        self._printed: list[Record] = []
+
+    def append(self, records: Iterable[Record]) -> int:
+        batch = list(records)
+        for record in batch:
+            print(encode(record).decode(), end="", flush=True)
+        self._printed += batch
+        return len(batch)
+
+    def keys(self) -> set[str]:
+        return {record.key for record in self._printed}
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._printed)
+
+    def __len__(self) -> int:
+        return len(self._printed)
+
+
+def end(summary: Any, as_json: bool, bad: Sequence[Quarantined], silent: bool = False) -> None:
+    """Prints the summary of a command, unless it is `silent` because standard output has its results.
+
+    Exits with status 3 if rows were set aside or items failed."""
     plain = dataclasses.asdict(summary) if dataclasses.is_dataclass(summary) else dict(summary)  # type: ignore[arg-type]
     failed = plain.pop("failed", ())
     plain |= {"quarantined": len(bad), "failed": len(failed)}
-    if as_json:
+    if as_json and not silent:
         print_json(plain)
-    else:
+    elif not silent:
         for key, value in plain.items():
             if isinstance(value, Mapping):
                 value = ", ".join(f"{count} {name}" for name, count in value.items())

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import cast
 
 from stepmark.data.decode import (
     SUFFIXES,
@@ -94,6 +95,22 @@ def read(
 def is_whole(source: Place) -> bool:
     """Whether a source has no splits of its own: a file, or a data set that was saved without splits."""
     return Path(source).is_file() or is_saved_whole(Path(source))
+
+
+def texts(row: Row, names: Sequence[str], limit: int = 100_000) -> tuple[str, ...] | Quarantined:
+    """The texts of a row under exactly one of `names`, which holds a list of texts or one text. A text may be empty."""
+    given = [name for name in names if row.values.get(name) is not None]
+    if len(given) != 1:
+        got = " and ".join(map(repr, given)) or f"none of them{_row_fields(row.values)}"
+        return Quarantined(row.file, row.line, f"needs one field of {', '.join(map(repr, names))}; got {got}")
+    value = row.values[given[0]]
+    listed = value if isinstance(value, list) else [value]
+    field, faults = Field(given[0], limit), []
+    for i, x in enumerate(listed):
+        checked = "" if isinstance(x, str) and not x.strip() else _text(x, field)
+        if isinstance(checked, Bad):
+            faults.append(f"field {given[0]!r}" + (f", item {i}" if listed is value else "") + f": {checked.reason}")
+    return Quarantined(row.file, row.line, "; ".join(faults)) if faults else tuple(cast("list[str]", listed))
 
 
 def problems(

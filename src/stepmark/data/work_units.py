@@ -129,6 +129,8 @@ def run(
 
 
 def _resume_hint(out: Records[Record]) -> str:
+    if not out.path.is_file():
+        return "Nothing is kept in a file. Fix the cause; then the same command starts anew."
     return f"{len(out)} records are kept in {out.path}. Fix the cause; then the same command goes on from there."
 
 

@@ -93,7 +93,7 @@ def load(role: str, name: str, /, **settings: Any) -> Any:
         for k, default in allowed.items()
         if default is inspect.Parameter.empty and k not in settings
     ]
-    hints = _hints(cls)
+    hints = types_of(cls)
     settings = {
         k: os.fspath(v) if isinstance(v, os.PathLike) and hints.get(k) is str else v for k, v in settings.items()
     }
@@ -111,7 +111,7 @@ def load(role: str, name: str, /, **settings: Any) -> Any:
         raise ConfigError(f"{role} {name} can't be made with {values or 'no options'}: {e}") from e
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
+def types_of(cls: type[Any]) -> dict[str, Any]:
     """The types of the constructor's parameters; empty if they can't be known without importing more modules."""
     try:
         return typing.get_type_hints(cls.__init__)

@@ -25,7 +25,7 @@ from stepmark.data.outcome_counts import Limits
 from stepmark.data.store import RunDir
 from stepmark.errors import ConfigError
 from stepmark.models.checkpoints import Shape
-from stepmark.plugins import registry
+from stepmark.plugins import registry, values
 from stepmark.rl.settings import ReinforceSettings
 from stepmark.run import places, renames
 from stepmark.run.reinforce_schema import Reinforce, filled
@@ -281,28 +281,10 @@ def load(source: Place, changes: Sequence[str] = ()) -> Recipe:
 
 
 def changed(raw: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """A copy with each `a.b.c=value` set; values are YAML. Raises ConfigError for a change of another form."""
-    copy: dict[str, Any] = _copy(raw)
-    faults = []
-    for change in changes:
-        key, equals, text = change.partition("=")
-        parts = key.split(".")
-        if not equals or not all(parts):
-            faults.append(f"{change!r} is not key=value, e.g. sample.test.n=16.")
-            continue
-        section = copy
-        for part in parts[:-1]:
-            if not isinstance(section.get(part), dict):
-                # `label: monte_carlo` is short for `label: {name: monte_carlo}`
-                section[part] = {"name": section[part]} if isinstance(section.get(part), str) else {}
-            section = section[part]
-        try:
-            section[parts[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError as e:
-            faults.append(f"{change!r}: the value is not YAML: {e}")
-    if faults:
-        raise ConfigError(faults)
-    return copy
+    """A copy of a recipe with each `a.b.c=value` set. plugins/values.py says how values are read.
+
+    Raises ConfigError for changes of another form."""
+    return values.changed(raw, changes, Recipe)
 
 
 def parse(raw: Mapping[str, Any], where: str) -> Recipe:
@@ -313,12 +295,12 @@ def parse(raw: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError([f"{where}: {_message(error, raw=raw)}" for error in e.errors(include_url=False)]) from e
 
 
-def settings(kind: type[Kind], changes: Sequence[str], where: str) -> Kind:
-    """Training settings, reinforcement settings or a Shape, from `key=value` changes alone.
+def settings(kind: type[Kind], changes: Sequence[str], where: str, **given: Any) -> Kind:
+    """Training settings, reinforcement settings or a Shape, from `given` values and `key=value` changes alone.
 
     Raises ConfigError with all faults; `where` names the source in them."""
     try:
-        return pydantic.TypeAdapter(kind).validate_python(changed({}, changes))
+        return pydantic.TypeAdapter(kind).validate_python(values.changed(given, changes, kind))
     except pydantic.ValidationError as e:
         raise ConfigError([f"{where}: {_message(error, kind)}" for error in e.errors(include_url=False)]) from e
 
@@ -353,7 +335,3 @@ def _message(error: Any, root: Any = None, raw: Any = None) -> str:
     got = error.get("input")
     shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) and "got" not in message else ""
     return f"{at + ': ' if at else ''}{message.rstrip('.')}{shown}."
-
-
-def _copy(value: Any) -> Any:
-    return {str(k): _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value

@@ -8,6 +8,7 @@ stepmark run recipes/demo.yaml sample.test.n=16 verifiers.prm.train.epochs=2
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +21,7 @@ from stepmark.data.outcome_counts import Limits
 from stepmark.errors import ConfigError
 from stepmark.evaluation.aggregate import AGGREGATES
 from stepmark.models.checkpoints import Shape
-from stepmark.plugins import registry
+from stepmark.plugins import registry, values
 from stepmark.stages.train import TrainSettings
 from stepmark.text.prompts import Template
 
@@ -55,6 +56,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # is used
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
+    @classmethod
+    def types_for(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        """The types of the settings, by which `key=value` changes of this section are read (plugins/values.py)."""
+        return typing.get_type_hints(cls)
+
 
 class _Plugin(Settings):
     """A plug-in: its name, or the path of a user's file, and its options."""
@@ -75,6 +81,11 @@ class _Plugin(Settings):
         _check_plugin(self.role, self.name, self.options, self.run_options)
         return self
 
+    @classmethod
+    def types_for(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        default = cls.model_fields["name"].default
+        return super().types_for(section) | {"options": _option_types(cls.role, section.get("name", default))}
+
     def load(self, **run_options: Any) -> Any:
         """The plug-in object. `run_options` are filled in by the run; those that the plug-in lacks are left out."""
         allowed = registry.options(self.role, self.name)
@@ -94,6 +105,15 @@ def _check_plugin(role: str, name: str, options: Mapping[str, Any], run_options:
         raise ValueError("; ".join(e.faults)) from e
     except (TypeError, ValueError) as e:
         raise ValueError(f"{role} {name} does not take these options: {e}") from e
+
+
+def _option_types(role: str, name: Any) -> Any:
+    """The types of a plug-in's options, by name. An unknown plug-in is reported later."""
+    name = name.text if isinstance(name, values.Unread) else name
+    try:
+        return registry.types_of(registry.find(role, name)) if isinstance(name, str) else {}
+    except ConfigError:
+        return {}
 
 
 class Task(_Plugin):
@@ -323,6 +343,10 @@ class Verifier(Settings):
         if self.rationales is not None and not getattr(registry.find("verifier", self.kind), "generates", False):
             raise ValueError(f"rationales: a {self.kind} verifier is not trained to write verifications; leave it out")
         return self
+
+    @classmethod
+    def types_for(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        return super().types_for(section) | {"options": _option_types("verifier", section.get("kind"))}
 
     @property
     def below(self) -> tuple[str, ...]:

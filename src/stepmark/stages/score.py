@@ -1,25 +1,36 @@
 """Stage: solutions -> verifications. The verifier gets the question and the solutions, never the reference answer.
 
-stepmark score --verifier prm/ --task arithmetic --solutions solutions.jsonl --out scores.jsonl
+The solutions are those of a task's problems (`score`), or texts in rows of a user's file (`score_rows`). `verify` takes
+plain texts in Python.
+
+    stepmark score --verifier prm/ --task arithmetic --solutions solutions.jsonl --out scores.jsonl
+    stepmark score --verifier prm/ rows.jsonl --out scores.jsonl
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
+from pathlib import Path
 
+from stepmark.data import rows as files
 from stepmark.data import work_units
-from stepmark.data.outcome_counts import LimitCheck, Limits, of_verifications
+from stepmark.data.outcome_counts import LimitCheck, Limits, OutcomeCounts, of_verifications
 from stepmark.data.store import Records
-from stepmark.errors import DataError
+from stepmark.errors import ConfigError, DataError
 from stepmark.protocols import Executor, Verifier
-from stepmark.types import Outcome, Problem, Progress, Solution, Verification
+from stepmark.text.steps import split
+from stepmark.types import Outcome, Place, Problem, Progress, Quarantined, ScoredRow, Solution, Verification
 
 Item = tuple[str, str, tuple[Solution, ...]]  # problem id, question, the problem's solutions without a verification
+RowItem = tuple[str, str, str, tuple[Solution, ...]]  # row id, fingerprint, question, solutions
+TEXTS = ("solutions", "completions", "solution")  # fields of a row that hold its solutions
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,60 @@ def score(
         progress=progress,
         watch=LimitCheck(limits, of_verifications, "verifications"),
     )
-    outcomes = Counter(v.outcome for v in out)
+    return _counted(out, failed)
+
+
+def score_rows(
+    verifier: Verifier,
+    path: Place,
+    out: Records[ScoredRow],
+    *,
+    executor: Executor,
+    steps: str = "line",
+    limits: Limits | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    rows: int = 512,
+) -> tuple[Scored, tuple[Quarantined, ...]]:
+    """Scores the rows of a file that have no record in `out` yet, about `rows` solutions in a unit of work.
+
+    A row is `{"question": ..., "solutions": [...]}`; `completions` is another name of the list, and `solution` holds a
+    single text. `steps` says how the texts are split into steps. Returns the counts and the rows that were set aside.
+
+    Raises DataError where a row or the verifier has changed since it was used, and StageError as `score` does."""
+    items, bad = _row_items(path, steps, [type(verifier).__name__, str(Path(getattr(verifier, "path", "")))])
+    stored = {record.key: record.fingerprint for record in out}
+    for row, fingerprint, _, _ in items:
+        if stored.get(row, fingerprint) != fingerprint:
+            raise DataError(
+                f"row {row} of {path} is not what was scored into {out.path}: its text, how it is split, or the "
+                "verifier has changed. Give another --out, or delete that file."
+            )
+    failed = work_units.run(
+        "score",
+        partial(_score_rows, verifier=verifier),
+        [item for item in items if item[0] not in stored],
+        out,
+        name=itemgetter(0),
+        weigh=_weigh_row,
+        size=rows,
+        already=sum(len(record.verifications) for record in out),
+        executor=executor,
+        progress=progress,
+        watch=LimitCheck(limits, _of_rows, "verifications"),
+    )
+    return _counted((v for record in out for v in record.verifications), failed), bad
+
+
+def verify(verifier: Verifier, question: str, texts: Sequence[str], steps: str = "line") -> list[Verification]:
+    """One verification per text, in order. `steps` says how the texts are split into steps: the way in which the
+    verifier's training solutions were. Raises ConfigError for one text in place of a list, and for unknown `steps`."""
+    if isinstance(texts, str):
+        raise ConfigError("verify takes a list of texts, got one text. For a single text give [text].")
+    return ask(verifier, [(question, _solutions("", texts, steps))])
+
+
+def _counted(verifications: Iterable[Verification], failed: tuple[work_units.Failed, ...]) -> Scored:
+    outcomes = Counter(v.outcome for v in verifications)
     return Scored(
         solutions=outcomes.total(),
         scored=outcomes[Outcome.SCORED],
@@ -73,6 +137,28 @@ def score(
         failed_outcome=outcomes[Outcome.FAILED],
         failed=failed,
     )
+
+
+def _row_items(path: Place, steps: str, verifier: Sequence[str]) -> tuple[list[RowItem], tuple[Quarantined, ...]]:
+    items, bad = list[RowItem](), list[Quarantined]()
+    for row in files.read(path, [files.QUESTION]):
+        if isinstance(row, Quarantined):
+            bad.append(row)
+            continue
+        texts = files.texts(row, TEXTS)
+        if isinstance(texts, Quarantined):
+            bad.append(texts)
+            continue
+        question = row.text["question"]
+        digest = hashlib.sha256(json.dumps([*verifier, steps, question, texts]).encode()).hexdigest()[:16]
+        items.append((row.id, digest, question, _solutions(row.id, texts, steps)))
+    if not items:
+        raise DataError(f"{path} has no usable row." + (f" The first of {len(bad)} bad rows: {bad[0]}" if bad else ""))
+    return items, tuple(bad)
+
+
+def _solutions(problem_id: str, texts: Sequence[str], steps: str) -> tuple[Solution, ...]:
+    return tuple(Solution(f"{problem_id}#{i}", problem_id, i, x, split(x, steps)) for i, x in enumerate(texts))
 
 
 def _items(problems: Sequence[Problem], solutions: Iterable[Solution]) -> list[Item]:
@@ -99,6 +185,19 @@ def ask(verifier: Verifier, asked: Sequence[tuple[str, Sequence[Solution]]]) -> 
 
 def _score(unit: tuple[Item, ...], *, verifier: Verifier) -> list[Verification]:
     return ask(verifier, [(question, solutions) for _, question, solutions in unit])
+
+
+def _score_rows(unit: tuple[RowItem, ...], *, verifier: Verifier) -> list[ScoredRow]:
+    verifications = iter(ask(verifier, [(question, solutions) for _, _, question, solutions in unit]))
+    return [ScoredRow(row, digest, tuple(islice(verifications, len(s)))) for row, digest, _, s in unit]
+
+
+def _of_rows(records: Sequence[ScoredRow]) -> OutcomeCounts:
+    return of_verifications(v for record in records for v in record.verifications)
+
+
+def _weigh_row(item: RowItem) -> int:
+    return len(item[3])
 
 
 def _name(item: Item) -> str:

@@ -19,12 +19,16 @@ Contexts, prefixes and texts are sent as text. The server adds the BOS token, an
 a prompt as that token. `seeds` makes rollouts repeatable on a server that honours them. Without seeds, only a ledger
 makes rollouts repeatable.
 
-    stepmark sample --task gsm8k --backend openai --backend-option model=Qwen/Qwen3-8B --n 16 --out solutions.jsonl
+The server is the option `url` (or `base_url`, the same under OpenAI's name), else $OPENAI_BASE_URL, else
+http://127.0.0.1:8000/v1. The key is in the environment variable that `key_env` names, by default $OPENAI_API_KEY.
+
+    stepmark sample --task gsm8k --backend openai --model Qwen/Qwen3-8B --n 16 --out solutions.jsonl
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -36,13 +40,18 @@ from stepmark.types import Prompt, Rollout, SamplingParams
 if TYPE_CHECKING:
     from stepmark.backends.openai.client import Client
 
+URL_ENV = "OPENAI_BASE_URL"
+LOCAL = "http://127.0.0.1:8000/v1"  # where vLLM serves by default
+
 
 @dataclass(frozen=True)
 class OpenAIBackend:
     """Samples from a model behind a URL. Raises ConfigError for invalid settings."""
 
     model: str  # its name on the server
-    url: str = "http://127.0.0.1:8000/v1"  # the part before /completions
+    # the part before /completions; by default that in the environment variable OPENAI_BASE_URL, else
+    # http://127.0.0.1:8000/v1
+    url: str = ""
     key_env: str = "OPENAI_API_KEY"  # the environment variable with the key, if any; never the key itself
     chat: bool = False  # context is the user's turn, prefix begins the assistant's turn
     concurrency: int = 16  # largest number of concurrent requests
@@ -54,13 +63,17 @@ class OpenAIBackend:
     seeds: bool = False  # seeded requests, with one rollout each; many concurrent ones crash some servers
     price_input: float = 0.0  # money per million prompt tokens
     price_output: float = 0.0  # money per million generated tokens
+    base_url: str = ""  # another name of `url`
 
     remote: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         faults = [] if self.model else ["model must be the name of a model on the server, got ''."]
-        if not self.url.startswith(("http://", "https://")):
-            faults.append(f"url must begin with http:// or https://, got {self.url!r}.")
+        if self.url and self.base_url and self.url != self.base_url:
+            faults.append(f"url and base_url are one setting; got {self.url!r} and {self.base_url!r}. Give one.")
+        faults += [
+            f"{name} {_bad_url(url)}" for name in ("url", "base_url") if (url := getattr(self, name)) and _bad_url(url)
+        ]
         minima = {"concurrency": 1, "n_per_request": 1, "retries": 0, "backoff": 0, "price_input": 0, "price_output": 0}
         faults += [
             f"{name} must be at least {minimum}, got {getattr(self, name)}."
@@ -124,7 +137,7 @@ class OpenAIBackend:
         from stepmark.backends.openai.client import Client
 
         return Client(
-            self.url,
+            self.url or self.base_url or _url_of_environment() or LOCAL,
             self.key_env,
             connections=self.concurrency,
             retries=self.retries,
@@ -132,6 +145,18 @@ class OpenAIBackend:
             timeout=self.timeout,
             deadline=self.deadline,
         )
+
+
+def _bad_url(url: str) -> str:
+    return "" if url.startswith(("http://", "https://")) else f"must begin with http:// or https://, got {url!r}."
+
+
+def _url_of_environment() -> str:
+    """The server that the environment names, "" for none. Raises ConfigError for what is no URL."""
+    url = os.environ.get(URL_ENV, "").strip()
+    if url and (fault := _bad_url(url)):
+        raise ConfigError(f"the environment variable {URL_ENV} {fault}")
+    return url
 
 
 def _need_httpx() -> None:
