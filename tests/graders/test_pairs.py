@@ -1,5 +1,5 @@
 """Pairs of answers that graders are known to misjudge. `pairs.jsonl` has one a line: what was got, the reference, the
-grader, the right verdict, and the kind of public report that gave the idea. Add a pair for every grade that was wrong."""
+grader, the right verdict, and the kind of public report that gave the idea. Add a pair for a grade that was wrong."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A grader that compares strings: correct if the stated answer equals the reference.
 
 For answers that are words, names or lists of words. White space, surrounding quotes, a full stop and (by default)
-letter case are ignored; any other difference counts. Whole strings are compared, so "1" does not match "12". One exception: if the
-reference is the letter of a choice ("C"), the letter with its content ("(C) 7") is the same answer.
+letter case are ignored; any other difference counts. Whole strings are compared, so "1" does not match "12". One
+exception: if the reference is the letter of a choice ("C"), the letter with its content ("(C) 7") is the same answer.
 
 A text that states no answer is INCORRECT, because the check worked and the solution lacks its answer. UNGRADABLE means
 that the check could not be made, here because the problem has no reference.

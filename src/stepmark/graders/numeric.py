@@ -1,12 +1,14 @@
 r"""A grader that compares numbers: correct if the stated answer has the value of the reference.
 
 Values are exact fractions: "72", "72.0", "$72" and "144/2" are the same answer, 0.33 equals 1/3 only with a tolerance,
-and "25/4" is not 25. The tolerance is relative to the reference; there is no absolute one. "25%" is 25, and also 0.25 unless
-the question speaks of percentages, in which case 0.25 may mean 0.25%. text/answers.py finds the stated answer in a text.
+and "25/4" is not 25. The tolerance is relative to the reference; there is no absolute one. "25%" is 25, and also 0.25
+unless the question speaks of percentages, in which case 0.25 may mean 0.25%. text/answers.py finds the stated answer in
+a text.
 
 A text that states no answer, or an answer that is not a number ("unknown"), is INCORRECT, because the check worked and
-the solution lacks its answer. UNGRADABLE means that the check could not be made: the reference is not a number, a number
-has too many digits to compare, or the number is part of a larger value ("52_8", "3:4", "2\sqrt{3}", "x > 3", "3 or 4").
+the solution lacks its answer. UNGRADABLE means that the check could not be made: the reference is not a number, a
+number has too many digits to compare, it is part of a larger value ("52_8", "3:4", "2\sqrt{3}", "x > 3", "3 or 4"), or
+the two sides have different units.
 
     python bench/grader_agreement.py --gsm8k data/gsm8k --genrm data/genrm_gsm8k/solutions.jsonl.gz
 """

@@ -10,14 +10,14 @@ Three tiers, cheap ones first:
 Exact values are compared exactly, however little they differ. A decimal has a relative tolerance of 1e-6 only against a
 value that no finite decimal can write, such as 1/3 or \sqrt{2} (text/algebra.py). There is no absolute tolerance.
 
-sympy can hang or use up all memory on a few characters. So tier 3 runs in worker processes that this module starts on first use, reuses, and kills when a job
-takes too long. Calls may come from any thread, from pool workers (also daemonic ones, because the workers are
-subprocesses, not multiprocessing children) and from forks. A worker also sets an alarm for itself, so that it ends even
-if its parent was killed.
+sympy can hang or use up all memory on a few characters. So tier 3 runs in worker processes that this module starts on
+first use, reuses, and kills when a job takes too long. Calls may come from any thread, from pool workers (also daemonic
+ones, because the workers are subprocesses, not multiprocessing children) and from forks. A worker also sets an alarm
+for itself, so that it ends even if its parent was killed.
 
 A text without an answer is INCORRECT. UNGRADABLE, with the reason, means that the check could not be made: a time-out,
-a crash, too little memory, an expression on either side that can't be read whole, or two answers that can be neither
-shown equal nor shown different: a base on one side only, other units, a ratio against a number. A wrong label costs more
+a crash, too little memory, an expression on either side that can't be read whole, or two answers that can be shown
+neither equal nor different: a base on one side only, other units, a ratio against a number. A wrong label costs more
 than a lost one.
 
     python bench/grader_agreement.py --math500 data/math500/test.jsonl.gz

@@ -1,9 +1,9 @@
 r"""Whether two answers that `expressions.parse` has read are equal: True, False, or Undecided with a reason.
 
-Exact sides are compared exactly. Two values differ if their difference, evaluated with as many digits as it takes, is not
-zero, however small it is; no absolute tolerance anywhere. They are equal if algebra proves it. A decimal has a relative
-tolerance of 1e-6 only against a value that no finite decimal can write (1/3, \pi): 0.3333333 is 1/3, 0.33 is not, and
-0.1250001 is not 1/8. What is neither refuted nor proved raises Undecided.
+Exact sides are compared exactly. Two values differ if their difference, evaluated with as many digits as it takes, is
+not zero, however small it is; there is no absolute tolerance. They are equal if algebra proves it. A decimal has a
+relative tolerance of 1e-6 only against a value that no finite decimal can write (1/3, \pi): 0.3333333 is 1/3, 0.33 is
+not, and 0.1250001 is not 1/8. What is neither refuted nor proved raises Undecided.
 
 Forms count where they say something else: (1,2) is not [1,2]; a list is a set; a base belongs to a number.
 
@@ -13,15 +13,21 @@ sympy is imported when a comparison needs it. It may hang: the symbolic grader r
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from stepmark.text import answers
 from stepmark.text.expressions import Node
 
 TOLERANCE = Fraction(1, 10**6)  # relative, of a decimal against a value without a finite decimal
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-_POINTS = (Fraction(7, 5), Fraction(13, 3), Fraction(2, 7), Fraction(-9, 4), Fraction(-3, 8))  # where formulas are tried
+_POINTS = (
+    Fraction(7, 5),
+    Fraction(13, 3),
+    Fraction(2, 7),
+    Fraction(-9, 4),
+    Fraction(-3, 8),
+)  # where formulas are tried
 
 
 class Undecided(Exception):
@@ -40,7 +46,7 @@ def equal(ours: Node, theirs: Node) -> bool:
         return _based(ours, theirs)
     if "ratio" in kinds:
         return _ratios(ours, theirs)
-    if kinds & {"relation", "union"} or "or" in (ours.text, theirs.text) and _has(ours, "relation"):
+    if kinds & {"relation", "union"} or ("or" in (ours.text, theirs.text) and _has(ours, "relation")):
         return _relations(ours, theirs)
     ours, theirs = _expanded(ours), _expanded(theirs)
     kinds = {ours.kind, theirs.kind}
@@ -60,7 +66,9 @@ def equal(ours: Node, theirs: Node) -> bool:
             return _unordered(ours.parts, theirs.parts)
         if ours.kind == "matrix":
             shapes = [(len(n.parts), len(n.parts[0].parts)) for n in (ours, theirs)]
-            return shapes[0] == shapes[1] and _in_order(*([c for r in n.parts for c in r.parts] for n in (ours, theirs)))
+            return shapes[0] == shapes[1] and _in_order(
+                *([c for r in n.parts for c in r.parts] for n in (ours, theirs))
+            )
         return ours.text == theirs.text and _in_order(ours.parts, theirs.parts)
     return _values(ours, theirs)
 
@@ -155,6 +163,7 @@ def _signs(node: Node, sign: str) -> Node:
 
 def _based(ours: Node, theirs: Node) -> bool:
     """Two numbers of one base are compared. A base on one side only is nobody's error for certain."""
+
     def value(node: Node) -> tuple[str, int, int]:
         digits, base = node.text.split() if node.kind == "based" else (node.text, "10")
         return digits, int(digits, int(base)), int(base)
@@ -353,7 +362,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _refuted(difference: Any, symbols: Any) -> str:
-    """"everywhere" if formulas differ at a point of positive values, "somewhere" if only at others; "" if nowhere."""
+    """ "everywhere" if formulas differ at a point of positive values, "somewhere" if only at others; "" if nowhere."""
     import sympy
 
     result = ""
@@ -409,16 +418,12 @@ def _formula(node: Node) -> Any:
     return _BUILD[node.kind](sympy, parts)
 
 
-def _divide(sympy: Any, parts: Any) -> Any:
-    return parts[0] / parts[1]
-
-
-_BUILD = {
+_BUILD: dict[str, Callable[[Any, Any], Any]] = {
     "group": lambda s, p: p[0],
     "add": lambda s, p: s.Add(*p),
     "multiply": lambda s, p: s.Mul(*p),
     "negative": lambda s, p: -p[0],
-    "divide": _divide,
+    "divide": lambda s, p: p[0] / p[1],
     "power": lambda s, p: p[0] ** p[1],
     "root": lambda s, p: s.root(p[0], p[1] if len(p) > 1 else 2),
     "percent": lambda s, p: p[0] / 100,

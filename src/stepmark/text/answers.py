@@ -69,6 +69,7 @@ _MARKUP = (
     (re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[,;: ]|~"), " "),
+    (re.compile(r"<(b|i|em|strong)>(.*?)</\1>"), r"\2"),
     (re.compile(r"\\[()\[\]]|\*\*|\\?\$|`"), ""),
     (re.compile(r"\\%|(?<=\d)\s*(?:percent|per cent)\b(?! point)"), "%"),
     # The degrees of one number; in "\sin 30°" they matter.
@@ -76,7 +77,17 @@ _MARKUP = (
 )
 _SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207f"
 _SUBSCRIPTS = "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"
-_SIGNS = {"\u2212": "-", "\uff0d": "-", "\u2044": "/", "\uff05": "%", "\uff0f": "/", "\uff0c": ",", "\uff0e": ".", "\uff08": "(", "\uff09": ")"}
+_SIGNS = {
+    "\u2212": "-",
+    "\uff0d": "-",
+    "\u2044": "/",
+    "\uff05": "%",
+    "\uff0f": "/",
+    "\uff0c": ",",
+    "\uff0e": ".",
+    "\uff08": "(",
+    "\uff09": ")",
+}
 _SIGNS |= {"\u2236": ":", "\uff1a": ":", "\uff1d": "=", "\uff0b": "+", "\u00a0": " ", "\u2009": " ", "\u202f": " "}
 _UNICODE = re.compile(rf"[{_SUPERSCRIPTS}]+|[{_SUBSCRIPTS}]+|[^\x00-\x7f]")
 _GOES_ON = re.compile(r"(?:[,;]\s*|\.\d+)\.\.+$", re.ASCII)  # a sequence or a decimal that continues
@@ -89,19 +100,27 @@ _FUNCTIONS = ("sqrt", "sinh", "cosh", "tanh", "theta", "alpha", "beta", "gamma",
 # What makes a number a part of a larger value: before it, and after it.
 _GOES_BEFORE = re.compile(
     r"""(?: \\(?:sqrt|pm|mp|pi|d?frac|binom|ln|log|sin|cos|tan|exp|cdot|times|le|ge|leq|geq|lt|gt|neq?|approx|overline)
-          | [\u00b1\u221a^_<>\u2264\u2265\u2260|] | (?<![\w.])(?:sqrt|log|ln|sin|cos|tan|exp|pi) | (?<![A-Za-z])[a-zA-Z]\s*[-+*/]
+          | [\u00b1\u221a^_<>\u2264\u2265\u2260|] | (?<![\w.])(?:sqrt|log|ln|sin|cos|tan|exp|pi)
+          | (?<![A-Za-z])[a-zA-Z]\s*[-+*/]
         ) [\s({\[$]*$""",
     re.VERBOSE | re.ASCII,
 )
+_OPERATOR = r"[-+*/<>\u00d7\u00f7\u00b7\u2264\u2265]"
 _GOES_AFTER = re.compile(
-    rf"""\s*(?: [_^!]  |  :\s*\d  |  \.\.\.?  |  \u2026  |  \.?\\(?:overline|bar)  |  [\u00b1\u221a\u03c0]
-      | \\(?:sqrt|pi|cdot|times|div|pm|mp|d?frac|binom|ln|log|sin|cos|tan|overline|bar|l?dots|cup|le|ge|leq|geq|lt|gt)
-      | (?:{_UNIT_WORD}\s*)?(?:[-+*/<>\u00d7\u00f7\u00b7\u2264\u2265]|to\b|or\b|and\b|base\b)\s*\\?[$\u20ac\u00a3(]?\s*(?:\d|[a-zA-Z](?![A-Za-z]))
+    rf"""\s*(?: [_^!]  |  :\s*(?!00\b)\d  |  \.\.\.?  |  \u2026  |  \.?\\(?:overline|bar)  |  [\u00b1\u221a\u03c0]
+      | \\(?:sqrt|pi|cdot|times|div|pm|mp|d?frac|binom|ln|log|sin|cos|tan|l?dots|cup|le|ge|leq|geq|lt|gt)
+      | (?:{_UNIT_WORD}\s*)?(?:{_OPERATOR}|to\b|base\b)\s*\\?[$\u20ac\u00a3(]?\s*\d
+      | {_OPERATOR}\s*\(?[a-zA-Z](?![A-Za-z])
       | (?:pi|sqrt|hundred|thousand|million|billion|trillion|dozen)\b
       | \(?base\b | (?<=\d)[xyzn](?![A-Za-z]) | (?<=\d)\( )""",
     re.VERBOSE | re.ASCII,
 )
-_LISTED = re.compile(r"\s*[,;]\s*(?:and\s+|or\s+)?\\?[$\u20ac\u00a3]?-?\d|\s*[,;]\s*(?:\\l?dots|\.\.)", re.ASCII)
+# Another number beside it: harmless if it is the same number ("30 and 30").
+_LISTED = re.compile(
+    rf"\s*(?:{_UNIT_WORD}\s*)?(?:[,;]|and\b|or\b)\s*(?:and\s|or\s)?"
+    r"\s*(?:\\?[$\u20ac\u00a3]?-?\d|\\l?dots|\.\.)",
+    re.ASCII,
+)
 _ASIDE = re.compile(r"\([^()]*=[^()]*\)")
 _SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/.,])", re.ASCII)
 WORDS = {
@@ -169,16 +188,16 @@ def read_number(answer: str, percent: bool = False) -> Fraction | None:
 
 
 def part_of_more(answer: str) -> bool:
-    r"""Whether the number that `read_number` reads is part of a larger value, so that reading it alone changes the answer:
-    "52_8", "3:4", "2\sqrt{3}", "5!", "1 - 1/e", "x > 3", "±3", "3 or 4", "1, 2, 3", "5 million". Words around a number
-    ("14 kg (60 - 46)", "about 3") do not."""
+    r"""Whether the number that `read_number` reads is part of a larger value, so that reading it alone changes the
+    answer: "52_8", "3:4", "2\sqrt{3}", "5!", "1 - 1/e", "x > 3", "±3", "3 or 4", "1, 2, 3", "5 million". Words around
+    a number ("14 kg (60 - 46)", "about 3") do not."""
     if parse_number(answer) is not None:
         return False
     m = _quantity(answer)
     if m is None:
         return False
     if _LISTED.match(m.string, m.end()):
-        return len({_value(n, False) for n in _IN_TEXT.finditer(m.string)}) > 1
+        return len({n["body"] for n in _IN_TEXT.finditer(m.string)}) > 1 or ".." in m.string or "dots" in m.string
     return bool(_GOES_BEFORE.search(m.string[: m.start()]) or _GOES_AFTER.match(m.string, m.end()))
 
 
@@ -262,7 +281,7 @@ def plain(answer: str) -> str:
 
 
 def unified(answer: str) -> str:
-    r"""The answer with Unicode digits, fractions, superscripts and signs as ASCII or LaTeX: "２½" is `2\frac{1}{2}`, and
+    r"""The answer with Unicode digits, fractions, superscripts and signs as ASCII or LaTeX: "2½" is `2\frac{1}{2}`,
     "5²" is 5^{2} and never 52."""
     if answer.isascii():
         return answer

@@ -45,5 +45,7 @@ def compare(stated: str, reference: str) -> Comparison:
     contents = [answers.normalise(content) for _, content in (ours, theirs)]
     same_content = contents[0] == contents[1]
     if ours[0] == theirs[0]:
-        return Comparison(Verdict.CORRECT if same_content or not all(contents) else Verdict.UNGRADABLE, stated, reference)
+        return Comparison(
+            Verdict.CORRECT if same_content or not all(contents) else Verdict.UNGRADABLE, stated, reference
+        )
     return Comparison(Verdict.UNGRADABLE if same_content and all(contents) else Verdict.INCORRECT, stated, reference)

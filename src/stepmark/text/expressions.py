@@ -38,21 +38,64 @@ class Node:
     text: str = ""  # digits, a name, the function, the two brackets, or the operators of a relation
 
 
-_NAMES = r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi"
-NAMES = {*_NAMES.split(), "omega", "pi", "infty", "Gamma", "Delta", "Theta", "Lambda", "Sigma", "Phi", "Psi", "Omega", "ell"}
+_NAMES = (
+    r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi"
+)
+NAMES = {
+    *_NAMES.split(),
+    "omega",
+    "pi",
+    "infty",
+    "Gamma",
+    "Delta",
+    "Theta",
+    "Lambda",
+    "Sigma",
+    "Phi",
+    "Psi",
+    "Omega",
+    "ell",
+}
 _TRIG = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
 FUNCTIONS = {*_TRIG, "arcsin", "arccos", "arctan", "asin", "acos", "atan", "ln", "log", "lg", "exp"}
-_RELATIONS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\leq": "<=", r"\leqslant": "<=", r"\ge": ">=", r"\geq": ">="}
-_RELATIONS |= {r"\geqslant": ">=", r"\lt": "<", r"\gt": ">", r"\ne": "!=", r"\neq": "!=", r"\in": "in", ":": ":", "≤": "<="}
+_RELATIONS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    r"\le": "<=",
+    r"\leq": "<=",
+    r"\leqslant": "<=",
+    r"\ge": ">=",
+    r"\geq": ">=",
+}
+_RELATIONS |= {
+    r"\geqslant": ">=",
+    r"\lt": "<",
+    r"\gt": ">",
+    r"\ne": "!=",
+    r"\neq": "!=",
+    r"\in": "in",
+    ":": ":",
+    "≤": "<=",
+}
 _RELATIONS |= {"≥": ">=", "≠": "!=", "∈": "in", "<=": "<=", ">=": ">=", "!=": "!="}
 _SYNONYMS = {"−": "-", "×": r"\cdot", "·": r"\cdot", "÷": "/", r"\div": "/", "*": r"\cdot", r"\times": r"\cdot"}
 _SYNONYMS |= {r"\ast": r"\cdot", "±": r"\pm", "∓": r"\mp", "π": r"\pi", "∞": r"\infty", "∪": r"\cup", "√": r"\sqrt"}
 _SYNONYMS |= {r"\colon": ":", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\degree": "°"}
 _SYNONYMS |= {r"\ldots": "...", r"\dots": "...", r"\cdots": "...", "…": "...", r"\dotsc": "...", r"\lvert": "|"}
 _SYNONYMS |= {r"\rvert": "|", r"\vert": "|", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac"}
-_SYNONYMS |= {r"\vee": "or", r"\lor": "or", r"\wedge": "and", r"\land": "and", r"\varnothing": r"\emptyset", "∅": r"\emptyset"}
+_SYNONYMS |= {
+    r"\vee": "or",
+    r"\lor": "or",
+    r"\wedge": "and",
+    r"\land": "and",
+    r"\varnothing": r"\emptyset",
+    "∅": r"\emptyset",
+}
 
-_DROPPED = re.compile(r"(?<!\\)\\(?:left|right|displaystyle|[bB]ig{1,2}[lr]?|quad|qquad|[,;: !])(?![A-Za-z])|(?<!\\)\$|~")
+_DROPPED = re.compile(
+    r"(?<!\\)\\(?:left|right|displaystyle|[bB]ig{1,2}[lr]?|quad|qquad|[,;: !])(?![A-Za-z])|(?<!\\)\$|~"
+)
 _TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|mathit|operatorname|rm)\s*\{([^{}\\]*)\}"
 _TOKEN = re.compile(
     rf"\s*(?:(?P<text>{_TEXT})|(?P<number>\d{{1,3}}(?:,\d{{3}})+(?![\d,]|\.\d+,)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
@@ -62,7 +105,9 @@ _TOKEN = re.compile(
 _BASE = re.compile(r"\(?([0-9A-F]+)\)?(?:_\{?(?:base\s*)?(\d+|[a-z]+)\}?|\s+\(?(?:in )?base[ -]?(\d+|[a-z]+)\)?)")
 _APPLIED = re.compile(r"\s*([fghFGHPpQq])\s*\(\s*([a-z])\s*\)\s*=")
 _SPLIT_NUMBER = re.compile(r"\d\.\d{3},\d|\d,\d\d,\d{3}(?!\d)|\{,\}(?!\d{3}(?!\d))|(?<!_)\d\s+\d", re.ASCII)
-_MIXED = re.compile(r"(?<![\d.,/^_{}])(\d+)\s*(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|\\[dt]?frac(\d)(\d)|\s(\d+)/(\d+))(?![\d/^!.])")
+_MIXED = re.compile(
+    r"(?<![\d.,/^_{}])(\d+)\s*(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|\\[dt]?frac(\d)(\d)|\s(\d+)/(\d+))(?![\d/^!.])"
+)
 _MATRIX = re.compile(r"\\(begin|end)\{[pb](matrix)\}")
 _REPEATING = re.compile(r"(?<![\d.,])(\d*)\.(\d*)\\(?:overline|bar)\s*\{?(\d+)\}?", re.ASCII)
 

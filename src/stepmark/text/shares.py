@@ -17,7 +17,7 @@ def compare(stated: str, reference: str, question: str) -> Verdict | None:
         return None
     if values[0] == values[1]:
         return Verdict.CORRECT
-    share, other = values if percent[0] else values[::-1]
+    share, other = (values[0], values[1]) if percent[0] else (values[1], values[0])
     if share / 100 != other:
         return None
     return Verdict.UNGRADABLE if "%" in question or "percent" in question.casefold() else Verdict.CORRECT
