@@ -62,17 +62,15 @@ class Numeric:
         answer = answers.canonical(value)
         if self.reading == "stated" and answers.part_of_more(stated):
             return Grade(Verdict.UNGRADABLE, f"the answer {answers.excerpt(stated)} is more than one number", answer)
-        if answers.units(stated) and answers.units(problem.answer) not in (frozenset(), answers.units(stated)):
-            both = f"{answers.excerpt(stated)} and {answers.excerpt(problem.answer)}"
-            return Grade(Verdict.UNGRADABLE, f"{both} have different units", answer)
-        by_share = None if self.percent else shares.compare(stated, problem.answer, problem.question)
-        if by_share is Verdict.UNGRADABLE:
-            return Grade(by_share, f"the question leaves open whether {answers.excerpt(stated)} is a share", answer)
-        if by_share is Verdict.CORRECT:
-            return Grade(by_share, "equal to the reference", answer)
+        both = f"{answers.excerpt(answer)} is not {answers.excerpt(problem.answer)}"
+        verdict = Verdict.INCORRECT
         if value == reference or abs(value - reference) <= Fraction(self.tolerance) * abs(reference):
-            return Grade(Verdict.CORRECT, "equal to the reference", answer)
-        return Grade(Verdict.INCORRECT, f"{answers.excerpt(answer)} is not {answers.excerpt(problem.answer)}", answer)
+            verdict = Verdict.CORRECT
+            if (units := answers.units(stated)) and answers.units(problem.answer) not in (frozenset(), units):
+                verdict, both = Verdict.UNGRADABLE, f"{answers.excerpt(stated)} has other units than the reference"
+        elif not self.percent and (by_share := shares.compare(stated, problem.answer, problem.question)):
+            verdict, both = by_share, f"the question leaves open whether {answers.excerpt(stated)} is a share"
+        return Grade(verdict, "equal to the reference" if verdict is Verdict.CORRECT else both, answer)
 
 
 @lru_cache(maxsize=4096)

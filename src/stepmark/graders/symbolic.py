@@ -101,7 +101,7 @@ def _compared_here(stated: str, reference: str, question: str) -> Verdict | None
             rounded, exact = (ours, theirs) if "." in stated else (theirs, ours)
             if "/" in answers.canonical(exact) and abs(rounded - exact) <= algebra.TOLERANCE * abs(exact):
                 return Verdict.CORRECT
-        return Verdict.INCORRECT
+        return Verdict.UNGRADABLE if answers.say_different_things(stated, reference) else Verdict.INCORRECT
     return Verdict.INCORRECT if answers.is_words(stated) or answers.is_words(reference) else None
 
 

@@ -36,6 +36,8 @@ class Undecided(Exception):
 
 def equal(ours: Node, theirs: Node) -> bool:
     """Whether two answers are equal. Raises Undecided."""
+    if ours == theirs:
+        return True
     if units := {n.text for n in (ours, theirs) if n.kind == "unit"}:
         if len(units) > 1:
             raise Undecided(f"different units: {', '.join(sorted(units))}")
@@ -124,6 +126,9 @@ def _unordered(ours: Any, theirs: Any) -> bool:
         return _in_order(ours, theirs)
     if len(ours) != len(theirs):
         return False
+    named = [len({n.parts[0].text for n in side if n.kind == "relation"}) for side in (ours, theirs)]
+    if max(named) > 1 and not min(named):
+        raise Undecided("values of several names against a list without names")
     rest, unsure = list(theirs), None
     for a in ours:
         for b in rest:
@@ -222,7 +227,9 @@ def _relations(ours: Node, theirs: Node) -> bool:
     for node in (ours, theirs):
         found = _set(node)
         if found is None:
-            if texts[0] == texts[1] and _in_order(ours.parts, theirs.parts):
+            if ours.kind == theirs.kind and texts[0] == texts[1] and _in_order(ours.parts, theirs.parts):
+                return True
+            if all(t in _FLIPPED for t in texts) and _same_half(ours, theirs):
                 return True
             return _undecided("relations of several variables, or a relation against another form")
         sets.append(found[1])
@@ -230,6 +237,18 @@ def _relations(ours: Node, theirs: Node) -> bool:
     if len(names) > 1:
         return _undecided(f"relations of {', '.join(sorted(names))}")
     return bool(sets[0] == sets[1]) or _same_ends(*sets)
+
+
+def _same_half(ours: Node, theirs: Node) -> bool:
+    """Whether two inequalities of several variables are one, but for a positive factor: "y < x" and "2x > 2y"."""
+    import sympy
+
+    sides, strict = [], []
+    for node in (ours, theirs):
+        difference = _formula(node.parts[0]) - _formula(node.parts[1])
+        sides.append(difference if "<" in node.text else -difference)
+        strict.append("=" not in node.text)
+    return strict[0] == strict[1] and bool(sympy.simplify(sides[0] / sides[1]).is_positive)
 
 
 def _undecided(reason: str) -> bool:
@@ -424,11 +443,24 @@ _BUILD: dict[str, Callable[[Any, Any], Any]] = {
     "multiply": lambda s, p: s.Mul(*p),
     "negative": lambda s, p: -p[0],
     "divide": lambda s, p: p[0] / p[1],
-    "power": lambda s, p: p[0] ** p[1],
-    "root": lambda s, p: s.root(p[0], p[1] if len(p) > 1 else 2),
+    "power": lambda s, p: _power(p[0], p[1]),
+    "root": lambda s, p: _root(s, p[0], p[1] if len(p) > 1 else s.Integer(2)),
     "percent": lambda s, p: p[0] / 100,
     "degrees": lambda s, p: p[0] * s.pi / 180,
 }
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if base.is_negative and exponent.is_Rational and exponent.q % 2 and exponent.q > 1:
+        raise Undecided("a power of a negative number: its real or its principal value")
+    return base**exponent
+
+
+def _root(sympy: Any, value: Any, index: Any) -> Any:
+    """The real root, where there is one: the cube root of -8 is -2."""
+    if index.is_odd and value.could_extract_minus_sign():
+        return -sympy.root(-value, index)
+    return sympy.root(value, index)
 
 
 def _call(name: str, parts: list[Any]) -> Any:
@@ -438,5 +470,5 @@ def _call(name: str, parts: list[Any]) -> Any:
         if name == "log" and len(parts) == 1:
             raise Undecided("a logarithm without a base: of 10 or of e")
         return sympy.log(parts[0], *({"lg": [10]}.get(name, parts[1:])))
-    names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "abs": "Abs", "binom": "binomial"}
+    names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "abs": "Abs"}
     return getattr(sympy, names.get(name, name))(*parts)

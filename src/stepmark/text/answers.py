@@ -59,6 +59,7 @@ _NOT_UNIT = r"(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod|and|or|hundred|thousand|mill
 _UNIT_WORD = rf"(?!{_NOT_UNIT})[A-Za-z]{{2,}}"
 _UNIT = rf"(?:\s+{_UNIT_WORD}(?:[ /]{_UNIT_WORD})*(?:\^?\{{?[23]\}}?)?)?"
 _WHOLE = re.compile(rf"(?P<sign>[-+\u2212]?\s?[$€£]?\s?[-\u2212]?)\s?{_QUANTITY}\s?[€£]?{_UNIT}", re.VERBOSE | re.ASCII)
+_NUMERAL = re.compile(r"[-+]?[$€£]?[\d,]*\.?\d+", re.ASCII)
 _INTEGER = re.compile(r"-?[1-9]\d{0,17}|0", re.ASCII)
 
 _FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))", re.ASCII)
@@ -101,18 +102,23 @@ _FUNCTIONS = ("sqrt", "sinh", "cosh", "tanh", "theta", "alpha", "beta", "gamma",
 _GOES_BEFORE = re.compile(
     r"""(?: \\(?:sqrt|pm|mp|pi|d?frac|binom|ln|log|sin|cos|tan|exp|cdot|times|le|ge|leq|geq|lt|gt|neq?|approx|overline)
           | [\u00b1\u221a^_<>\u2264\u2265\u2260|] | (?<![\w.])(?:sqrt|log|ln|sin|cos|tan|exp|pi)
-          | (?<![A-Za-z])[a-zA-Z]\s*[-+*/]
-        ) [\s({\[$]*$""",
+          | (?<![A-Za-z])[a-zA-Z](?:\s*[-+*/]|(?=\())
+          | \b(?:not|(?:less|more|fewer|greater)\s+than)
+        ) [\s(){}\[\]$]*$""",
     re.VERBOSE | re.ASCII,
 )
-_OPERATOR = r"[-+*/<>\u00d7\u00f7\u00b7\u2264\u2265]"
+_OPERATOR = r"[-+*/<>&|\u00d7\u00f7\u00b7\u2013\u2014\u2264\u2265]"
+_LETTER = r"[abdefijknopqrtuvwxyzKMB](?![A-Za-z])"  # variables and scales; 12m, 5g, 3h, 2L and 9s have units
+_COMPOUND = (
+    r"(?:(?:hour|hr|minute|min|day|week|month|year|pound|lb|dollar|yard|gallon)s?|feet|foot|ft|kg|km|cm|m|['\"])"
+)
 _GOES_AFTER = re.compile(
-    rf"""\s*(?: [_^!]  |  :\s*(?!00\b)\d  |  \.\.\.?  |  \u2026  |  \.?\\(?:overline|bar)  |  [\u00b1\u221a\u03c0]
-      | \\(?:sqrt|pi|cdot|times|div|pm|mp|d?frac|binom|ln|log|sin|cos|tan|l?dots|cup|le|ge|leq|geq|lt|gt)
+    rf"""\s*(?: [_^!]  |  :\s*(?!00(?!\d))\d  |  \.\.\.?  |  \u2026  |  \.?\\(?:overline|bar)  |  [\u00b1\u221a\u03c0]
+      | \\(?:sqrt|pi|cdot|times|div|pm|mp|d?frac|binom|ln|log|sin|cos|tan|l?dots|cup|le|ge|leq|geq|lt|gt|\\)
       | (?:{_UNIT_WORD}\s*)?(?:{_OPERATOR}|to\b|base\b)\s*\\?[$\u20ac\u00a3(]?\s*\d
-      | {_OPERATOR}\s*\(?[a-zA-Z](?![A-Za-z])
+      | {_OPERATOR}\s*\(?[a-zA-Z](?![A-Za-z])  |  \+\s*$  |  (?<=\s)\d  |  x\s*\d  |  \.\d  |  {_COMPOUND}\s*\d
       | (?:pi|sqrt|hundred|thousand|million|billion|trillion|dozen)\b
-      | \(?base\b | (?<=\d)[xyzn](?![A-Za-z]) | (?<=\d)\( )""",
+      | \(?base\b | (?<=\d){_LETTER} | {_LETTER}\s*(?:[-+*/^=]|$) | (?<=\d)\( | \)\s*\( )""",
     re.VERBOSE | re.ASCII,
 )
 # Another number beside it: harmless if it is the same number ("30 and 30").
@@ -191,7 +197,7 @@ def part_of_more(answer: str) -> bool:
     r"""Whether the number that `read_number` reads is part of a larger value, so that reading it alone changes the
     answer: "52_8", "3:4", "2\sqrt{3}", "5!", "1 - 1/e", "x > 3", "±3", "3 or 4", "1, 2, 3", "5 million". Words around
     a number ("14 kg (60 - 46)", "about 3") do not."""
-    if parse_number(answer) is not None:
+    if _NUMERAL.fullmatch(answer) or parse_number(answer) is not None:
         return False
     m = _quantity(answer)
     if m is None:
@@ -204,10 +210,14 @@ def part_of_more(answer: str) -> bool:
 def units(answer: str) -> frozenset[str]:
     """The words that follow the one number of an answer, in lower case and without the plural's s; none if there are
     none, or if the answer is anything else."""
+    if _NUMERAL.fullmatch(answer):
+        return frozenset()
     text = _figures(plain(answer[:MAX_ANSWER]))
     m = _WHOLE.fullmatch(text)
     end = max(m.end(part) for part in ("body", "exp", "den", "bottom", "percent")) if m else 0
     words = re.findall(r"[a-z]{2,}|[23]", text[end:].casefold()) if m else []
+    if m and m["percent"]:
+        words.append("%")
     return frozenset(word if len(word) < 3 else word.removesuffix("s") for word in words)
 
 
@@ -215,6 +225,9 @@ def say_different_things(a: str, b: str) -> bool:
     """Whether two answers with one key differ in what the key leaves out: "3 hours" and "3 minutes", "x = 5" and
     "y = 5"."""
     left_out = [(units(x), assigned_name(x)) for x in (a, b)]
+    a, b = plain(a), plain(b)
+    if len(a) == 2 and a.isalpha() and a != b and a.casefold() != "no" and (a.isupper() or b.isupper()):
+        return True  # a product or a segment: ab is not AB
     return any(x and y and x != y for x, y in zip(*left_out, strict=True))
 
 

@@ -98,7 +98,8 @@ _DROPPED = re.compile(
 )
 _TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|mathit|operatorname|rm)\s*\{([^{}\\]*)\}"
 _TOKEN = re.compile(
-    rf"\s*(?:(?P<text>{_TEXT})|(?P<number>\d{{1,3}}(?:,\d{{3}})+(?![\d,]|\.\d+,)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    rf"\s*(?:(?P<text>{_TEXT})|(?P<number>\d{{1,3}}(?:,\d{{3}})+(?![\d,]|\.\d+,)(?:\.\d+)?"
+    r"|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+(?![A-Za-z]))?)"
     r"|(?P<word>[A-Za-z]+)|(?P<mark>\.\.\.|<=|>=|!=|\\[A-Za-z]+|\\.|\S))",
     re.ASCII,
 )
@@ -348,18 +349,29 @@ class _Parser:
                 raise Unreadable("a base inside an expression")
             if "," in token and self.depth > 1:
                 raise Unreadable(f"{token!r} inside brackets is one number or two")
+            if "e" in token.lower() and int(token.lower().split("e")[1]) not in range(
+                -answers.MAX_DIGITS, answers.MAX_DIGITS
+            ):
+                raise Unreadable(f"{answers.excerpt(token)} is too large or too small")
             return Node("number", text=token.replace(",", ""))
         if kind == "name":
             return Node("name", text=token + self.subscript())
         if kind == "function":
             return self.function(token)
         if token == r"\frac" or token == r"\binom":
-            return Node("divide" if token == r"\frac" else "call", (self.argument(), self.argument()), token[1:])
+            return Node(
+                "divide" if token == r"\frac" else "call",
+                (self.argument(), self.argument()),
+                "binomial" * (token != r"\frac"),
+            )
         if token == r"\sqrt":
             index = (self.bracketed("]"),) if self.accept("[") else ()
             return Node("root", (self.argument(), *index))
-        if token in (r"\emptyset", r"\Reals"):
-            return Node("name", text=token[1:])
+        if token == r"\emptyset":
+            return Node("name", text="emptyset")
+        if token == r"\Reals":
+            infinity = Node("name", text="infty")
+            return Node("brackets", (Node("negative", (infinity,), "-"), infinity), "()")
         if token == "...":
             return Node("dots")
         if token == "|":

@@ -11,6 +11,8 @@ def compare(stated: str, reference: str, question: str) -> Verdict | None:
 
     "25%" equals 0.25 and 25. In a question that speaks of percentages, 0.25 may also mean a quarter of one percent, so
     "25%" against 0.25 is UNGRADABLE there."""
+    if not any("%" in answer or "percent" in answer for answer in (stated, reference)):
+        return None
     percent = ["%" in answers.plain(answer[: answers.MAX_ANSWER]) for answer in (stated, reference)]
     values = [answers.parse_number(answer) for answer in (stated, reference)]
     if percent[0] == percent[1] or values[0] is None or values[1] is None:
