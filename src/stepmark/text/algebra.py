@@ -48,7 +48,7 @@ def equal(ours: Node, theirs: Node) -> bool:
         return _based(ours, theirs)
     if "ratio" in kinds:
         return _ratios(ours, theirs)
-    if kinds & {"relation", "union"} or ("or" in (ours.text, theirs.text) and _has(ours, "relation")):
+    if kinds & {"relation", "union"} or _inequalities(ours) or _inequalities(theirs):
         return _relations(ours, theirs)
     ours, theirs = _expanded(ours), _expanded(theirs)
     kinds = {ours.kind, theirs.kind}
@@ -147,12 +147,21 @@ def _unordered(ours: Any, theirs: Any) -> bool:
 
 def _expanded(node: Node) -> Node:
     r"""An answer with \pm as the list of its two values."""
+    if any(_count(part) > 1 for part in (node.parts if node.kind in ("list", "set") else (node,))):
+        raise Undecided(r"several \pm in one value")
     if node.kind not in ("list", "set"):
         return Node("list", (_signs(node, "+"), _signs(node, "-"))) if _has(node, "either") else node
     parts: list[Node] = []
     for part in node.parts:
         parts += [_signs(part, "+"), _signs(part, "-")] if _has(part, "either") else [part]
+    if node.kind == "set":
+        parts = list(dict.fromkeys(parts))  # {5, 5} is {5}
     return Node(node.kind, tuple(parts))
+
+
+def _count(node: Node) -> int:
+    r"""How many \pm a node has. With two of them nobody can say whether there are two values or four."""
+    return (node.kind == "either" and node.text == r"\pm") + sum(_count(part) for part in node.parts)
 
 
 def _has(node: Node, kind: str) -> bool:
@@ -195,6 +204,11 @@ def _ratios(ours: Node, theirs: Node) -> bool:
     if len(ratio.parts) == 2 and not _values(Node("divide", ratio.parts), other):
         return False
     raise Undecided("a ratio against a number")
+
+
+def _inequalities(node: Node) -> bool:
+    """Whether a node is "x < 1 or x > 5" or "x > 1 and x < 5"."""
+    return node.kind == "list" and bool(node.text) and all(n.kind == "relation" and n.text != "=" for n in node.parts)
 
 
 def _clock(ratio: Node) -> bool:
@@ -285,11 +299,12 @@ def _set(node: Node) -> tuple[set[str], Any] | None:
         return set(), sympy.S.Reals
     if node.kind == "set":
         return set(), sympy.FiniteSet(*(_formula(n) for n in node.parts))
-    if node.kind == "union" or (node.kind == "list" and node.text == "or"):
+    if node.kind == "union" or _inequalities(node):
         found = [f for f in map(_set, node.parts) if f is not None]
         if len(found) < len(node.parts):
             return None
-        return set().union(*(f[0] for f in found)), sympy.Union(*(f[1] for f in found))
+        join = sympy.Intersection if node.text == "and" else sympy.Union
+        return set().union(*(f[0] for f in found)), join(*(f[1] for f in found))
     if node.kind != "relation":
         return None
     if node.text == "in" and node.parts[0].kind == "name":

@@ -280,7 +280,11 @@ def is_words(answer: str) -> bool:
     text = plain(answer[:MAX_ANSWER])
     if not _PROSE.fullmatch(text):
         return False
-    return "\\text" in answer or any(len(word) > 3 and word not in _FUNCTIONS for word in text.split())
+    return "\\text" in answer or any(_is_word(word) for word in text.casefold().split())
+
+
+def _is_word(word: str) -> bool:
+    return word in ("yes", "no") or (len(word) > 3 and word not in _FUNCTIONS)
 
 
 @lru_cache(maxsize=4096)
@@ -289,8 +293,10 @@ def plain(answer: str) -> str:
     answer = unified(answer)
     for pattern, replacement in _MARKUP:
         answer = pattern.sub(replacement, answer)
-    answer = " ".join(answer.split()).lstrip(" ,;:\"'")
-    return answer.rstrip(" ,;:\"'") if _GOES_ON.search(answer) else answer.rstrip(" .,;:\"'")
+    answer = " ".join(answer.split())
+    quotes = "\"'" if answer[:1] in "\"'" else '"'  # x' is not x
+    answer = answer.lstrip(" ,;:\"'")
+    return answer.rstrip(f" ,;:{quotes}" if _GOES_ON.search(answer) else f" .,;:{quotes}")
 
 
 def unified(answer: str) -> str:

@@ -58,6 +58,7 @@ NAMES = {
 }
 _TRIG = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
 FUNCTIONS = {*_TRIG, "arcsin", "arccos", "arctan", "asin", "acos", "atan", "ln", "log", "lg", "exp"}
+_UNITS = {"cm", "mm", "km", "kg", "mg", "ml", "ft", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "mph", "rad", "deg"}
 _RELATIONS = {
     "=": "=",
     "<": "<",
@@ -109,6 +110,7 @@ _SPLIT_NUMBER = re.compile(r"\d\.\d{3},\d|\d,\d\d,\d{3}(?!\d)|\{,\}(?!\d{3}(?!\d
 _MIXED = re.compile(
     r"(?<![\d.,/^_{}])(\d+)\s*(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|\\[dt]?frac(\d)(\d)|\s(\d+)/(\d+))(?![\d/^!.])"
 )
+_NOT_PRODUCTS = re.compile(r"\d\s*[ap]\.?m\b|\d(?:st|nd|rd|th)\b|(?<![A-Za-z\\])f\s*\(", re.ASCII)  # 2:30 pm, 1st, f(2)
 _MATRIX = re.compile(r"\\(begin|end)\{[pb](matrix)\}")
 _REPEATING = re.compile(r"(?<![\d.,])(\d*)\.(\d*)\\(?:overline|bar)\s*\{?(\d+)\}?", re.ASCII)
 
@@ -127,6 +129,8 @@ def parse(answer: str) -> Node:
     text = _MATRIX.sub(lambda m: "\\" + m[1] + m[2], text)
     text = _REPEATING.sub(_repeating, _APPLIED.sub(r" \1 =", text))
     text = _MIXED.sub(_mixed, text)
+    if m := _NOT_PRODUCTS.search(text):
+        raise Unreadable(f"{answers.excerpt(m.group())} is no product")
     if m := _SPLIT_NUMBER.search(text):
         raise Unreadable(f"can't tell how {answers.excerpt(m.group())} divides into numbers")
     parser = _Parser(text.strip().removesuffix(".") if not text.strip().endswith("..") else text)
@@ -189,6 +193,8 @@ class _Parser:
                 self.tokens.append(("name", token))
             elif token == "sqrt":
                 self.tokens.append(("mark", r"\sqrt"))
+            elif token in _UNITS:
+                self.tokens.append(("text", token))
             elif len(token) > 3 or (len(token) > 1 and not token.islower()):
                 raise Unreadable(f"can't read the word {answers.excerpt(token)}")
             else:
@@ -231,7 +237,7 @@ class _Parser:
             items[-1] = Node("unit", (items[-1],), unit.casefold())
         if self.kind != "end":
             raise self.fault()
-        text = "or" if self.separators == {"or"} else ""
+        text = next(iter(self.separators)) if self.separators in ({"or"}, {"and"}) else ""
         return items[0] if len(items) == 1 else Node("list", tuple(items), text)
 
     def group_digits(self) -> str:
