@@ -64,6 +64,7 @@ _INTEGER = re.compile(r"-?[1-9]\d{0,17}|0", re.ASCII)
 
 _FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))", re.ASCII)
 _MARKUP = (
+    (re.compile(r"(?<=\d)\{,\}(?=\d)", re.ASCII), ","),
     (re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})", re.ASCII), ","),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr|!)(?![A-Za-z])"), ""),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),

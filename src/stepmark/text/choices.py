@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from stepmark.text import answers
 from stepmark.types import Verdict
 
-_LONE = re.compile(r"\(?([A-Z])\)?|([A-Z])[.:]")
+_LONE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(?([A-Z])\)?|([A-Z])[.:])")
 _BOTH = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:](?=\s))\s*(?!\s*(?:[+*/^_!(=<>]|-\s))(\S.*)", re.DOTALL)
 
 

@@ -180,7 +180,8 @@ class _Parser:
         """`spaced`: whether there is white space inside \\text{}, as in "3\\text{ m}" for metres."""
         if kind == "mark":
             token = _SYNONYMS.get(token, token)
-        if kind == "text" and len(token) == 1 and not spaced:
+        unit = spaced or (token not in ("e", "i") and self.tokens[-1:] and self.tokens[-1][0] == "number")
+        if kind == "text" and len(token) == 1 and not unit:
             kind = "word"
         if token in ("or", "and"):
             self.tokens.append(("mark", token))
