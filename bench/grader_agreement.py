@@ -28,7 +28,7 @@ from typing import Any
 from stepmark.graders.numeric import READINGS, Numeric
 from stepmark.graders.symbolic import Symbolic
 from stepmark.text import answers
-from stepmark.types import Grade, Problem
+from stepmark.types import Grade, Problem, Verdict
 
 CUE = re.compile(r"answer is:?\s*", re.IGNORECASE)
 
@@ -73,6 +73,8 @@ def genrm(folder: Path, path: Path) -> Iterator[Case]:
 
 def cause(case: Case, grade: Grade) -> str:
     """Why flag and grade differ, as far as a rule can tell. It names a row of the table; no figure depends on it."""
+    if grade.verdict is Verdict.UNGRADABLE:
+        return "ungradable: the answer is more than one number"
     stated = answers.extract(case.text) or ""
     reference = answers.read_number(case.problem.answer)
     first = answers.token_after_cue(case.text)

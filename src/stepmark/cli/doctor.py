@@ -42,7 +42,7 @@ def checks() -> Iterator[Check]:
         ("transformers", "train", "models"),
         ("safetensors", "train", "checkpoints"),
         ("tensorboard", "train", "training curves outside the report"),
-        ("math-verify", "math", "the grader `symbolic`"),
+        ("sympy", "math", "the grader `symbolic`"),
     ):
         installed = version(package)
         yield Check(

@@ -1,7 +1,8 @@
 """A grader that compares strings: correct if the stated answer equals the reference.
 
 For answers that are words, names or lists of words. White space, surrounding quotes, a full stop and (by default)
-letter case are ignored; any other difference counts. Whole strings are compared, so "1" does not match "12".
+letter case are ignored; any other difference counts. Whole strings are compared, so "1" does not match "12". One
+exception: if the reference is the letter of a choice ("C"), the letter with its content ("(C) 7") is the same answer.
 
 A text that states no answer is INCORRECT, because the check worked and the solution lacks its answer. UNGRADABLE means
 that the check could not be made, here because the problem has no reference.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stepmark.text import answers
+from stepmark.text import answers, choices
 from stepmark.types import Grade, Problem, Verdict
 
 
@@ -29,7 +30,8 @@ class Exact:
         if stated is None:
             return Grade(Verdict.INCORRECT, "no answer found")
         answer = self._key(stated)
-        if answer == reference:
+        letters = choices.compare(stated, problem.answer) if len(reference.strip("()")) == 1 else None
+        if answer == reference or (letters and letters.verdict is Verdict.CORRECT):
             return Grade(Verdict.CORRECT, "equal to the reference", answer)
         return Grade(Verdict.INCORRECT, f"{answers.excerpt(answer)} is not {answers.excerpt(reference)}", answer)
 

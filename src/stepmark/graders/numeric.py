@@ -1,11 +1,14 @@
 r"""A grader that compares numbers: correct if the stated answer has the value of the reference.
 
 Values are exact fractions: "72", "72.0", "$72" and "144/2" are the same answer, 0.33 equals 1/3 only with a tolerance,
-and "25/4" is not 25. text/answers.py finds the stated answer in a text.
+and "25/4" is not 25. The tolerance is relative to the reference; there is no absolute one. "25%" is 25, and also 0.25
+unless the question speaks of percentages, in which case 0.25 may mean 0.25%. text/answers.py finds the stated answer in
+a text.
 
 A text that states no answer, or an answer that is not a number ("unknown"), is INCORRECT, because the check worked and
-the solution lacks its answer. UNGRADABLE means that the check could not be made: the reference is not a number, or a
-number has too many digits to compare.
+the solution lacks its answer. UNGRADABLE means that the check could not be made: the reference is not a number, a
+number has too many digits to compare, it is part of a larger value ("52_8", "3:4", "2\sqrt{3}", "x > 3", "3 or 4"), or
+the two sides have different units.
 
     python bench/grader_agreement.py --gsm8k data/gsm8k --genrm data/genrm_gsm8k/solutions.jsonl.gz
 """
@@ -17,7 +20,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from stepmark.errors import ConfigError
-from stepmark.text import answers
+from stepmark.text import answers, shares
 from stepmark.types import Grade, Problem, Verdict
 
 READINGS = ("stated", "token")
@@ -57,16 +60,25 @@ class Numeric:
             reason = f"the answer {answers.excerpt(stated)} is not a number"
             return Grade(Verdict.INCORRECT, reason, answers.normalise(stated))
         answer = answers.canonical(value)
+        if self.reading == "stated" and answers.part_of_more(stated):
+            return Grade(Verdict.UNGRADABLE, f"the answer {answers.excerpt(stated)} is more than one number", answer)
+        both = f"{answers.excerpt(answer)} is not {answers.excerpt(problem.answer)}"
+        verdict = Verdict.INCORRECT
         if value == reference or abs(value - reference) <= Fraction(self.tolerance) * abs(reference):
-            return Grade(Verdict.CORRECT, "equal to the reference", answer)
-        return Grade(Verdict.INCORRECT, f"{answers.excerpt(answer)} is not {answers.excerpt(problem.answer)}", answer)
+            verdict = Verdict.CORRECT
+            if (units := answers.units(stated)) and answers.units(problem.answer) not in (frozenset(), units):
+                verdict, both = Verdict.UNGRADABLE, f"{answers.excerpt(stated)} has other units than the reference"
+        elif not self.percent and (by_share := shares.compare(stated, problem.answer, problem.question)):
+            verdict, both = by_share, f"the question leaves open whether {answers.excerpt(stated)} is a share"
+        return Grade(verdict, "equal to the reference" if verdict is Verdict.CORRECT else both, answer)
 
 
 @lru_cache(maxsize=4096)
 def _reference(answer: str, percent: bool) -> Fraction | None:
     """The value of the reference. If the reference is a worked solution ("... #### 18", "... A: 18"), the value of its
     stated answer. None if it is not a number."""
+    stated = answer if answers.part_of_more(answer) else answers.extract(answer) or answer
     try:
-        return answers.read_number(answers.extract(answer) or answer, percent)
+        return None if answers.part_of_more(stated) else answers.read_number(stated, percent)
     except OverflowError:
         return None

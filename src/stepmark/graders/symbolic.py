@@ -4,17 +4,21 @@ r"""A grader for mathematics: correct if the stated answer and the reference are
 Three tiers, cheap ones first:
 
 1. equal after `answers.normalise` (which removes formatting): CORRECT;
-2. both are plain numbers, or one of them is plain words: compared here, without algebra;
-3. math-verify (sympy with a LaTeX parser), in a worker process.
+2. both are plain numbers or letters of choices, or one of them is plain words: compared here, without algebra;
+3. sympy, in a worker process, on both sides as text/expressions.py reads them: whole or not at all.
 
-sympy can hang or use up all memory on a few characters, and math-verify's own time-out is SIGALRM, which works only in
-the main thread. So tier 3 runs in worker processes that this module starts on first use, reuses, and kills when a job
-takes too long. Calls may come from any thread, from pool workers (also daemonic ones, because the workers are
-subprocesses, not multiprocessing children) and from forks. A worker also sets an alarm for itself, so that it ends even
-if its parent was killed.
+Exact values are compared exactly, however little they differ. A decimal has a relative tolerance of 1e-6 only against a
+value that no finite decimal can write, such as 1/3 or \sqrt{2} (text/algebra.py). There is no absolute tolerance.
+
+sympy can hang or use up all memory on a few characters. So tier 3 runs in worker processes that this module starts on
+first use, reuses, and kills when a job takes too long. Calls may come from any thread, from pool workers (also daemonic
+ones, because the workers are subprocesses, not multiprocessing children) and from forks. A worker also sets an alarm
+for itself, so that it ends even if its parent was killed.
 
 A text without an answer is INCORRECT. UNGRADABLE, with the reason, means that the check could not be made: a time-out,
-a crash, too little memory, or an expression on either side that can't be parsed.
+a crash, too little memory, an expression on either side that can't be read whole, or two answers that can be shown
+neither equal nor different: a base on one side only, other units, a ratio against a number. A wrong label costs more
+than a lost one.
 
     python bench/grader_agreement.py --math500 data/math500/test.jsonl.gz
 """
@@ -24,7 +28,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -36,11 +39,9 @@ from functools import lru_cache
 from multiprocessing.connection import Connection, Pipe
 
 from stepmark.errors import ConfigError
-from stepmark.text import answers
+from stepmark.text import algebra, answers, choices, expressions, shares
 from stepmark.types import Grade, Problem, Verdict
 
-MAX_EXPRESSION = 1000  # characters; longer expressions are not parsed
-_DOLLAR = re.compile(r"(?<!\\)\$")
 _DIED = "the worker process died"
 _START_SECONDS = 120.0  # a new worker imports sympy, which is slow on a busy machine
 _WORKERS = max(1, min(4, os.cpu_count() or 1))  # largest number per process; they are started when threads need them
@@ -63,7 +64,7 @@ class Symbolic:
             raise ConfigError(faults)
 
     def grade(self, text: str, problem: Problem) -> Grade:
-        """Never raises an error for bad text. Raises ConfigError if math-verify is needed but not installed."""
+        """Never raises an error for bad text. Raises ConfigError if sympy is needed but not installed."""
         reference = problem.answer.strip()
         if not reference:
             return Grade(Verdict.UNGRADABLE, "the problem has no reference answer")
@@ -71,23 +72,37 @@ class Symbolic:
         if stated is None:
             return Grade(Verdict.INCORRECT, "no answer found")
         answer = answers.normalise(stated)
-        if answer == answers.normalise(reference):
-            return Grade(Verdict.CORRECT, "equal to the reference", answer)
-        wrong = Grade(Verdict.INCORRECT, f"{answers.excerpt(stated)} is not {answers.excerpt(reference)}", answer)
-        if _surely_different(stated, reference):
-            return wrong
-        try:
-            equal = _compare(reference, stated, self.timeout, self.memory_mb)
-        except _Undecided as e:
-            return Grade(Verdict.UNGRADABLE, str(e), answer)
-        return Grade(Verdict.CORRECT, "equal to the reference by algebra", answer) if equal else wrong
+        chosen = choices.compare(stated, reference)
+        verdict = chosen.verdict or _compared_here(chosen.stated, chosen.reference, problem.question)
+        equal = "equal to the reference"
+        if verdict is None:
+            try:
+                same = _compare(chosen.reference, chosen.stated, self.timeout, self.memory_mb)
+            except _Undecided as e:
+                return Grade(Verdict.UNGRADABLE, str(e), answer)
+            verdict, equal = Verdict.CORRECT if same else Verdict.INCORRECT, "equal to the reference by algebra"
+        if verdict is Verdict.CORRECT:
+            return Grade(verdict, equal, answer)
+        both = f"{answers.excerpt(stated)} is not {answers.excerpt(reference)}"
+        if verdict is Verdict.UNGRADABLE:
+            both = f"can't tell whether {answers.excerpt(stated)} is {answers.excerpt(reference)}"
+        return Grade(verdict, both, answer)
 
 
-def _surely_different(stated: str, reference: str) -> bool:
-    """Whether two answers with different normal forms can't be equal: two numbers, or words and anything else.
-    Percentages are left to math-verify, for which 50% equals both 0.5 and 50."""
-    numbers = [answers.parse_number(a) is not None and "%" not in a for a in (stated, reference)]
-    return all(numbers) or any(answers.is_words(a) for a in (stated, reference))
+def _compared_here(stated: str, reference: str, question: str) -> Verdict | None:
+    """The verdict on two answers that are written alike, two numbers, or words and anything else; None for others."""
+    if answers.normalise(stated) == answers.normalise(reference):
+        return Verdict.UNGRADABLE if answers.say_different_things(stated, reference) else Verdict.CORRECT
+    if by_share := shares.compare(stated, reference, question):
+        return by_share
+    ours, theirs = answers.parse_number(stated), answers.parse_number(reference)
+    if ours is not None and theirs is not None and "%" not in stated + reference:
+        if ("." in stated) != ("." in reference):
+            rounded, exact = (ours, theirs) if "." in stated else (theirs, ours)
+            if "/" in answers.canonical(exact) and abs(rounded - exact) <= algebra.TOLERANCE * abs(exact):
+                return Verdict.CORRECT
+        return Verdict.UNGRADABLE if answers.say_different_things(stated, reference) else Verdict.INCORRECT
+    return Verdict.INCORRECT if answers.is_words(stated) or answers.is_words(reference) else None
 
 
 class _Undecided(Exception):
@@ -101,8 +116,8 @@ class _Died(_Undecided):
 @lru_cache(maxsize=4096)
 def _compare(reference: str, stated: str, timeout: float, memory_mb: int) -> bool:
     """Whether the expressions are equal. Raises _Undecided, which is not cached: the next call tries again."""
-    if max(len(reference), len(stated)) > MAX_EXPRESSION:
-        raise _Undecided(f"an expression of more than {MAX_EXPRESSION} characters")
+    if max(len(reference), len(stated)) > expressions.MAX_EXPRESSION:
+        raise _Undecided(f"an expression of more than {expressions.MAX_EXPRESSION} characters")
     try:
         with _worker() as worker:
             return worker.compare(reference, stated, timeout, memory_mb)
@@ -131,7 +146,7 @@ class _Worker:
         fault = self._answer(_START_SECONDS)
         if fault != "ready":
             self.close()
-            raise ConfigError(f"symbolic grading can't start its worker: {fault}. Try: pip install math-verify")
+            raise ConfigError(f"symbolic grading can't start its worker: {fault}. Try: pip install sympy")
 
     def compare(self, reference: str, stated: str, timeout: float, memory_mb: int) -> bool:
         try:
@@ -216,19 +231,12 @@ def _serve(fd: int) -> None:
     connection = Connection(fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
-        import logging
         import resource
 
-        from math_verify import grader  # slow, so it is imported before the first job
+        import sympy  # noqa: F401  slow, so it is imported before the first job
     except ImportError as e:
         connection.send_bytes(str(e).encode())
         return
-    logging.disable(logging.CRITICAL)
-    # math-verify counts any exception inside a comparison as "not equal". But after MemoryError or RecursionError
-    # nothing was compared. Redefining the name `Exception` in its module lets these two pass its `except Exception`.
-    exceptions = (*Exception.__subclasses__(), *RuntimeError.__subclasses__())
-    not_compared = (MemoryError, RecursionError)
-    vars(grader)["Exception"] = tuple(c for c in exceptions if not any(issubclass(b, c) for b in not_compared))
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -251,21 +259,13 @@ def _serve(fd: int) -> None:
 
 
 def _verify(reference: str, stated: str) -> str:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    def expression(answer: str) -> list[object]:
-        config = [LatexExtractionConfig(), ExprExtractionConfig()]
-        parsed: list[object] = parse(
-            f"${_DOLLAR.sub('', answer)}$",
-            config,
-            fallback_mode="no_fallback",
-            parsing_timeout=None,
-            raise_on_error=True,
-        )
-        return parsed
-
-    sides = {"reference": expression(reference), "answer": expression(stated)}
-    for name, side in sides.items():
-        if not side:
-            return f"can't parse the {name}"
-    return "equal" if verify(*sides.values(), timeout_seconds=None, raise_on_error=True) else "different"
+    sides = []
+    for name, side in (("reference", reference), ("answer", stated)):
+        try:
+            sides.append(expressions.parse(side))
+        except expressions.Unreadable as e:
+            return f"can't parse the {name}: {e}"
+    try:
+        return "equal" if algebra.equal(sides[1], sides[0]) else "different"
+    except algebra.Undecided as e:
+        return f"can't compare: {e}"
