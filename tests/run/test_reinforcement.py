@@ -16,6 +16,7 @@ import yaml
 from stepmark.data.store import Records, RunDir
 from stepmark.errors import ConfigChanged, ConfigError
 from stepmark.models import checkpoints
+from stepmark.rl.settings import ReinforceSettings
 from stepmark.run import dry_run, execute, recipe, seeds
 from stepmark.run.policies import TrainedPolicy
 from stepmark.types import Finish, GradedSolution, LabelledSolution, Solution, Verification
@@ -264,6 +265,15 @@ def test_a_run_from_before_the_guard_of_the_attempts_goes_on(tmp_path):
     dry_run.plan(load_recipe(), tmp_path / "run")
     with pytest.raises(ConfigChanged, match="collapse"):
         dry_run.plan(load_recipe("reinforce.settings.collapse=off"), tmp_path / "run")
+
+
+def test_off_is_a_word_in_a_recipe_and_on_the_command_line(tmp_path):
+    chosen = recipe.settings(ReinforceSettings, ["guard=off", "collapse=off", "best=no", "tensorboard=on"], "--set")
+    assert (chosen.guard, chosen.collapse, chosen.best, chosen.tensorboard) == ("off", "off", False, True)
+    place = tmp_path / "r.yaml"
+    place.write_text(yaml.safe_dump(RAW).replace("guard: 'off'", "guard: off"))
+    assert "guard: off" in place.read_text()
+    assert recipe.load(place).resolved() == recipe.parse(RAW, "test").resolved()
 
 
 def test_reinforcement_without_a_task_is_refused():

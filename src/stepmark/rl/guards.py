@@ -12,9 +12,14 @@ The test is paired and one-sided, at a level of 5% over all looks together (5% d
 because there are many looks and the best one is partly luck. The guard acts when `patience` looks in a row show a fall.
 
 The second test needs no held-out problems. A policy may end in the empty answer, or write until it runs out of tokens.
-Then the attempts at a prompt all earn the same, there is nothing to compare, and nothing brings the policy back. Equal
+Then the attempts at a prompt all earn the same, there is nothing to compare, and little brings the policy back. Equal
 rewards alone are no collapse: the attempts of a policy that is right everywhere earn the same too, and so do those at
 problems that are too hard. So the test looks at what the attempts are: empty, or out of tokens.
+
+It must hold for `collapse_updates` updates in a row, because policies come back from a short spell. Measured on the
+bandit of tests/rl: 76 runs of PPO with this guard off (4, 8 or 32 attempts at each of two states, lr from 3e-3 to 4e-2,
+no KL term, 40 or 60 updates). Of the 36 runs with 5 such updates in a row, 3 ended with more than half of the reward,
+and two of these with all of it. Of the 29 runs with 10 in a row, one did, with 58%.
 """
 
 from __future__ import annotations
