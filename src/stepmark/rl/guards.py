@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, mean, stdev
+from statistics import NormalDist, fmean, mean, stdev
 from typing import TYPE_CHECKING
 
 from stepmark.rl.advantages import EPSILON
@@ -94,11 +94,11 @@ def explored(attempts: Sequence[Episode], rewards: Sequence[Reward]) -> dict[str
         groups.setdefault(e.problem.id, []).append(i)
     totals = [[rewards[i].total for i in members if not rewards[i].lost] for members in groups.values()]
     return {
-        "same_reward": mean(not x or max(x) - min(x) <= EPSILON for x in totals),
-        "empty": mean(empty),
-        "all_empty": mean(all(empty[i] for i in members) for members in groups.values()),  # of the prompts
-        "truncated": mean(e.truncated for e in attempts),
-        "no_answer": mean(e.truncated or is_empty for e, is_empty in zip(attempts, empty, strict=True)),
+        "same_reward": fmean(not x or max(x) - min(x) <= EPSILON for x in totals),
+        "empty": fmean(empty),
+        "all_empty": fmean(all(empty[i] for i in members) for members in groups.values()),  # of the prompts
+        "truncated": fmean(e.truncated for e in attempts),
+        "no_answer": fmean(e.truncated or is_empty for e, is_empty in zip(attempts, empty, strict=True)),
     }
 
 
