@@ -156,6 +156,43 @@ def test_several_seeds_are_drawn_beside_their_mean(page, raw):
     assert html.count("</svg>each seed</li>") == 8  # rewards and accuracies of four policies
 
 
+EXPLORED = {
+    "same_reward_curve": "prompts, all attempts earning the same",
+    "empty_curve": "empty attempts",
+    "truncated_curve": "attempts out of tokens",
+    "entropy_curve": "entropy, nats a token",
+}
+
+
+def explored(raw):
+    """The metrics with the curves of what step_ppo and orm_ppo explored."""
+    curves = {n: [[u, 0.02 * u] for u in range(1, 41)] for n in ("step_ppo", "orm_ppo")}
+    return raw | {name: dict(curves) for name in EXPLORED}
+
+
+def test_what_the_attempts_explored_is_drawn_for_each_policy_that_has_it(page, raw):
+    html = page(explored(raw))
+    for title in EXPLORED.values():
+        assert html.count(f"<figcaption>{title}</figcaption>") == 2
+    assert "explored" not in text(page(raw))  # metrics.json of an earlier version
+
+
+def test_it_is_folded_where_there_are_many_policies(page, raw):
+    folded, open_ = "<details><summary>What its attempts explored", "<details open><summary>What its attempts explored"
+    assert page(explored(raw)).count(folded) == 2
+    few = explored(raw)
+    few["greedy"] = {name: few["greedy"][name] for name in ("sft", "step_ppo", "orm_ppo", "rft")}
+    html = page(few)
+    assert (html.count(open_), html.count(folded)) == (2, 0)
+
+
+def test_what_several_seeds_explored_is_drawn_beside_their_mean(page, raw):
+    raw = explored(raw)
+    for name in EXPLORED:
+        raw[f"{name}_per_seed"] = {"orm_ppo": {"1": raw[name]["orm_ppo"], "2": raw[name]["orm_ppo"]}}
+    assert page(raw).count("</svg>each seed</li>") == 4
+
+
 def test_the_terminal_has_the_policies_too(raw):
     page_text = report.table(raw | {"best_of_n": {}})
     assert re.search(r"step_ppo +61\.0", page_text) and re.search(r"sft +37\.0", page_text)
@@ -169,6 +206,8 @@ def test_the_terminal_has_the_policies_too(raw):
         ({"greedy": {"sft": "x"}}, "greedy.sft"),
         ({"reward_curve": {"a": [[1]]}}, "reward_curve.a.0"),
         ({"accuracy_curve": {"a": "x"}}, "accuracy_curve.a"),
+        ({"entropy_curve": {"a": "x"}}, "entropy_curve.a"),
+        ({"empty_curve_per_seed": {"a": {"1": "x"}}}, "empty_curve_per_seed.a.1"),
         ({"policies": {"a": {"updates": "many"}}}, "policies.a.updates"),
         ({"after": {"a": {"prm": {"x": 1}}}}, "after.a.prm"),
     ],
@@ -190,6 +229,7 @@ def test_nothing_in_a_name_is_markup(page, raw):
 
 
 def test_the_section_fits_the_screen(visit, page, raw):
+    raw = explored(raw)
     for width in (390, 1280):
         opened, messages, asked = visit(page(raw), width)
         opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")

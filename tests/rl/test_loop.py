@@ -221,6 +221,7 @@ class TestGoingOn:
         results = [json.loads((p / "reinforced.json").read_text()) for p in (tmp_path / "whole", out)]
         assert any(json.loads(line)["rollbacks"] for line in (out / "reinforce.jsonl").read_text().splitlines())
         assert results[0]["looks"] == results[1]["looks"] and results[0]["rewards"] == results[1]["rewards"]
+        assert results[0]["explored"] == results[1]["explored"]
         updates = [json.loads(line)["update"] for line in (out / "reinforce.jsonl").read_text().splitlines()]
         assert updates == list(range(results[0]["updates"] + 1))
         assert not list(out.glob(".training*")) and not (out / ".best").exists()
@@ -284,3 +285,6 @@ def test_settings_name_all_their_faults():
     with pytest.raises(ConfigError) as e:
         ReinforceSettings(method="dqn", updates=0, lam=2.0, guard="hope", kl_target=-1.0)  # type: ignore[arg-type]
     assert len(e.value.faults) == 5
+    with pytest.raises(ConfigError) as e:
+        ReinforceSettings(collapse="hope", collapse_updates=0)  # type: ignore[arg-type]
+    assert len(e.value.faults) == 2

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from stepmark.data.store import Records, RunDir
-from stepmark.errors import ConfigError
+from stepmark.errors import ConfigChanged, ConfigError
 from stepmark.models import checkpoints
-from stepmark.run import execute, recipe, seeds
+from stepmark.rl.settings import ReinforceSettings
+from stepmark.run import dry_run, execute, recipe, seeds
 from stepmark.run.policies import TrainedPolicy
 from stepmark.types import Finish, GradedSolution, LabelledSolution, Solution, Verification
 
@@ -167,6 +168,9 @@ def test_curves_and_training_results_are_those_of_the_logs(done):
     assert [u for u, _ in m["reward_curve"]["step_ppo"]] == [1, 2]
     assert [y for _, y in m["reward_curve"]["step_ppo"]] == pytest.approx([x["reward"] for x in lines[1:]])
     assert [u for u, _ in m["accuracy_curve"]["step_ppo"]] == [0, 1, 2]
+    for name in ("same_reward", "empty", "truncated", "entropy"):
+        assert set(m[f"{name}_curve"]) == set(m["reward_curve"])
+        assert m[f"{name}_curve"]["step_ppo"] == [[x["update"], pytest.approx(x[name])] for x in lines[1:]]
     assert set(m["policies"]) == set(POLICIES[1:])
     course = m["policies"]["step_ppo"]
     assert (course["method"], course["updates"], course["stopped"]) == ("ppo", 2, "")
@@ -246,9 +250,30 @@ def test_several_seeds_are_pooled(tmp_path):
     mean = [[u, pytest.approx((a + b) / 2)] for (u, a), (_, b) in zip(*curves, strict=True)]
     assert result["accuracy_curve"]["p"] == mean
     assert result["accuracy_curve_per_seed"]["p"] == {"1": curves[0], "2": curves[1]}
+    assert result["entropy_curve_per_seed"]["p"]["1"] == runs[0]["entropy_curve"]["p"]
     assert result["policies"]["p"]["tokens"] == sum(x["policies"]["p"]["tokens"] for x in runs)
     assert result["policies"]["p"]["updates"] == 2
     assert "</svg>each seed</li>" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_run_from_before_the_guard_of_the_attempts_goes_on(tmp_path):
+    old = json.loads(json.dumps(load_recipe().resolved()))
+    for section in (old["reinforce"], *old["reinforce"]["policies"].values()):
+        del section["settings"]["collapse"], section["settings"]["collapse_updates"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text(json.dumps(old))
+    dry_run.plan(load_recipe(), tmp_path / "run")
+    with pytest.raises(ConfigChanged, match="collapse"):
+        dry_run.plan(load_recipe("reinforce.settings.collapse=off"), tmp_path / "run")
+
+
+def test_off_is_a_word_in_a_recipe_and_on_the_command_line(tmp_path):
+    chosen = recipe.settings(ReinforceSettings, ["guard=off", "collapse=off", "best=no", "tensorboard=on"], "--set")
+    assert (chosen.guard, chosen.collapse, chosen.best, chosen.tensorboard) == ("off", "off", False, True)
+    place = tmp_path / "r.yaml"
+    place.write_text(yaml.safe_dump(RAW).replace("guard: 'off'", "guard: off"))
+    assert "guard: off" in place.read_text()
+    assert recipe.load(place).resolved() == recipe.parse(RAW, "test").resolved()
 
 
 def test_reinforcement_without_a_task_is_refused():

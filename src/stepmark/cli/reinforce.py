@@ -141,7 +141,7 @@ def reinforce(
         end(done, json, [*bad, *bad_held_out])
         return
     print(table(done))
-    summary = {k: v for k, v in asdict(done).items() if k not in ("looks", "rewards") and v != ""}
+    summary = {k: v for k, v in asdict(done).items() if k not in ("looks", "rewards", "explored") and v != ""}
     end(summary, json, [*bad, *bad_held_out])
 
 

@@ -42,6 +42,8 @@ def _upgraded(identity: dict[str, Any]) -> dict[str, Any]:
             if old in settings:
                 settings["max_grad_norm"] = settings.pop(old)
                 break
+    if "rollbacks" in settings:  # of reinforcement, before its attempts had a guard
+        settings = {"collapse": "stop", "collapse_updates": 10} | settings
     if "question_weight" in trainee:
         trainee["prompt_loss_weight"] = trainee.pop("question_weight")
     if trainee.get("kind") == "SurpriseVerifier":

@@ -13,6 +13,7 @@ from stepmark.report.reading import Estimate, curve, estimate, fault, items, num
 
 SFT = "sft"  # the generator, before any reinforcement
 Curve = tuple[tuple[float, float], ...]  # (updates made, value), in the order of training
+EXPLORED = ("same_reward", "empty", "truncated", "entropy")  # curves of the attempts of each update
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ class Policies:
     rewards_by_seed: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)  # policy -> seed -> as above
     accuracies_by_seed: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     courses: Mapping[str, Course] = field(default_factory=dict)
+    # one of EXPLORED -> policy, and for several seeds -> seed; runs of earlier versions have none
+    explored: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
+    explored_by_seed: Mapping[str, Mapping[str, Mapping[str, Curve]]] = field(default_factory=dict)
 
     @property
     def trained(self) -> list[str]:
@@ -92,6 +96,8 @@ def parse(raw: Mapping[str, object]) -> Policies | None:
         rewards_by_seed=_by_seed(raw, "reward_curve_per_seed"),
         accuracies_by_seed=_by_seed(raw, "accuracy_curve_per_seed"),
         courses={name: _course(x, f"policies.{name}") for name, x in items(raw.get("policies"), "policies")},
+        explored={name: _curves(raw, f"{name}_curve") for name in EXPLORED},
+        explored_by_seed={name: _by_seed(raw, f"{name}_curve_per_seed") for name in EXPLORED},
     )
 
 

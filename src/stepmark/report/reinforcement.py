@@ -19,6 +19,13 @@ from stepmark.report.policies import SFT, Course, Curve, Policies
 from stepmark.report.reading import Estimate
 from stepmark.report.results import clock, grid, share_of, signed_points
 
+FOLDED = 3  # with more policies than this, the charts of what they explored are folded
+EXPLORED_TITLES = {
+    "same_reward": "prompts, all attempts earning the same",
+    "empty": "empty attempts",
+    "truncated": "attempts out of tokens",
+    "entropy": "entropy, nats a token",
+}
 GREEDY = "greedy"  # the second name of a difference from the policy's greedy answers
 
 
@@ -109,7 +116,7 @@ def _courses(policies: Policies) -> Html:
         if rewards or accuracy:
             ended = h("p", _ended(course), class_="dim") if course is not None else None
             pair = h("div", *(x for x in (rewards, accuracy) if x), class_="multiples")
-            figures.append(h("div", h("h3", name), ended, pair, class_="course"))
+            figures.append(h("div", h("h3", name), ended, pair, _explored(policies, name), class_="course"))
     if not figures:
         return Html("")
     note = (
@@ -117,6 +124,26 @@ def _courses(policies: Policies) -> Html:
         "Reward that rises while accuracy falls is a verifier that is being cheated."
     )
     return join([h("p", note, class_="dim"), h("div", *figures, class_="courses")])
+
+
+def _explored(policies: Policies, name: str) -> Child:
+    """How much the attempts of each update still differed; None for runs of earlier versions."""
+    drawings = [
+        _small(
+            name,
+            title,
+            policies.explored.get(key, {}),
+            policies.explored_by_seed.get(key, {}),
+            _colour(policies, name),
+            share=key != "entropy",
+        )
+        for key, title in EXPLORED_TITLES.items()
+    ]
+    if not any(drawings):
+        return None
+    charts_of_all = h("div", *(x for x in drawings if x), class_="multiples")
+    summary = "What its attempts explored. Where they all earn the same, or are empty, nothing is learned."
+    return h("details", h("summary", summary), charts_of_all, open=len(policies.trained) <= FOLDED)
 
 
 def _small(

@@ -6,7 +6,7 @@ advantages.py   rewards -> an advantage for every token (GAE; GRPO with process 
 losses.py       clipped policy loss, value loss, KL divergence from the reference policy
 policy.py       the model with its value head, and a forward pass over attempts
 learner.py      the learning of one update
-guards.py       the test for a fall of the true accuracy on held-out problems
+guards.py       the tests for a fall of the true accuracy on held-out problems, and for a collapse of the attempts
 distance.py     the KL divergence of a policy from its reference
 identity.py     the description of a run's inputs, by which a later call is recognised
 loop.py         the updates, log and checkpoints: `reinforce`

@@ -2,10 +2,10 @@
 
 Each update samples attempts with the current weights, gets their rewards, and makes a few passes over them. Before the
 first update and then every few updates, the policy answers held-out problems greedily. The log has this true accuracy
-beside the reward. When the accuracy falls, the policy goes back to its best weights or training stops (guards.py). The
-result is the best policy seen, which may be the one at the start. After a kill the same call resumes from the last
-checkpoint (weights, value head, optimiser, guards) and ends with the same weights as an uninterrupted run, because the
-attempts of an update depend only on the seed, its number and the weights.
+beside the reward. When the accuracy falls, or the policy gives only empty attempts, it goes back to its best weights or
+training stops (guards.py). The result is the best policy seen, which may be the one at the start. After a kill the same
+call resumes from the last checkpoint (weights, value head, optimiser, guards) and ends with the same weights as an
+uninterrupted run, because the attempts of an update depend only on the seed, its number and the weights.
 
     OUT/                    a Hugging Face checkpoint and reinforced.json, written when training is finished
     OUT/reinforce.jsonl     one line per update
@@ -43,7 +43,7 @@ from stepmark.rl.episodes import Episode, episodes
 from stepmark.rl.identity import described, digest
 from stepmark.rl.learner import Learner
 from stepmark.rl.rewards import RecentRewards
-from stepmark.rl.settings import Look, Reinforced, ReinforceSettings
+from stepmark.rl.settings import Explored, Look, Reinforced, ReinforceSettings
 from stepmark.text.grading import grade_solution
 from stepmark.text.prompts import Template
 from stepmark.types import Place, Problem, Progress, Reward, SamplingParams
@@ -85,6 +85,10 @@ def reinforce(
             raise ConfigError("several problems have the same id; each problem needs its own id.")
     if settings.guard != "off" and not held_out:
         raise ConfigError("the guard needs held-out problems; give some, or set guard=off.")
+    if settings.collapse == "rollback" and not held_out:
+        raise ConfigError(
+            "collapse=rollback goes back to the best policy on held-out problems; give some, or set collapse=stop."
+        )
     if shared := {p.question for p in problems} & {p.question for p in held_out}:
         raise ConfigError(
             f"{len(shared)} problems are both learned from and held out, e.g. {min(shared)!r}. "
@@ -122,6 +126,7 @@ def _clear(out: Path) -> None:
 def _stored_result(out: Path) -> Reinforced:
     stored = json.loads((out / "reinforced.json").read_text())
     stored["looks"] = tuple(Look(**look) for look in stored["looks"])
+    stored["explored"] = tuple(Explored(**x) for x in stored.get("explored", ()))
     return Reinforced(**stored | {name: tuple(stored[name]) for name in ("rewards", "rollbacks")})
 
 
@@ -160,7 +165,8 @@ class _Loop:
         self.rewards: list[float] = []
         self.looks: list[guards.Held] = []
         self.reported: list[Look] = []
-        self.worse, self.stopped = 0, ""
+        self.explored: list[Explored] = []
+        self.worse, self.collapsing, self.stopped = 0, 0, ""  # looks and updates in a row that show it, and the reason
         self.recent = RecentRewards(settings.most_lost)
         self.checkpoint_took = 0.0  # seconds for writing the last checkpoint
         self.clock: dict[str, float] = {}
@@ -182,6 +188,7 @@ class _Loop:
                 if self.update % self.settings.evaluate_every == 0 or self.update == self.settings.updates:
                     self._look()
                     self._guard()
+                self._guard_attempts(figures)
                 self.seconds = time.monotonic() - started
                 self._report(write, figures)
                 spacing = SPACING * self.checkpoint_took if self.settings.checkpoint_seconds else 0.0
@@ -222,11 +229,14 @@ class _Loop:
         if self.settings.kl_target is not None:
             self.weight = losses.adapted(self.weight, self.kl, self.settings.kl_target)
         count = len(attempts)
+        figures |= guards.explored(attempts, rewards)
+        shares = (figures[name] for name in ("same_reward", "empty", "truncated", "entropy"))
+        self.explored.append(Explored(self.update + 1, *shares))
+        self.collapsing = self.collapsing + 1 if guards.collapsed(figures, self.settings.samples) else 0
         return {
             "reward": self.rewards[-1],
             "tokens_per_attempt": sum(len(e.ids) for e in attempts) / count,
             "steps_per_attempt": sum(len(e.ends) for e in attempts) / count,
-            "truncated": sum(e.truncated for e in attempts) / count,
             "left_out": 1 - len(rewarded) / (self.settings.prompts * self.settings.samples),
             **figures,
         }
@@ -302,9 +312,19 @@ class _Loop:
         self.worse = self.worse + 1 if fall else 0
         if self.worse < self.settings.patience or self.update == self.settings.updates:
             return
-        self.worse = 0
-        if self.settings.guard == "stop" or len(self.rollbacks) == self.settings.rollbacks:
-            self.stopped = fall
+        self._act(self.settings.guard, fall)
+
+    def _guard_attempts(self, figures: Mapping[str, float]) -> None:
+        """Acts on a collapse of the attempts. It needs no held-out problems, except to go back."""
+        s = self.settings
+        if s.collapse != "off" and self.collapsing >= s.collapse_updates and self.update < s.updates:
+            self._act(s.collapse, guards.collapse(figures, self.update, s))
+
+    def _act(self, choice: str, reason: str) -> None:
+        """Stops, or goes back to the best policy if that is the choice and has not been done too often."""
+        self.worse = self.collapsing = 0
+        if choice == "stop" or len(self.rollbacks) == self.settings.rollbacks:
+            self.stopped = reason
             return
         self.rollbacks.append(self.update)
         self.weight = 2 * self.weight or 0.01  # with weight 0 the next updates would over-optimise again
@@ -347,6 +367,7 @@ class _Loop:
         progress = {k: getattr(self, k) for k in _STATE} | {
             "looks": [astuple(look) for look in self.looks],
             "told": [asdict(look) for look in self.reported],
+            "explored": [asdict(x) for x in self.explored],
         }
         state = {"policy": self.policy.state_dict(), "optimizer": self.learner.optimizer.state_dict()}
         with store.replacing(self.out / KEPT) as new:
@@ -366,11 +387,13 @@ class _Loop:
         state = torch.load(checkpoint / "state.pt", map_location=self.device, weights_only=True)
         self.policy.load_state_dict(state["policy"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
-        progress = json.loads((checkpoint / "place.json").read_text())
+        # What an earlier version did not store comes first.
+        progress = {"collapsing": 0, "explored": []} | json.loads((checkpoint / "place.json").read_text())
         for name in _STATE:
             setattr(self, name, progress[name])
         self.looks = [guards.Held(u, tuple(right), tuple(rewards)) for u, right, rewards in progress["looks"]]
         self.reported = [Look(**look) for look in progress["told"]]
+        self.explored = [Explored(**x) for x in progress["explored"]]
 
     def _finish(self) -> Reinforced:
         best = self.update
@@ -391,10 +414,11 @@ class _Loop:
             tokens=self.tokens,
             kl=kl,
             seconds=round(self.seconds, 2),
+            explored=tuple(self.explored),
         )
         write_json(self.out / "reinforced.json", asdict(result))
         _clear(self.out)
         return result
 
 
-_STATE = ("update", "tokens", "seconds", "rollbacks", "weight", "kl", "rewards", "worse", "stopped")
+_STATE = ("update", "tokens", "seconds", "rollbacks", "weight", "kl", "rewards", "worse", "collapsing", "stopped")

@@ -50,6 +50,12 @@ class ReinforceSettings:
     evaluate_every: int = 5  # updates between two looks at the held-out problems
     guard: Literal["rollback", "stop", "off"] = "stop"  # what to do when the held-out accuracy falls significantly
     patience: int = 2  # looks in a row that must show the fall
+    # What to do when the policy has collapsed: in `collapse_updates` updates in a row, every attempt was empty at half
+    # of the prompts or more (judged from 4 samples on), or no attempt of all was both finished and not empty. Such
+    # attempts earn the same, so nothing is learned from them; a policy that is right everywhere writes answers, so it
+    # has not collapsed.
+    collapse: Literal["rollback", "stop", "off"] = "stop"
+    collapse_updates: int = 10  # updates in a row that must show the collapse
     rollbacks: int = 2  # largest number of returns to the best policy, each with a doubled kl weight, before stopping
     best: bool = True  # the result is the policy that did best on held-out problems, not the last one
 
@@ -67,6 +73,7 @@ class ReinforceSettings:
             for k in (
                 *("updates", "prompts", "samples", "temperature", "max_tokens", "lr", "epochs", "minibatches", "clip"),
                 *("row_tokens", "batch_tokens", "max_grad_norm", "evaluate_every", "patience", "threads"),
+                "collapse_updates",
             )
             if not getattr(self, k) > 0
         ]
@@ -84,6 +91,7 @@ class ReinforceSettings:
             "method": ("ppo", "grpo"),
             "truncated": ("penalty", "mask"),
             "guard": ("rollback", "stop", "off"),
+            "collapse": ("rollback", "stop", "off"),
             "precision": ("auto", "float32", "bfloat16"),
         }
         faults += [
@@ -112,6 +120,17 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Explored:
+    """How much the attempts of one update still differ."""
+
+    update: int  # number of updates made, this one included
+    same_reward: float  # share of the prompts whose attempts all earn the same
+    empty: float  # share of the attempts without text
+    truncated: float  # share of the attempts that ran out of tokens
+    entropy: float  # of the policy, nats per token
+
+
+@dataclass(frozen=True, slots=True)
 class Reinforced:
     """The result of reinforcement, as reinforced.json stores it."""
 
@@ -127,3 +146,4 @@ class Reinforced:
     # the first training problems if there are none
     kl: float
     seconds: float  # summed over resumed calls
+    explored: tuple[Explored, ...] = ()  # by update; results of earlier versions have none

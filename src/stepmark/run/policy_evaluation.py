@@ -29,6 +29,7 @@ from stepmark.run.policies import PolicySamples, TrainedPolicy
 from stepmark.types import GradedSolution, Problem
 
 CURVES = ("reward_curve", "accuracy_curve", "held_out_reward_curve", "kl_curve")
+EXPLORED = ("same_reward", "empty", "truncated", "entropy")  # NAME_curve, of the attempts of each update
 PER_SEED = "_per_seed"
 DRAWS, RESAMPLES = 400, 2000
 
@@ -63,6 +64,11 @@ class PolicyMetrics:
     held_out_reward_curve: Mapping[str, Curve]  # policy -> mean reward of the same greedy answers
     kl_curve: Mapping[str, Curve]  # policy -> KL from the reference policy, in nats per token
     policies: Mapping[str, PolicyTraining]
+    # of the attempts of each update; without the policies of earlier versions' logs
+    same_reward_curve: Mapping[str, Curve]  # policy -> share of the prompts whose attempts all earn the same
+    empty_curve: Mapping[str, Curve]  # policy -> share of the attempts without text
+    truncated_curve: Mapping[str, Curve]  # policy -> share of the attempts that ran out of tokens
+    entropy_curve: Mapping[str, Curve]  # policy -> entropy of the policy, in nats per token
 
     def to_json(self) -> dict[str, Any]:
         """The layout of metrics.json: plain values, and keys that are text."""
@@ -99,10 +105,11 @@ def measure(
         after={name: _rows(bootstrap, table, ns) for name, table in tables.items() if table},
         after_differences={name: _rows(bootstrap, columns, ns) for name, columns in differences.items() if columns},
         reward_curve={x.policy: tuple(enumerate(x.result.rewards, 1)) for x in learned if x.result.rewards},
-        accuracy_curve=_looks(learned, "accuracy"),
-        held_out_reward_curve=_looks(learned, "reward"),
-        kl_curve=_looks(learned, "kl"),
+        accuracy_curve=_curves(learned, "looks", "accuracy"),
+        held_out_reward_curve=_curves(learned, "looks", "reward"),
+        kl_curve=_curves(learned, "looks", "kl"),
         policies={x.policy: _training(x) for x in learned},
+        **{f"{name}_curve": _curves(learned, "explored", name) for name in EXPLORED},
     )
 
 
@@ -155,12 +162,10 @@ def _rows(bootstrap: Bootstrap, table: Mapping[str, Floats], ns: Sequence[int]) 
     return {name: {n: next(columns) for n in ns} for name in table}
 
 
-def _looks(learned: Sequence[TrainedPolicy], field: str) -> dict[str, Curve]:
-    return {
-        x.policy: tuple((look.update, getattr(look, field)) for look in x.result.looks)
-        for x in learned
-        if x.result.looks
-    }
+def _curves(learned: Sequence[TrainedPolicy], part: str, field: str) -> dict[str, Curve]:
+    """policy -> the course of a field of the looks or of what was explored."""
+    curves = {x.policy: tuple((y.update, getattr(y, field)) for y in getattr(x.result, part)) for x in learned}
+    return {policy: curve for policy, curve in curves.items() if curve}
 
 
 def _training(learned: TrainedPolicy) -> PolicyTraining:
@@ -180,7 +185,7 @@ def pooled(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     Updates, best and kl are means; tokens and seconds are sums; the reasons for stopping are listed by seed."""
     metrics = list(runs.values())
     out: dict[str, Any] = {}
-    for name in CURVES:
+    for name in (*CURVES, *(f"{name}_curve" for name in EXPLORED)):
         if all(name in x for x in metrics):
             shared = [policy for policy in metrics[0][name] if all(policy in x[name] for x in metrics)]
             out[name] = {policy: _mean_curve([x[name][policy] for x in metrics]) for policy in shared}

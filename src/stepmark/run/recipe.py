@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -271,13 +272,25 @@ def load(source: Place, changes: Sequence[str] = ()) -> Recipe:
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"no recipe {path} (working directory: {Path.cwd()}).{hint}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} is not YAML: {e}") from e
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}; a recipe is a mapping. See recipes/demo.yaml.")
     raw.setdefault("name", path.stem)
     return parse(changed(raw, changes), str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `off` is a word, because a guard can be off. `false` and `no` are booleans as ever."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?i:yes|no|true|false)$"), list("yYnNtTfF"))
 
 
 def changed(raw: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:

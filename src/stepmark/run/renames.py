@@ -1,7 +1,7 @@
-"""Recipe keys and plug-in names that were renamed: the table through which old recipes and old runs are read.
+"""Recipe keys and plug-in names that were renamed or added: the tables through which old recipes and old runs are read.
 
 A recipe with an old key is refused, with a message that names the new key. In the config.json of an old run the
-keys are replaced by the new ones, so the run goes on.
+keys are replaced by the new ones and later ones are added, so the run goes on.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ KEYS: dict[tuple[tuple[str, ...], str], str] = {
     (("reinforce", "policies", "*", "settings"), "max_norm"): "max_grad_norm",
 }
 
+# place of the section -> keys that a run of an earlier version lacks, and the values that it goes on with
+ADDED: dict[tuple[str, ...], dict[str, Any]] = {
+    ("reinforce", "settings"): {"collapse": "stop", "collapse_updates": 10},
+    ("reinforce", "policies", "*", "settings"): {"collapse": "stop", "collapse_updates": 10},
+}
+
 
 def new_key(place: Sequence[str], key: str) -> str | None:
     """The new name of an old key in the section at `place`; None for a key that was never renamed."""
     for (section, old), new in KEYS.items():
-        if (
-            old == key
-            and len(section) == len(place)
-            and all(s in ("*", p) for s, p in zip(section, place, strict=True))
-        ):
+        if old == key and _matches(section, place):
             return new
     return None
+
+
+def _matches(section: Sequence[str], place: Sequence[str]) -> bool:
+    return len(section) == len(place) and all(s in ("*", p) for s, p in zip(section, place, strict=True))
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,5 +52,6 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
 def _keys(value: Any, place: tuple[str, ...]) -> Any:
     if isinstance(value, Mapping):
         named = {new_key(place, str(k)) or str(k): (str(k), v) for k, v in value.items()}
-        return {new: _keys(v, (*place, old)) for new, (old, v) in named.items()}
+        added = {k: v for section, keys in ADDED.items() if _matches(section, place) for k, v in keys.items()}
+        return added | {new: _keys(v, (*place, old)) for new, (old, v) in named.items()}
     return value
