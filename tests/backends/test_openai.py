@@ -67,9 +67,6 @@ def threads():
     return [t for t in threading.enumerate() if t.name == "stepmark-requests"]
 
 
-# ---- settings ----
-
-
 def test_all_invalid_settings_are_reported_at_once():
     with pytest.raises(ConfigError) as e:
         OpenAIBackend("", "localhost:8000", concurrency=0, timeout=0, retries=-1, price_output=float("nan"))
@@ -166,8 +163,8 @@ def test_the_command_line_takes_the_model_and_the_server_as_users_try_them(serve
 
     def models_asked(*arguments, code=0):
         server.bodies.clear()
-        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-        done = CliRunner().invoke(app, [*command, *arguments, "--out", str(out)])
+        out = str(tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl")
+        done = CliRunner().invoke(app, [*command, *arguments, "--out", out])
         assert done.exit_code == code, done.output
         return {b["model"] for b in server.bodies} or done.stderr
 
@@ -486,9 +483,9 @@ def test_an_early_end_cancels_what_is_under_way(serve, ending):
         assert len(list(rollouts)) == 7
     assert not threads()
     deadline = time.monotonic() + 10
-    while server.open:
-        assert time.monotonic() < deadline  # the server sees the connections close
+    while server.open:  # until the server sees the connections close
         time.sleep(0.01)
+        assert time.monotonic() < deadline
 
 
 def test_it_works_inside_another_event_loop(serve):

@@ -179,7 +179,9 @@ def report_data(raw_metrics: dict) -> ReportData:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # not longer: playwright leaves an event loop running in this thread, for all other tests
 def browser() -> Iterator[object]:
     if not CHROMIUM.exists():
         pytest.skip(f"NO BROWSER: {CHROMIUM} is missing, so nobody looked at the report (apt-get install chromium)")
