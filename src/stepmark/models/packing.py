@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from stepmark.models.encoding import Encoded
 
 if TYPE_CHECKING:
@@ -70,6 +68,7 @@ def pack(lengths: Sequence[int], order: Sequence[int], row_tokens: int) -> list[
 
 def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -> Batch:
     """Concatenates the sequences of each row, and pads the rows to one length."""
+    import numpy as np
     import torch
 
     height, width = len(rows), max(sum(len(e) for e in row) for row in rows)

@@ -27,8 +27,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-import numpy as np
-
 from stepmark.data import store
 from stepmark.data.outcome_counts import COMPARED, most_frequent
 from stepmark.data.store import write_json
@@ -326,6 +324,8 @@ class _Loop(Generic[Example]):
     def _epoch(self, epoch: int) -> list[list[list[int]]]:
         """The updates of an epoch. An update is a list of rows, and a row is a list of indices into `encoded`. A
         sequence longer than `row_tokens` has a row of its own."""
+        import numpy as np
+
         order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.encoded))
         rows = packing.pack([len(e) for e in self.encoded], order.tolist(), self.settings.row_tokens)
         # Packing emits full rows first. Without a shuffle, the epoch would end with the short leftover rows.
@@ -334,6 +334,8 @@ class _Loop(Generic[Example]):
         return [[rows[r] for r in row_order[i : i + per_update]] for i in range(0, len(rows), per_update)]
 
     def run(self) -> Trained:
+        import numpy as np
+
         self._resume()
         started, last_save = time.monotonic() - self.seconds, time.monotonic()
         with self._writer() as write:
@@ -413,6 +415,8 @@ class _Loop(Generic[Example]):
         self.seconds, self.losses = progress["seconds"], progress["losses"]
 
     def _finish(self) -> Trained:
+        import numpy as np
+
         self.trainee.save(self.model.eval(), self.out)
         last_losses = self.losses[-max(1, len(self.losses) // 10) :]
         result = Trained(

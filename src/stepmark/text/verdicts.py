@@ -27,9 +27,10 @@ sees only rationales; verdicts inside solutions are removed by `sanitize`.
 
 from __future__ import annotations
 
+import functools
 import re
 from bisect import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from stepmark.errors import ConfigError
@@ -144,14 +145,16 @@ class Reader:
 
     questions: tuple[str, ...] = QUESTIONS  # the questions that the text answers, without "(Yes/No)?"
     strict: bool = False  # use the simple rule of the published data: see `_read_strictly`
-    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.questions or not all(map(_words, self.questions)):
             raise ConfigError(
                 f"questions is {self.questions!r}; it must be a tuple of one or more questions, each with words in it."
             )
-        object.__setattr__(self, "_pattern", _compiled(self.questions))
+
+    @property
+    def _pattern(self) -> re.Pattern[str]:
+        return _compiled(self.questions)  # when it is first used: it is large, and most commands read no verdict
 
     def read(self, text: str) -> Reading:
         """The verdict of `text`. Never raises."""
@@ -181,6 +184,7 @@ def read(text: str) -> Reading:
     return _DEFAULT.read(text)
 
 
+@functools.cache
 def _compiled(questions: tuple[str, ...]) -> re.Pattern[str]:
     stems = "|".join(r"[\W_]+".join(map(re.escape, _words(q))) for q in questions)
     question = rf"\b(?P<question>{stems})\b(?:{_GAP}{_CHOICE})?(?:{_GAP}(?:{_ECHO}{_GAP})?{_ANSWER})?"

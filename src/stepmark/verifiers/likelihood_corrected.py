@@ -27,8 +27,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from stepmark.data.store import write_json
 from stepmark.errors import CheckpointError, DataError
 from stepmark.evaluation import aggregate as aggregation
@@ -41,6 +39,7 @@ from stepmark.text.sanitize import sanitize
 from stepmark.types import LabelledSolution, Outcome, Problem, Solution, Verdict, Verification
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 FITTED = "likelihood_corrected.json"
@@ -69,6 +68,8 @@ class LikelihoodCorrectedVerifier:
         """Fits a, b, c on the examples' grades and writes the verifier. Returns the number of solutions used.
 
         Raises DataError without both right and wrong solutions."""
+        import numpy as np
+
         by_question: dict[str, list[LabelledSolution]] = {}
         for problem, labelled in examples:
             if labelled.solution.spans and labelled.grade.verdict is not Verdict.UNGRADABLE:
@@ -113,6 +114,8 @@ class LikelihoodCorrectedVerifier:
         return verifications
 
     def _verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
+        import numpy as np
+
         fitted = self._fitted()
         verifier_card.check_card(self.path, {}, Template(self.template).hash)
         coefficients = fitted["coefficients"]
@@ -223,6 +226,8 @@ def _token_log_probs(model: Any, batch: packing.Batch) -> torch.Tensor:
 
 def _weakest_step(solutions: Sequence[np.ndarray], y: np.ndarray) -> tuple[float, float, float]:
     """Logistic regression of y [n] on one row per solution [steps, 2]: the row that the regression scores lowest."""
+    import numpy as np
+
     w, chosen = (1.0, 1.0, 0.0), np.array([], dtype=int)
     for _ in range(ROUNDS):
         weakest = np.array([int(np.argmin(x @ np.array(w[:2]))) for x in solutions])
@@ -236,6 +241,8 @@ def _weakest_step(solutions: Sequence[np.ndarray], y: np.ndarray) -> tuple[float
 def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Weights of the two columns of x [n, 2] and the constant that minimise the mean cross-entropy, by Newton's
     method with backtracking."""
+    import numpy as np
+
     design = np.column_stack([x, np.ones(len(x))])
     w = np.zeros(3)
 
