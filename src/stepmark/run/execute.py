@@ -98,13 +98,12 @@ def run(
     listed = stages(recipe)
     chosen = selection.of(listed)
     with RunDir(path).open(recipe.resolved(), renames.upgraded) as directory:
-        check(listed, RunContext(recipe, directory))
-        if selection.anew:
-            context = RunContext(recipe, directory)
+        context = RunContext(recipe, directory, progress, budget, command)
+        check(listed, context)
+        context.need_price()
+        if selection.anew:  # all that can be refused was refused: only now are files moved
             need_inputs(context, chosen)
             archive(directory.path, outputs(context, chosen))
-        context = RunContext(recipe, directory, progress, budget, command)
-        context.need_price()
         for note in recipe.notes:
             context.log.note(note, show=False)  # the command line has said it already
         ran = [stage.name for stage in chosen if run_stage(context, stage)]
