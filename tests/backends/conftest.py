@@ -26,7 +26,8 @@ SMALL = {
     "initializer_range": 0.3,
     "tie_word_embeddings": False,
 }
-# name -> (config class, its settings); gemma2, mistral_window and llama_dynamic can't always share prefixes
+# name -> (config class, its settings). Windows and chunks are short. llama_dynamic can't share prefixes.
+LAYERS = ["sliding_attention", "full_attention"]
 ARCHITECTURES = {
     "llama": ("LlamaConfig", {}),
     "llama_grouped": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -35,6 +36,26 @@ ARCHITECTURES = {
     "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": None, "head_dim": 16}),
     "gpt2": ("GPT2Config", {"n_positions": 160}),
     "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}),  # caps its scores
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 16, "layer_types": LAYERS},
+    ),
+    "gpt_oss": (  # sinks, and experts
+        "GptOssConfig",
+        {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16, "layer_types": LAYERS}
+        | {"num_local_experts": 2, "num_experts_per_tok": 1},
+    ),
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "attention_chunk_size": 16,
+            "layer_types": ["chunked_attention", "full_attention"],
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+        },
+    ),
     "mistral_window": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 16}),
     "llama_wide": ("LlamaConfig", {"num_key_value_heads": 2, "head_dim": 32}),  # the narrowest heads of vLLM on a CPU
     "llama_dynamic": ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),

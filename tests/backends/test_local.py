@@ -25,8 +25,9 @@ from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 CONTEXTS = ("Ann has 4 apples. Ben has 3 more.\n", "Cat has 7 apples.\n", "How many?\n")
 LINES = ("Ben has 4 + 3 = 7.\n", "So that is 7 in all.\n", "The answer is 7.\n")
-SHARING = ("llama", "llama_grouped", "llama_one_kv_head", "qwen2", "mistral", "gpt2")
-OTHERS = ("gemma2", "mistral_window", "llama_dynamic")
+WINDOWS = ("mistral_window", "gemma2", "gemma3", "gpt_oss", "llama4")
+SHARING = ("llama", "llama_grouped", "llama_one_kv_head", "qwen2", "mistral", "gpt2", *WINDOWS)
+OTHERS = ("llama_dynamic",)
 
 
 def step_prefixes(n: int = 1) -> list[Prompt]:
@@ -71,7 +72,7 @@ def test_greedy_agrees_with_generate(model_of, name):
         assert rollout.tokens == len(out)
         assert rollout.finish == (Finish.STOP if out[-1] == tokenizer.eos_token_id else Finish.LENGTH)
         ended += rollout.finish is Finish.STOP
-    assert backend._load()[0].sharing is (name in SHARING or name == "mistral_window")
+    assert backend._load()[0].sharing is (name in SHARING)
 
 
 @pytest.mark.parametrize("name", SHARING)
@@ -175,7 +176,7 @@ def test_logprob_is_the_models_own(model_of, name, temperature, top_p, batch):
         assert d.logprob == pytest.approx(expected, abs=2e-3)
         assert d.stopped == (d.ids[-1] == tokenizer.eos_token_id)
         assert tokenizer.eos_token_id not in d.ids[:-1]
-    assert len({len(d.ids) for d in done}) > 4
+    assert len({len(d.ids) for d in done}) > (4 if temperature else 2)
 
 
 @lru_cache

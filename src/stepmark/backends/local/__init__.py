@@ -73,8 +73,11 @@ class LocalBackend:
 def _loaded(
     path: str, dtype: str, device: str, batch: int, trust_remote_code: bool, _mtime: int
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
+    from stepmark.backends.local.check import TEXT
     from stepmark.backends.local.engine import Engine
     from stepmark.models.checkpoints import load_model, load_tokenizer
+    from stepmark.models.encoding import token_ids
 
     model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, attention=None)
-    return Engine(model, batch), load_tokenizer(path, trust_remote_code)
+    tokenizer = load_tokenizer(path, trust_remote_code)
+    return Engine(model, batch, token_ids(tokenizer, TEXT)[0]), tokenizer

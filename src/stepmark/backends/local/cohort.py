@@ -4,21 +4,24 @@ A *trunk* is one token sequence (a whole solution), encoded once. A rollout cont
 ends after some step. Keys and values of a trunk are stored once for all its prefixes and their rollouts; each rollout
 adds only the keys and values of its own tokens. At each position one softmax runs over both parts:
 
-    softmax([ q . K_trunk  (masked beyond the row's own prefix) | q . K_own ])
+    softmax([ q . K_root | q . K_trunk  (masked beyond the row's own prefix) | q . K_own ])
 
-The queries of all rows of a trunk and its keys are one matrix product, which makes sharing cheap. This is the idea of
-Hydragen (Juravsky et al. 2024, arXiv 2402.05099) and of cascade inference. They compute one softmax for each part and
-merge the two; here the scores of both parts are concatenated, which is simpler and exact.
+The *root* is what all trunks of a call begin with, such as a few-shot prompt. It is encoded once, and the trunks hold
+what comes after it. The queries of all rows and the root's keys are one matrix product, and so are those of the rows of
+a trunk and its keys, which makes sharing cheap. This is the idea of Hydragen (Juravsky et al. 2024, arXiv 2402.05099)
+and of cascade inference. They compute one softmax for each part and merge them; here the scores of all parts are
+concatenated, which is simpler and exact.
 
 Each rollout has its own stream of random numbers. Streams of one prefix that have drawn the same tokens so far are one
 row, computed once. A row splits when its streams draw different tokens. Streams that split early cost little extra. A
 model that is nearly deterministic writes K verifications for little more than the cost of one.
 
-All rows of a cohort have the same number of own tokens at any time, so own keys need no mask. The last row moves to the
-place of a finished row, so no computation is spent on finished rows.
+All rows of a cohort have the same number of own tokens at any time, so own keys need a mask only where a chunk begins
+among them (attention.py). The last row moves to the place of a finished row, so no computation is spent on finished
+rows.
 
-Axis names: B streams, R rows, G trunks, W rows per trunk at most, T trunk positions, N own positions, H heads, K
-key-value heads, E query heads per key-value head, D head width.
+Axis names: B streams, R rows, G trunks, W rows per trunk at most, P root positions, T trunk positions, N own positions,
+H heads, K key-value heads, E query heads per key-value head, D head width.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+
+from stepmark.backends.local.attention import Rule, causal
 
 FIRST_CAPACITY = 16  # own positions stored at first; doubled when they run out
 STREAMS = ("names", "keys", "budgets", "logprobs", "row_of")  # arrays of a cohort with one entry per stream
@@ -53,6 +57,22 @@ class Trunk:
     streams: tuple[Stream, ...]
 
 
+class Root:
+    """What all trunks of a call begin with: its tokens, and their keys and values in each layer, [K, P, D]."""
+
+    def __init__(self, ids: tuple[int, ...] = ()) -> None:
+        self.ids = ids
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def attend(
+        self, layer: int, q_PHD: torch.Tensor, k_PKD: torch.Tensor, v_PKD: torch.Tensor, rule: Rule
+    ) -> torch.Tensor:
+        """Attention of the pass that encodes the root."""
+        q, k, v = (x.transpose(0, 1) for x in (q_PHD, k_PKD, v_PKD))
+        self.layers.append((k.contiguous(), v.contiguous()))
+        return causal(q[None], k[None], v[None], rule)[0].transpose(0, 1)
+
+
 class Encoding:
     """Attention of the pass that encodes trunks `first`, `first + 1`, ... of a cohort, `width` positions each."""
 
@@ -60,13 +80,15 @@ class Encoding:
         self.cohort, self.first, self.count, self.width = cohort, first, count, width
 
     def attend(
-        self, layer: int, q_PHD: torch.Tensor, k_PKD: torch.Tensor, v_PKD: torch.Tensor, scale: float
+        self, layer: int, q_PHD: torch.Tensor, k_PKD: torch.Tensor, v_PKD: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
         """P = count * width flat positions. Padding is at the end of each trunk, where the causal mask hides it."""
         q, k, v = (x.reshape(self.count, self.width, *x.shape[1:]).transpose(1, 2) for x in (q_PHD, k_PKD, v_PKD))
         self.cohort.store(layer, self.first, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        return out.transpose(1, 2).flatten(0, 1)
+        if self.cohort.root.ids:
+            before = (x.expand(self.count, *x.shape) for x in self.cohort.root.layers[layer])
+            k, v = (torch.cat([x, new], dim=2) for x, new in zip(before, (k, v), strict=True))
+        return causal(q, k, v, rule).transpose(1, 2).flatten(0, 1)
 
 
 class Decoding:
@@ -76,25 +98,36 @@ class Decoding:
         self.cohorts = cohorts
 
     def attend(
-        self, layer: int, q_RHD: torch.Tensor, k_RKD: torch.Tensor, v_RKD: torch.Tensor, scale: float
+        self, layer: int, q_RHD: torch.Tensor, k_RKD: torch.Tensor, v_RKD: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
         if len(self.cohorts) == 1:
-            return self.cohorts[0].attend(layer, q_RHD, k_RKD, v_RKD, scale)
+            return self.cohorts[0].attend(layer, q_RHD, k_RKD, v_RKD, rule)
         sizes = [c.live for c in self.cohorts]
         parts = zip(self.cohorts, *(torch.split(x, sizes) for x in (q_RHD, k_RKD, v_RKD)), strict=True)
-        return torch.cat([c.attend(layer, q, k, v, scale) for c, q, k, v in parts])
+        return torch.cat([c.attend(layer, q, k, v, rule) for c, q, k, v in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What the newest tokens of a cohort's rows see by one rule: columns from `root`, `trunk` and `own` on."""
+
+    root: int
+    trunk: int
+    own: int
+    mask: torch.Tensor | None  # [R, 1, 1, first columns], -inf where a row doesn't see one; all rows see those after
 
 
 class Cohort:
     """Trunks and streams that start together. Streams are in the order of their rows; row arrays hold the live rows in
     their first `live` entries."""
 
-    def __init__(self, trunks: Sequence[Trunk], device: torch.device) -> None:
+    def __init__(self, trunks: Sequence[Trunk], device: torch.device, root: Root | None = None) -> None:
         streams = [(g, stream) for g, trunk in enumerate(trunks) for stream in trunk.streams]
         prefixes = {prefix: r for r, prefix in enumerate(dict.fromkeys((g, stream.at) for g, stream in streams))}
         self.device = device
         self.trunks = trunks
-        self.width = max(len(t.ids) for t in trunks)
+        self.root = root or Root()
+        self.width = max(len(t.ids) for t in trunks) - len(self.root.ids)  # trunk positions after the root
         self.step = 0  # own tokens per row whose keys and values are stored
         self.names = np.array([stream.name for _, stream in streams])
         self.keys = np.array([stream.key for _, stream in streams], dtype=np.uint64)
@@ -112,7 +145,7 @@ class Cohort:
         self._changed = True  # rows changed since the maps below were built
         self._slots: torch.Tensor | None = None  # [G * W] row of each grid place; None for the same order
         self._places: torch.Tensor | None = None  # [R] grid place of each row
-        self._mask: torch.Tensor | None = None  # [R, 1, 1, T], -inf after a row's prefix; None when not needed
+        self._views: dict[tuple[int | None, int | None], _View] = {}  # by window and chunk of the rule
         self._grid = (0, 0)  # G, W
         self._sort()
 
@@ -127,6 +160,11 @@ class Cohort:
     def positions(self) -> np.ndarray:
         """[R] the position of that token in its sequence."""
         return self.at[: self.live] + self.step
+
+    def advance(self) -> None:
+        """To be called when all layers have stored the newest tokens."""
+        self.step += 1
+        self._views = {seen: view for seen, view in self._views.items() if seen == (None, None)}
 
     def put(self, ids_B: np.ndarray, logprobs_B: np.ndarray) -> None:
         """Adds the next own token of every stream. A row splits when its streams drew different tokens."""
@@ -236,7 +274,7 @@ class Cohort:
             self._own[layer] = k, v
         return k, v
 
-    def _build_maps(self, dtype: torch.dtype) -> None:
+    def _build_maps(self) -> None:
         """Builds the maps between rows in their order and a grid of trunks by rows per trunk."""
         trunk_of = self.trunk_of[: self.live]
         trunks = self._trunk[0][0].shape[0]
@@ -254,37 +292,58 @@ class Cohort:
             slots[places] = np.arange(self.live)
             self._slots = torch.from_numpy(slots).to(self.device)
             self._places = torch.from_numpy(places).to(self.device)
-        at = self.at[: self.live]
-        self._mask = None
-        if (at < self.width).any():
-            beyond = torch.from_numpy(np.arange(self.width) >= at[:, None]).to(self.device)
-            self._mask = torch.zeros(beyond.shape, dtype=dtype, device=self.device)
-            self._mask = self._mask.masked_fill_(beyond, -torch.inf)[:, None, None]
+        self._views = {}
         self._changed = False
 
+    def _view(self, rule: Rule, dtype: torch.dtype) -> _View:
+        """What the rows see, kept until rows change or, where that moves with each token, until the next token."""
+        view = self._views.get((rule.window, rule.chunk))
+        if view is None:
+            at, lowest = self.at[: self.live], rule.first(self.positions)
+            start, end = len(self.root.ids), len(self.root.ids) + self.width
+            first = int(min(lowest.min(), end))
+            own = int(max(0, (lowest - at).min()))
+            column = np.concatenate([np.arange(first, end), np.zeros(self.step + 1 - own, dtype=np.int64)])
+            hidden = (column >= at[:, None]) | (column < lowest[:, None])
+            hidden[:, end - first :] = at[:, None] + np.arange(own, self.step + 1) < lowest[:, None]
+            partly = np.flatnonzero(hidden.any(0))
+            mask = None
+            if len(partly):
+                covered = torch.from_numpy(hidden[:, : partly[-1] + 1]).to(self.device)
+                mask = torch.zeros(covered.shape, dtype=dtype, device=self.device)
+                mask = mask.masked_fill_(covered, -torch.inf)[:, None, None]
+            view = _View(min(first, start), max(0, first - start), own, mask)
+            self._views[rule.window, rule.chunk] = view
+        return view
+
     def attend(
-        self, layer: int, q_RHD: torch.Tensor, k_RKD: torch.Tensor, v_RKD: torch.Tensor, scale: float
+        self, layer: int, q_RHD: torch.Tensor, k_RKD: torch.Tensor, v_RKD: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
-        """[R, H, D] attention of every row's newest token over its prefix and its own tokens, this token included."""
+        """[R, H, D] attention of every row's newest token over the root, its prefix and its own tokens, this token
+        included."""
         if self._changed:
-            self._build_maps(q_RHD.dtype)
+            self._build_maps()
+        view = self._view(rule, q_RHD.dtype)
         k_own, v_own = self._own_cache(layer, k_RKD, v_RKD)
         k_own[: self.live, :, self.step] = k_RKD
         v_own[: self.live, :, self.step] = v_RKD
-        seen = self.step + 1
-        k_own, v_own = k_own[: self.live, :, :seen], v_own[: self.live, :, :seen]
-        k_trunk, v_trunk = self._trunk[layer]
-        rows, heads, width = self.live, k_RKD.shape[1], self.width
-
-        q_RKED = (q_RHD * scale).reshape(rows, heads, -1, q_RHD.shape[-1])
-        scores_own = q_RKED @ k_own.transpose(-1, -2)  # [R, K, E, N]
-        scores_trunk = self._to_rows(self._to_grid(q_RKED) @ k_trunk.transpose(-1, -2))  # [R, K, E, T]
-        if self._mask is not None:
-            scores_trunk = scores_trunk + self._mask
-        share = torch.cat([scores_trunk, scores_own], dim=-1).softmax(-1)
-        out = share[..., width:] @ v_own
-        out += self._to_rows(self._to_grid(share[..., :width]) @ v_trunk)
-        return out.reshape(rows, -1, out.shape[-1])
+        k_own, v_own = (x[: self.live, :, view.own : self.step + 1] for x in (k_own, v_own))
+        k_trunk, v_trunk = (x[:, :, view.trunk :] for x in self._trunk[layer])
+        q_RKED = (q_RHD * rule.scale).reshape(self.live, k_RKD.shape[1], -1, q_RHD.shape[-1])
+        root, trunk = len(self.root.ids) - view.root, self.width - view.trunk  # columns of each that are seen
+        scores = [q_RKED @ k_own.transpose(-1, -2)]  # [R, K, E, N]
+        if trunk:
+            scores.insert(0, self._to_rows(self._to_grid(q_RKED) @ k_trunk.transpose(-1, -2)))
+        if root:
+            k_root, v_root = (x[:, view.root :] for x in self.root.layers[layer])
+            scores.insert(0, _each_row(q_RKED, k_root.transpose(-1, -2)))
+        shares = rule.shares(torch.cat(scores, dim=-1), view.mask)
+        out = shares[..., root + trunk :] @ v_own
+        if trunk:
+            out += self._to_rows(self._to_grid(shares[..., root : root + trunk]) @ v_trunk)
+        if root:
+            out += _each_row(shares[..., :root], v_root)
+        return out.reshape(self.live, -1, out.shape[-1])
 
     def _to_grid(self, x_RKEX: torch.Tensor) -> torch.Tensor:
         """[R, K, E, X] -> [G, K, W * E, X]."""
@@ -297,3 +356,10 @@ class Cohort:
         trunks, heads, _, width = x_GKYX.shape
         x = x_GKYX.reshape(trunks, heads, self._grid[1], -1, width).transpose(1, 2).flatten(0, 1)
         return x if self._places is None else x.index_select(0, self._places)
+
+
+def _each_row(x_RKEX: torch.Tensor, y_KXY: torch.Tensor) -> torch.Tensor:
+    """[R, K, E, X] times what all rows have in common, [K, X, Y] -> [R, K, E, Y], as one product per key-value head."""
+    rows, heads, group, _ = x_RKEX.shape
+    product = x_RKEX.transpose(0, 1).flatten(1, 2) @ y_KXY
+    return product.view(heads, rows, group, -1).transpose(0, 1)

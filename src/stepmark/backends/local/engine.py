@@ -2,12 +2,13 @@
 
 The model's embeddings, projections, rotary code and head run unchanged. Only attention is replaced, through
 transformers' AttentionInterface, by an attention in which rows share a trunk (cohort.py). Every pass is one flat
-sequence of tokens, each with its own position, so the matrix products contain no padding.
+sequence of tokens, each with its own position, so the matrix products contain no padding. What all trunks of a call
+begin with, such as a few-shot prompt, is encoded once.
 
 Rows of different cohorts decode together. Rows that finish free their places, and when enough places are free, the next
 trunks are encoded and join. Rollouts that draw the same tokens share a row, so the number of new trunks is chosen such
 that about `batch` rows are expected. If a model's attention can't be replaced exactly, plain.py decodes instead, slower
-and with the same results. The engine compares logits at its start to find out.
+and with the same results. The engine compares logits at its start to find out (check.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Stream, Trunk
+from stepmark.backends.local.attention import Unsupported, rule_of
+from stepmark.backends.local.check import fault
+from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Root, Trunk
 from stepmark.backends.local.draw import draw, uniforms
 
 if TYPE_CHECKING:
@@ -37,12 +40,7 @@ ENCODE_TOKENS = {"cpu": 2048, "cuda": 16384}  # flat positions per encoding pass
 MEMORY = 0.6  # share of the free memory for rollouts, if all have full length and no two share a row
 ALIKE = 4  # largest ratio of rollouts to rows if earlier rollouts shared rows, since later ones may split
 REFILL = 0.5  # share of places that must be free before new trunks are encoded
-# In standard deviations of the logits, see `_check`
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
-
-
-class Unsupported(Exception):
-    """The model's attention needs a feature that shared attention lacks."""
+ROOT = 16  # fewest tokens that are worth a pass of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,38 +74,47 @@ def shared_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    rollout: Encoding | Decoding | None = None,
+    rollout: Root | Encoding | Decoding | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention signature: [1, heads, P, D] in, [1, P, heads, D] out. `rollout` decides which
     positions each query sees."""
     if rollout is None or query.shape[0] != 1:
         raise Unsupported("the model doesn't pass its keyword arguments to attention")
-    for name in ("softcap", "s_aux", "position_bias"):
-        if options.get(name) is not None:
-            raise Unsupported(f"its attention uses {name}")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rule = rule_of(module, query.shape[-1], scaling, options)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return rollout.attend(int(module.layer_idx), q, k, v, scale).unsqueeze(0), None  # type: ignore[arg-type]
+    return rollout.attend(int(module.layer_idx), q, k, v, rule).unsqueeze(0), None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(ATTENTION, shared_attention)
 
 
 class Engine:
-    """A loaded model that samples rollouts."""
+    """A loaded model that samples rollouts. `text`: token ids of ordinary text, to check the shared attention with."""
 
-    def __init__(self, model: PreTrainedModel, batch: int = 0) -> None:
+    def __init__(self, model: PreTrainedModel, batch: int = 0, text: Sequence[int] = ()) -> None:
         self.model = model
         self.device = model.device
+        self.config: Any = model.config.get_text_config()
         # On a CPU a batch should be large compared with the cost of calling an operation, and fit into the caches. The
         # best size was measured at about 512 rows for a 256-wide model, and 2048 rows for a 64-wide one.
-        default = 1024 if self.device.type == "cuda" else min(2048, max(128, 131072 // model.config.hidden_size))
+        default = 1024 if self.device.type == "cuda" else min(2048, max(128, 131072 // self.config.hidden_size))
         self.batch = batch or default  # rows
         self.bound = batch or 1 << 30  # concurrent rollouts; an explicit batch limits these too
-        self.limit = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+        self.limit = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
         self.plain_attention: str = model.config._attn_implementation
-        self.sharing = self._check()
+        self.fault = fault(self, text)  # why prefixes can't be shared; "" if they can
+        if self.fault:
+            log.warning(
+                "%s is decoded without prefix sharing: %s. Each prefix is encoded anew, which is several times slower.",
+                type(model).__name__,
+                self.fault,
+            )
+
+    @property
+    def sharing(self) -> bool:
+        """Whether rollouts share the keys and values of their prefixes."""
+        return not self.fault
 
     @property
     def vocab(self) -> int:
@@ -124,52 +131,15 @@ class Engine:
 
     # -- which attention -------------------------------------------------------------------------------------
 
-    @property
-    def window(self) -> int:
-        """Length of the longest sequence in which every position sees all positions before it."""
-        config = self.model.config
-        sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return min((size for size in sizes if size), default=self.limit)
-
     def use(self, attention: str) -> None:
         """Switches the model between shared attention and its plain attention."""
         if self.model.config._attn_implementation != attention:
             self.model.set_attn_implementation(attention)
 
-    @torch.inference_mode()
-    def _check(self) -> bool:
-        """Whether shared attention gives this model's logits. Compares two prefixes, and one more token."""
-        if not getattr(self.model, "_supports_attention_backend", False):
-            return self._refuse("it doesn't use transformers' attention interface")
-        if str(getattr(self.model.config, "rope_parameters", None) or "").find("'dynamic'") >= 0:
-            return self._refuse("its rotary embeddings depend on the length of the sequence")
-        ids = [(7919 * i + 11) % self.vocab for i in range(min(12, self.limit))]
-        cuts = sorted({max(1, len(ids) // 2), len(ids) - 1})
-        plain = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
-        try:
-            trunk = Trunk(tuple(ids), tuple(Stream(i, cut, 0, 2) for i, cut in enumerate(cuts)))
-            cohort, first = self.encode([trunk])
-            cohort.put(np.array([ids[cut] for cut in cuts]), np.zeros(len(cuts)))
-            second = self.decode([cohort])
-        except Exception as e:  # a model's own code may raise anything here; plain decoding still works
-            self.use(self.plain_attention)
-            return self._refuse(str(e))
-        spread = plain.std().item() or 1.0
-        expected = torch.cat([plain[[c - 1 for c in cuts]], plain[cuts]])
-        error = (torch.cat([first, second]).float() - expected).abs().max().item() / spread
-        if not error < TOLERANCE.get(self.model.dtype, 1e-3):
-            self.use(self.plain_attention)
-            return self._refuse(f"its logits differ by {error:.2g} standard deviations")
-        return True
-
-    def _refuse(self, reason: str) -> bool:
-        log.warning("%s is decoded without prefix sharing: %s.", type(self.model).__name__, reason)
-        return False
-
     # -- passes ----------------------------------------------------------------------------------------------
 
     def _pass(
-        self, ids: np.ndarray, positions: np.ndarray, rollout: Encoding | Decoding, keep: np.ndarray | None
+        self, ids: np.ndarray, positions: np.ndarray, rollout: Root | Encoding | Decoding, keep: np.ndarray | None
     ) -> torch.Tensor:
         """Logits [P, V] of the flat positions in `keep`, or of all positions."""
         self.use(ATTENTION)  # at every pass, since the caller may use the model between two rollouts
@@ -184,24 +154,39 @@ class Engine:
         logits: torch.Tensor = out.logits[0]
         return logits
 
-    def encode(self, trunks: Sequence[Trunk]) -> tuple[Cohort, torch.Tensor]:
+    @torch.inference_mode()
+    def root(self, trunks: Sequence[Trunk]) -> Root:
+        """What all trunks begin with, encoded; empty if that is too short to be worth it. Each row keeps a token of its
+        prefix for its trunk, since that gives its first logits."""
+        ends = (min(t.ids for t in trunks), max(t.ids for t in trunks)) if len(trunks) > 1 else ((), ())
+        common = next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), min(map(len, ends)))
+        length = min([common, *(x.at - 1 for t in trunks for x in t.streams)])
+        root = Root(ends[0][:length] if length >= ROOT else ())
+        if root.ids:
+            ids = np.array(root.ids)
+            self._pass(ids, np.arange(length), root, np.array([length - 1]))
+        return root
+
+    def encode(self, trunks: Sequence[Trunk], root: Root | None = None) -> tuple[Cohort, torch.Tensor]:
         """A cohort with its trunks encoded, and the logits after each row's prefix, [R, V]."""
-        cohort = Cohort(trunks, self.device)
+        cohort = Cohort(trunks, self.device, root)
+        skip = len(cohort.root.ids)
+        lengths = [len(t.ids) - skip for t in trunks]
         logits: list[torch.Tensor] = []
         start = 0
         while start < len(trunks):
-            end, width = start + 1, len(trunks[start].ids)
+            end, width = start + 1, lengths[start]
             max_tokens = ENCODE_TOKENS.get(self.device.type, 2048)
-            while end < len(trunks) and max(width, len(trunks[end].ids)) * (end + 1 - start) <= max_tokens:
-                width = max(width, len(trunks[end].ids))
+            while end < len(trunks) and max(width, lengths[end]) * (end + 1 - start) <= max_tokens:
+                width = max(width, lengths[end])
                 end += 1
             part = trunks[start:end]
             ids = np.zeros((len(part), width), dtype=np.int64)
             for g, trunk in enumerate(part):
-                ids[g, : len(trunk.ids)] = trunk.ids
-            positions = np.broadcast_to(np.arange(width), ids.shape)
+                ids[g, : len(trunk.ids) - skip] = trunk.ids[skip:]
+            positions = np.broadcast_to(np.arange(skip, skip + width), ids.shape)
             rows = (cohort.trunk_of >= start) & (cohort.trunk_of < end)
-            keep = (cohort.trunk_of[rows] - start) * width + cohort.at[rows] - 1
+            keep = (cohort.trunk_of[rows] - start) * width + cohort.at[rows] - skip - 1
             logits.append(self._pass(ids.ravel(), positions.ravel(), Encoding(cohort, start, len(part), width), keep))
             start = end
         return cohort, torch.cat(logits)
@@ -212,12 +197,12 @@ class Engine:
         positions = np.concatenate([c.positions for c in cohorts])
         logits = self._pass(ids, positions, Decoding(cohorts), None)
         for cohort in cohorts:
-            cohort.step += 1
+            cohort.advance()
         return logits
 
     def room(self, reach: int) -> int:
         """Largest number of concurrent rollouts of `reach` positions: limited by memory and by the caller's `batch`."""
-        config = self.model.config
+        config = self.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         position = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
@@ -229,7 +214,9 @@ class Engine:
     def run(self, trunks: Iterable[Trunk], draws: Draws) -> Iterator[Done]:
         """Samples every stream."""
         trunks = list(trunks)
-        max_streams = self.room(max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=1))
+        root = self.root(trunks) if trunks else Root()
+        reach = max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=1)
+        max_streams = self.room(reach - len(root.ids))
         batch = min(self.batch, max_streams)
         waiting = deque(Trunk(t.ids, t.streams[a : a + batch]) for t in trunks for a in range(0, len(t.streams), batch))
         cohorts: list[Cohort] = []
@@ -244,19 +231,19 @@ class Engine:
                     part.append(waiting.popleft())
                     free -= rows
                     left -= len(part[-1].streams)
-            yield from self._advance([] if part else cohorts, part, draws, cohorts)
+            yield from self._advance([] if part else cohorts, part, root, draws, cohorts)
             for finished in (c for c in cohorts if not c.live):
                 share = finished.peak / finished.admitted
             cohorts = [c for c in cohorts if c.live]
 
     @torch.inference_mode()
     def _advance(
-        self, active: Sequence[Cohort], new_trunks: Sequence[Trunk], draws: Draws, cohorts: list[Cohort]
+        self, active: Sequence[Cohort], new_trunks: Sequence[Trunk], root: Root, draws: Draws, cohorts: list[Cohort]
     ) -> list[Done]:
         """Draws one more token for every stream of `active`, or the first token for the streams of `new_trunks`, which
         join `cohorts`."""
         if new_trunks:
-            cohort, logits = self.encode(new_trunks)
+            cohort, logits = self.encode(new_trunks, root)
             active = [cohort]
             cohorts.append(cohort)
         else:

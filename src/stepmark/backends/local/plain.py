@@ -6,6 +6,7 @@ the model and its own cache unchanged. The engine falls back to it, and tests co
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -37,9 +38,10 @@ def _prefix(engine: Engine, prefix: tuple[int, ...], streams: list[Stream], draw
     closing = np.zeros(len(streams), dtype=bool)  # live rows whose text has ended; one more pass reads their choices
     model, device = engine.model, engine.device
     engine.use(engine.plain_attention)  # for the whole prefix, since its rollouts are returned together
+    cached = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     with torch.inference_mode():
         out = model(input_ids=torch.tensor([prefix], device=device), use_cache=True)
-        cache = out.past_key_values
+        cache = out[cached]
         logits = out.logits[:, -1].expand(len(streams), -1)
         cache.batch_repeat_interleave(len(streams))
         t = 0
@@ -69,5 +71,5 @@ def _prefix(engine: Engine, prefix: tuple[int, ...], streams: list[Stream], draw
                 cache.batch_select_indices(kept)
                 live, ids, starts_closing = live[~finished], ids[~finished], starts_closing[~finished]
             closing = starts_closing
-            out = model(input_ids=torch.from_numpy(ids)[:, None].to(device), past_key_values=cache, use_cache=True)
-            cache, logits = out.past_key_values, out.logits[:, -1]
+            out = model(input_ids=torch.from_numpy(ids)[:, None].to(device), use_cache=True, **{cached: cache})
+            cache, logits = out[cached], out.logits[:, -1]

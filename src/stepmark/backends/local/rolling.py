@@ -70,8 +70,7 @@ def roll(
 
     choices = _choices(tokenizer, params)
     draws = Draws(params.temperature, params.top_p, ends, reader.watched(vocab), stopped, choices)
-    positions = max((len(t.ids) + max(x.budget for x in t.streams) for t in trunks), default=0) + bool(params.choices)
-    shared = sharing and engine.sharing and positions <= engine.window
+    shared = sharing and engine.sharing
     for done in engine.run(trunks, draws) if shared else plain.run(engine, trunks, draws):
         i, index = rollouts[done.name]
         text, _ = reader.text(ids[i], done.ids)

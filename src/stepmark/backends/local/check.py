@@ -1,0 +1,161 @@
+"""The check at an engine's start: does shared attention give this model's logits?
+
+Two texts with a common beginning are read by the model's own attention and by the shared one, which reads the beginning
+once and decodes a token after some of their prefixes. Windows are made short meanwhile, so that short texts reach
+beyond them. In float32 the logits must be equal up to rounding. 16-bit logits
+are not equal even to themselves: another shape of the same call moves them by a tenth of their spread. There the
+shared attention may be as far from float32 as the model's own attention is, and no farther.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from stepmark.backends.local.cohort import Cohort, Root, Stream, Trunk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TEXT = (  # of LENGTH tokens or more in most vocabularies
+    "Ann has 12 apples and gives 3 of them to Ben, who had 4 before. How many apples does each of them have now?\n"
+    "Ann has 12 - 3 = 9 apples left. Ben has 4 + 3 = 7 apples. So Ann has 2 apples more than Ben.\n"
+)
+LENGTH = 48  # tokens of a text
+WINDOW = 32  # length of windows and chunks while it is checked
+CLOSE = 1e-3  # largest difference of logits that is rounding in float32, in standard deviations of the logits
+FARTHER = 1.5  # in 16 bits: the shared attention's distance from float32 over that of the model's own attention
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+
+
+class Engine(Protocol):
+    """What the check needs of the engine (engine.py)."""
+
+    model: PreTrainedModel
+    config: Any
+    device: torch.device
+    limit: int
+    plain_attention: str
+
+    @property
+    def vocab(self) -> int: ...
+
+    def use(self, attention: str) -> None: ...
+    def root(self, trunks: Sequence[Trunk]) -> Root: ...
+    def encode(self, trunks: Sequence[Trunk], root: Root) -> tuple[Cohort, torch.Tensor]: ...
+    def decode(self, cohorts: Sequence[Cohort]) -> torch.Tensor: ...
+
+
+@torch.no_grad()
+def fault(engine: Engine, text: Sequence[int] = ()) -> str:
+    """Why the model's rollouts can't share prefixes; "" if they can. `text`: token ids of ordinary text."""
+    if not getattr(engine.model, "_supports_attention_backend", False):
+        return "it doesn't use transformers' attention interface"
+    if "'dynamic'" in str(getattr(engine.config, "rope_parameters", None) or ""):
+        return "its rotary embeddings depend on the length of the sequence"
+    trunks = _trunks(engine, text)
+    try:
+        with _short_windows(engine):
+            return _difference(engine, trunks)
+    except Exception as e:  # a model's own code may raise anything here; plain decoding still works
+        return " ".join(str(e).split()) or type(e).__name__
+    finally:
+        engine.use(engine.plain_attention)
+
+
+def _difference(engine: Engine, trunks: Sequence[Trunk]) -> str:
+    plain, shared = _plain(engine, trunks), _shared(engine, trunks)
+    spread = plain.std().item() or 1.0
+    largest = (shared - plain).abs().max().item() / spread
+    if largest < CLOSE:
+        return ""
+    if engine.model.dtype not in SIXTEEN_BITS or not np.isfinite(largest):
+        return f"its logits differ by {largest:.2g} standard deviations"
+    with _float32(engine.model):
+        exact = _plain(engine, trunks)
+    own, other = ((x - exact).square().mean().sqrt().item() / spread for x in (plain, shared))
+    if other <= FARTHER * own:
+        return ""
+    return (
+        f"its logits are {other:.2g} standard deviations from those in float32, where its own attention's are {own:.2g}"
+    )
+
+
+def _trunks(engine: Engine, text: Sequence[int]) -> list[Trunk]:
+    """Two texts, equal in their first half, each with two prefixes to continue."""
+    length = max(4, min(LENGTH, engine.limit))
+    given = list(text) or [(7919 * i + 11) % engine.vocab for i in range(LENGTH)]
+    ids = (given * (length // len(given) + 1))[:length]
+    half = length // 2
+    texts = ids, ids[:half] + ids[half:][::-1]
+    cuts = (half + (length - half) // 2, length - 1)
+    return [
+        Trunk(tuple(x), tuple(Stream(2 * t + i, cut, 0, 2) for i, cut in enumerate(cuts))) for t, x in enumerate(texts)
+    ]
+
+
+def _plain(engine: Engine, trunks: Sequence[Trunk]) -> torch.Tensor:
+    """Logits after each prefix, then those after one more token, [2 * prefixes, V], by the model's own attention."""
+    engine.use(engine.plain_attention)
+    ids = torch.tensor([t.ids for t in trunks], device=engine.device)
+    logits: torch.Tensor = engine.model(input_ids=ids, use_cache=False).logits
+    ends = [(g, x.at - 1) for g, trunk in enumerate(trunks) for x in trunk.streams]
+    return torch.stack([logits[g, at + later] for later in (0, 1) for g, at in ends]).float()
+
+
+def _shared(engine: Engine, trunks: Sequence[Trunk]) -> torch.Tensor:
+    cohort, first = engine.encode(trunks, engine.root(trunks))
+    cohort.put(np.array([t.ids[x.at] for t in trunks for x in t.streams]), np.zeros(len(cohort.names)))
+    return torch.cat([first, engine.decode([cohort])]).float()
+
+
+@contextmanager
+def _short_windows(engine: Engine) -> Iterator[None]:
+    """Makes sliding windows and chunks at most WINDOW long within the block."""
+    names = ("sliding_window", "attention_chunk_size")
+    holders = [(x, name) for x in (engine.config, *engine.model.modules()) for name in names]
+    before = [
+        (x, name, size) for x, name in holders if isinstance(size := getattr(x, name, None), int) and size > WINDOW
+    ]
+    try:
+        for x, name, _ in before:
+            setattr(x, name, WINDOW)
+        yield
+    finally:
+        for x, name, size in before:
+            setattr(x, name, size)
+
+
+@contextmanager
+def _float32(model: PreTrainedModel) -> Iterator[None]:
+    """Computes in float32 within the block, one module's weights at a time, so that no second model is in memory."""
+
+    def widen(module: torch.nn.Module, *_: Any) -> None:
+        for x in held[module]:
+            x.data = x.data.float()
+
+    def narrow(module: torch.nn.Module, *_: Any) -> None:
+        for x in held[module]:
+            x.data = x.data.to(dtype)
+
+    dtype = model.dtype
+    held: dict[torch.nn.Module, list[torch.Tensor]] = {}
+    for module in model.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(x.dtype in SIXTEEN_BITS for x in own):
+            held[module] = [x for x in own if x.dtype in SIXTEEN_BITS]
+    handles = list(
+        chain.from_iterable(
+            (m.register_forward_pre_hook(widen), m.register_forward_hook(narrow, always_call=True)) for m in held
+        )
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
