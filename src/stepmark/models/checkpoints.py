@@ -10,19 +10,19 @@ Safety: weights are read from safetensors only, and a checkpoint's own code runs
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stepmark.errors import CheckpointError, ConfigError
+from stepmark.models import gguf
+from stepmark.models.saving import quietly
+from stepmark.models.saving import save as save
 from stepmark.types import Place
 
 if TYPE_CHECKING:
@@ -132,41 +132,11 @@ def _learn_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerB
     )
 
 
-def save(path: Place, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes model and tokenizer. `config.json` is written last, so a directory that has it is complete."""
-    path = Path(path)
-    partial = path / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tokenizer.save_pretrained(partial)
-    with _quietly():
-        model.save_pretrained(partial)
-    for file in sorted(partial.rglob("*"), key=lambda p: p.name == "config.json"):
-        if file.is_file():
-            target = path / file.relative_to(partial)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-    shutil.rmtree(partial)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Turns off transformers' progress bars and its warning about new heads."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
 def check(path: Place) -> None:
     """Raises CheckpointError, with what is missing, when a local directory is no checkpoint."""
+    if gguf.is_gguf(path):
+        gguf.file_of(path)
+        return
     path = Path(path)
     if not path.exists():
         if str(path).startswith((".", "/")) or str(path).count("/") != 1:
@@ -184,15 +154,17 @@ def check(path: Place) -> None:
 
 
 def load_tokenizer(path: Place, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local or hub checkpoint. Raises CheckpointError."""
+    """The tokenizer of a local or hub checkpoint, or of a GGUF file. Raises CheckpointError."""
+    path = gguf.directory(path)
     check(path)
     return _cached_tokenizer(str(path), version(path), trust_remote_code)
 
 
 def version(path: Place) -> int:
     """A number that changes when a local checkpoint is written again. Caches use it to drop old entries."""
+    file = gguf.file_of(path) if gguf.is_gguf(path) else Path(path) / "config.json"
     try:
-        return (Path(path) / "config.json").stat().st_mtime_ns
+        return file.stat().st_mtime_ns
     except OSError:
         return 0
 
@@ -209,6 +181,8 @@ def _cached_tokenizer(path: str, _version: int, trust_remote_code: bool) -> PreT
 
 def digest(path: Place) -> str:
     """Hash of a local checkpoint's weights and settings, independent of its path. For a hub id, the id itself."""
+    if gguf.is_gguf(path):
+        return gguf.sha256(path)[:16]
     files = sorted(f for f in Path(path).glob("*") if f.suffix in (".safetensors", ".json", ".joblib", ".npz"))
     if not files:
         return str(path)
@@ -231,12 +205,13 @@ def load_model(
     attention: str | None = "sdpa",
     **config: Any,
 ) -> PreTrainedModel:
-    """The model of a local or hub checkpoint, in evaluation mode, on its device.
+    """The model of a local or hub checkpoint, or of a GGUF file, in evaluation mode, on its device.
 
     `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor... With `new_head`
     the checkpoint may lack the head, which is then random. `attention`: packed batches need sdpa, since eager attention
     would add their bool masks to the logits; None takes the architecture's default. `config` changes configuration
     fields, e.g. num_labels. Raises CheckpointError, also for missing weights."""
+    path = gguf.directory(path)
     check(path)
     import torch
     import transformers
@@ -245,7 +220,7 @@ def load_model(
     resolved_device = resolve_device(device)
     auto = getattr(transformers, f"AutoModelFor{head}")
     try:
-        with _quietly():
+        with quietly():
             model, loading_info = auto.from_pretrained(
                 str(path),
                 dtype=resolve_dtype(dtype, resolved_device),
@@ -294,7 +269,8 @@ def positions(path: Place, trust_remote_code: bool = False) -> float:
     """Largest number of tokens that the model of a checkpoint can read; infinite if its configuration sets no limit.
 
     Raises CheckpointError when the configuration can't be read, or needs code that is not trusted."""
-    return _positions(str(path), version(path), trust_remote_code)
+    path = gguf.directory(path)
+    return _positions(path, version(path), trust_remote_code)
 
 
 @lru_cache(maxsize=8)
