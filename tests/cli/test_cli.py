@@ -109,10 +109,10 @@ def test_rows_are_scored_without_a_task(tmp_path):
     assert scored((tmp_path / "two.jsonl").read_text()) == SCORES
     [first, *_] = ok(*command, "--steps", "sentence").stdout.splitlines()
     assert scored(first) == {"1": SCORES["1"]}
-    assert "has changed" in stepmark(*command, "--out", out, "--steps", "sentence").stderr
+    assert '+  "steps": "sentence"' in ok(*command, "--out", out, "--steps", "sentence", code=2).stderr
     other = tmp_path / "other.py"
     other.write_text((STRANGERS / "verifier.py").read_text().replace("class Recompute", "class Other"))
-    assert "the verifier has changed" in stepmark("score", "--verifier", other, rows, "--out", out).stderr
+    assert '+    "name": "other.py"' in ok("score", "--verifier", other, rows, "--out", out, code=2).stderr
     rows.write_text(json.dumps(ROWS[1] | {"id": "1"}))
     assert "row 1 of" in stepmark(*command, "--out", out).stderr
     assert out.read_bytes() == whole
