@@ -173,7 +173,10 @@ def test_solutions_are_not_paired_with_other_questions(made, tmp_path, stage, ch
     assert f"{of} holds results" in message
     assert "Give the task, its options and the split that the file was made with" in message
     if change[0] == "--task-option":
-        assert '"shift"' in message and "another question or answer: 'test-1000', 'test-1001', 'test-1002'" in message
+        assert (
+            '"shift"' in message
+            and "another question, answer or solution: 'test-1000', 'test-1001', 'test-1002'" in message
+        )
     assert not out.exists()
 
 
@@ -215,12 +218,12 @@ def test_rows_of_a_file_may_be_added_and_not_changed(tmp_path):
     rows[2]["answer"] = 99  # the solutions are still those of the question, but their grades are not
     write()
     stepmark(*sample)
-    assert "another question or answer: '1'" in refused(*grade)
+    assert "another question, answer or solution: '1'" in refused(*grade)
     stepmark(*grade[:-1], tmp_path / "anew.jsonl")
     rows[2]["question"] = "2 + 2 + 2?"
     write()
-    assert "another question or answer: '1'" in refused(*sample)
-    assert "another question or answer: '1'" in refused(*grade[:-1], tmp_path / "third.jsonl")
+    assert "another question, answer or solution: '1'" in refused(*sample)
+    assert "another question, answer or solution: '1'" in refused(*grade[:-1], tmp_path / "third.jsonl")
 
 
 def test_scored_rows_know_their_verifier_by_its_content(tmp_path):

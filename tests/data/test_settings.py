@@ -76,7 +76,7 @@ def test_changed_problems_are_named(tmp_path):
     path = tmp_path / "s.json"
     kept(path, {"problems": {f"p{i}": f"{i}{i}" for i in range(9)}})
     kept(path, {"problems": {"p0": "00ff"}})  # with its answer, which is not stored
-    with pytest.raises(ConfigChanged, match=r"another question or answer: 'p0', 'p1', 'p2' and 6 more"):
+    with pytest.raises(ConfigChanged, match=r"another question, answer or solution: 'p0', 'p1', 'p2' and 6 more"):
         kept(path, {"problems": {f"p{i}": "x" for i in range(10)}})
 
 

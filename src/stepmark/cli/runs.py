@@ -90,8 +90,9 @@ def plan(
 
     from stepmark.data.ledger import parse_budget
     from stepmark.data.store import RunDir
-    from stepmark.run import cost_estimate, renames
+    from stepmark.run import cost_estimate, inputs, renames
     from stepmark.run.context import RunContext
+    from stepmark.run.pipeline import stages
     from stepmark.run.recipe import first_seed
 
     limits = parse_budget(budget or [])
@@ -99,6 +100,7 @@ def plan(
     of_seed, place = first_seed(whole, out or Path("runs") / whole.name)
     with RunDir(place).open(of_seed.resolved(), renames.upgraded) as directory, Show(json) as show:
         context = RunContext(of_seed, directory, show, limits)
+        inputs.write(context, inputs.check(context, stages(of_seed)))
         estimate = cost_estimate.plan(context, problems or 24, solutions or 4, price_hour)
     if json:
         print_json(estimate)

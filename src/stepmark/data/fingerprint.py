@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from stepmark.data.store import write_text
-from stepmark.types import Place, Problem
+from stepmark.types import Place, Problem, Solution
 
 # What loaders read. Weights in other formats are never loaded; logs and texts for people change no result.
 READ = (".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt", ".py", ".npz", ".joblib")
@@ -55,6 +55,20 @@ def of_problems(problems: Iterable[Problem], answers: bool) -> dict[str, str]:
     """Problem id -> fingerprint of its question; with `answers`, that of its answer and worked solution follows. One
     can be compared with the other: the shorter is the beginning of the longer."""
     return {p.id: _short(p.question) + (_short(repr((p.answer, p.reference))) if answers else "") for p in problems}
+
+
+def of_data(place: Place) -> str:
+    """The fingerprint of a data file, or of all files in a directory."""
+    path = Path(place)
+    if path.is_file():
+        return of_file(path)
+    files = sorted(f for f in path.rglob("*") if f.is_file())
+    return _short("".join(f"{f.relative_to(path)} {of_file(f)}\n" for f in files))
+
+
+def of_solutions(solutions: Iterable[Solution]) -> dict[str, str]:
+    """Solution id -> fingerprint of its text."""
+    return {s.id: _short(s.text) for s in solutions}
 
 
 def sha256(path: Place) -> bytes:

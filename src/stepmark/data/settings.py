@@ -66,7 +66,7 @@ def agreed(stored: Mapping[str, Any], given: Mapping[str, Any], place: str, way:
     changed = [i for i, x in problems[0].items() if not (x.startswith(problems[1][i]) or problems[1][i].startswith(x))]
     if changed:
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-        differences.append(f"another question or answer: {', '.join(map(repr, changed[:SHOWN]))}{more}")
+        differences.append(f"another question, answer or solution: {', '.join(map(repr, changed[:SHOWN]))}{more}")
     if differences:
         raise ConfigChanged(place, "\n".join(differences), way)
     return old | ({PROBLEMS: problems[0]} if problems[0] else {})

@@ -1,6 +1,7 @@
 """The stages of a run, in order.
 
     RUN/config.json                every setting that can change a result
+    RUN/inputs.json                what the recipe's checkpoints and data files are (run/inputs.py)
     RUN/problems/PART.jsonl        parts: train and test; maybe out_of_distribution, reinforce, held_out, after
     RUN/bases/NAME/                new models with random weights, before training
     RUN/generator/, RUN/judge/     checkpoints of models that the recipe trains
