@@ -377,6 +377,19 @@ def test_a_plan_as_text_and_json(tmp_path):
     assert estimate["sampling"][0]["solutions"] == 24
 
 
+def test_variants_of_a_recipe_are_planned_beside_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = ["plan", DEMO, *shrunk(), "--problems", 1, "--solutions", 1]
+    assert "note" not in ok(*plan).stderr
+    note = ok(*plan, "sample.test.n=8").stderr
+    [place] = [p for p in (tmp_path / "runs").iterdir() if p.name != "demo"]
+    assert f"runs/demo holds a run of other settings. This plan is in runs/{place.name}, with the models" in note
+    assert "note" not in ok(*plan).stderr
+    ok(*plan, "sample.test.n=8")
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert '"n": 8' in ok(*plan, "sample.test.n=8", "--out", "runs/demo", code=2).stderr
+
+
 def test_doctor_as_text_and_json():
     results = json.loads(ok("doctor", "--json").stdout)
     assert results["torch"]["ok"]

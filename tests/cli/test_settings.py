@@ -272,3 +272,19 @@ def test_a_kill_leaves_no_results_without_their_settings(tmp_path, moment):
     whole = tmp_path / "whole.jsonl"
     stepmark(*sample[:-1], whole)
     assert {s.key: s for s in Records(out, Solution)} == {s.key: s for s in Records(whole, Solution)}
+
+
+def test_a_servers_model_is_known_by_its_name_and_place_alone(monkeypatch):
+    from stepmark.cli.settings import of_backend
+    from stepmark.plugins.loading import load_backend
+
+    def about(**options):
+        return of_backend("openai", load_backend("openai", model="q", **options))
+
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    here = about(url="http://127.0.0.1:1/v1", concurrency=3, price_input=2.0)
+    assert here["server"] == "http://127.0.0.1:1/v1" and here["options"]["model"] == "q"
+    assert "a server tells only the name" in here["content"]
+    assert here == about(base_url="http://127.0.0.1:1/v1", retries=0) != about()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    assert here == about() != about(chat=True)

@@ -39,7 +39,8 @@ def of_task(name: str, task: object, split: str, problems: Sequence[Problem], an
 
 
 def of_plugin(role: str, name: str, plugin: object) -> Settings:
-    """A plug-in that is no model: a grader, a labeler. A checkpoint among its options is known by its content."""
+    """A plug-in that is no model: a grader, a labeler. Checkpoints and files among its options are known by their
+    content."""
     options = {k: of_checkpoint(v) if _is_path(v) else v for k, v in _options(role, name, plugin).items()}
     return {"name": _shown(name), **_own(name), "options": options}
 
@@ -48,14 +49,12 @@ def of_backend(name: str, backend: object | None) -> Settings | None:
     """What runs a model, and the model; None for none."""
     if backend is None:
         return None
-    options = _options("backend", name, backend)
-    about: Settings = {"backend": _shown(name), **_own(name), "options": options}
+    about = of_plugin("backend", name, backend)
     if getattr(backend, "remote", False):
         server = {"server": backend.server} if hasattr(backend, "server") else {}
         return about | server | {"content": SERVER}
-    if isinstance(path := options.get("path"), str):
-        del options["path"]
-        about["model"] = of_checkpoint(path)
+    if isinstance(path := about["options"].get("path"), str):  # a hub id; a directory is known by its content already
+        about["options"]["path"] = of_checkpoint(path)
     return about
 
 
@@ -67,8 +66,8 @@ def of_verifier(place: str, verifier: object) -> Settings:
 
 
 def of_checkpoint(place: Place) -> Settings:
-    """A checkpoint: its place, and its fingerprint where it is known."""
-    known = fingerprint.of_model(place)
+    """A checkpoint, or a file: its place, and its fingerprint where it is known."""
+    known = fingerprint.of_file(place) if Path(place).is_file() else fingerprint.of_model(place)
     return {"path": str(place)} | ({} if known is None else {"fingerprint": known})
 
 

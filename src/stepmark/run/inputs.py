@@ -74,11 +74,15 @@ def models(recipe: Recipe) -> dict[str, Any]:
 
 
 def files(recipe: Recipe) -> dict[str, Any]:
-    """Place in the recipe -> path and fingerprint, of each data file and each directory with data."""
+    """Place in the recipe -> path and fingerprint, of each file with data, each directory with data, and the user's own
+    task."""
     sections = recipe.model_dump(mode="json", include={"task", "sample"})
+    paths = dict(_paths(sections, ("path", "file")))
+    if recipe.task is not None and recipe.task.name.endswith(".py"):
+        paths["task.name"] = recipe.task.name
     return {
         key: {"path": path, "fingerprint": fingerprint.of_data(path)}
-        for key, path in _paths(sections, ("path", "file"))
+        for key, path in paths.items()
         if path and Path(path).exists()
     }
 

@@ -83,5 +83,8 @@ def _insert(listed: list[Stage], stage: UserStage) -> None:
             f"stages: {stage.name} runs after {stage.after!r}, which is not a stage of this run. There are: {names}."
         )
     if any(other.name == stage.name for other in listed):
-        raise ConfigError(f"stages: another stage has the name {stage.name!r}; rename the file.")
+        raise ConfigError(
+            f"stages: another stage has the name {stage.name!r}; give this one another, e.g. "
+            f"{{name: FILE, called: {stage.name}_2}}."
+        )
     listed.insert(places[-1] + 1, stage)
