@@ -89,7 +89,8 @@ def test_a_checkpoint_made_anew_under_its_path_is_another_and_a_copy_is_the_same
     assert len(Records(out, Solution)) == 4
     shutil.copytree(b, a)
     message = refused(*sample, a, "--n", 3)
-    assert '-      "fingerprint"' in message and '+      "fingerprint"' in message and f'"path": "{a}"' in message
+    assert [line[0] for line in message.splitlines() if '"fingerprint"' in line] == ["-", "+"]
+    assert f'"path": "{a}"' in message
     # The same with a ledger, which knows a model by its path alone.
     bought = [*sample[:5], "--out", tmp_path / "bought" / "f.jsonl", "--model"]
     stepmark(*bought, copy, "--n", 1, "--max-tokens", 4, "--budget", "rollouts=9")
@@ -171,13 +172,35 @@ def test_solutions_are_not_paired_with_other_questions(made, tmp_path, stage, ch
     message = refused(*command, *change)
     of = places["label" if stage in ("export", "train") else "sample"]
     assert f"{of} holds results" in message
-    assert "Give the task, its options and the split that the file was made with" in message
+    assert "Give the task, its options (also its seed) and the split" in message
     if change[0] == "--task-option":
         assert (
             '"shift"' in message
             and "another question, answer or solution: 'test-1000', 'test-1001', 'test-1002'" in message
         )
     assert not out.exists()
+
+
+def test_files_of_a_run_are_not_paired_with_other_questions(tmp_path):
+    recipe, run = tmp_path / "r.yaml", tmp_path / "run"
+    recipe.write_text(
+        f"{{name: r, task: {STRANGERS / 'task.py'}, generator: {{backend: {STRANGERS / 'backend.py'}}}, workers: 1,"
+        " sample: {train: {problems: 2, n: 1}, test: {problems: 2, n: 1}}, label: monte_carlo}"
+    )
+    stepmark("run", recipe, "--out", run)
+    (run / "rationales" / "mine").mkdir(parents=True)
+    shutil.copy(run / "labels" / "train.jsonl", run / "rationales" / "mine")
+    out = ["--out", tmp_path / "out" / "f.jsonl"]
+    of_train = [*TASK, "--split", "train"]
+    for command in (
+        ["grade", *of_train, "--solutions", run / "solutions" / "train.jsonl"],
+        ["export", *of_train, "--labels", run / "labels" / "train.jsonl"],
+        ["export", *of_train, "--labels", run / "rationales" / "mine" / "train.jsonl"],
+    ):
+        message = refused(*command, *out, "--task-option", "shift=1")
+        assert "another question, answer or solution: 'train-0', 'train-1'" in message
+        stepmark(*command, *out)
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_results_for_other_solutions_are_refused(made, tmp_path):

@@ -85,12 +85,16 @@ def of_sampling(prompt: str, params: SamplingParams) -> Settings:
 
 def same_questions(path: Path, given: Mapping[str, Any]) -> None:
     """Raises ConfigChanged with the diff where a file was made for another task, split or questions than `given`, the
-    result of `of_task`. Ids such as train-0 say nothing of them. Nothing is known of a file without settings."""
+    result of `of_task`. Ids such as train-0 say nothing of them. A file of a run has the run's problems, and nothing is
+    known of other files without settings."""
     stored = settings.read(settings.beside(path))
-    if stored is not None:
-        known = {key: stored[key] for key in ABOUT_TASK if key in stored}
-        way = "Give the task, its options and the split that the file was made with."
-        settings.agreed(known, given, str(path), way)
+    if stored is None:
+        from stepmark.run.inputs import problems_of
+
+        stored = {settings.PROBLEMS: fingerprint.of_problems(problems_of(path), answers=True)}
+    known = {key: stored[key] for key in ABOUT_TASK if key in stored}
+    way = "Give the task, its options (also its seed) and the split that the file was made with."
+    settings.agreed(known, given, str(path), way)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from stepmark.data.store import write_text
+from stepmark.errors import CheckpointError
 from stepmark.types import Place, Problem, Solution
 
 # What loaders read. Weights in other formats are never loaded; logs and texts for people change no result.
@@ -40,10 +41,14 @@ MOST = 4096  # entries of the cache; the oldest are dropped
 
 def of_model(place: Place) -> str | None:
     """The fingerprint of a checkpoint: of its content where it is a directory, of its revision where it is a hub id
-    whose files are in the local cache. None for a hub id that was never loaded here, and for a name on a server."""
-    if str(place) and Path(place).is_dir():
+    whose files are in the local cache. None for a hub id that was never loaded here, and for a name on a server. Raises
+    CheckpointError for a directory that can't be read."""
+    if not str(place) or not Path(place).is_dir():
+        return _revision(str(place))
+    try:
         return _of_directory(Path(place).resolve(), set())
-    return _revision(str(place))
+    except OSError as e:
+        raise CheckpointError(f"the checkpoint {place} can't be read: {e}. Is it being written?") from e
 
 
 def of_file(path: Place) -> str:

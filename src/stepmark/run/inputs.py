@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from stepmark.data import fingerprint, settings
-from stepmark.data.store import write_json
+from stepmark.data.store import Records, write_json
 from stepmark.run.context import RunContext
 from stepmark.run.pipeline.problems import POLICY_PARTS
 from stepmark.run.recipe import Recipe
 from stepmark.run.stage import Stage, matches
-from stepmark.types import Quarantined
+from stepmark.types import Problem, Quarantined
 
 FILE = "inputs.json"
 # section of the recipe -> names, or first words, of the stages that may use its checkpoint first
@@ -85,6 +85,15 @@ def files(recipe: Recipe) -> dict[str, Any]:
         for key, path in paths.items()
         if path and Path(path).exists()
     }
+
+
+def problems_of(file: Path) -> Sequence[Problem]:
+    """The problems of a run's file, such as RUN/labels/train.jsonl; empty for a file that is not in a run."""
+    for run in file.resolve().parents[1:3]:  # rationales/NAME/train.jsonl is one folder deeper
+        problems = run / "problems" / file.name
+        if (run / "config.json").is_file() and problems.is_file():
+            return list(Records(problems, Problem))
+    return ()
 
 
 def _paths(value: Any, names: Sequence[str] = ("path",), place: str = "") -> Iterator[tuple[str, str]]:
