@@ -121,10 +121,9 @@ def test_a_command_that_fails_at_once_leaves_no_settings(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def made(tmp_path):
-    """One file of each stage, with the command that continues it."""
-    places = {name: tmp_path / f"{name}.jsonl" for name in ("sample", "grade", "label", "score")}
+def stage_commands(directory):
+    """Of each stage, its file and the command that makes and continues it."""
+    places = {name: directory / f"{name}.jsonl" for name in ("sample", "grade", "label", "score")}
     task = [*TASK, "--split", "test"]
     of = ["--solutions", places["sample"]]
     commands = {
@@ -133,10 +132,22 @@ def made(tmp_path):
         "label": ["label", *task, *of, *BACKEND, "--labeler-option", "rollouts=2"],
         "score": ["score", *task, *of, *VERIFIER],
     }
-    commands = {name: [*command, "--out", places[name]] for name, command in commands.items()}
-    for command in commands.values():
+    return {name: [*command, "--out", places[name]] for name, command in commands.items()}, places
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("made")
+    for command in stage_commands(directory)[0].values():
         stepmark(*command)
-    return commands, places
+    return directory
+
+
+@pytest.fixture
+def made(made_once, tmp_path):
+    """One file of each stage, with the command that continues it."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    return stage_commands(tmp_path)
 
 
 @pytest.mark.parametrize(
