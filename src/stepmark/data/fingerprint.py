@@ -137,8 +137,8 @@ def _revision(name: str) -> str | None:
         return None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: nobody's home directory
+        hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
         return (hub / f"models--{name.replace('/', '--')}" / "refs" / "main").read_text().strip()[:16] or None
     return None
 
