@@ -3,7 +3,7 @@
     StepmarkError
     +-- ConfigError          a setting is wrong; the message lists all faults at once
     |   +-- UnknownName      no such task, grader, backend, ...; lists the allowed names and suggests one
-    |   '-- ConfigChanged    a run directory holds results of another configuration; has the diff
+    |   '-- ConfigChanged    a run or a file holds results of another configuration; has the diff
     +-- DataError            a file or a row can't be used; names the file and the line
     +-- CheckpointError      a model directory is incomplete or can't be trusted
     +-- EncodingError        text and token ids don't match (tags, truncation, special tokens)
@@ -58,13 +58,13 @@ class UnknownName(ConfigError):
 
 
 class ConfigChanged(ConfigError):
-    """The directory holds results of another configuration. `diff` is a unified diff, old to new."""
+    """The place holds results of another configuration. `diff` is a unified diff, old to new; `way` says what to do."""
 
-    def __init__(self, place: str, diff: str) -> None:
+    def __init__(self, place: str, diff: str, way: str = "") -> None:
         self.diff = diff
+        way = way or "To go on, give the old settings. To start again, give another directory, or delete this one."
         super().__init__(
-            f"{place} holds results of another configuration; results of two must not be mixed.\n{diff}\n"
-            "To go on, give the old settings. To start again, give another directory, or delete this one."
+            f"{place} holds results of another configuration; results of two must not be mixed.\n{diff}\n{way}"
         )
 
 

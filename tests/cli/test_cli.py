@@ -109,10 +109,10 @@ def test_rows_are_scored_without_a_task(tmp_path):
     assert scored((tmp_path / "two.jsonl").read_text()) == SCORES
     [first, *_] = ok(*command, "--steps", "sentence").stdout.splitlines()
     assert scored(first) == {"1": SCORES["1"]}
-    assert "has changed" in stepmark(*command, "--out", out, "--steps", "sentence").stderr
+    assert '+  "steps": "sentence"' in ok(*command, "--out", out, "--steps", "sentence", code=2).stderr
     other = tmp_path / "other.py"
     other.write_text((STRANGERS / "verifier.py").read_text().replace("class Recompute", "class Other"))
-    assert "the verifier has changed" in stepmark("score", "--verifier", other, rows, "--out", out).stderr
+    assert '+    "name": "other.py"' in ok("score", "--verifier", other, rows, "--out", out, code=2).stderr
     rows.write_text(json.dumps(ROWS[1] | {"id": "1"}))
     assert "row 1 of" in stepmark(*command, "--out", out).stderr
     assert out.read_bytes() == whole
@@ -375,6 +375,19 @@ def test_a_plan_as_text_and_json(tmp_path):
     assert "label: monte_carlo rollouts=16 (this recipe)" in ok("plan", *recipe, *small, *where).stdout
     estimate = json.loads(ok("plan", *recipe, *small, *where, "--json").stdout)
     assert estimate["sampling"][0]["solutions"] == 24
+
+
+def test_variants_of_a_recipe_are_planned_beside_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = ["plan", DEMO, *shrunk(), "--problems", 1, "--solutions", 1]
+    assert "note" not in ok(*plan).stderr
+    note = ok(*plan, "sample.test.n=8").stderr
+    [place] = [p for p in (tmp_path / "runs").iterdir() if p.name != "demo"]
+    assert f"runs/demo holds a run of other settings. This plan is in runs/{place.name}, with the models" in note
+    assert "note" not in ok(*plan).stderr
+    ok(*plan, "sample.test.n=8")
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert '"n": 8' in ok(*plan, "sample.test.n=8", "--out", "runs/demo", code=2).stderr
 
 
 def test_doctor_as_text_and_json():

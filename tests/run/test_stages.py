@@ -244,6 +244,26 @@ def test_a_users_stage_runs_once_after_the_stage_that_it_names(tmp_path):
     assert loaded.resolved() == load_recipe().resolved()
 
 
+def test_a_file_is_used_for_two_stages_with_two_names(tmp_path):
+    body = "from dataclasses import dataclass\n@dataclass\nclass Count:\n    part: str = 'test'\n    after = 'sample'\n"
+    body += "    @property\n    def outputs(self): return (f'{self.part}.txt',)\n"
+    body += "    def run(self, context):\n"
+    body += "        (context.path / f'{self.part}.txt').write_text(str(len(context.solutions(self.part))))\n"
+    path = tmp_path / "count.py"
+    path.write_text(body)
+    second = "{{name: {path}, called: {called}, options: {{part: train}}}}"
+    given = load_recipe(f"stages=[{path}, {second.format(path=path, called='of_train')}]")
+    result = run(given, tmp_path / "run")
+    assert {"count", "of_train"} <= set(result.stages)
+    assert [(tmp_path / f"run/{part}.txt").read_text() for part in ("test", "train")] == ["24", "6"]
+    assert run(given, tmp_path / "run", selection=Selection(only="of_train")).stages == ("of_train",)
+    for called in ("count", "label"):
+        with pytest.raises(ConfigError, match=rf"another stage has the name '{called}'.*called: {called}_2"):
+            stages(load_recipe(f"stages=[{path}, {second.format(path=path, called=called)}]"))
+    with pytest.raises(ConfigError, match="called"):
+        load_recipe(f"stages=[{second.format(path=path, called='a/b')}]")
+
+
 def own_stage(tmp_path, name, body):
     path = tmp_path / f"{name}.py"
     path.write_text(f"class Own:\n{body}\n")

@@ -1,6 +1,7 @@
 """The training loop: its results, exact resuming, and the calls that it refuses."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,18 @@ def test_another_configuration_is_refused_with_the_difference(tiny, problems, tm
     with pytest.raises(ConfigChanged, match=message):
         train(trainee, examples, tmp_path / "out", settings)
     assert all(torch.equal(before[k], w) for k, w in weights(tmp_path / "out").items())
+
+
+def test_another_checkpoint_under_the_same_path_is_refused(tiny, problems, tmp_path):
+    base, out = shutil.copytree(tiny, tmp_path / "base"), tmp_path / "out"
+    done = train(Generator(str(base)), problems[:10], out, QUICK)
+    (base / "generation_config.json").write_text("{}")
+    with pytest.raises(ConfigChanged, match='"base"'):
+        train(Generator(str(base)), problems[:10], out, QUICK)
+    stored = json.loads((out / "training.json").read_text())
+    assert len(stored.pop("base")) == 1
+    (out / "training.json").write_text(json.dumps(stored))  # as earlier versions wrote it
+    assert train(Generator(str(base)), problems[:10], out, QUICK) == done
 
 
 def test_a_template_in_any_language_is_the_same_at_the_second_call(tiny, problems, tmp_path):

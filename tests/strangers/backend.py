@@ -6,12 +6,15 @@ import random
 import re
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from stepmark.types import Finish, Rollout
 
 
 @dataclass(frozen=True)
 class Adder:
+    free: ClassVar[tuple[str, ...]] = ("delay", "fail_on", "die_on")  # options that change no result
+
     error: float = 0.4  # probability that a step states a sum off by one
     truncated: float = 0.0  # probability that a rollout runs out of tokens
     delay: float = 0.0  # seconds for each rollout

@@ -9,6 +9,7 @@ from stepmark.types import Problem, ProblemSet, Quarantined, Solution
 class Sums:
     size: int = 12
     bad_rows: int = 0
+    shift: int = 0  # another number has other questions under the same ids
     grader: str = field(default="numeric", init=False)
     steps: str = field(default="line", init=False)
 
@@ -16,7 +17,7 @@ class Sums:
         start = {"train": 0, "test": 1000, "far": 2000}[split]
         problems = []
         for i in range(start, start + self.size)[:limit]:
-            a, b, c = i % 7 + 1, i % 5 + 2, i % 3 + 3
+            a, b, c = (i + self.shift) % 7 + 1, i % 5 + 2, i % 3 + 3
             text = f"{a} + {b} = {a + b}\n{a + b} + {c} = {a + b + c}\nThe answer is {a + b + c}."
             problems.append(
                 Problem(f"{split}-{i}", f"Add {a} and {b} and {c} (no {i}).", str(a + b + c), "sums", text, text)

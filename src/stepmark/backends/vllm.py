@@ -34,7 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stepmark.errors import BackendError, ConfigError
 from stepmark.models import checkpoints
@@ -52,6 +52,8 @@ ENDS = {"stop": Finish.STOP, "length": Finish.LENGTH}
 @dataclass(frozen=True)
 class VLLMBackend:
     """Samples from the checkpoint at `path`. Loads it on first use, once per process."""
+
+    free: ClassVar[tuple[str, ...]] = ("gpu_memory", "tensor_parallel", "eager")  # options that change no result
 
     path: str  # a checkpoint directory, or a hub id
     dtype: str = "auto"  # auto (the checkpoint's, or 16 bits if that is float32), float32, bfloat16, float16

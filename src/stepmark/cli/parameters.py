@@ -135,7 +135,9 @@ def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> Abstr
     """Opens the directory of the rollouts of `out`, for this process alone.
 
     Raises ConfigChanged where its rollouts come from another model, prompt or sampling, since they would be used as if
-    they were new; StageError while another process has it open."""
+    they were new; StageError while another process has it open. Where `out` has settings beside it, those decide
+    (cli/settings.py): they know the models by their content."""
+    from stepmark.data import settings
     from stepmark.data.store import RunDir
 
     names = {
@@ -148,7 +150,11 @@ def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> Abstr
     plain = asdict(params)
     if not params.choices:
         del plain["choices"]  # older directories lack this setting, and their rollouts can be used
-    return RunDir(rollouts(out)).open({"prompt": prompt, "params": plain, **names})
+    directory = RunDir(rollouts(out))
+    config = {"prompt": prompt, "params": plain, **names}
+    if settings.beside(out).exists() and (directory.path / "config.json").exists():
+        config = directory.read_json("config.json")
+    return directory.open(config)
 
 
 def there(path: Path, kind: type[Any]) -> list[Any]:

@@ -49,7 +49,11 @@ def plan(
     ],
     changes: p.Changes = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; by default runs/NAME, with the recipe's name.")
+        Path | None,
+        typer.Option(
+            help="Run directory; by default runs/NAME, with the recipe's name, or one beside it where that has other "
+            "settings."
+        ),
     ] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="Number of problems in the pilot; by default 24.")] = None,
     solutions: Annotated[
@@ -90,15 +94,24 @@ def plan(
 
     from stepmark.data.ledger import parse_budget
     from stepmark.data.store import RunDir
-    from stepmark.run import cost_estimate, renames
+    from stepmark.run import cost_estimate, inputs, renames
     from stepmark.run.context import RunContext
+    from stepmark.run.pipeline import stages
     from stepmark.run.recipe import first_seed
 
     limits = parse_budget(budget or [])
     whole = _recipe(recipe, changes or [])
     of_seed, place = first_seed(whole, out or Path("runs") / whole.name)
+    if out is None and (own := cost_estimate.place_of(of_seed, place)) != place:
+        typer.echo(
+            f"stepmark: note: {place} holds a run of other settings. This plan is in {own}, with the models that it "
+            "trained.",
+            err=True,
+        )
+        place = own
     with RunDir(place).open(of_seed.resolved(), renames.upgraded) as directory, Show(json) as show:
         context = RunContext(of_seed, directory, show, limits)
+        inputs.write(context, inputs.check(context, stages(of_seed)))
         estimate = cost_estimate.plan(context, problems or 24, solutions or 4, price_hour)
     if json:
         print_json(estimate)

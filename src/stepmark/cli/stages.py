@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,9 +79,9 @@ def sample(
     Example:
       stepmark sample --task arithmetic --split test --model runs/demo/generator --n 16 --out solutions.jsonl
     """
+    from stepmark.cli import settings
     from stepmark.data.ledger import Ledger, need_price, parse_budget
     from stepmark.data.outcome_counts import parse_limits
-    from stepmark.data.store import Records
     from stepmark.plugins.loading import load_executor
     from stepmark.stages.sample import sample as stage
     from stepmark.text.prompts import Template
@@ -95,8 +95,15 @@ def sample(
     # A ledger of an earlier sitting is used too: it may hold paid rollouts that are not among the solutions yet.
     paid = spending is not None or getattr(generator, "remote", False) or ledger.path.exists()
     params = SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed)
+    about = {
+        "command": "sample",
+        **settings.of_task(task, plugin, split, loaded, answers=False),
+        "steps": plugin.steps,
+        "generator": settings.of_backend(backend, generator),
+        **settings.of_sampling(prompt, params),
+    }
     rollouts = p.kept(out, prompt, params, generator=generator if paid else None)
-    with rollouts, Show(json) as show, Records(out, Solution) as records:
+    with rollouts, Show(json) as show, settings.output(out, Solution, about) as records:
         done = stage(
             loaded,
             generator,
@@ -132,19 +139,28 @@ def grade(
     Example:
       stepmark grade --task arithmetic --split test --solutions solutions.jsonl --out grades.jsonl
     """
+    from stepmark.cli import settings
     from stepmark.data.outcome_counts import parse_limits
-    from stepmark.data.store import Records
     from stepmark.plugins.loading import load_executor
     from stepmark.stages.grade import grade as stage
     from stepmark.types import GradedSolution, Solution
 
     loaded, bad, plugin = p.load(task, task_option, split)
     stored_solutions = p.there(solutions, Solution)
-    with Show(json) as show, Records(out, GradedSolution) as records:
+    grades = p.grader(grader, plugin)
+    about_task = settings.of_task(task, plugin, split, loaded)
+    settings.same_questions(solutions, about_task)
+    about = {
+        "command": "grade",
+        **about_task,
+        "grader": settings.of_plugin("grader", grader or plugin.grader, grades),
+        **settings.of_input("solutions", solutions),
+    }
+    with Show(json) as show, settings.output(out, GradedSolution, about) as records:
         done = stage(
             stored_solutions,
             loaded,
-            p.grader(grader, plugin),
+            grades,
             records,
             limits=parse_limits(limit or []),
             executor=load_executor(workers),
@@ -196,10 +212,10 @@ def label(
       stepmark label --task arithmetic --split train --solutions solutions.jsonl --model runs/demo/generator \\
         --labeler-option rollouts=8 --out labels.jsonl
     """
+    from stepmark.cli import settings
     from stepmark.data import work_units
     from stepmark.data.ledger import need_price, parse_budget
     from stepmark.data.outcome_counts import parse_limits
-    from stepmark.data.store import Records
     from stepmark.plugins import registry
     from stepmark.plugins.loading import load_executor
     from stepmark.protocols import Tools
@@ -212,7 +228,10 @@ def label(
     spending, limits = parse_budget(budget or []), parse_limits(limit or [])
     method = registry.load("labeler", labeler, **p.options(labeler_option, registry.find("labeler", labeler)))
     loaded, bad, plugin = p.load(task, task_option, split)
-    pairs = work_units.pair(loaded, p.there(solutions, Solution))
+    stored_solutions = p.there(solutions, Solution)
+    about_task = settings.of_task(task, plugin, split, loaded)
+    settings.same_questions(solutions, about_task)
+    pairs = work_units.pair(loaded, stored_solutions)
     has_completer = model is not None or backend != "local" or bool(backend_option)
     has_judge = judge is not None or judge_backend is not None or bool(judge_option)
     tools = Tools(
@@ -224,8 +243,19 @@ def label(
         plugin.steps,
     )
     need_price(spending, [tools.completer, tools.judge])
+    about = {
+        "command": "label",
+        **about_task,
+        "steps": plugin.steps,
+        "labeler": settings.of_plugin("labeler", labeler, method),
+        "completer": settings.of_backend(backend, tools.completer),
+        "judge": settings.of_backend(judge_backend or "local", tools.judge),
+        "grader": settings.of_plugin("grader", grader or plugin.grader, tools.grader),
+        **settings.of_sampling(prompt, tools.params),
+        **settings.of_input("solutions", solutions),
+    }
     rollouts = p.kept(out, prompt, tools.params, completer=tools.completer, judge=tools.judge)
-    with rollouts, Show(json) as show, Records(out, LabelledSolution) as records:
+    with rollouts, Show(json) as show, settings.output(out, LabelledSolution, about) as records:
         done = stage(
             first_of_each(pairs) if distinct else pairs,
             method,
@@ -259,13 +289,15 @@ def export(
     Example:
       stepmark export --task arithmetic --split train --labels labels.jsonl --out rows.jsonl
     """
+    from stepmark.cli import settings
     from stepmark.data.store import Records
     from stepmark.stages.export import export as stage
     from stepmark.types import LabelledSolution
 
-    loaded, bad, _ = p.load(task, task_option, split)
+    loaded, bad, plugin = p.load(task, task_option, split)
     if not labels.is_file():
         raise DataError(f"no file {labels} (working directory: {Path.cwd()}).")
+    settings.same_questions(labels, settings.of_task(task, plugin, split, loaded))
     records = Records(labels, LabelledSolution)
     end(stage(records, loaded, out, format=format, estimate="soft" if soft else "hard"), json, bad)
 
@@ -296,14 +328,15 @@ def train(
       stepmark train generator --task arithmetic --base base/ --set epochs=3 --set lr=3e-3 --out generator/
       stepmark train prm --task arithmetic --labels labels.jsonl --base generator/ --out prm/
     """
+    from stepmark.cli import settings
     from stepmark.plugins import registry
-    from stepmark.run.recipe import settings
+    from stepmark.run.recipe import settings as parse_settings
     from stepmark.stages.train import Generator, TrainSettings
     from stepmark.stages.train import train as loop
     from stepmark.types import LabelledSolution
 
-    training = settings(TrainSettings, set or [], "--set")
-    loaded, bad, _ = p.load(task, task_option, split, problems)
+    training = parse_settings(TrainSettings, set or [], "--set")
+    loaded, bad, plugin = p.load(task, task_option, split, problems)
     with Show(json) as show:
         if kind == "generator":
             if base is None:
@@ -312,6 +345,7 @@ def train(
         else:
             if labels is None:
                 raise ConfigError(f"training the verifier {kind} needs --labels. `stepmark label` makes this file.")
+            settings.same_questions(labels, settings.of_task(task, plugin, split, loaded))
             by_id = {x.id: x for x in loaded}
             labelled = {x.key: x for x in p.there(labels, LabelledSolution)}
             examples = [
@@ -365,8 +399,8 @@ def score(
       stepmark score --verifier runs/demo/verifiers/prm --task arithmetic --split test \\
         --solutions solutions.jsonl --out scores.jsonl
     """
+    from stepmark.cli import settings
     from stepmark.data.outcome_counts import parse_limits
-    from stepmark.data.store import Records
     from stepmark.plugins.loading import load_executor, load_verifier
     from stepmark.stages.score import score as stage
     from stepmark.stages.score import score_rows
@@ -377,7 +411,13 @@ def score(
         raise ConfigError("give either ROWS, a file of questions with solutions, or --solutions, of a task's problems.")
     if rows is not None:
         scorer, executor = load_verifier(verifier), load_executor(workers)
-        with Show(json) as show, Records(out, ScoredRow) if out is not None else Printed(ScoredRow) as scored_rows:
+        about: dict[str, Any] = {"command": "score rows", "steps": steps}
+        kept = (
+            Printed(ScoredRow)
+            if out is None
+            else settings.output(out, ScoredRow, about | {"verifier": settings.of_verifier(verifier, scorer)})
+        )
+        with Show(json) as show, kept as scored_rows:
             counts, bad_rows = score_rows(
                 scorer, rows, scored_rows, executor=executor, steps=steps, limits=limits, progress=show
             )
@@ -385,11 +425,20 @@ def score(
         return
     if solutions is None or out is None:
         raise ConfigError("--out is missing: the file of the results.")
-    loaded, bad, _ = p.load(task, task_option, split)
+    loaded, bad, plugin = p.load(task, task_option, split)
     stored_solutions = p.there(solutions, Solution)
-    with Show(json) as show, Records(out, Verification) as records:
+    about_task = settings.of_task(task, plugin, split, loaded, answers=False)
+    settings.same_questions(solutions, about_task)
+    scorer = load_verifier(verifier)
+    about = {
+        "command": "score",
+        **about_task,
+        "verifier": settings.of_verifier(verifier, scorer),
+        **settings.of_input("solutions", solutions),
+    }
+    with Show(json) as show, settings.output(out, Verification, about) as records:
         done = stage(
-            load_verifier(verifier),
+            scorer,
             loaded,
             stored_solutions,
             records,

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stepmark.data.fingerprint import sha256
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.models import gguf
 from stepmark.models.saving import quietly
@@ -189,8 +190,7 @@ def digest(path: Place) -> str:
     h = hashlib.sha256()
     for file in files:
         h.update(file.name.encode())
-        with file.open("rb") as f:
-            h.update(hashlib.file_digest(f, "sha256").digest())
+        h.update(sha256(file))
     return h.hexdigest()[:16]
 
 

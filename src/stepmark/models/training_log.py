@@ -20,6 +20,7 @@ from stepmark.errors import ConfigChanged
 
 # Settings that may change when a training resumes
 FREE = ("checkpoint_seconds", "tensorboard", "device")
+BASE = "base"  # what the checkpoints are that a training starts from; earlier versions did not store it
 
 
 def claim(out: Path, identity: dict[str, Any]) -> None:
@@ -27,7 +28,10 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     place = out / "training.json"
     if place.exists():
-        old, new = (_lines(i) for i in (_upgraded(json.loads(place.read_text())), identity))
+        stored = _upgraded(json.loads(place.read_text()))
+        base = next(({BASE: x[BASE]} for x in (stored, identity) if BASE in x), {})
+        identity, stored = base | identity, base | stored  # known on one side only, it is not compared
+        old, new = _lines(stored), _lines(identity)
         if old != new:
             diff = "\n".join(difflib.unified_diff(old, new, "there", "asked for", lineterm="", n=1))
             raise ConfigChanged(str(out), diff)

@@ -13,6 +13,8 @@ first, in RUN, and the run itself uses it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +24,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from stepmark.data.ledger import Budget, Ledger, Recorded, Spent
-from stepmark.errors import ConfigError, StageError
+from stepmark.data.store import RunDir
+from stepmark.errors import ConfigChanged, ConfigError, StageError
 from stepmark.plugins import registry
 from stepmark.protocols import Backend, Labeler, Tools
+from stepmark.run import renames
 from stepmark.run.context import RunContext
 from stepmark.run.execute import run_stage
 from stepmark.run.pipeline import stages
@@ -73,6 +77,18 @@ class Plan:
     problems: int  # in the pilot
     solutions: int  # in the pilot
     rationales: tuple[Cost, ...] = ()  # of written verifications, where the recipe has any
+
+
+def place_of(recipe: Recipe, run: Path) -> Path:
+    """Where a plan goes if the user names no directory: that of the run or, if it has other settings, one of its own
+    beside it. So variants of a recipe can be planned one after the other."""
+    settings = recipe.resolved()
+    try:
+        RunDir(run).compare(settings, renames.upgraded)
+    except ConfigChanged:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        return run.with_name(f"{run.name}-plan-{digest}")
+    return run
 
 
 def plan(context: RunContext, problems: int = 24, solutions: int = 4, price_hour: float = 0.0) -> Plan:

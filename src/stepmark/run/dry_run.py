@@ -1,5 +1,7 @@
 """The plan of a run: which stages are done, which would run, and their files. Runs nothing and writes nothing.
 
+It compares the settings with those of the run, but not the checkpoints (run/inputs.py): reading them takes a while.
+
 stepmark run recipes/demo.yaml --dry-run
 stepmark run recipes/demo.yaml --from score --dry-run
 """

@@ -21,7 +21,7 @@ from stepmark.data import work_units
 from stepmark.data.ledger import Budget, move_away
 from stepmark.data.store import RunDir
 from stepmark.errors import ConfigError, DataError
-from stepmark.run import renames
+from stepmark.run import inputs, renames
 from stepmark.run.context import RunContext
 from stepmark.run.pipeline import stages
 from stepmark.run.recipe import Recipe
@@ -92,18 +92,20 @@ def run(
 ) -> RunResult:
     """Runs the chosen stages; by default those that are not done yet.
 
-    Raises ConfigChanged for a directory with other settings, BudgetReached when the spending in the run's ledgers, over
-    all sittings, reaches the budget, DataError for a chosen stage whose inputs are missing. A sitting without a budget
-    keeps a ledger of solutions only for paid models."""
+    Raises ConfigChanged for a directory with other settings, or with other models or data (run/inputs.py),
+    BudgetReached when the spending in the run's ledgers, over all sittings, reaches the budget, DataError for a chosen
+    stage whose inputs are missing. A sitting without a budget keeps a ledger of solutions only for paid models."""
     listed = stages(recipe)
     chosen = selection.of(listed)
     with RunDir(path).open(recipe.resolved(), renames.upgraded) as directory:
         context = RunContext(recipe, directory, progress, budget, command)
         check(listed, context)
         context.need_price()
-        if selection.anew:  # all that can be refused was refused: only now are files moved
-            need_inputs(context, chosen)
-            archive(directory.path, outputs(context, chosen))
+        anew = chosen if selection.anew else ()
+        need_inputs(context, anew)
+        found = inputs.check(context, listed, anew)
+        archive(directory.path, outputs(context, anew))  # all that can be refused was refused: only now are files moved
+        inputs.write(context, found)
         for note in recipe.notes:
             context.log.note(note, show=False)  # the command line has said it already
         ran = [stage.name for stage in chosen if run_stage(context, stage)]

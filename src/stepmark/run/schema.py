@@ -166,11 +166,12 @@ class Stage(_Plugin):
     """A stage of your own: the path of its file, and its options (run/stage.py)."""
 
     role = "stage"
+    called: Name | None = None  # name of the stage; null: that of its file, without the suffix
 
     @property
     def stage_name(self) -> str:
-        """The stage's name: that of its file, without the suffix."""
-        return Path(self.name).stem
+        """The stage's name."""
+        return self.called or Path(self.name).stem
 
 
 class Base(Settings):

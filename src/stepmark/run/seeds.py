@@ -36,7 +36,7 @@ from stepmark.evaluation import stats, token_curves
 from stepmark.evaluation.stats import Bootstrap, Interval
 from stepmark.evaluation.token_curves import MeasuredRun, Way
 from stepmark.plugins.loading import load_executor
-from stepmark.run import execute, policy_evaluation, renames, report_data
+from stepmark.run import execute, inputs, policy_evaluation, renames, report_data
 from stepmark.run.context import RunContext
 from stepmark.run.execute import ALL, RunResult, Selection, Show
 from stepmark.run.log import every
@@ -70,6 +70,7 @@ def run(
             pooled_files = [name for name in ("metrics.json", "report.html") if (directory.path / name).exists()]
             execute.archive(directory.path, pooled_files)
         work = partial(_run_seed, recipe=recipe, path=directory.path, command=command, selection=selection)
+        inputs.models(recipe)  # hashes large checkpoints once and not once for each seed (data/fingerprint.py)
         executor = load_executor(min(recipe.workers, len(recipe.seeds)))
         with every(2, _show_stages(recipe, directory.path, progress)):
             results = list(executor.map(work, recipe.seeds))

@@ -1,7 +1,8 @@
 """A stage of a run: its name, the files that it reads and writes, its progress, and how to run it.
 
 The stages that come with Stepmark are in run/pipeline/, one file each; run/pipeline/__init__.py lists them in order. A
-stage of your own is one file too; the recipe gives its path:
+stage of your own is one file too; the recipe gives its path. `{name: ./longest.py, called: ten}` gives it another name
+than its file has, so that a recipe can use a file twice.
 
     stages: [./longest.py]
 

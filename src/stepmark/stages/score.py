@@ -21,6 +21,7 @@ from pathlib import Path
 
 from stepmark.data import rows as files
 from stepmark.data import work_units
+from stepmark.data.fingerprint import of_model
 from stepmark.data.outcome_counts import LimitCheck, Limits, OutcomeCounts, of_verifications
 from stepmark.data.store import Records
 from stepmark.errors import ConfigError, DataError
@@ -95,8 +96,15 @@ def score_rows(
     single text. `steps` says how the texts are split into steps. Returns the counts and the rows that were set aside.
 
     Raises DataError where a row or the verifier has changed since it was used, and StageError as `score` does."""
-    items, bad = _row_items(path, steps, [type(verifier).__name__, str(Path(getattr(verifier, "path", "")))])
+    checkpoint = str(getattr(verifier, "path", ""))
+    place = str(Path(checkpoint))
+    items, bad = _row_items(path, steps, [type(verifier).__name__, of_model(checkpoint) or place])
     stored = {record.key: record.fingerprint for record in out}
+    if any(stored.get(row, fingerprint) != fingerprint for row, fingerprint, _, _ in items):
+        # Earlier versions knew a verifier by its path.
+        new = {row: fingerprint for row, fingerprint, _, _ in items}
+        older = {row: old for row, old, _, _ in _row_items(path, steps, [type(verifier).__name__, place])[0]}
+        stored = {row: new[row] if old == older.get(row) else old for row, old in stored.items()}
     for row, fingerprint, _, _ in items:
         if stored.get(row, fingerprint) != fingerprint:
             raise DataError(

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from stepmark.data import store
+from stepmark.data.fingerprint import of_model
 from stepmark.data.outcome_counts import COMPARED, most_frequent
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
@@ -185,7 +186,7 @@ def train(
     encoded = [e for e in map(trainee.encode_example, chosen) if e is not None]
     if not encoded:
         raise DataError(_without_signal(examples))
-    identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)}
+    identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)} | _base(trainee)
     training_log.claim(out, identity)
     if (out / "trained.json").exists():
         return Trained(**json.loads((out / "trained.json").read_text()))
@@ -235,7 +236,7 @@ def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
     writes the parameters and returns the number of targets. The result is complete once trained.json exists."""
     training_data = [(p.question, x.key, x.solution.text, x.labels, x.grade.verdict) for p, x in examples]
     data_digest = hashlib.sha256(repr(training_data).encode())
-    training_log.claim(out, {"trainee": _describe(trainee), "data": data_digest.hexdigest()[:16]})
+    training_log.claim(out, {"trainee": _describe(trainee), "data": data_digest.hexdigest()[:16]} | _base(trainee))
     if not (out / "trained.json").exists():
         started = time.monotonic()
         try:
@@ -250,6 +251,14 @@ def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
 
 def _describe(trainee: object) -> dict[str, Any]:
     return {"kind": type(trainee).__name__, **{k: v for k, v in vars_of(trainee).items() if k != "device"}}
+
+
+def _base(trainee: object) -> dict[str, Any]:
+    """The content of the checkpoints that a training starts from or uses. Their paths are among its settings."""
+    places = [getattr(trainee, name, ()) for name in ("path", "verifier", "verifiers")]
+    paths = [path for place in places for path in ([place] if isinstance(place, str) else place)]
+    contents = [content for path in paths if (content := of_model(path)) is not None]
+    return {training_log.BASE: contents} if contents else {}
 
 
 def vars_of(settings: object) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from stepmark.errors import ConfigError
 from stepmark.models.encoding import choice_ids, prompt_ids
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LocalBackend:
     """Samples from the checkpoint at `path`. Loads it on first use, once per process."""
+
+    free: ClassVar[tuple[str, ...]] = ("device", "batch", "sharing")  # options that change no result
 
     path: str  # a checkpoint directory, or a hub id
     dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16, float16

@@ -66,6 +66,11 @@ class OpenAIBackend:
     base_url: str = ""  # another name of `url`
 
     remote: ClassVar[bool] = True
+    # options that change no result; where the server is counts through `server`
+    free: ClassVar[tuple[str, ...]] = (
+        *("url", "base_url", "key_env", "concurrency", "n_per_request", "retries", "backoff", "timeout", "deadline"),
+        *("price_input", "price_output"),
+    )
 
     def __post_init__(self) -> None:
         faults = [] if self.model else ["model must be the name of a model on the server, got ''."]
@@ -92,6 +97,11 @@ class OpenAIBackend:
     def price(self) -> tuple[float, float]:
         """Money per million prompt tokens and per million generated ones."""
         return self.price_input, self.price_output
+
+    @property
+    def server(self) -> str:
+        """The URL of the server. Raises ConfigError for an environment that names none."""
+        return self.url or self.base_url or _url_of_environment() or LOCAL
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """Rollouts as they finish. Raises BackendError when no request can succeed, ConfigError without httpx."""
@@ -137,7 +147,7 @@ class OpenAIBackend:
         from stepmark.backends.openai.client import Client
 
         return Client(
-            self.url or self.base_url or _url_of_environment() or LOCAL,
+            self.server,
             self.key_env,
             connections=self.concurrency,
             retries=self.retries,

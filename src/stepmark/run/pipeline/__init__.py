@@ -1,6 +1,7 @@
 """The stages of a run, in order.
 
     RUN/config.json                every setting that can change a result
+    RUN/inputs.json                what the recipe's checkpoints and data files are (run/inputs.py)
     RUN/problems/PART.jsonl        parts: train and test; maybe out_of_distribution, reinforce, held_out, after
     RUN/bases/NAME/                new models with random weights, before training
     RUN/generator/, RUN/judge/     checkpoints of models that the recipe trains
@@ -82,5 +83,8 @@ def _insert(listed: list[Stage], stage: UserStage) -> None:
             f"stages: {stage.name} runs after {stage.after!r}, which is not a stage of this run. There are: {names}."
         )
     if any(other.name == stage.name for other in listed):
-        raise ConfigError(f"stages: another stage has the name {stage.name!r}; rename the file.")
+        raise ConfigError(
+            f"stages: another stage has the name {stage.name!r}; give this one another, e.g. "
+            f"{{name: FILE, called: {stage.name}_2}}."
+        )
     listed.insert(places[-1] + 1, stage)
