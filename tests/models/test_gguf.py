@@ -1,5 +1,6 @@
 """GGUF files: a tiny one that the test writes itself reads as the model it was made from."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from stepmark.data.gguf import file_of
 from stepmark.errors import CheckpointError
 from stepmark.models import checkpoints
 from stepmark.models import gguf as source
@@ -20,8 +22,8 @@ TEXTS = ["Ann has 4 apples. Ben has 3 more.\n", "So that is 7 in all.\n"] * 20
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEPMARK_CACHE", str(tmp_path / "a cache"))
-    return tmp_path / "a cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a cache"))
+    return tmp_path / "a cache" / "stepmark"
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +125,10 @@ def test_a_file_is_converted_once_wherever_it_lies(original, tmp_path, cache, mo
     path = write(tmp_path / "a.gguf", original)
     first = source.directory(path)
     assert Path(first).parent == cache / "gguf"
-    assert json.loads((Path(first) / "source.json").read_text())["sha256"] == source.sha256(path)
+    assert (
+        json.loads((Path(first) / "source.json").read_text())["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     monkeypatch.setattr(source, "_read", lambda file: pytest.fail("converted again"))
-    source._converted.cache_clear()
     assert source.directory(path) == first
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -151,7 +154,7 @@ def test_a_file_inside_an_installed_package(original, tmp_path, monkeypatch):
     (package / "two.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match=r"one\.gguf, two\.gguf.*gguf://PACKAGE/one\.gguf"):
         source.directory("gguf://tiny_package")
-    assert source.file_of("gguf://tiny_package/one.gguf").name == "one.gguf"
+    assert file_of("gguf://tiny_package/one.gguf").name == "one.gguf"
     with pytest.raises(CheckpointError, match="no package 'not_there' is installed"):
         checkpoints.check("gguf://not_there")
 

@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from stepmark.data import gguf
 from stepmark.data.store import write_text
 from stepmark.errors import CheckpointError
 from stepmark.types import Place, Problem, Solution
@@ -40,9 +41,11 @@ MOST = 4096  # entries of the cache; the oldest are dropped
 
 
 def of_model(place: Place) -> str | None:
-    """The fingerprint of a checkpoint: of its content where it is a directory, of its revision where it is a hub id
-    whose files are in the local cache. None for a hub id that was never loaded here, and for a name on a server. Raises
-    CheckpointError for a directory that can't be read."""
+    """The fingerprint of a checkpoint: of its content where it is a directory or a GGUF file, of its revision where it
+    is a hub id whose files are in the local cache. None for a hub id that was never loaded here, and for a name on a
+    server. Raises CheckpointError for a directory that can't be read."""
+    if gguf.is_gguf(place):
+        return of_file(gguf.file_of(place))
     if not str(place) or not Path(place).is_dir():
         return _revision(str(place))
     try:

@@ -19,7 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stepmark.data import fingerprint
 from stepmark.data.fingerprint import sha256
+from stepmark.data.gguf import file_of, is_gguf
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.models import gguf
 from stepmark.models.saving import quietly
@@ -135,8 +137,8 @@ def _learn_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerB
 
 def check(path: Place) -> None:
     """Raises CheckpointError, with what is missing, when a local directory is no checkpoint."""
-    if gguf.is_gguf(path):
-        gguf.file_of(path)
+    if is_gguf(path):
+        file_of(path)
         return
     path = Path(path)
     if not path.exists():
@@ -163,7 +165,7 @@ def load_tokenizer(path: Place, trust_remote_code: bool = False) -> PreTrainedTo
 
 def version(path: Place) -> int:
     """A number that changes when a local checkpoint is written again. Caches use it to drop old entries."""
-    file = gguf.file_of(path) if gguf.is_gguf(path) else Path(path) / "config.json"
+    file = file_of(path) if is_gguf(path) else Path(path) / "config.json"
     try:
         return file.stat().st_mtime_ns
     except OSError:
@@ -182,8 +184,8 @@ def _cached_tokenizer(path: str, _version: int, trust_remote_code: bool) -> PreT
 
 def digest(path: Place) -> str:
     """Hash of a local checkpoint's weights and settings, independent of its path. For a hub id, the id itself."""
-    if gguf.is_gguf(path):
-        return gguf.sha256(path)[:16]
+    if is_gguf(path):
+        return fingerprint.of_file(file_of(path))
     files = sorted(f for f in Path(path).glob("*") if f.suffix in (".safetensors", ".json", ".joblib", ".npz"))
     if not files:
         return str(path)

@@ -1,10 +1,9 @@
 """GGUF files as models: converted once into an ordinary checkpoint directory, which everything else reads.
 
-A model's path may be `model.gguf`, or `gguf://package` for the one .gguf file inside an installed Python package
-(`gguf://package/name.gguf` where there are several). The package is searched, never imported: the file is data. It is
-read by transformers, with the `gguf` package, and written with its tokenizer, chat template and special tokens to
+The file that a model's path names (data/gguf.py) is read by transformers, with the `gguf` package, and written with its
+tokenizer, chat template and special tokens to
 
-    ~/.cache/stepmark/gguf/NAME-HASH/        ($XDG_CACHE_HOME, or $STEPMARK_CACHE in place of ~/.cache/stepmark)
+    XDG_CACHE_HOME/stepmark/gguf/NAME-HASH/        (~/.cache/stepmark/... where it is not set)
 
 under the SHA-256 of the file, so that the same file is converted once, wherever it lies. Its quantised weights become
 float32, which holds them exactly, or bfloat16 for a model of more than a billion parameters.
@@ -14,15 +13,15 @@ float32, which holds them exactly, or bfloat16 for a model of more than a billio
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepmark.data.store import write_json, write_text
+from stepmark.data import fingerprint
+from stepmark.data.gguf import file_of, is_gguf
+from stepmark.data.store import write_json
 from stepmark.errors import CheckpointError
 from stepmark.models.saving import quietly, save
 from stepmark.types import Place
@@ -30,42 +29,8 @@ from stepmark.types import Place
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCHEME = "gguf://"
 MAGIC = b"GGUF"
 EXACT = 1_000_000_000  # parameters; larger models are stored in bfloat16
-
-
-def is_gguf(path: Place) -> bool:
-    """Whether a model's path names a GGUF file."""
-    return str(path).startswith(SCHEME) or str(path).lower().endswith(".gguf")
-
-
-def file_of(path: Place) -> Path:
-    """The file of a GGUF path. Raises CheckpointError where there is none, or a package has several."""
-    text = str(path)
-    if not text.startswith(SCHEME):
-        file = Path(path)
-        if not file.is_file():
-            raise CheckpointError(f"no file {file} (working directory: {Path.cwd()}).")
-        return file
-    package, _, name = text.removeprefix(SCHEME).partition("/")
-    try:
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise CheckpointError(f"{text}: no package {package!r} is installed. Install it, or give the file's path.")
-    files = sorted(f for place in spec.submodule_search_locations for f in Path(place).rglob(name or "*.gguf"))
-    if len(files) != 1:
-        found = ", ".join(f.name for f in files) or "none"
-        raise CheckpointError(f"{text}: needs one .gguf file in the package {package}, found {found}. {_which(files)}")
-    return files[0]
-
-
-def _which(files: list[Path]) -> str:
-    if files:
-        return f"Name one: {SCHEME}PACKAGE/{files[0].name}."
-    return "Where a package holds its model in parts, put them together as it says, and give the file's path."
 
 
 def directory(path: Place) -> str:
@@ -74,46 +39,20 @@ def directory(path: Place) -> str:
     Raises CheckpointError for a file that is broken or of an unsupported architecture, and where `gguf` is missing."""
     if not is_gguf(path):
         return str(path)
-    file = file_of(path).resolve()
-    state = file.stat()
-    return _converted(str(file), state.st_size, state.st_mtime_ns, str(_cache()))
-
-
-def sha256(path: Place) -> str:
-    """The SHA-256 of a GGUF path's file."""
-    with file_of(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cache() -> Path:
-    own = os.environ.get("STEPMARK_CACHE")
-    return (
-        Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "stepmark"
-    ).expanduser() / "gguf"
-
-
-@lru_cache(maxsize=8)
-def _converted(name: str, size: int, changed: int, cache: str) -> str:
-    """The directory of a converted file. A small file remembers the hash of each file seen, by place, size and time."""
-    file = Path(name)
-    seen = Path(cache) / "seen" / hashlib.sha256(f"{name}\0{size}\0{changed}".encode()).hexdigest()[:32]
-    try:
-        digest = seen.read_text().strip()
-    except OSError:
-        _check(file)
-        digest = sha256(file)
-        write_text(seen, digest + "\n")
-    target = Path(cache) / f"{file.stem}-{digest[:16]}"
+    file = file_of(path)
+    with file.open("rb") as opened:
+        start = opened.read(len(MAGIC))
+    if start != MAGIC:
+        raise CheckpointError(f"{file} is no GGUF file: it begins with {start!r}, not {MAGIC!r}. Download it again.")
+    digest = fingerprint.sha256(file).hex()
+    target = _cache() / f"{file.stem}-{digest[:16]}"
     if not (target / "config.json").is_file():
         _convert(file, target, digest)
     return str(target)
 
 
-def _check(file: Path) -> None:
-    with file.open("rb") as opened:
-        start = opened.read(4)
-    if start != MAGIC:
-        raise CheckpointError(f"{file} is no GGUF file: it begins with {start!r}, not {MAGIC!r}. Download it again.")
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stepmark" / "gguf"
 
 
 def _convert(file: Path, target: Path, digest: str) -> None:
