@@ -13,10 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepmark.errors import EncodingError
 from stepmark.evaluation import aggregate as aggregation
 from stepmark.models import checkpoints, packing
-from stepmark.models.encoding import Encoded, special_id
+from stepmark.models.encoding import Encoded
 from stepmark.text.sanitize import Sanitized, sanitize
 from stepmark.types import Finish, Outcome, Solution, Verification
 
@@ -42,22 +41,6 @@ def absolute(path: str, at: str) -> str:
     """The inverse of `relative`: the path, seen from the directory `at`."""
     joined = Path(at).resolve() / path
     return os.path.normpath(joined) if path and joined.exists() else path
-
-
-def tag_ids(path: str, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
-    """(name, text) pairs -> {name: token id}. Raises EncodingError for a text of several tokens, or two equal ids."""
-    return _tag_ids(path, checkpoints.version(path), trust_remote_code, *tags)
-
-
-@lru_cache(maxsize=64)
-def _tag_ids(path: str, _version: int, trust_remote_code: bool, *tags: tuple[str, str]) -> Mapping[str, int]:
-    tokenizer = checkpoints.load_tokenizer(path, trust_remote_code)
-    ids = {name: special_id(tokenizer, text, name) for name, text in tags}
-    if len(set(ids.values())) < len(ids):
-        raise EncodingError(
-            f"the tags {', '.join(f'{name} {text!r}' for name, text in tags)} must be different tokens."
-        )
-    return ids
 
 
 def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepmark.errors import ConfigError
 from stepmark.models import checkpoints, packing, scoring
 from stepmark.models.encoding import Encoded, boundaries, token_ids
+from stepmark.models.tags import Tags, prepare, tags_of
 from stepmark.plugins import verifier_card
 from stepmark.text.prompts import Template
 from stepmark.text.sanitize import sanitize, sanitize_text
@@ -43,7 +44,8 @@ class OutcomeVerifier:
     # token: one logit at the end; tag: the probabilities of two words after a tag
     head: Literal["token", "tag"] = "token"
     template: str = "{question}\n"
-    tag: str = checkpoints.STEP  # each of these three is one token; head="token" reads none of them
+    # These three are one token each; a tokenizer that lacks the usual ones gets others (models/tags.py).
+    tag: str = checkpoints.STEP  # head="token" reads none of them
     good: str = checkpoints.GOOD  # the text that stands for a right step or solution, one token
     bad: str = checkpoints.BAD  # the text that stands for a wrong one, one token
     language_weight: float = 0.0  # weight of the solution's own next-token loss
@@ -85,7 +87,7 @@ class OutcomeVerifier:
         config: dict[str, Any] = {}
         if self.head == "token":
             config = {"num_labels": 1, "pad_token_id": self.pad_id, "new_head": True}
-        return checkpoints.load_model(
+        model = checkpoints.load_model(
             self.path,
             self._auto_class(),
             dtype="float32",
@@ -93,6 +95,7 @@ class OutcomeVerifier:
             trust_remote_code=self.trust_remote_code,
             **config,
         )
+        return prepare(model, self._tags(), self.path)  # type: ignore[no-any-return]
 
     def choose(
         self, examples: Sequence[tuple[Problem, LabelledSolution]]
@@ -142,7 +145,7 @@ class OutcomeVerifier:
 
     def save(self, model: torch.nn.Module, out: Path) -> None:
         checkpoints.save(out, model, self._tokenizer())  # type: ignore[arg-type]
-        options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")}
+        options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")} | dict(self._tags().texts)
         verifier_card.write_card(out, "orm", options, self._ids(), Template(self.template).hash)
 
     @property
@@ -190,8 +193,11 @@ class OutcomeVerifier:
         return "CausalLM" if self.head == "tag" else "SequenceClassification"
 
     def _tokenizer(self) -> Any:
-        return checkpoints.load_tokenizer(self.path, self.trust_remote_code)
+        return self._tags().tokenizer
 
     def _ids(self) -> Mapping[str, int]:
-        tags = (("tag", self.tag), ("good", self.good), ("bad", self.bad))
-        return scoring.tag_ids(self.path, self.trust_remote_code, *tags) if self.head == "tag" else {}
+        return self._tags().ids
+
+    def _tags(self) -> Tags:
+        texts = {"tag": self.tag, "good": self.good, "bad": self.bad} if self.head == "tag" else {}
+        return tags_of(self.path, self.trust_remote_code, **texts)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from stepmark.errors import ConfigError, EncodingError
 from stepmark.models import checkpoints, packing, scoring
 from stepmark.models.encoding import Encoded, boundaries, token_ids
+from stepmark.models.tags import Tags, prepare, tags_of
 from stepmark.plugins import verifier_card
 from stepmark.text.prompts import Template
 from stepmark.text.sanitize import sanitize
@@ -44,7 +45,8 @@ class ProcessVerifier:
     labels: Literal["hard", "soft"] = "hard"  # the estimate of a step label to learn
     aggregate: str = "min"  # how step scores are combined into the solution's score
     template: str = "{question}\n"  # how the question is put before the solution
-    tag: str = checkpoints.STEP  # each of these three is one token; head="token" reads only the first
+    # These three are one token each; a tokenizer that lacks the usual ones gets others (models/tags.py).
+    tag: str = checkpoints.STEP  # head="token" reads only the first
     good: str = checkpoints.GOOD  # the text that stands for a right step or solution, one token
     bad: str = checkpoints.BAD  # the text that stands for a wrong one, one token
     language_weight: float = (
@@ -89,7 +91,7 @@ class ProcessVerifier:
 
     def build(self) -> torch.nn.Module:
         config: dict[str, Any] = {} if self.head == "tag" else {"num_labels": 2, "new_head": True}
-        return checkpoints.load_model(
+        model = checkpoints.load_model(
             self.path,
             self._auto_class(),
             dtype="float32",
@@ -97,6 +99,7 @@ class ProcessVerifier:
             trust_remote_code=self.trust_remote_code,
             **config,
         )
+        return prepare(model, self._tags(), self.path)  # type: ignore[no-any-return]
 
     def encode_example(self, example: tuple[Problem, LabelledSolution]) -> Encoded | None:
         problem, labelled = example
@@ -118,7 +121,7 @@ class ProcessVerifier:
 
     def save(self, model: torch.nn.Module, out: Path) -> None:
         checkpoints.save(out, model, self._tokenizer())  # type: ignore[arg-type]
-        options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")}
+        options = {k: v for k, v in asdict(self).items() if k not in ("path", "device")} | dict(self._tags().texts)
         verifier_card.write_card(out, "prm", options, self._ids(), Template(self.template).hash)
 
     @property
@@ -161,8 +164,11 @@ class ProcessVerifier:
         return "CausalLM" if self.head == "tag" else "TokenClassification"
 
     def _tokenizer(self) -> Any:
-        return checkpoints.load_tokenizer(self.path, self.trust_remote_code)
+        return self._tags().tokenizer
 
     def _ids(self) -> Mapping[str, int]:
-        tags = (("tag", self.tag), ("good", self.good), ("bad", self.bad))
-        return scoring.tag_ids(self.path, self.trust_remote_code, *(tags if self.head == "tag" else tags[:1]))
+        return self._tags().ids
+
+    def _tags(self) -> Tags:
+        texts = {"tag": self.tag, "good": self.good, "bad": self.bad} if self.head == "tag" else {"tag": self.tag}
+        return tags_of(self.path, self.trust_remote_code, **texts)
