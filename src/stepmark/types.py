@@ -356,6 +356,19 @@ class Progress:
     total: int  # 0 if unknown
     seconds: float  # since the stage started
     note: str = ""
+    tokens: int | None = None  # that models wrote since the stage started; for scores, read or wrote. None: not known
+    already: int = 0  # the part of `done` that was there when the stage started
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The mean speed since the stage started; None where the tokens are not known."""
+        return self.tokens / self.seconds if self.tokens is not None and self.seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time to the end at the mean speed since the stage started; None while there is nothing to go by."""
+        made = self.done - self.already
+        return self.seconds * (self.total - self.done) / made if made > 0 and self.total else None
 
 
 Place = str | Path  # the path of a file or a directory
