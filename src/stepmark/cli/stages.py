@@ -96,7 +96,7 @@ def sample(
     paid = spending is not None or getattr(generator, "remote", False) or ledger.path.exists()
     params = SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed)
     rollouts = p.kept(out, prompt, params, generator=generator if paid else None)
-    with rollouts, Show(json) as show, Records(out, Solution) as records:
+    with rollouts, Show(json, local=backend == "local") as show, Records(out, Solution) as records:
         done = stage(
             loaded,
             generator,
@@ -225,7 +225,7 @@ def label(
     )
     need_price(spending, [tools.completer, tools.judge])
     rollouts = p.kept(out, prompt, tools.params, completer=tools.completer, judge=tools.judge)
-    with rollouts, Show(json) as show, Records(out, LabelledSolution) as records:
+    with rollouts, Show(json, local=backend == "local") as show, Records(out, LabelledSolution) as records:
         done = stage(
             first_of_each(pairs) if distinct else pairs,
             method,

@@ -266,9 +266,7 @@ def _results(
         yield from done
 
 
-def _collected(
-    unit: tuple[Item, ...], *, guarded: Callable[[tuple[Item, ...]], Iterator[Done]]
-) -> tuple[Done, ...]:
+def _collected(unit: tuple[Item, ...], *, guarded: Callable[[tuple[Item, ...]], Iterator[Done]]) -> tuple[Done, ...]:
     return tuple(guarded(unit))
 
 

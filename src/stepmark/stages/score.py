@@ -91,7 +91,7 @@ def score_rows(
     progress: Callable[[Progress], None] | None = None,
     rows: int = 512,
 ) -> tuple[Scored, tuple[Quarantined, ...]]:
-    """Scores the rows of a file that have no record in `out` yet, at most `rows` solutions or one row in a unit of work.
+    """Scores the rows of a file that have no record in `out` yet, at most `rows` solutions, or one row, in a unit.
 
     A row is `{"question": ..., "solutions": [...]}`; `completions` is another name of the list, and `solution` holds a
     single text. `steps` says how the texts are split into steps. Returns the counts and the rows that were set aside.
