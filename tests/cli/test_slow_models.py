@@ -39,16 +39,16 @@ def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def killed(arguments, log, after, seconds=SECONDS):
+def killed(arguments, log, after):
     """Starts the command, and ends it with kill -9 some time after the backend has finished `after` rollouts more.
     Returns how many it finished."""
     before = len(lines(log))
-    process = subprocess.Popen(command(*arguments), env=environment(log, seconds), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(*arguments), env=environment(log, SECONDS), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while process.poll() is None and len(lines(log)) < before + after:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(random.random() * seconds)
+    time.sleep(random.random() * SECONDS)
     process.send_signal(signal.SIGKILL)
     _, output = process.communicate()
     assert process.returncode == -signal.SIGKILL, output
@@ -129,8 +129,8 @@ def test_kills_of_a_run_cost_a_few_rollouts_each(tmp_path):
 
     for _ in range(2):
         before = stored()
-        finished = killed(arguments, log, random.randint(16, 24), seconds=0.1)
-        assert stored() - before >= finished - 2 * MOST
+        finished = killed(arguments, log, random.randint(16, 22))
+        assert stored() - before >= finished - MOST
     resumed(arguments, log)
     assert stored() == 24 + 12 + len({k for k in lines(log) if "@" in k})
     assert (out / "report.html").exists()
@@ -185,7 +185,7 @@ def test_lines_say_the_speed_and_the_time_left_as_far_as_they_are_known(capsys, 
 
 
 def test_a_model_that_is_large_for_the_machine_gets_one_line_of_advice(capsys):
-    slow = [progress(0, 0.0), progress(0, 20.0, 0), progress(1, 8.0, 90), progress(4, 40.0, 900), progress(5, 90.0, 999)]
+    slow = [progress(0, 20.0, 0), progress(1, 8.0, 90), progress(4, 40.0, 900), progress(5, 90.0, 999)]
     with terminal.Show(local=True) as show:
         for p in slow:
             show(p)
