@@ -77,7 +77,8 @@ class Grader(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Continues texts. Generator, completer and judge are roles of a backend."""
+    """Continues texts. Generator, completer and judge are roles of a backend. One that runs a model in this process may
+    count tokens as they are written (data/token_meter.py)."""
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """`prompt.n` independent rollouts of each prompt, yielded as they finish, in any order. Raises BackendError if

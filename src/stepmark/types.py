@@ -358,6 +358,8 @@ class Progress:
     note: str = ""
     tokens: int | None = None  # that models wrote since the stage started; for scores, read or wrote. None: not known
     already: int = 0  # the part of `done` that was there when the stage started
+    # That the stage can write at most; given only where `tokens` counts those of unfinished texts too
+    most_tokens: int | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -366,9 +368,14 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """The time to the end at the mean speed since the stage started; None while there is nothing to go by."""
-        made = self.done - self.already
-        return self.seconds * (self.total - self.done) / made if made > 0 and self.total else None
+        """The time to the end at the mean speed since the stage started; None while there is nothing to go by. At first
+        it is too long, since many texts are begun and few have ended."""
+        made, times = self.done - self.already, list[float]()
+        if made > 0 and self.total:
+            times.append(self.seconds * (self.total - self.done) / made)
+        if self.most_tokens is not None and self.tokens:
+            times.append(self.seconds * max(0, self.most_tokens - self.tokens) / self.tokens)
+        return min(times, default=None)
 
 
 Place = str | Path  # the path of a file or a directory

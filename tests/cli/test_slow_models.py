@@ -174,23 +174,25 @@ def test_lines_say_the_speed_and_the_time_left_as_far_as_they_are_known(capsys, 
     monkeypatch.setattr(terminal, "EVERY", 0.0)
     with terminal.Show() as show:
         show(progress(0, 0.0))
-        show(progress(40, 30.0, tokens=2400, already=30, note="2 failed"))
+        show(progress(32, 25.0, tokens=90, already=30, note="2 failed"))  # many are begun, and few have ended
+        show(progress(46, 30.0, tokens=2400, already=30, note="2 failed"))
         show(progress(160, 300.0, tokens=60000))
         show(progress(5, 30.0, total=0))
     shown = [line.split(maxsplit=2)[2] for line in capsys.readouterr().err.splitlines()]
     assert shown[0] == "0.0 s"
-    assert shown[1] == "30.0 s  2 failed, 80 tokens/s, 6 min left"
-    assert shown[2] == "300.0 s  200 tokens/s"
-    assert shown[3] == "30.0 s"
+    assert shown[1] == "25.0 s  2 failed"
+    assert shown[2] == "30.0 s  2 failed, 80 tokens/s, 4 min left"
+    assert shown[3] == "300.0 s  200 tokens/s"
+    assert shown[4] == "30.0 s"
 
 
 def test_a_model_that_is_large_for_the_machine_gets_one_line_of_advice(capsys):
-    slow = [progress(0, 20.0, 0), progress(1, 8.0, 90), progress(4, 40.0, 900), progress(5, 90.0, 999)]
+    slow = [progress(0, 20.0, 0), progress(1, 8.0, 90), progress(4, 40.0, 900), progress(5, 150.0, 999)]
     with terminal.Show(local=True) as show:
         for p in slow:
             show(p)
     [advice] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stepmark:")]
-    assert "about 26 min more" in advice
+    assert "about 78 min more" in advice
     assert "max_tokens" in advice and "backend: openai" in advice
     with terminal.Show(local=True) as show:  # it began 60 texts at once, and the first few have just ended
         show(progress(2, 12.0, 500))

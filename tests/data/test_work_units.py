@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark.data import work_units
+from stepmark.data import token_meter, work_units
 from stepmark.data.store import Records
 from stepmark.errors import BackendError, ConfigError, DataError, StageError
 from stepmark.executors.serial import SerialExecutor
@@ -233,5 +233,22 @@ def test_tokens_are_counted_from_the_records_or_as_the_stage_says(tmp_path):
     seen = []
     go(solutions, list("abc"), Records(tmp_path / "a.jsonl", Solution), 2, seen.append, already=4)
     assert (seen[0].tokens, seen[-1].tokens, seen[-1].already) == (None, 21, 4)
+    assert seen[-1].most_tokens is None
     go(solutions, list("abc"), Records(tmp_path / "b.jsonl", Solution), 2, seen.append, used=lambda: (1234, 99))
     assert (seen[-1].tokens, seen[-1].note) == (99, "1,234 rollouts")
+
+
+def test_a_backend_that_counts_as_it_writes_has_a_speed_before_its_first_text_has_ended(tmp_path):
+    seen = []
+
+    def slow(unit):
+        token_meter.add(11)
+        end = time.monotonic() + 20
+        while seen[-1].tokens is None and time.monotonic() < end:
+            time.sleep(0.01)
+        yield record(unit[0])
+
+    go(slow, ["a"], Records(tmp_path / "r.jsonl", GradedSolution), 2, seen.append, most_tokens=44)
+    first = next(p for p in seen if p.tokens is not None)
+    assert (first.done, first.tokens, first.most_tokens) == (0, 11, 44)
+    assert first.seconds_left == pytest.approx(3 * first.seconds)

@@ -8,6 +8,7 @@ import re
 import time
 from dataclasses import dataclass
 
+from stepmark.data import token_meter
 from stepmark.types import Finish, Rollout
 
 
@@ -16,7 +17,9 @@ class Slow:
     def sample(self, prompts, params):
         for prompt in prompts:
             for index in range(prompt.first, prompt.first + prompt.n):
-                time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
+                for _ in range(5):
+                    time.sleep(float(os.environ.get("SLOW_SECONDS", "0")) / 5)
+                    token_meter.add(1)
                 rollout = Rollout(prompt.id, index, _text(prompt, index), Finish.STOP, 5)
                 if "SLOW_LOG" in os.environ:
                     with open(os.environ["SLOW_LOG"], "a") as log:

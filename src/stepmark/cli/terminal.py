@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SET_ASIDE = 3  # exit status of a finished command with rows that were set aside or items that failed
 Record = TypeVar("Record", bound=StoredRecord)
 EVERY = 10.0  # seconds between two lines about one stage
+UNSTEADY = 120.0  # seconds after which the speed is shown, however little is done
 SLOW = 600.0  # seconds left from which on a stage with a local model gets advice
 
 
@@ -86,12 +87,16 @@ class Show:
 def _note(p: Progress) -> str:
     """The note, the speed and the time left: "2 failed, 61 tokens/s, 8 min left"."""
     parts = [p.note] if p.note else []
-    if p.tokens_per_second is not None:
-        speed = p.tokens_per_second
+    if (speed := p.tokens_per_second) is not None and _steady(p):
         parts.append(f"{speed:.1f} tokens/s" if speed < 10 else f"{speed:,.0f} tokens/s")
-    if p.seconds_left is not None and p.seconds >= 1 and p.done < p.total:
+    if p.seconds_left is not None and p.done < p.total and _steady(p):
         parts.append(f"{_duration(p.seconds_left)} left")
     return ", ".join(parts)
+
+
+def _steady(p: Progress) -> bool:
+    """Whether the speed so far says something. At first many texts are begun and few have ended."""
+    return p.most_tokens is not None or p.seconds > UNSTEADY or (p.done - p.already) * 10 >= p.total - p.already
 
 
 def _duration(seconds: float) -> str:
@@ -101,11 +106,8 @@ def _duration(seconds: float) -> str:
 
 
 def _slow(p: Progress) -> bool:
-    """Whether a model is at work that will need long. At first the time left is too long, since many texts are begun
-    and few have ended."""
-    if p.tokens is None or p.seconds < 10 or p.seconds_left is None or p.seconds_left < SLOW:
-        return False
-    return p.seconds > 60 or (p.done - p.already) * 50 >= p.total - p.already
+    """Whether a model is at work that will need long."""
+    return p.tokens is not None and p.seconds >= 10 and (p.seconds_left or 0) >= SLOW and _steady(p)
 
 
 def _advice(p: Progress) -> str:

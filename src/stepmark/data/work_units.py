@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from stepmark.data import token_meter
 from stepmark.data.store import Records, StoredRecord
 from stepmark.data.timed_batch import TimedBatch
 from stepmark.errors import BackendError, BudgetReached, CheckpointError, ConfigError, DataError, StageError
@@ -137,18 +138,19 @@ def run(
     cut: Callable[[Item, int], tuple[Item, ...]] | None = None,
     watch: Callable[[Sequence[Record], int], str | None] | None = None,
     used: Callable[[], tuple[int, int]] | None = None,
+    most_tokens: int | None = None,
 ) -> tuple[Failed, ...]:
     """Applies `work` to `items`, appends the results to `out` as they come, and returns the items that failed.
 
     `weigh` gives the number of records expected from an item, and `keys` their keys; without it the item's name is the
     key of its only record. `size` is the number of records per unit, and `already` the number that `out` had before.
-    `cut` divides an item that is larger than a unit. `watch` gets the records that were stored since it was last
-    called, and the number of items that failed, whenever a unit ends (while it runs, the quick ones have come and the
-    others not); it ends the stage by returning a reason. `used` gives the rollouts and tokens of this call so far; by
-    default the records' own tokens are counted. `work`, `name`, `weigh` and `keys` must be picklable. `progress` is
-    called from another thread too, never twice at once.
+    `cut` divides an item that is larger than a unit. `work`, `name`, `weigh` and `keys` must be picklable.
+    `watch` gets the records that were stored since it was last called, and the number of items that failed, whenever a
+    unit ends (while it runs, the quick ones have come and the others not); it ends the stage by returning a reason.
+    `progress` is called from another thread too, never twice at once. `used` gives the rollouts and tokens of this call
+    so far; by default the records' own tokens are counted. `most_tokens` is how many the call can need at most.
     Raises StageError when most items fail, when the backend breaks, or when `watch` returns a reason."""
-    output = _Output(stage, out, already, already + sum(map(weigh, items)), progress, used)
+    output = _Output(stage, out, already, already + sum(map(weigh, items)), progress, used, most_tokens)
     guarded = partial(_guarded, work=work, name=name, weigh=weigh, keys=keys or partial(_only_key, name=name))
     units = split(items, weigh, size if isinstance(size, int) else lambda: size.now, cut)
     try:
@@ -187,10 +189,12 @@ class _Output(Generic[Record]):
         total: int,
         progress: Callable[[Progress], None] | None,
         used: Callable[[], tuple[int, int]] | None,
+        most_tokens: int | None,
     ) -> None:
         self.stage, self.out, self.already, self.total = stage, out, already, total
-        self.progress, self.used = progress, used
+        self.progress, self.used, self.most_tokens = progress, used, most_tokens
         self.started, self.shown = time.monotonic(), 0.0
+        self.written_before = token_meter.written()
         self.done, self.stored, self.tokens = already, 0, 0
         self.failed: list[Failed] = []
         self._unwatched: list[Record] = []
@@ -226,6 +230,7 @@ class _Output(Generic[Record]):
             return
         self.shown = time.monotonic()
         rollouts, tokens = self.used() if self.used is not None else (0, self.tokens)
+        written = token_meter.written() - self.written_before  # here, not in worker processes
         notes = [f"{rollouts:,} rollouts"] * bool(rollouts) + [f"{len(self.failed)} failed"] * bool(self.failed)
         self.progress(
             Progress(
@@ -234,8 +239,9 @@ class _Output(Generic[Record]):
                 self.total,
                 self.shown - self.started,
                 ", ".join(notes),
-                tokens=tokens or None,
+                tokens=max(tokens, written) or None,
                 already=self.already,
+                most_tokens=self.most_tokens if written else None,
             )
         )
 

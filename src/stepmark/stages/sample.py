@@ -93,6 +93,7 @@ def sample(
         executor=executor,
         progress=progress,
         watch=LimitCheck(limits, outcome_counts.of_solutions, "solutions"),
+        most_tokens=sum(map(_weigh, todo)) * params.max_tokens,
     )
     count = truncated = tokens = 0
     for s in out:
