@@ -357,25 +357,8 @@ class Progress:
     seconds: float  # since the stage started
     note: str = ""
     tokens: int | None = None  # that models wrote since the stage started; for scores, read or wrote. None: not known
-    already: int = 0  # the part of `done` that was there when the stage started
-    # That the stage can write at most; given only where `tokens` counts those of unfinished texts too
-    most_tokens: int | None = None
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """The mean speed since the stage started; None where the tokens are not known."""
-        return self.tokens / self.seconds if self.tokens is not None and self.seconds > 0 else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """The time to the end at the mean speed since the stage started; None while there is nothing to go by. At first
-        it is too long, since many texts are begun and few have ended."""
-        made, times = self.done - self.already, list[float]()
-        if made > 0 and self.total:
-            times.append(self.seconds * (self.total - self.done) / made)
-        if self.most_tokens is not None and self.tokens:
-            times.append(self.seconds * max(0, self.most_tokens - self.tokens) / self.tokens)
-        return min(times, default=None)
+    tokens_per_second: float | None = None  # None while it is not known
+    seconds_left: float | None = None  # to the end, at the speed so far; at first rather too many. None: not known
 
 
 Place = str | Path  # the path of a file or a directory

@@ -166,37 +166,35 @@ def test_a_terminal_shows_the_solutions_the_speed_and_the_time_left(tmp_path):
     assert re.search(r"\d tokens/s, \d+ s left", text), text[-2000:]
 
 
-def progress(done, seconds, tokens=None, total=160, **fields):
-    return Progress("sample", done, total, seconds, tokens=tokens, **fields)
-
-
 def test_lines_say_the_speed_and_the_time_left_as_far_as_they_are_known(capsys, monkeypatch):
     monkeypatch.setattr(terminal, "EVERY", 0.0)
     with terminal.Show() as show:
-        show(progress(0, 0.0))
-        show(progress(32, 25.0, tokens=90, already=30, note="2 failed"))  # many are begun, and few have ended
-        show(progress(46, 30.0, tokens=2400, already=30, note="2 failed"))
-        show(progress(160, 300.0, tokens=60000))
-        show(progress(5, 30.0, total=0))
-    shown = [line.split(maxsplit=2)[2] for line in capsys.readouterr().err.splitlines()]
-    assert shown[0] == "0.0 s"
-    assert shown[1] == "25.0 s  2 failed"
-    assert shown[2] == "30.0 s  2 failed, 80 tokens/s, 4 min left"
-    assert shown[3] == "300.0 s  200 tokens/s"
-    assert shown[4] == "30.0 s"
+        show(Progress("sample", 0, 160, 0.0))
+        show(Progress("sample", 46, 160, 30.0, "2 failed", 2400, 80.0, 240.4))
+        show(Progress("sample", 50, 160, 31.0, "", 2400, 7.77, 8000.0))
+        show(Progress("sample", 160, 160, 300.0, "", 60000, 2000.0, 0.0))
+        show(Progress("train prm", 5, 0, 30.0, "loss 1.0000"))
+    shown = [line.split("  ", 1)[1].split(maxsplit=1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert shown == [
+        "0.0 s",
+        "30.0 s  2 failed, 80 tokens/s, 4 min left",
+        "31.0 s  7.8 tokens/s, 2.2 h left",
+        "300.0 s  2,000 tokens/s",
+        "30.0 s  loss 1.0000",
+    ]
 
 
 def test_a_model_that_is_large_for_the_machine_gets_one_line_of_advice(capsys):
-    slow = [progress(0, 20.0, 0), progress(1, 8.0, 90), progress(4, 40.0, 900), progress(5, 150.0, 999)]
+    def at(seconds, left, tokens=90):
+        return Progress("sample", 1, 160, seconds, "", tokens, 9.0, left)
+
+    slow = [at(8.0, 9000.0), at(12.0, None), at(14.0, 60.0), at(16.0, 5000.0, None), at(20.0, 4680.0), at(40.0, 9000.0)]
     with terminal.Show(local=True) as show:
         for p in slow:
             show(p)
     [advice] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stepmark:")]
-    assert "about 78 min more" in advice
+    assert "may need 78 min more" in advice
     assert "max_tokens" in advice and "backend: openai" in advice
-    with terminal.Show(local=True) as show:  # it began 60 texts at once, and the first few have just ended
-        show(progress(2, 12.0, 500))
-        show(progress(60, 30.0, 9000))
     with terminal.Show() as show:  # the model is somewhere else
         for p in slow:
             show(p)

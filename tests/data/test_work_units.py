@@ -232,23 +232,40 @@ def test_tokens_are_counted_from_the_records_or_as_the_stage_says(tmp_path):
 
     seen = []
     go(solutions, list("abc"), Records(tmp_path / "a.jsonl", Solution), 2, seen.append, already=4)
-    assert (seen[0].tokens, seen[-1].tokens, seen[-1].already) == (None, 21, 4)
-    assert seen[-1].most_tokens is None
+    assert (seen[0].tokens, seen[-1].tokens) == (None, 21)
     go(solutions, list("abc"), Records(tmp_path / "b.jsonl", Solution), 2, seen.append, used=lambda: (1234, 99))
     assert (seen[-1].tokens, seen[-1].note) == (99, "1,234 rollouts")
 
 
-def test_a_backend_that_counts_as_it_writes_has_a_speed_before_its_first_text_has_ended(tmp_path):
+def test_a_backend_that_counts_as_it_writes_has_a_speed_before_its_first_text_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(work_units, "SETTLED", 0.0)
     seen = []
 
     def slow(unit):
-        token_meter.add(11)
         end = time.monotonic() + 20
-        while seen[-1].tokens is None and time.monotonic() < end:
+        while seen[-1].tokens_per_second is None and time.monotonic() < end:
+            token_meter.add(1)
             time.sleep(0.01)
         yield record(unit[0])
 
-    go(slow, ["a"], Records(tmp_path / "r.jsonl", GradedSolution), 2, seen.append, most_tokens=44)
-    first = next(p for p in seen if p.tokens is not None)
-    assert (first.done, first.tokens, first.most_tokens) == (0, 11, 44)
-    assert first.seconds_left == pytest.approx(3 * first.seconds)
+    go(slow, ["a"], Records(tmp_path / "r.jsonl", GradedSolution), 2, seen.append, most_tokens=10**6)
+    first = next(p for p in seen if p.tokens_per_second is not None)
+    assert first.done == 0 < first.tokens
+    assert first.seconds_left == pytest.approx((10**6 - first.tokens) / first.tokens_per_second)
+
+
+def test_without_such_a_count_a_speed_is_shown_when_a_tenth_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(work_units, "SHOW", 0.0)
+    seen = []
+
+    def solutions(unit):
+        for name in unit:
+            time.sleep(0.01)  # so that the clock moves
+            yield Solution(name, name, 0, "x", ((0, 1),), tokens=7)
+
+    go(solutions, list("abcdefghijklmnopqrst"), Records(tmp_path / "r.jsonl", Solution), 1, seen.append, already=40)
+    assert {p.done for p in seen} == set(range(40, 61))
+    assert all((p.tokens_per_second is None) == (p.done < 42) for p in seen)
+    for p in (p for p in seen if p.done >= 42):
+        assert p.tokens_per_second == pytest.approx(p.tokens / p.seconds, rel=0.1)
+        assert p.seconds_left == pytest.approx(p.seconds * (60 - p.done) / (p.done - 40), rel=0.1)

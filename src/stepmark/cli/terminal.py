@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SET_ASIDE = 3  # exit status of a finished command with rows that were set aside or items that failed
 Record = TypeVar("Record", bound=StoredRecord)
 EVERY = 10.0  # seconds between two lines about one stage
-UNSTEADY = 120.0  # seconds after which the speed is shown, however little is done
 SLOW = 600.0  # seconds left from which on a stage with a local model gets advice
 
 
@@ -87,16 +86,11 @@ class Show:
 def _note(p: Progress) -> str:
     """The note, the speed and the time left: "2 failed, 61 tokens/s, 8 min left"."""
     parts = [p.note] if p.note else []
-    if (speed := p.tokens_per_second) is not None and _steady(p):
+    if (speed := p.tokens_per_second) is not None:
         parts.append(f"{speed:.1f} tokens/s" if speed < 10 else f"{speed:,.0f} tokens/s")
-    if p.seconds_left is not None and p.done < p.total and _steady(p):
+    if p.seconds_left is not None and p.done < p.total:
         parts.append(f"{_duration(p.seconds_left)} left")
     return ", ".join(parts)
-
-
-def _steady(p: Progress) -> bool:
-    """Whether the speed so far says something. At first many texts are begun and few have ended."""
-    return p.most_tokens is not None or p.seconds > UNSTEADY or (p.done - p.already) * 10 >= p.total - p.already
 
 
 def _duration(seconds: float) -> str:
@@ -107,7 +101,7 @@ def _duration(seconds: float) -> str:
 
 def _slow(p: Progress) -> bool:
     """Whether a model is at work that will need long."""
-    return p.tokens is not None and p.seconds >= 10 and (p.seconds_left or 0) >= SLOW and _steady(p)
+    return p.tokens is not None and p.seconds >= 10 and (p.seconds_left or 0) >= SLOW
 
 
 def _advice(p: Progress) -> str:
@@ -115,7 +109,7 @@ def _advice(p: Progress) -> str:
 
     half = "dtype: bfloat16 for the backend, which this processor computes fast; " if computes_bfloat16() else ""
     return (
-        f"stepmark: {p.stage} needs about {_duration(p.seconds_left or 0)} more: the model is large for this machine. "
+        f"stepmark: {p.stage} may need {_duration(p.seconds_left or 0)} more: the model is large for this machine. "
         f"Quicker are fewer samples or rollouts; a smaller max_tokens; a smaller model; {half}or a server with a GPU "
         "(backend: openai). What is done is kept: stop at any time, and the same command goes on."
     )
