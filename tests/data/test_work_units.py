@@ -238,7 +238,7 @@ def test_tokens_are_counted_from_the_records_or_as_the_stage_says(tmp_path):
 
 
 def test_a_backend_that_counts_as_it_writes_has_a_speed_before_its_first_text_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(work_units, "SETTLED", 0.0)
+    monkeypatch.setattr(token_meter, "SETTLED", 0.0)
     seen = []
 
     def slow(unit):

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from stepmark.data import token_meter
 from stepmark.data.store import Records, StoredRecord
 from stepmark.data.timed_batch import TimedBatch
+from stepmark.data.token_meter import Pace
 from stepmark.errors import BackendError, BudgetReached, CheckpointError, ConfigError, DataError, StageError
 from stepmark.protocols import Executor
 from stepmark.types import Problem, Progress, Solution
@@ -39,7 +39,6 @@ PATIENCE = 20  # with at least this many failures, a stage stops if failures out
 FIRST = 8  # records of the first unit, where units are sized by speed
 SHORT, LONG = 10.0, 20.0  # seconds: a unit should take no less and no more
 SHOW = 0.1  # seconds between two reports of progress, at least
-SETTLED, UNSTEADY = 3.0, 120.0  # seconds after which the speed is known: see _Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +164,8 @@ def run(
                     size.learn(done.unit, done.seconds)
                 if output.mostly_failed:
                     break
-                reason = watch(*output.unwatched()) if watch is not None else None
+                records, failures = output.unwatched()
+                reason = watch(records, failures) if watch is not None else None
                 if reason is not None:
                     raise StageError(f"{stage} stopped: {reason}\n{_resume_hint(out)}")
     except BackendError as e:
@@ -193,7 +193,7 @@ class _Output(Generic[Record]):
         most_tokens: int | None,
     ) -> None:
         self.stage, self.out, self.already, self.total = stage, out, already, total
-        self.progress, self.used, self.pace = progress, used, _Pace(total - already, most_tokens)
+        self.progress, self.used, self.pace = progress, used, Pace(total - already, most_tokens)
         self.started, self.shown = time.monotonic(), 0.0
         self.done, self.stored, self.tokens = already, 0, 0
         self.failed: list[Failed] = []
@@ -235,45 +235,6 @@ class _Output(Generic[Record]):
         tokens = max(tokens, self.pace.written) or None  # type: ignore[assignment]
         seconds = now - self.started
         self.progress(Progress(self.stage, self.done, self.total, seconds, ", ".join(notes), tokens, speed, left))
-
-
-class _Pace:
-    """The speed of a stage, and its end at that speed.
-
-    Many texts are begun and few have ended at first, so ended texts alone say too little. Where a backend of this
-    process counts tokens as it writes them, the speed is known from the first ones on, and no text has more than its
-    largest number of tokens. Otherwise nothing is said until a tenth is done or UNSTEADY seconds have passed."""
-
-    def __init__(self, todo: int, most_tokens: int | None) -> None:
-        self.todo, self.most_tokens = todo, most_tokens
-        self.began = time.monotonic()  # of the stage, or where tokens are counted, when the model was at work
-        self._at_first = token_meter.written()
-        self._before: int | None = None  # tokens that had been written at `began`
-
-    @property
-    def written(self) -> int:
-        """Tokens that were counted as they were written."""
-        return token_meter.written() - self._at_first
-
-    def at(self, now: float, made: int, tokens: int) -> tuple[float | None, float | None]:
-        """Tokens per second and seconds left, with `made` records and `tokens` of their texts."""
-        written = self.written
-        if written and self._before is None:
-            self.began, self._before = now, written
-        seconds, lefts = now - self.began, list[float]()
-        if self._before is not None:
-            speed = (written - self._before) / max(seconds, 1e-9)
-            if seconds < SETTLED or not speed:
-                return None, None
-            if self.most_tokens is not None:
-                lefts.append(max(0, self.most_tokens - written) / speed)
-        else:
-            speed = tokens / max(seconds, 1e-9)
-            if seconds < UNSTEADY and made * 10 < self.todo:
-                return None, None
-        if made:
-            lefts.append(seconds * (self.todo - made) / made)
-        return speed or None, min(lefts, default=None)
 
 
 def _tokens(record: Any) -> int:
