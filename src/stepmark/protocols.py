@@ -77,7 +77,8 @@ class Grader(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Continues texts. Generator, completer and judge are roles of a backend."""
+    """Continues texts. Generator, completer and judge are roles of a backend. One that runs a model in this process may
+    count tokens as they are written (data/token_meter.py)."""
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[Rollout]:
         """`prompt.n` independent rollouts of each prompt, yielded as they finish, in any order. Raises BackendError if
@@ -122,8 +123,9 @@ class Labeler(Protocol):
 @runtime_checkable
 class Verifier(Protocol):
     """Scores solutions without seeing the reference answer. An attribute `per_step` is True if each step gets a score
-    of its own. A verifier may also have `verify_many`, which takes (question, solutions) pairs and returns all their
-    verifications in order, if several questions together are faster."""
+    of its own, and `remote` if a server does the work, which answers many requests at once. A verifier may also have
+    `verify_many`, which takes (question, solutions) pairs and returns all their verifications in order, if several
+    questions together are faster."""
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
         """One verification per solution, in order."""
@@ -170,4 +172,15 @@ class Executor(Protocol):
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
         """Results as they come, in any order. `work` must be picklable. The first exception ends the map, after all
         results made before it have been yielded."""
+        ...
+
+
+@runtime_checkable
+class Streamer(Protocol):
+    """An executor that also passes on the results of a unit while the unit is in progress. With one that does not, a
+    kill loses the units that were in progress."""
+
+    def stream(self, work: Callable[[Unit], Iterable[Result]], units: Iterable[Unit]) -> Iterator[Result]:
+        """The results of all units, in any order, each at most about a second after `work` yielded it. A unit's results
+        keep their order. Otherwise as `map`: an exception comes after all results that were yielded before it."""
         ...

@@ -356,6 +356,9 @@ class Progress:
     total: int  # 0 if unknown
     seconds: float  # since the stage started
     note: str = ""
+    tokens: int | None = None  # that models wrote since the stage started; for scores, read or wrote. None: not known
+    tokens_per_second: float | None = None  # None while it is not known
+    seconds_left: float | None = None  # to the end, at the speed so far; at first rather too many. None: not known
 
 
 Place = str | Path  # the path of a file or a directory

@@ -361,7 +361,7 @@ def test_a_share_above_its_limit_stops_a_stage_unless_the_limit_is_raised(tmp_pa
     ok(*sampled, "--limit", "truncated=1")
     graded = ["grade", *TASK, "--solutions", solutions, "--out", tmp_path / "g.jsonl"]
     assert "solutions" in ok(*graded, code=1).stderr
-    assert len(Records(tmp_path / "g.jsonl", GradedSolution)) == 360  # the grades are kept
+    assert 200 <= len(Records(tmp_path / "g.jsonl", GradedSolution)) < 360  # the grades so far are kept
     ok(*graded, "--limit", "truncated=1")
     scored = ["score", "--verifier", STRANGERS / "verifier.py", *TASK, "--solutions", solutions]
     ok(*scored, "--limit", "truncated=1", "--out", tmp_path / "v.jsonl")

@@ -235,8 +235,3 @@ def test_the_first_error_is_told_only_where_all_before_it_is_known(labels):
     else:
         assert all(x.correct for x in labels[:first])
         assert first == len(labels) or labels[first] == StepLabel(0, 3)
-
-
-def test_other_sources_keep_the_counts():
-    labels = evidence.named({"a": StepLabel(1, 2, 3, 4, failed=5)}, "x")
-    assert labels == {"a": StepLabel(1, 2, 3, 4, "x", 5)}

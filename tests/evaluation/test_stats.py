@@ -203,6 +203,17 @@ def test_label_quality_is_the_mean_over_all_subsets_of_rollouts(steps, n):
     assert result.false_negative_rate == (pytest.approx(fmean(right)) if right else None)
 
 
+def test_label_quality_is_to_the_last_digit_the_same_in_any_order():
+    """Several workers write labels in the order in which they end."""
+    rng = np.random.default_rng(3)
+    gradable = rng.integers(4, 17, 400)
+    correct, truth = rng.integers(0, gradable + 1), rng.random(400) < 0.6
+    expected = stats.label_quality(correct, gradable, truth, 4)
+    for _ in range(20):
+        order = rng.permutation(400)
+        assert stats.label_quality(correct[order], gradable[order], truth[order], 4) == expected
+
+
 def test_label_quality_at_all_rollouts_is_that_of_the_labels_themselves():
     correct, truth = np.array([0, 8, 2, 0, 5, 8]), np.array([False, True, False, True, True, True])
     result = stats.label_quality(correct, np.full(6, 8), truth, 8)

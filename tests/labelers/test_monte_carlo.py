@@ -32,14 +32,17 @@ def labelled(labeler, script, solution, grader=None):
 
 @dataclass
 class Counting:
-    """A backend that records the prompts' ids, first indices and counts."""
+    """A backend that records the prompts' ids, first indices and counts, and the rollouts that it gave."""
 
     script: ScriptedBackend
     asked: list = field(default_factory=list)
+    given: list = field(default_factory=list)
 
     def sample(self, prompts, params):
         self.asked += [(p.id, p.first, p.n) for p in prompts]
-        yield from self.script.sample(prompts, params)
+        for rollout in self.script.sample(prompts, params):
+            self.given.append(rollout)
+            yield rollout
 
 
 def test_counts_are_those_of_the_script():
@@ -93,6 +96,20 @@ def test_an_ungradable_ending_is_no_evidence():
 
 def test_a_solution_without_steps_has_no_labels():
     assert labelled(MonteCarlo(), ScriptedBackend(), solution("")).labels == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"early_stop": True, "wave": 1}])
+def test_a_solution_comes_when_its_own_rollouts_have_come(options):
+    """So a kill does not cost the labels of those before it, and the progress moves."""
+    asked = Counting(ScriptedBackend(default=[RIGHT]))
+    ends_at_once = Solution("p#9", "p", 9, RIGHT, split(RIGHT))
+    solutions = [Solution(f"p#{i}", "p", i, "a\nb", split("a\nb"), Finish.LENGTH) for i in range(3)]
+    units = [Unlabelled(PROBLEM, s) for s in [*solutions, ends_at_once]]
+    tools = Tools(Numeric(), Template(), SamplingParams(), asked)
+    came = [(x.key, len(asked.given)) for x in MonteCarlo(rollouts=4, **options).label(units, tools)]
+    assert came[0] == ("p#9", 0)
+    assert [key for key, _ in came[1:]] == ["p#0", "p#1", "p#2"]
+    assert [given for _, given in came[1:]] == ([8, 16, 24] if not options else [6] * 3)
 
 
 @given(st.lists(st.sampled_from([RIGHT, WRONG, CUT]), min_size=1, max_size=9), st.integers(1, 9), st.integers(1, 4))

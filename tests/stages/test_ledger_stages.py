@@ -128,6 +128,22 @@ def test_labelling_goes_on_after_a_budget_and_a_break(tmp_path, request):
     assert run(Watched(), "anew") == labels  # made from the ledger alone
 
 
+def test_the_progress_of_labelling_has_the_rollouts_and_tokens_of_this_call(tmp_path, request):
+    problems = sums(request, 4)
+    solutions = [Solution(f"{p.id}#0", p.id, 0, p.reference, split(p.reference)) for p in problems]
+    tools = Tools(Numeric(), Template(), PARAMS, Watched())
+    by_role = {"completer": Ledger(tmp_path / "ledger" / "completer.jsonl")}
+    notes = []
+    for count in (3, 4):  # the second call finds the rollouts of the first
+        seen = []
+        out = Records(tmp_path / "labels.jsonl", LabelledSolution)
+        options = {"ledgers": by_role, "executor": SerialExecutor(), "progress": seen.append}
+        with out:
+            label(pair(problems, solutions)[:count], MonteCarlo(rollouts=5), tools, out, **options)
+        notes.append((seen[-1].done, seen[-1].note, seen[-1].tokens))
+    assert notes == [(9, "30 rollouts", 30), (12, "10 rollouts", 10)]
+
+
 def test_a_labeller_that_trips_pays_nothing_again(tmp_path, request):
     """A unit that raises is done again item by item, with the rollouts that it had drawn."""
     problems = sums(request, 6)

@@ -318,7 +318,8 @@ def _run(
     selection = Selection(only, start)
     recipe = _recipe(path, changes)
     command = " ".join(["stepmark", *sys.argv[1:]])
-    with Show(json) as show:
+    local = recipe.generator is not None and recipe.generator.backend.name == "local"
+    with Show(json, local=local) as show:
         result = seeds.run(recipe, out or Path("runs") / recipe.name, show, command, limits, selection)
     if json:
         print_json(result.metrics or {"run": str(result.path), "stages": result.stages})

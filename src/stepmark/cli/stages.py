@@ -103,7 +103,7 @@ def sample(
         **settings.of_sampling(prompt, params),
     }
     rollouts = p.kept(out, prompt, params, generator=generator if paid else None)
-    with rollouts, Show(json) as show, settings.output(out, Solution, about) as records:
+    with rollouts, Show(json, local=backend == "local") as show, settings.output(out, Solution, about) as records:
         done = stage(
             loaded,
             generator,
@@ -255,7 +255,11 @@ def label(
         **settings.of_input("solutions", solutions),
     }
     rollouts = p.kept(out, prompt, tools.params, completer=tools.completer, judge=tools.judge)
-    with rollouts, Show(json) as show, settings.output(out, LabelledSolution, about) as records:
+    with (
+        rollouts,
+        Show(json, local=backend == "local") as show,
+        settings.output(out, LabelledSolution, about) as records,
+    ):
         done = stage(
             first_of_each(pairs) if distinct else pairs,
             method,

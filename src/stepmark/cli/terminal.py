@@ -1,6 +1,7 @@
 """The output of commands: results on standard output, progress and errors on standard error.
 
-On a terminal, progress is shown as bars; in a file, as a line from time to time.
+On a terminal, progress is shown as bars; in a file, as a line from time to time. Both say how many tokens a second
+models write and how much time is left, as far as that is known.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
 SET_ASIDE = 3  # exit status of a finished command with rows that were set aside or items that failed
 Record = TypeVar("Record", bound=StoredRecord)
 EVERY = 10.0  # seconds between two lines about one stage
+SLOW = 600.0  # seconds left from which on a stage with a local model gets advice
 
 
 class Show:
-    """Shows Progress. Use it as a context manager; with `quiet` it shows nothing."""
+    """Shows Progress. Use it as a context manager; with `quiet` it shows nothing. With `local` a model runs in this
+    process or its workers: where it is slow, one line says once what to do."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, local: bool = False) -> None:
+        self.quiet, self._advise = quiet, local
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._printed_at: dict[str, float] = {}
@@ -55,13 +58,20 @@ class Show:
     def __call__(self, progress: Progress) -> None:
         if self.quiet:
             return
+        if self._advise and _slow(progress):
+            self._advise = False
+            text = _advice(progress)
+            if self._bars is None:
+                print(text, file=sys.stderr, flush=True)
+            else:
+                self._bars.console.print(text, markup=False, highlight=False)
         if self._bars is None:
             self._line(progress)
             return
         if progress.stage not in self._tasks:
             self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total or None, note="")
         task = self._tasks[progress.stage]
-        self._bars.update(task, completed=progress.done, total=progress.total or None, note=progress.note)
+        self._bars.update(task, completed=progress.done, total=progress.total or None, note=_note(progress))
 
     def _line(self, p: Progress) -> None:
         now = time.monotonic()
@@ -69,8 +79,40 @@ class Show:
         if last is not None and now - last < EVERY and (p.done < p.total or not p.total):
             return
         self._printed_at[p.stage] = now
-        note = f"  {p.note}" if p.note else ""
+        note = f"  {text}" if (text := _note(p)) else ""
         print(f"{p.stage:<18} {p.done:>7}/{p.total or '?'}  {p.seconds:6.1f} s{note}", file=sys.stderr, flush=True)
+
+
+def _note(p: Progress) -> str:
+    """The note, the speed and the time left: "2 failed, 61 tokens/s, 8 min left"."""
+    parts = [p.note] if p.note else []
+    if (speed := p.tokens_per_second) is not None:
+        parts.append(f"{speed:.1f} tokens/s" if speed < 10 else f"{speed:,.0f} tokens/s")
+    if p.seconds_left is not None and p.done < p.total:
+        parts.append(f"{_duration(p.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _slow(p: Progress) -> bool:
+    """Whether a model is at work that will need long."""
+    return p.tokens is not None and p.seconds >= 10 and (p.seconds_left or 0) >= SLOW
+
+
+def _advice(p: Progress) -> str:
+    from stepmark.run.machine import computes_bfloat16
+
+    half = "dtype: bfloat16 for the backend, which this processor computes fast; " if computes_bfloat16() else ""
+    return (
+        f"stepmark: {p.stage} may need {_duration(p.seconds_left or 0)} more: the model is large for this machine. "
+        f"Quicker are fewer samples or rollouts; a smaller max_tokens; a smaller model; {half}or a server with a GPU "
+        "(backend: openai). What is done is kept: stop at any time, and the same command goes on."
+    )
 
 
 class Printed(Records[Record]):

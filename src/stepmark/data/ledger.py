@@ -16,6 +16,7 @@ import errno
 import io
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,13 @@ from pathlib import Path
 
 from stepmark.data import store
 from stepmark.data.store import Records
+from stepmark.data.timed_batch import TimedBatch
 from stepmark.errors import BudgetReached, ConfigError, DataError, StageError
 from stepmark.protocols import Backend
 from stepmark.types import Finish, Place, Prompt, Rollout, SamplingParams
 
 LIMITS = ("rollouts", "tokens", "money", "hours")
-AT_ONCE = 512  # rollouts written together for a local backend: a kill may lose this many, which cost only time
+AT_ONCE = 512  # rollouts of a local backend that are written together at most; they wait a second at most
 SUM_EVERY = 0.5  # seconds between two writings of the totals
 SLICE = 64  # with a budget: most rollouts in the first calls of the backend, while the price of one is unknown
 SLICES = 1024  # with a budget: most rollouts in later calls
@@ -141,6 +143,7 @@ class Ledger:
     def __init__(self, path: Place, price: tuple[float, float] = (0.0, 0.0)) -> None:
         self.path, self.price = Path(path), price  # price: per million prompt tokens, per million generated tokens
         self._file: io.FileIO | None = None
+        self._adding = threading.Lock()  # the file's lock keeps out other processes, not other threads
         # Unwritten: what was added since the totals were last written, at the time `_written_at`.
         self._unwritten, self._written_at = Spent(), 0.0
 
@@ -206,7 +209,7 @@ class Ledger:
         """Appends rollouts with one write(); other processes may append too. Raises StageError when the disk refuses
         the write, and leaves the file as it was before."""
         data = b"".join(map(store.encode, rollouts))
-        with self._locked() as file:
+        with self._adding, self._locked() as file:
             store.drop_torn_line(file)
             before = os.fstat(file.fileno()).st_size
             try:
@@ -222,9 +225,10 @@ class Ledger:
 
     def sum_up(self) -> None:
         """Adds to the stored totals what this process has appended since they were last written."""
-        if self._unwritten.rollouts:
-            with self._locked():
-                self._write_totals()
+        with self._adding:
+            if self._unwritten.rollouts:
+                with self._locked():
+                    self._write_totals()
 
     def _write_totals(self) -> None:
         temporary = self._totals_path.with_suffix(".new")
@@ -288,7 +292,7 @@ class Ledger:
 @dataclass(frozen=True)
 class Recorded:
     """A backend with a ledger: rollouts that the ledger holds are not sampled again, and new rollouts are written to
-    the ledger before they are returned. If the backend's attribute `remote` is true, each is written as it comes.
+    the ledger: if the backend's attribute `remote` is true, each before it is returned, else within a second.
 
     Raises BudgetReached when the totals of all ledgers in the directory of `ledger` reach the budget."""
 
@@ -316,23 +320,21 @@ class Recorded:
             todo += [replace(prompt, first=first, n=n) for first, n in runs(missing)]
         while todo:
             part, todo = (todo, []) if self.budget is None else _split(todo, self._next_size(self.budget))
-            fresh: list[Rollout] = []
             try:
-                for rollout in self.backend.sample(part, params):
-                    fresh.append(rollout)
-                    if len(fresh) >= (1 if self.remote else AT_ONCE):
-                        stored, fresh = self._store(fresh), []
-                        yield from stored
-            finally:  # when the backend breaks or the reader stops, the rollouts that came before are still stored
-                self._store(fresh)
+                # When the backend breaks or the reader stops, the rollouts that came before are still stored.
+                with TimedBatch(self._store, AT_ONCE) as batch:
+                    for rollout in self.backend.sample(part, params):
+                        batch.add(rollout)
+                        if self.remote:
+                            batch.flush()
+                        self.known[rollout.key] = rollout
+                        yield rollout
+            finally:
                 self.ledger.sum_up()
-            yield from fresh
 
-    def _store(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
+    def _store(self, rollouts: Sequence[Rollout]) -> None:
         if rollouts:
             self.ledger.add(rollouts)
-            self.known.update((r.key, r) for r in rollouts)
-        return rollouts
 
     def _next_size(self, budget: Budget) -> int:
         """The number of rollouts to sample next, fewer near the limit. Raises BudgetReached at the limit."""

@@ -9,7 +9,8 @@ rollouts but not the rollouts themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
@@ -58,7 +59,20 @@ def gather(
     wave: int = 1,
     growth: float = 2.0,
 ) -> dict[str, StepLabel]:
-    """The evidence about each prefix, by its name: `most` rollouts, or fewer if `enough` returns True earlier.
+    """The evidence about each prefix, by its name. See `settled`."""
+    return dict(settled(prefixes, tools, most, enough, wave, growth))
+
+
+def settled(
+    prefixes: Sequence[Prefix],
+    tools: Tools,
+    most: int,
+    enough: Enough | None = None,
+    wave: int = 1,
+    growth: float = 2.0,
+) -> Iterator[tuple[str, StepLabel]]:
+    """The name of each prefix and the evidence about it, as soon as that is complete: `most` rollouts, or fewer if
+    `enough` returns True earlier.
 
     Without `enough` there is one wave with all rollouts. With it the first wave has `wave` rollouts for each prefix,
     and each further wave multiplies the total of an unsettled prefix by `growth`. Raises ConfigError without a
@@ -67,6 +81,7 @@ def gather(
     pending = {prefix.name: prefix for prefix in prefixes}
     labels = {name: StepLabel(0, 0) for name in pending}
     sampled, target = 0, min(wave, most) if enough else most
+    came = Counter[str]()
     while pending and sampled < most:
         prompts = [
             Prompt(name, tools.context(prefix.problem), prefix.text, target - sampled, sampled)
@@ -75,10 +90,14 @@ def gather(
         for rollout in completer.sample(prompts, tools.params):
             name = rollout.prompt_id
             labels[name] = add(labels[name], rollout, pending[name], tools)
-        if enough is not None:
-            pending = {name: prefix for name, prefix in pending.items() if not enough(labels[name])}
+            came[name] += 1
+            if came[name] == most:
+                yield name, labels[name]
+        open_ones = {name: prefix for name, prefix in pending.items() if came[name] < most}
+        pending = {name: prefix for name, prefix in open_ones.items() if enough is None or not enough(labels[name])}
+        yield from ((name, labels[name]) for name in open_ones if name not in pending)
         sampled, target = target, min(most, max(target + 1, round(target * growth)))
-    return labels
+    yield from ((name, labels[name]) for name in pending)  # of a backend that gave too few rollouts
 
 
 def waves(tools: Tools) -> tuple[int, float]:
@@ -163,11 +182,6 @@ def first_error(labels: Sequence[StepLabel]) -> int | None:
         if not label.correct:
             return i
     return len(labels)
-
-
-def named(labels: Mapping[str, StepLabel], source: str) -> dict[str, StepLabel]:
-    """The same evidence with another source."""
-    return {name: replace(label, source=source) for name, label in labels.items()}
 
 
 def need_completer(tools: Tools) -> Backend:

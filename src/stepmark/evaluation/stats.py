@@ -249,12 +249,17 @@ def label_quality(
     losses = np.array([_soft_losses(int(c), int(m), n, clip) for c, m in pairs])[pair_of]
     wrong, right = positive[~truth], 1 - positive[truth]
     return LabelQuality(
-        accuracy=float(np.where(truth, positive, 1 - positive).mean()),
-        false_positive_rate=float(wrong.mean()) if len(wrong) else None,
-        false_negative_rate=float(right.mean()) if len(right) else None,
-        soft_cross_entropy=float(np.where(truth, losses[:, 1], losses[:, 0]).mean()),
+        accuracy=_mean(np.where(truth, positive, 1 - positive)),
+        false_positive_rate=_mean(wrong) if len(wrong) else None,
+        false_negative_rate=_mean(right) if len(right) else None,
+        soft_cross_entropy=_mean(np.where(truth, losses[:, 1], losses[:, 0])),
         steps=len(truth),
     )
+
+
+def _mean(values: Floats) -> float:
+    """The mean, to the last digit the same in whatever order the values come."""
+    return math.fsum(values.tolist()) / len(values)
 
 
 def _soft_losses(c: int, m: int, n: int, clip: float) -> tuple[float, float]:

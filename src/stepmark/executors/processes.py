@@ -5,7 +5,8 @@ two threads per matrix product were measured at a twentieth of the speed of one.
 
 The work is pickled once and sent to each worker at its start, so a model that the work loads on first use is loaded
 once per worker. A worker gets one unit at a time, so at most `workers` units run at once. A result is yielded as soon
-as it arrives. Workers end with the parent, even when the parent is killed with -9.
+as it arrives; a worker sends the results of a unit in progress about once a second. Workers end with the parent, even
+when the parent is killed with -9.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
+from stepmark.data.timed_batch import TimedBatch
 from stepmark.errors import ConfigError, StageError, StepmarkError
 from stepmark.plugins import registry
 
@@ -47,14 +49,21 @@ class ProcessesExecutor:
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
         """Results as they arrive. When a unit raises, or its worker dies, no new unit starts. Running units are
         finished and yielded first; then it raises the unit's exception, or StageError for a dead worker."""
-        try:
-            payload = pickle.dumps(work)
-        except (pickle.PicklingError, TypeError, AttributeError) as e:
-            raise StageError(
-                f"the work can't be sent to worker processes ({e}). Use importable functions and plug-ins that hold "
-                "plain settings, or the executor `serial`."
-            ) from e
-        return _run(self.workers or _cores(), payload, iter(units))
+        return _run(self.workers or _cores(), _pickled((work, False)), iter(units))
+
+    def stream(self, work: Callable[[Unit], Iterable[Result]], units: Iterable[Unit]) -> Iterator[Result]:
+        """What `work` yields, about a second later. Exceptions as in `map`."""
+        return _run(self.workers or _cores(), _pickled((work, True)), iter(units))
+
+
+def _pickled(work: object) -> bytes:
+    try:
+        return pickle.dumps(work)
+    except (pickle.PicklingError, TypeError, AttributeError) as e:
+        raise StageError(
+            f"the work can't be sent to worker processes ({e}). Use importable functions and plug-ins that hold "
+            "plain settings, or the executor `serial`."
+        ) from e
 
 
 def _cores() -> int:
@@ -94,18 +103,18 @@ def _run(max_workers: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any
                 break
             for ready in wait([w.connection for w in busy]):
                 worker = next(w for w in busy if w.connection is ready)
-                busy.remove(worker)
                 try:
-                    succeeded, value = worker.connection.recv()
+                    results, error, ended = worker.connection.recv()
                 except (EOFError, ConnectionResetError):
+                    busy.remove(worker)
                     failure = failure or _death(worker)
                     continue
-                worker.done += 1
-                idle.append(worker)
-                if succeeded:
-                    yield value
-                else:
-                    failure = failure or value
+                if ended:
+                    worker.done += 1
+                    busy.remove(worker)
+                    idle.append(worker)
+                failure = failure or error
+                yield from results
         if failure is not None:
             raise failure
     finally:
@@ -157,7 +166,7 @@ def _death(worker: _Worker) -> StageError:
         advice = "Its last messages are above. A script that starts workers needs `if __name__ == '__main__':`."
     return StageError(
         f"a worker process ended ({reason}) while it worked on {reprlib.repr(worker.unit)}. {advice} "
-        "Results of finished units are kept; the same command goes on from there."
+        "Results that came before are kept; the same command goes on from there."
     )
 
 
@@ -166,25 +175,40 @@ def _work(connection: Connection, payload: bytes, user_files: tuple[str, ...]) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal too, and ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     work: Callable[[Any], Any] | None = None
+    streams = False
+
+    def send(results: list[Any], error: Exception | None = None, ended: bool = False) -> None:
+        if not (results or ended):
+            return
+        try:
+            connection.send((results, error, ended))
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(1)  # nobody waits for the results
+        except Exception as e:
+            raise StageError(f"a result can't be sent back from a worker process: {e}") from e
+
     while True:
         try:
             unit = connection.recv()
         except (EOFError, OSError):
             return
-        answer: tuple[bool, Any]
+        results, error = list[Any](), None
         try:
             if work is None:
                 registry.load_user_files(user_files)
-                work = pickle.loads(payload)  # noqa: S301 - from our own parent
-            answer = True, work(unit)
+                work, streams = pickle.loads(payload)  # noqa: S301 - from our own parent
+            if streams:
+                with TimedBatch(send) as batch:
+                    for result in work(unit):
+                        batch.add(result)
+            else:
+                results = [work(unit)]
         except Exception as e:
-            answer = False, _portable(e)
+            error = _portable(e)
         try:
-            connection.send(answer)
-        except (BrokenPipeError, ConnectionResetError):
-            return
-        except Exception as e:
-            connection.send((False, StageError(f"a result can't be sent back from a worker process: {e}")))
+            send(results, error, ended=True)
+        except StageError as e:
+            send([], _portable(e), ended=True)
 
 
 def _exit_with_parent() -> None:

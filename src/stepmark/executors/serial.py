@@ -17,3 +17,8 @@ class SerialExecutor:
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
         """Results in the order of `units`. Each is computed when it is requested."""
         return map(work, units)
+
+    def stream(self, work: Callable[[Unit], Iterable[Result]], units: Iterable[Unit]) -> Iterator[Result]:
+        """The results of one unit after another, each when `work` yields it."""
+        for unit in units:
+            yield from work(unit)

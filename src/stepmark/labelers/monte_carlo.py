@@ -22,8 +22,9 @@ A label stores the counts; both estimates are properties of StepLabel. Deviation
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -31,7 +32,7 @@ from stepmark.errors import ConfigError
 from stepmark.evaluation import evidence
 from stepmark.evaluation.evidence import Prefix
 from stepmark.protocols import Tools
-from stepmark.types import LabelledSolution, Unlabelled
+from stepmark.types import LabelledSolution, StepLabel, Unlabelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +64,45 @@ class MonteCarlo:
             raise ConfigError(faults)
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """Sends all prefixes of all units to the completer in one call per wave, for full batches."""
+        """Sends all prefixes of all units to the completer in one call per wave, for full batches. Yields a solution as
+        soon as all its steps have their evidence."""
         evidence.need_completer(tools)
         grades = evidence.grades(units, tools)
+        by_id = {unit.solution.id: (unit.solution, grade) for unit, grade in zip(units, grades, strict=True)}
         steps = [
             Prefix(unit.problem, unit.solution, i)
             for unit in units
             for i in range(len(unit.solution.spans))
             if not evidence.ends(unit.solution, i)
         ]
+        missing = Counter(step.solution.id for step in steps)
+        labels: dict[str, StepLabel] = {}
+
+        def labelled(id: str) -> LabelledSolution:
+            solution, grade = by_id[id]
+            of_steps = (
+                evidence.outcome(grade) if evidence.ends(solution, i) else labels[f"{id}@{i}"]
+                for i in range(len(solution.spans))
+            )
+            return LabelledSolution(solution, grade, tuple(of_steps))
+
+        yield from (labelled(id) for id in by_id if not missing[id])
+        source = "monte_carlo" + "+early_stop" * self.early_stop + "+precision" * (self.precision is not None)
+        for name, label in self._settled(steps, tools):
+            labels[name] = replace(label, source=source)
+            id = name.rpartition("@")[0]
+            missing[id] -= 1
+            if not missing[id]:
+                yield labelled(id)
+
+    def _settled(self, steps: Sequence[Prefix], tools: Tools) -> Iterator[tuple[str, StepLabel]]:
         if self.precision is not None:
             max_rollouts = self.rollouts or evidence.rollouts_for(self.precision)
             enough = partial(evidence.precise, precision=self.precision)
-            counts = evidence.gather(steps, tools, max_rollouts, enough, self.wave or 8, growth=1.5)
-            labels = evidence.named(counts, "monte_carlo+precision")
-        elif self.early_stop:
+            return evidence.settled(steps, tools, max_rollouts, enough, self.wave or 8, growth=1.5)
+        if self.early_stop:
             wave, growth = evidence.waves(tools)
-            counts = evidence.gather(
+            return evidence.settled(
                 steps, tools, self.rollouts or 8, evidence.succeeded, self.wave or wave, growth=growth
             )
-            labels = evidence.named(counts, "monte_carlo+early_stop")
-        else:
-            labels = evidence.gather(steps, tools, self.rollouts or 8)
-        for unit, grade in zip(units, grades, strict=True):
-            s = unit.solution
-            yield LabelledSolution(
-                s,
-                grade,
-                tuple(
-                    evidence.outcome(grade) if evidence.ends(s, i) else labels[f"{s.id}@{i}"]
-                    for i in range(len(s.spans))
-                ),
-            )
+        return evidence.settled(steps, tools, self.rollouts or 8)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 from stepmark.data import work_units
 from stepmark.data.store import RunDir
+from stepmark.data.timed_batch import every
 from stepmark.types import Progress
 
 
@@ -91,24 +91,6 @@ class RunLog:
         line = {"time": time.strftime("%FT%TZ", time.gmtime()), **event}
         with (self.directory.path / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Calls `action` every few seconds, in a thread of its own, until the block ends."""
-    over = Event()
-
-    def loop() -> None:
-        while not over.wait(seconds):
-            action()
-
-    thread = Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _last_line(*logs: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 
 def describe() -> str:
@@ -17,6 +18,15 @@ def describe() -> str:
     parts = [f"{platform.machine()}, {cores} cores, {memory:.0f} GiB", f"Python {platform.python_version()}"]
     parts += [f"{name} {number}" for name in ("stepmark", "torch", "transformers") if (number := version(name))]
     return " · ".join(parts)
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16; False where that can't be known."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def version(package: str) -> str:

@@ -31,6 +31,7 @@ from typing import Any
 from stepmark import report
 from stepmark.data.ledger import Budget
 from stepmark.data.store import RunDir, decoder
+from stepmark.data.timed_batch import every
 from stepmark.errors import ConfigError, DataError
 from stepmark.evaluation import stats, token_curves
 from stepmark.evaluation.stats import Bootstrap, Interval
@@ -39,7 +40,6 @@ from stepmark.plugins.loading import load_executor
 from stepmark.run import execute, inputs, policy_evaluation, renames, report_data
 from stepmark.run.context import RunContext
 from stepmark.run.execute import ALL, RunResult, Selection, Show
-from stepmark.run.log import every
 from stepmark.run.machine import describe
 from stepmark.run.pipeline import stages
 from stepmark.run.pipeline.evaluate import Evaluate

@@ -41,7 +41,7 @@ def grade(
     progress: Callable[[Progress], None] | None = None,
     rows: int = 1024,
 ) -> Graded:
-    """Grades the solutions that have no grade in `out` yet, `rows` of them in a unit of work.
+    """Grades the solutions that have no grade in `out` yet, at most `rows` of them in a unit of work.
 
     Raises DataError for a solution whose problem is not in `problems`, and StageError when the share of unusable
     solutions exceeds `limits`."""
@@ -54,7 +54,7 @@ def grade(
         out,
         name=_name,
         weigh=_weigh,
-        size=rows,
+        size=work_units.BySpeed(rows),
         already=len(stored_keys),
         executor=executor,
         progress=progress,

@@ -1,7 +1,8 @@
 """Stage: solutions -> one label per step, without human annotation.
 
 The labeler (labelers/) gathers the evidence. This stage gives it batches that are large enough for the backend, and
-stores the labels. With ledgers, each rollout is also stored as soon as it arrives, and is paid for only once.
+stores the labels as they come. With ledgers, each rollout is stored too: one of a paid server before it is used, one of
+a local model within a second. So labels that need many rollouts lose none of them in a kill.
 
     stepmark label --task arithmetic --solutions solutions.jsonl --model generator/ --out labels.jsonl
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from stepmark.data import outcome_counts
 from stepmark.data import work_units as work
-from stepmark.data.ledger import Budget, Ledger, Recorded
+from stepmark.data.ledger import Budget, Ledger, Recorded, Spent
 from stepmark.data.outcome_counts import LimitCheck, Limits, OutcomeCounts
 from stepmark.data.store import Records
 from stepmark.errors import ConfigError
@@ -76,6 +77,12 @@ def label(
     for role, ledger in (ledgers or {}).items():
         for prompt, rollouts in ledger.open(lambda prompt: prompt.rpartition("@")[0] in jobs).items():
             jobs[prompt.rpartition("@")[0]].known.setdefault(role, {}).update((r.key, r) for r in rollouts)
+    before = _spent(ledgers)
+
+    def used() -> tuple[int, int]:
+        now = _spent(ledgers)
+        return now.rollouts - before.rollouts, now.tokens - before.tokens
+
     failed = work.run(
         "label",
         partial(_label, labeler=labeler, tools=tools, ledgers=ledgers or {}, budget=budget),
@@ -88,6 +95,7 @@ def label(
         executor=executor,
         progress=progress,
         watch=LimitCheck(limits, outcome_counts.of_labels, "rollouts"),
+        used=used,
     )
     solutions = count = unknown = inferred = 0
     total = OutcomeCounts()
@@ -196,6 +204,10 @@ def _label(
                 if job is not None:  # a labeler may choose prompt ids of another form
                     job.known.setdefault(role, {})[key] = r
         raise
+
+
+def _spent(ledgers: Mapping[str, Ledger] | None) -> Spent:
+    return sum((ledger.spent for ledger in (ledgers or {}).values()), Spent())
 
 
 def _name(job: _Job) -> str:

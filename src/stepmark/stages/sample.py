@@ -28,7 +28,7 @@ class _Missing:
 
     problem: Problem
     indices: tuple[int, ...]  # in rising order
-    known: dict[str, Rollout] = field(default_factory=dict)  # rollouts that a failed unit of work has paid for
+    known: dict[str, Rollout] = field(default_factory=dict)  # rollouts that a failed unit of work has drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,10 @@ def sample(
 ) -> Sampled:
     """Draws samples 0..n-1 of every problem, except those that `out` has. `steps` names the step splitter.
 
-    About `rows` solutions make a unit of work: enough for a full batch, few enough that a kill loses little. With a
-    `ledger` each sample is stored as soon as it arrives, and nothing is paid for twice. Raises ConfigError for n below
-    1 or a budget without a ledger, BudgetReached when the budget is spent, and StageError when nearly everything fails
-    or the share of unusable solutions exceeds `limits`."""
+    About `rows` solutions are asked for together, enough for a full batch; each is in `out` within two seconds. With a
+    `ledger` each sample of a paid server is stored before anything else, and nothing is paid for twice. Raises
+    ConfigError for n below 1 or a budget without a ledger, BudgetReached when the budget is spent, and StageError when
+    nearly everything fails or the share of unusable solutions exceeds `limits`."""
     if n < 1:
         raise ConfigError(f"n, the number of samples per problem, must be at least 1, got {n}.")
     if budget is not None and ledger is None:
@@ -87,11 +87,13 @@ def sample(
         out,
         name=_name,
         weigh=_weigh,
+        keys=_keys,
         size=rows,
         already=n * len(problems) - sum(map(_weigh, todo)),
         executor=executor,
         progress=progress,
         watch=LimitCheck(limits, outcome_counts.of_solutions, "solutions"),
+        most_tokens=sum(map(_weigh, todo)) * params.max_tokens,
     )
     count = truncated = tokens = 0
     for s in out:
@@ -130,16 +132,17 @@ def _sample(
     prompts = [
         Prompt(id=missing.problem.id, context=context(missing.problem), n=count, first=first)
         for missing in unit
-        for first, count in runs(missing.indices)
+        for first, count in runs([i for i in missing.indices if ledger or f"{missing.problem.id}#{i}" not in known])
     ]
     try:
         for rollout in backend.sample(prompts, params):
+            known[rollout.key] = rollout
             if rollout.finish is Finish.FAILED:
                 yield work_units.Failed(rollout.key, rollout.reason)
             else:
                 yield solution(rollout, steps)
     except Exception:
-        # The problems are now sampled again one at a time: pass on the rollouts that are paid for already.
+        # The problems are now sampled again one at a time, without the rollouts that have come already.
         for missing in unit:
             missing.known.update((key, r) for key, r in known.items() if r.prompt_id == missing.problem.id)
         raise
@@ -151,3 +154,7 @@ def _name(item: _Missing) -> str:
 
 def _weigh(item: _Missing) -> int:
     return len(item.indices)
+
+
+def _keys(item: _Missing) -> list[str]:
+    return [f"{item.problem.id}#{index}" for index in item.indices]

@@ -57,7 +57,7 @@ def score(
     progress: Callable[[Progress], None] | None = None,
     rows: int = 512,
 ) -> Scored:
-    """Scores the solutions that have no verification in `out` yet, about `rows` of them in a unit of work.
+    """Scores the solutions that have no verification in `out` yet, at most `rows` of them in a unit of work.
 
     Raises DataError for a solution whose problem is not in `problems`, and StageError when nearly everything fails or
     the share of unusable verifications exceeds `limits`."""
@@ -70,7 +70,9 @@ def score(
         out,
         name=_name,
         weigh=_weigh,
-        size=rows,
+        keys=_keys,
+        cut=_cut,
+        size=_size(verifier, rows),
         already=len(stored_keys),
         executor=executor,
         progress=progress,
@@ -90,7 +92,7 @@ def score_rows(
     progress: Callable[[Progress], None] | None = None,
     rows: int = 512,
 ) -> tuple[Scored, tuple[Quarantined, ...]]:
-    """Scores the rows of a file that have no record in `out` yet, about `rows` solutions in a unit of work.
+    """Scores the rows of a file that have no record in `out` yet, at most `rows` solutions, or one row, in a unit.
 
     A row is `{"question": ..., "solutions": [...]}`; `completions` is another name of the list, and `solution` holds a
     single text. `steps` says how the texts are split into steps. Returns the counts and the rows that were set aside.
@@ -118,7 +120,7 @@ def score_rows(
         out,
         name=itemgetter(0),
         weigh=_weigh_row,
-        size=rows,
+        size=_size(verifier, rows),
         already=sum(len(record.verifications) for record in out),
         executor=executor,
         progress=progress,
@@ -214,3 +216,19 @@ def _name(item: Item) -> str:
 
 def _weigh(item: Item) -> int:
     return len(item[2])
+
+
+def _keys(item: Item) -> list[str]:
+    return [s.id for s in item[2]]
+
+
+def _cut(item: Item, size: int) -> tuple[Item, Item]:
+    """`size` of the item's solutions, and the others. Equal texts stay together: some verifiers read them once."""
+    problem_id, question, solutions = item
+    ordered = tuple(sorted(solutions, key=lambda s: s.text))
+    return (problem_id, question, ordered[:size]), (problem_id, question, ordered[size:])
+
+
+def _size(verifier: Verifier, rows: int) -> work_units.BySpeed:
+    # A server would idle with few solutions at a time, however long it takes for one.
+    return work_units.BySpeed(rows, least=16 if getattr(verifier, "remote", False) else 1)

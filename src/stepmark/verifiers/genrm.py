@@ -275,6 +275,11 @@ class GenerativeVerifier:
         return [p_yes[text] for text in texts]
 
     @property
+    def remote(self) -> bool:
+        """Whether a server runs the model."""
+        return bool(getattr(registry.find("backend", self.backend), "remote", False))
+
+    @property
     def _forms(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return _forms(self._tokenizer())
 

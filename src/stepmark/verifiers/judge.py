@@ -145,6 +145,11 @@ class JudgeVerifier:
     # ---- the judge's backend ----
 
     @property
+    def remote(self) -> bool:
+        """Whether a server runs the judge."""
+        return bool(getattr(registry.find("backend", self.backend), "remote", False))
+
+    @property
     def _params(self) -> SamplingParams:
         return SamplingParams(self.max_tokens, self.temperature, seed=self.seed)
 
