@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 OPEN_ROWS = 32  # rows that can still take a sequence while packing; more rows pack better and slower
+LOGITS = 1 << 25  # logits in memory at once: 128 MiB in float32, of which a loss needs several
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,30 @@ def next_token_loss_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torc
     """`next_token_loss` from the last hidden states [B, L, D] and the output layer `head`.
 
     The output layer runs only at tokens with a weight. In small models it is a large part of the work."""
-    import torch
-
     keep = b.weights[:, 1:] > 0
-    picked = head(hidden[:, :-1][keep]).float()
-    losses = torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none")
-    return (losses * b.weights[:, 1:][keep]).sum()
+    return (_losses(hidden[:, :-1][keep], head, b.ids[:, 1:][keep]) * b.weights[:, 1:][keep]).sum()
+
+
+def _losses(hidden_KD: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], ids_K: torch.Tensor) -> torch.Tensor:
+    """[K] -log p of each token, in nats. Where the vocabulary is large, the logits are computed in pieces, and again
+    for the gradient, so that those of a whole batch are never in memory."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    def piece(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(head(hidden).float(), ids, reduction="none")
+
+    size = max(1, LOGITS // vocabulary(head))
+    if len(ids_K) <= size:
+        return piece(hidden_KD, ids_K)
+    pieces = zip(torch.split(hidden_KD, size), torch.split(ids_K, size), strict=True)
+    return torch.cat([checkpoint(piece, h, ids, use_reentrant=False) for h, ids in pieces])
+
+
+def vocabulary(head: object) -> int:
+    """Width of the logits of an output layer; 1 if it isn't known."""
+    weight = getattr(head, "weight", None)
+    return 1 if weight is None else int(weight.shape[0])
 
 
 def log_probs_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
@@ -137,8 +156,7 @@ def log_probs_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tens
     import torch
 
     keep = b.weights[:, 1:] > 0
-    picked = head(hidden[:, :-1][keep]).float()
-    losses = torch.nn.functional.cross_entropy(picked, b.ids[:, 1:][keep], reduction="none")
+    losses = _losses(hidden[:, :-1][keep], head, b.ids[:, 1:][keep])
     dense = torch.zeros_like(b.weights[:, 1:]).masked_scatter(keep, -losses * b.weights[:, 1:][keep])
     seen = b.mask[b.rows, 0, b.columns, 1:]
     return (dense[b.rows] * seen).sum(-1)

@@ -61,6 +61,24 @@ def outputs(model: Any, batch: packing.Batch) -> torch.Tensor:
     return hidden
 
 
+def output_layer(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function from last hidden states to logits, [..., D] -> [..., V], as the model's own forward pass has it."""
+    head: Any = model.get_output_embeddings()
+    config: Any = model.config.get_text_config()
+    cap, factor, divisor = (
+        getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    )
+    if cap is None and factor is None and divisor is None:
+        return head  # type: ignore[no-any-return]
+
+    def scaled(hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = head(hidden) * (factor or 1.0) / (divisor or 1.0)
+        return cap * (logits / cap).tanh() if cap else logits
+
+    scaled.weight = head.weight  # type: ignore[attr-defined]
+    return scaled
+
+
 def cross_entropy(log_bad: torch.Tensor, log_good: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-sum_i [y_i log p(good) + (1 - y_i) log p(bad)] over [K], in nats; `targets` in [0, 1]."""
     return -(targets * log_good + (1 - targets) * log_bad).sum()

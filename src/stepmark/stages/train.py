@@ -31,11 +31,11 @@ from stepmark.data import store
 from stepmark.data.fingerprint import of_model
 from stepmark.data.outcome_counts import COMPARED, most_frequent
 from stepmark.data.store import write_json
-from stepmark.errors import ConfigError, DataError
-from stepmark.models import checkpoints, optimization, packing, training_log
-from stepmark.models.encoding import Encoded, token_ids
-from stepmark.text.prompts import Template
-from stepmark.types import LabelledSolution, Place, Problem, Progress, Verdict
+from stepmark.errors import ConfigError, DataError, StageError
+from stepmark.models import checkpoints, memory, optimization, packing, training_log
+from stepmark.models.encoding import Encoded
+from stepmark.models.generator import Generator as Generator
+from stepmark.types import LabelledSolution, Place, Progress, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 Example = TypeVar("Example", contravariant=True)
 
 KEPT = ".training"  # directory of the training state
+REPORT = 5.0  # seconds between two reports of progress within an update
+LARGE = 0.1  # share of the free memory above which the memory of a pass is measured first
 SHOWN = 300  # characters of a solution in an error
 QUOTED = r"'[^']*'|\"[^\"]*\"|\d+"  # details in the reason of a grade: parts of texts, and numbers
 ROLLOUT_OUTCOMES = ("gradable", "ungradable", "truncated", "failed")
@@ -78,7 +80,7 @@ class TrainSettings:
     epochs: float = 1.0  # passes over the data
     lr: float = 1e-3  # peak learning rate (AdamW); a pretrained 7B model wants about 1e-6
     batch_tokens: int = 8192  # tokens per update
-    accumulate: int = 1  # number of forward and backward passes per update; more of them need less memory
+    accumulate: int = 1  # fewest forward and backward passes per update; more are made where memory is short
     row_tokens: int = 256  # length of a packed row
     warmup: float = 0.05  # share of the updates over which the learning rate rises
     final_lr: float = 0.1  # learning rate at the end of the cosine, as a share of the peak
@@ -126,44 +128,6 @@ class Trained:
     tokens: int  # tokens seen, all epochs together
     loss: float  # mean over the last tenth of the updates
     seconds: float  # time spent training, summed over resumed calls
-
-
-@dataclass(frozen=True, slots=True)
-class Generator:
-    """The trainee for a generator: supervised fine-tuning on demonstrations with the next-token loss."""
-
-    path: str  # checkpoint to start from
-    template: str = "{question}\n"  # how a question is put
-    prompt_loss_weight: float = 0.0  # loss weight of the question's tokens; above 0 helps training from random weights
-    trust_remote_code: bool = False
-
-    def build(self) -> torch.nn.Module:
-        return checkpoints.load_model(
-            self.path, dtype="float32", device="cpu", trust_remote_code=self.trust_remote_code
-        )
-
-    def encode_example(self, example: Problem) -> Encoded | None:
-        text = example.demonstration or example.reference
-        if not text:
-            return None
-        tokenizer = checkpoints.load_tokenizer(self.path, self.trust_remote_code)
-        context = Template(self.template)(example)
-        ids, spans = token_ids(tokenizer, context + text)
-        weights = [self.prompt_loss_weight if start < len(context) else 1.0 for start, _ in spans]
-        return Encoded((*ids, tokenizer.eos_token_id), weights=(*weights, 1.0))
-
-    def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
-        logits = model(
-            input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-        ).logits
-        return packing.next_token_loss(logits, batch) / totals.next_tokens
-
-    def save(self, model: torch.nn.Module, out: Path) -> None:
-        checkpoints.save(out, model, checkpoints.load_tokenizer(self.path, self.trust_remote_code))  # type: ignore[arg-type]
-
-    @property
-    def pad_id(self) -> int:
-        return checkpoints.pad_id(checkpoints.load_tokenizer(self.path, self.trust_remote_code))
 
 
 def train(
@@ -320,6 +284,8 @@ class _Loop(Generic[Example]):
         self.updates = len(self.plan)
         self.update, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
+        self.pass_tokens = 0  # most tokens of a pass, padding included; 0: no limit
+        self.began, self.reported = time.monotonic(), 0.0
 
     def _plan(self) -> list[list[list[int]]]:
         """All updates. Each epoch packs differently, so that epochs may differ in their number of updates."""
@@ -346,7 +312,11 @@ class _Loop(Generic[Example]):
         import numpy as np
 
         self._resume()
+        self._report(0)
+        if not self.pass_tokens and self.plan[self.update :]:
+            self.pass_tokens = self._measured()
         started, last_save = time.monotonic() - self.seconds, time.monotonic()
+        self.began = started
         with self._writer() as write:
             for rows in self.plan[self.update :]:
                 self.losses.append(self._run_update(rows))
@@ -364,7 +334,8 @@ class _Loop(Generic[Example]):
 
         groups = [
             [[self.encoded[i] for i in row] for row in rows_part]
-            for rows_part in _split(rows, self.settings.accumulate)
+            for part in _split(rows, self.settings.accumulate)
+            for rows_part in self._within_memory(part)
         ]
         sequences = [e for group in groups for row in group for e in row]
         totals = packing.Totals(
@@ -376,13 +347,15 @@ class _Loop(Generic[Example]):
         rate = self._rate(self.update)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = rate
-        total = 0.0
+        total, done = 0.0, 0
         for group in groups:
             batch = packing.batch(group, self.trainee.pad_id, self.device)
             with optimization.autocast(self.settings.precision, self.device):
                 loss = self.trainee.loss(self.model, batch, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+            done += sum(len(e) for row in group for e in row)
+            self._report(done)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
         for quantity, value in (("loss", total), ("gradient's norm", norm)):
             if not math.isfinite(value):
@@ -399,6 +372,73 @@ class _Loop(Generic[Example]):
         s = self.settings
         return optimization.learning_rate(update, self.updates, s.lr, s.warmup, s.final_lr)
 
+    # ---- memory and progress ----
+
+    def _measured(self) -> int:
+        """Most tokens of a pass that the free memory allows, from a first small pass; 0, no limit, for a small model.
+
+        Raises StageError where the memory is too short for the training."""
+        import torch
+
+        device = torch.device(self.device)
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        whole = max(len(x) for x in _split(self.plan[self.update], self.settings.accumulate)) * self.settings.row_tokens
+        free = memory.free(device)
+        if 3 * weights + 2 * whole * memory.estimate(self.model) < LARGE * free:
+            return 0
+        row = [self.encoded[i] for i in min(self.plan[self.update], key=self._width)]
+        totals = packing.Totals(1.0, 1.0, 1.0)
+        self._need(3 * weights, free, device)  # gradients, and AdamW's two averages
+        with memory.Peak(device) as peak:
+            batch = packing.batch([row], self.trainee.pad_id, self.device)
+            with optimization.autocast(self.settings.precision, self.device):
+                loss = self.trainee.loss(self.model, batch, totals)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(map(len, row))
+        activations = max(peak.bytes - weights, tokens * memory.estimate(self.model))
+        longest = max(map(self._width, (row for update in self.plan for row in update)))
+        self._need(3 * weights + activations * longest // tokens, free, device)
+        return max(longest, memory.tokens_per_pass(self.model, activations, tokens, free - 3 * weights))
+
+    def _need(self, needed: int, free: int, device: Any) -> None:
+        """Raises StageError where `needed` bytes are not there, before the system ends the process for it."""
+        there = free if device.type == "cuda" else memory.available()
+        if needed > there:
+            raise StageError(
+                f"this training needs about {needed / memory.GIB:.1f} GiB more, and {there / memory.GIB:.1f} GiB are "
+                "free: gradients and AdamW's averages take three times the weights, a pass over the longest example the "
+                "rest. Take a smaller model, leave out long examples, or use a machine with more memory."
+            )
+
+    def _width(self, row: list[int]) -> int:
+        return sum(len(self.encoded[i]) for i in row)
+
+    def _within_memory(self, rows: list[list[int]]) -> Iterator[list[list[int]]]:
+        """The rows in passes of at most `pass_tokens`, rows of near-equal length together, since padding counts."""
+        if not self.pass_tokens or len(rows) * max(map(self._width, rows)) <= self.pass_tokens:
+            yield rows
+            return
+        part: list[list[int]] = []
+        for row in sorted(rows, key=self._width, reverse=True):
+            if part and self._width(part[0]) * (len(part) + 1) > self.pass_tokens:
+                yield part
+                part = []
+            part.append(row)
+        yield part
+
+    def _report(self, done: int) -> None:
+        """Reports progress within an update, of which `done` tokens are done, where that takes long."""
+        now = time.monotonic()
+        if self.progress is None or now - self.reported < REPORT:
+            return
+        self.reported, seconds = now, now - self.began
+        notes = [f"loss {self.losses[-1]:.4f}"] if self.losses else []
+        notes += [f"{(self.tokens + done) / seconds:,.0f} tokens/s"] if done and seconds > 1 else []
+        notes += [f"passes of {self.pass_tokens:,} tokens, as memory allows"] if self.pass_tokens else []
+        name = "train " + self.out.name
+        self.progress(Progress(name, self.update, self.updates, max(0.0, seconds), ", ".join(notes)))
+
     # ---- saving and resuming ----
 
     def _checkpoint(self) -> None:
@@ -406,6 +446,7 @@ class _Loop(Generic[Example]):
         import torch
 
         progress = {"update": self.update, "tokens": self.tokens, "seconds": self.seconds, "losses": self.losses}
+        progress |= {"pass_tokens": self.pass_tokens}
         with store.replacing(self.out / KEPT) as new:
             torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, new / "state.pt")
             write_json(new / "place.json", progress)
@@ -422,6 +463,7 @@ class _Loop(Generic[Example]):
         progress = json.loads((checkpoint / "place.json").read_text())
         self.update, self.tokens = progress["update"], progress["tokens"]
         self.seconds, self.losses = progress["seconds"], progress["losses"]
+        self.pass_tokens = progress.get("pass_tokens", 0)  # the same passes give the same rounding
 
     def _finish(self) -> Trained:
         import numpy as np

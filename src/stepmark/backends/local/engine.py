@@ -14,11 +14,9 @@ and with the same results. The engine compares logits at its start to find out (
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +27,8 @@ from stepmark.backends.local.attention import Unsupported, rule_of
 from stepmark.backends.local.check import fault
 from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Root, Trunk
 from stepmark.backends.local.draw import draw, uniforms
+from stepmark.data import token_meter
+from stepmark.models import memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -207,7 +207,7 @@ class Engine:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         position = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
         drawing = 4 * 4 * self.vocab  # float32 logits and the arrays computed from them
-        return max(1, min(self.bound, int(MEMORY * _free_memory(self.device) / (reach * position + drawing))))
+        return max(1, min(self.bound, int(MEMORY * memory.free(self.device) / (reach * position + drawing))))
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -269,6 +269,7 @@ class Engine:
             closing = cohort.closing[: cohort.live]
             chosen = chances(logits[start : start + cohort.live], closing, draws.choices)
             unfinished = ~closing[cohort.row_of]  # a token drawn after the end of a text does not belong to it
+            token_meter.add(int(unfinished.sum()))
             cohort.put(ids[part] * unfinished, logprobs[part] * unfinished)
             done += self._finish(cohort, draws, chosen)
         return done
@@ -314,16 +315,3 @@ def chances(logits: torch.Tensor, closing: np.ndarray, choices: np.ndarray | Non
     index, tokens = (torch.from_numpy(x).to(logits.device) for x in (rows, choices))
     probabilities = logits.index_select(0, index)[:, tokens].double().softmax(-1)
     return {int(r): tuple(p) for r, p in zip(rows, probabilities.tolist(), strict=True)}
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that this process can use: the GPU's free memory, or the machine's free memory divided by its cores."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved by torch
-        return torch.cuda.mem_get_info(device)[0] + unused
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return free // (os.cpu_count() or 1)

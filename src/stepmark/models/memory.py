@@ -1,0 +1,101 @@
+"""Memory: how much is free, how much a pass of training took, and how many tokens a pass may have.
+
+A pass's memory grows with its tokens: activations of every layer, and a logit for each word of the vocabulary. How much
+a token takes is measured on a first, small pass, since it depends on the architecture and on torch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
+UNKNOWN = 8 * GIB  # assumed where the system says nothing
+SHARE = 0.5  # of the free memory for a pass, so that rounding up and other work stay below three quarters
+EVERY = 0.005  # seconds between two looks at the memory in use
+
+
+def free(device: torch.device) -> int:
+    """Bytes that one more process can use: the GPU's free memory, or what is available on the machine by its cores,
+    since as many processes may work at once."""
+    if device.type == "cuda":
+        import torch
+
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved by torch
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return available() // (os.cpu_count() or 1)
+
+
+def available() -> int:
+    """Bytes that are available on the machine."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return UNKNOWN
+
+
+def used() -> int:
+    """Bytes of this process that are in memory; 0 where the system doesn't say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError, ValueError):
+        return 0
+
+
+class Peak:
+    """Measures by how much a block's use of memory exceeds what there was at its start, in `bytes`; 0 if unknown."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.bytes = device, 0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Peak:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            self._before = used()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
+            return
+        self._ended.set()
+        self._thread.join()
+        self.bytes = max(self.bytes, used() - self._before)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(EVERY):
+            self.bytes = max(self.bytes, used() - self._before)
+
+
+def estimate(model: Any) -> int:
+    """Bytes that a token of a training pass takes at least, from the model's shape: in float32, with gradients."""
+    config = model.config.get_text_config() if hasattr(getattr(model, "config", None), "get_text_config") else None
+    layers, hidden = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", "hidden_size"))
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    inner = intermediate if isinstance(intermediate, int) else max(intermediate)
+    return 4 * int(layers) * (10 * int(hidden) + 4 * inner)
+
+
+def tokens_per_pass(model: Any, pass_bytes: int, pass_tokens: int, free_bytes: int) -> int:
+    """Most tokens of a pass, if `pass_tokens` took `pass_bytes` and `free_bytes` are free."""
+    return max(1, int(SHARE * free_bytes / max(pass_bytes / max(1, pass_tokens), estimate(model), 1)))
