@@ -21,7 +21,8 @@ Record = TypeVar("Record")
 ADVICE = {
     "failed": "see the reasons in the ledger, and whether the server is up",
     "truncated": "allow more tokens (max_tokens), or check whether the model ends its texts at all",
-    "ungradable": "look at some of the texts: the prompt may not ask for an answer that the grader can find",
+    "ungradable": "look at some of the texts: the prompt may not ask for an answer that the grader can find; "
+    "a base model needs worked examples (few_shot)",
 }
 
 

@@ -128,6 +128,8 @@ class Recipe(Settings):
         trained = self.generator is not None and self.generator.train is not None
         if sampled and self.generator is not None and trained and self.generator.split == "all":
             yield "generator.split is 'all', which has the test problems too; choose train"
+        if self.sample.few_shot:
+            yield from self._few_shot_faults()
         writers = {f"verifiers.{name}.rationales": verifier.rationales for name, verifier in self.verifiers.items()}
         for part, labeler in ({"label": self.label, "rationales": self.rationales} | writers).items():
             if labeler is not None:
@@ -160,6 +162,15 @@ class Recipe(Settings):
                 yield f"evaluate.n has {max(self.evaluate.n)}, but sample.{part}.n is {n}; raise it"
         if self.reinforce is not None:
             yield from self.reinforce.misfits(self.generator, self.sample, self.verifiers, self.task)
+
+    def _few_shot_faults(self) -> Iterator[str]:
+        if self.task is None:
+            yield "sample.few_shot shows worked examples of the task; give a task, or leave it out"
+        for role in ("generator", "completer"):
+            if (model := getattr(self, role)) is not None and model.train is not None:
+                yield f"sample.few_shot: {role}.train teaches the model the question alone; leave out one of the two"
+        if self.reinforce is not None:
+            yield "sample.few_shot: policies learn from the question alone; leave out few_shot or reinforce"
 
     def _untrained_faults(self, name: str, verifier: Verifier) -> Iterator[str]:
         """The faults of a verifier that is not trained: options that it needs and the run can't fill in."""
@@ -233,6 +244,8 @@ class Recipe(Settings):
         Optional settings that were added later are left out where they are not used, so that older runs go on."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude={"workers", "executor", "stages"})
         del plain["seed" if self.seeds else "seeds"]
+        if not self.sample.few_shot:
+            del plain["sample"]["few_shot"]
         if self.sample.out_of_distribution is None:
             del plain["sample"]["out_of_distribution"]
         if self.rationales is None:

@@ -267,6 +267,9 @@ class Sample(Settings):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1)  # largest number of new tokens in one solution or rollout
     stop: tuple[str, ...] = ()  # stop strings: a text ends before the first of them
+    # worked examples of the task before each question, for a base model: the first problems of the split train that
+    # have a reference solution; these are left out of all parts, and a text ends before it begins another question
+    few_shot: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod

@@ -221,7 +221,8 @@ def _without_signal(examples: Sequence[Any]) -> str:
     return (
         f"{start}: {'; '.join(said)}. One text: {_shown(shown.solution.text)!r}. Set the prompt so that the model "
         "ends with an answer that the grader finds, such as 'The answer is 7.'; max_tokens so that its texts end; stop "
-        "so that nothing comes after the answer; where the reason is about the reference, another grader."
+        "so that nothing comes after the answer; where the reason is about the reference, another grader. A base model "
+        "needs examples: sample.few_shot=4 (--few-shot 4) puts worked ones of the task before each question."
     )
 
 

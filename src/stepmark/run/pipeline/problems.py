@@ -6,7 +6,7 @@ stepmark run recipes/demo.yaml --only problems
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from stepmark.data.rows import need_problems
@@ -69,7 +69,11 @@ def _load(context: RunContext, part: str, source: SolutionSource) -> None:
 def _usable(context: RunContext, split: str, most: int | None, setting: str = "") -> Sequence[Problem]:
     """The problems of a split. Rows that can't be used are set aside, and how the task divided its rows is logged."""
     assert context.task is not None and context.recipe.task is not None
-    loaded = context.task.load(split, most)
+    # A worked example of the prompt is none of the problems; others take their places.
+    examples = context.recipe.sample.few_shot
+    loaded = context.task.load(split, most and most + examples)
+    if examples:
+        loaded = replace(loaded, problems=context.prompt.left(loaded.problems, most))
     context.quarantine_rows(loaded.quarantined)
     try:
         need_problems(context.recipe.task.name, split, loaded)
