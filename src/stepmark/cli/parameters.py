@@ -170,9 +170,10 @@ def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> Abstr
 
 def there(path: Path, kind: type[Any]) -> list[Any]:
     """The records of a file. Raises DataError if it does not exist."""
+    from stepmark.data.paths import nowhere
     from stepmark.data.store import Records
     from stepmark.errors import DataError
 
     if not path.is_file():
-        raise DataError(f"no file {path} (working directory: {Path.cwd()}).")
+        raise DataError(f"no file {path} {nowhere(path)}")
     return list(Records(path, kind))

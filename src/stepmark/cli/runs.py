@@ -90,13 +90,14 @@ def plan(
 
     from stepmark.data.ledger import parse_budget
     from stepmark.data.store import RunDir
-    from stepmark.run import cost_estimate, renames
+    from stepmark.run import cost_estimate, execute, missing, renames
     from stepmark.run.context import RunContext
     from stepmark.run.recipe import first_seed
 
     limits = parse_budget(budget or [])
     whole = _recipe(recipe, changes or [])
     of_seed, place = first_seed(whole, out or Path("runs") / whole.name)
+    missing.need(of_seed, place, lambda: execute.todo(of_seed, place))
     with RunDir(place).open(of_seed.resolved(), renames.upgraded) as directory, Show(json) as show:
         context = RunContext(of_seed, directory, show, limits)
         estimate = cost_estimate.plan(context, problems or 24, solutions or 4, price_hour)
@@ -273,7 +274,7 @@ def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
 
 
 def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, start: str, json: bool) -> None:
-    from stepmark.run import dry_run
+    from stepmark.run import dry_run, missing
     from stepmark.run.execute import Selection
     from stepmark.run.recipe import first_seed
 
@@ -282,9 +283,10 @@ def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, st
     planned = dry_run.plan(recipe, place, Selection(only, start))
     if json:
         print_json({"run": str(place), "stages": planned})
-        return
-    print(f"{whole.name} in {place}" + (f", the same for each of the seeds {list(whole.seeds)}" if whole.seeds else ""))
-    print(dry_run.table(planned))
+    else:
+        seeds = f", the same for each of the seeds {list(whole.seeds)}" if whole.seeds else ""
+        print(f"{whole.name} in {place}{seeds}\n{dry_run.table(planned)}")
+    missing.need(recipe, place, lambda: [stage.stage for stage in planned if stage.runs])
 
 
 def _run(

@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stepmark.data.paths import nowhere
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.types import Place
 
@@ -167,10 +168,10 @@ def _quietly() -> Iterator[None]:
 
 def check(path: Place) -> None:
     """Raises CheckpointError, with what is missing, when a local directory is no checkpoint."""
-    path = Path(path)
+    given, path = str(path), Path(path)  # a Path of "./a/b" no longer says that it is no hub id
     if not path.exists():
-        if str(path).startswith((".", "/")) or str(path).count("/") != 1:
-            raise CheckpointError(f"no checkpoint directory {path} (working directory: {Path.cwd()}).")
+        if given.startswith((".", "/")) or given.count("/") != 1:
+            raise CheckpointError(f"no checkpoint directory {path} {nowhere(path)}")
         return  # "owner/name": a hub id, for transformers to find
     if not (path / "config.json").is_file():
         raise CheckpointError(

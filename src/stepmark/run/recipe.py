@@ -23,6 +23,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from stepmark.data.outcome_counts import Limits
+from stepmark.data.paths import nowhere
 from stepmark.data.store import RunDir
 from stepmark.errors import ConfigError
 from stepmark.models.checkpoints import Shape
@@ -281,9 +282,7 @@ def load(source: Place, changes: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `key=value` changes. Raises ConfigError with all faults."""
     path = Path(source)
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"no recipe {path} (working directory: {Path.cwd()}).{hint}")
+        raise ConfigError(f"no recipe {path} {nowhere(path)}")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
