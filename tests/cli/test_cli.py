@@ -380,7 +380,20 @@ def test_a_plan_as_text_and_json(tmp_path):
 def test_doctor_as_text_and_json():
     results = json.loads(ok("doctor", "--json").stdout)
     assert results["torch"]["ok"]
+    assert results["pyarrow"]["advice"] == "pip install 'stepmark[parquet]'"
     assert f"python        {results['python']['found']}" in ok("doctor").stdout
+
+
+def test_evaluate_shows_the_verifiers_in_the_order_of_the_recipe(tmp_path):
+    kind = str(STRANGERS / "verifier.py")
+    verifiers = {name: {"kind": kind} for name in ("zeta", "alpha", "mid")}
+    changes = [*shrunk(), f"verifiers={json.dumps(verifiers)}", "--out", tmp_path / "run"]
+    first = ok("run", DEMO, *changes).stdout
+    assert first.index("zeta") < first.index("alpha") < first.index("mid")
+    assert ok("evaluate", tmp_path / "run").stdout.strip() == first.partition("Report:")[0].strip()
+    ok("run", DEMO, *changes)  # the order is no setting of its own
+    verifiers = dict(reversed(verifiers.items()))
+    ok("run", DEMO, *shrunk(), f"verifiers={json.dumps(verifiers)}", "--out", tmp_path / "run")
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path):

@@ -66,8 +66,10 @@ def _data(recipe: Recipe) -> Iterator[_Named]:
             if value := getattr(task, option, ""):
                 yield _Named(f"task.options.{option}", value, rows.need, DATA)
     for part in recipe.sample.parts:
-        if (file := recipe.sample.source(part).file) is not None:
-            yield _Named(f"sample.{part}.file", file, rows.need, DATA)
+        source = recipe.sample.source(part)
+        # A plug-in of the user's own may mean something else by a path.
+        if source.file is not None and source.format is not None and source.format.name in registry.names("format"):
+            yield _Named(f"sample.{part}.file", source.file, rows.need, DATA)
 
 
 def _models(recipe: Recipe) -> Iterator[_Named]:
