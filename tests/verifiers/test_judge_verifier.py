@@ -231,7 +231,7 @@ def test_it_loads_by_name():
 
 
 def test_the_number_of_votes_fits_the_temperature_unless_it_is_set():
-    assert registry.load("verifier", "judge").votes == 32
-    assert registry.load("verifier", "judge", temperature=0.0).votes == 1
+    assert registry.load("verifier", "judge", path="x").votes == 32
+    assert registry.load("verifier", "judge", path="x", temperature=0.0).votes == 1
     with pytest.raises(ConfigError, match="votes=1"):
-        registry.load("verifier", "judge", temperature=0.0, votes=32)
+        registry.load("verifier", "judge", path="x", temperature=0.0, votes=32)
