@@ -351,8 +351,12 @@ def _message(error: Any, root: Any = None, raw: Any = None) -> str:
         if (new_key := renames.new_key([*_SECTIONS.get(root, ()), *section], key)) is not None:
             return f"the setting {at!r} is now called {'.'.join([*section, new_key])!r}."
         allowed = places.names(root or Recipe, error["loc"][:-1])
-        near = places.elsewhere(root or Recipe, section, key, raw) or difflib.get_close_matches(key, allowed, n=1)
+        near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.9)
+        near = near or places.elsewhere(root or Recipe, section, key, raw)
+        near = near or difflib.get_close_matches(key, allowed, n=1)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        if not near and key in places.COMMAND:
+            hint = f" It is an option of the command: {places.COMMAND[key]}."
         return f"there is no setting {at!r}.{hint} Allowed here: {', '.join(allowed)}."
     if error["type"] == "missing":
         return f"{at} is missing."

@@ -323,6 +323,7 @@ class Sample(Settings):
 class Verifier(Settings):
     """A verifier to train and to measure."""
 
+    run_options: ClassVar[Mapping[str, Any]] = {"path": "model", "template": "{question}\n"}
     kind: str  # kind of verifier: name of a plug-in, or the path of your own file
     options: dict[str, Any] = {}  # options of the kind, by name
     base: Base = Base()  # model that it starts from; by default the generator
@@ -339,7 +340,7 @@ class Verifier(Settings):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Verifier:
-        _check_plugin("verifier", self.kind, self.options, {"path": "model", "template": "{question}\n"})
+        _check_plugin("verifier", self.kind, self.options, self.run_options)
         for name in ("references", "replay"):
             if getattr(self, name) and not getattr(registry.find("verifier", self.kind), "generates", False):
                 raise ValueError(f"{name}: a {self.kind} verifier is not trained to write solutions; leave it out")
