@@ -224,3 +224,32 @@ def test_a_generator_is_not_trained_on_no_problems_or_on_two_with_one_id(load_re
     with RunDir(tmp_path / "run").open(loaded.resolved()) as directory, pytest.raises(DataError, match=message):
         run_stage(RunContext(loaded, directory), TrainModel("generator"))
     assert not (tmp_path / "run/generator").exists()
+
+
+@pytest.mark.parametrize("label", [[], ["label={name: monte_carlo, options: {rollouts: 2}}"]])
+def test_solutions_without_any_answer_end_the_run_before_they_are_labelled(load_recipe, tmp_path, label):
+    (tmp_path / "hums.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from stepmark.types import Finish, Rollout\n"
+        "@dataclass(frozen=True)\n"
+        "class Hums:\n"
+        "    def sample(self, prompts, params):\n"
+        "        for p in prompts:\n"
+        "            assert not p.prefix, 'no rollout is paid for'\n"
+        "            for i in range(p.first, p.first + p.n):\n"
+        "                yield Rollout(p.id, i, 'Let me think.\\nHow hard.', Finish.STOP, 9)\n"
+    )
+    loaded = load_recipe(f"generator.backend={tmp_path / 'hums.py'}", *label)
+    for _ in range(2):  # going on gives the same
+        with pytest.raises(DataError) as e:
+            run(loaded, tmp_path / "run")
+        for part in (
+            "none of the 15 graded training solutions has an answer that the grader could read",
+            "(15 of these because: no answer found)",
+            "One text: 'Let me think.\\nHow hard.'",
+            "max_tokens",
+            "sample.few_shot=4",
+        ):
+            assert part in str(e.value)
+    assert not (tmp_path / "run/labels").exists()
+    assert not (tmp_path / "run/verifiers").exists()
