@@ -167,7 +167,7 @@ def test_rows_that_cannot_be_scored_are_named(tmp_path):
         (["rank", "nowhere"], 1, "config.json"),
         (["report", "nowhere"], 1, "config.json"),
         (["evaluate", "nowhere"], 1, "config.json"),
-        (["init", "--out", "x", "--shape", "heads=3"], 2, "multiple of heads"),
+        (["init", "--out", "x", "--shape", "heads=3", "--shape", "hidden=64"], 2, "multiple of heads"),
     ],
 )
 def test_errors_are_reported_without_a_traceback(tmp_path, monkeypatch, arguments, code, output):
