@@ -128,7 +128,9 @@ class Verifier(Protocol):
     questions together are faster."""
 
     def verify(self, question: str, solutions: Sequence[Solution]) -> list[Verification]:
-        """One verification per solution, in order."""
+        """One verification per solution, in order. All scores are numbers from 0 to 1, since votes are weighted by
+        them; others are refused, but for the rewards of a policy. A solution that can't be scored gets another outcome
+        than SCORED."""
         ...
 
 

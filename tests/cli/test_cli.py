@@ -167,7 +167,7 @@ def test_rows_that_cannot_be_scored_are_named(tmp_path):
         (["rank", "nowhere"], 1, "config.json"),
         (["report", "nowhere"], 1, "config.json"),
         (["evaluate", "nowhere"], 1, "config.json"),
-        (["init", "--out", "x", "--shape", "heads=3"], 2, "multiple of heads"),
+        (["init", "--out", "x", "--shape", "heads=3", "--shape", "hidden=64"], 2, "multiple of heads"),
     ],
 )
 def test_errors_are_reported_without_a_traceback(tmp_path, monkeypatch, arguments, code, output):
@@ -393,7 +393,20 @@ def test_variants_of_a_recipe_are_planned_beside_its_run(tmp_path, monkeypatch):
 def test_doctor_as_text_and_json():
     results = json.loads(ok("doctor", "--json").stdout)
     assert results["torch"]["ok"]
+    assert results["pyarrow"]["advice"] == "pip install 'stepmark[parquet]'"
     assert f"python        {results['python']['found']}" in ok("doctor").stdout
+
+
+def test_evaluate_shows_the_verifiers_in_the_order_of_the_recipe(tmp_path):
+    kind = str(STRANGERS / "verifier.py")
+    verifiers = {name: {"kind": kind} for name in ("zeta", "alpha", "mid")}
+    changes = [*shrunk(), f"verifiers={json.dumps(verifiers)}", "--out", tmp_path / "run"]
+    first = ok("run", DEMO, *changes).stdout
+    assert first.index("zeta") < first.index("alpha") < first.index("mid")
+    assert ok("evaluate", tmp_path / "run").stdout.strip() == first.partition("Report:")[0].strip()
+    ok("run", DEMO, *changes)  # the order is no setting of its own
+    verifiers = dict(reversed(verifiers.items()))
+    ok("run", DEMO, *shrunk(), f"verifiers={json.dumps(verifiers)}", "--out", tmp_path / "run")
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path):

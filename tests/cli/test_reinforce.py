@@ -73,3 +73,21 @@ def test_a_policy_learns_from_its_correct_attempts(generator, tmp_path):
     summary = json.loads(ok(*command, "--set", "epochs=1", "--out", tmp_path / "policy", "--json").stdout)
     assert summary["examples"] > 0
     assert (tmp_path / "policy/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("method", ["grpo", "rft"])
+def test_stop_texts_arrive_as_they_are_typed_and_end_attempts(generator, tmp_path, method):
+    """A line break, and texts that YAML would read as something else."""
+    stops = ["\n", "null", "[a, b]"]
+    command = ["reinforce", "--policy", generator, *TASK, *SHORT, "--problems", 8, "--method", method, "--samples", 4]
+    command += [x for stop in stops for x in ("--stop", stop)]
+    if method == "rft":
+        ok(*command, "--set", "epochs=1", "--out", tmp_path / "policy")
+        texts = [s.text for s in Records(tmp_path / "policy/drawn/solutions.jsonl", Solution)]
+        assert len(texts) == 32
+        assert not any("\n" in text for text in texts)
+        return
+    command += ["--reward", "gold", "--set", "updates=1", "--set", "prompts=2", "--held-out-problems", 4]
+    ok(*command, "--out", tmp_path / "policy")
+    stored = json.loads((tmp_path / "policy/training.json").read_text())
+    assert stored["settings"]["stop"] == stops

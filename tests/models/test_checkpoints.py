@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.models import checkpoints
 from stepmark.models.checkpoints import Shape
+from stepmark.run import recipe
 
 IDS = torch.arange(6, 26)[None]
 
@@ -59,15 +62,51 @@ def test_an_existing_model_is_not_overwritten(copy):
     assert (copy / "model.safetensors").read_bytes() == before
 
 
-def test_all_faults_of_a_shape_come_at_once(tmp_path):
-    shape = Shape(hidden=18, heads=4, kv_heads=3, layers=0, vocab=-1, intermediate=-5)
+def test_all_faults_of_a_shape_come_at_once():
     with pytest.raises(ConfigError) as e:
-        checkpoints.create(tmp_path / "m", ["a"], shape)
+        Shape(hidden=18, heads=4, kv_heads=3, layers=0, vocab=-1, intermediate=-5)
     message = "\n".join(e.value.faults)
     assert len(e.value.faults) == 5
     for word in ("layers", "vocab", "intermediate", "even multiple of heads", "multiple of kv_heads"):
         assert word in message
-    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hidden", "heads"),
+    [
+        ({}, 64, 4),
+        ({"hidden": 128}, 128, 4),
+        ({"hidden": 90}, 90, 3),  # 4 heads would not fit
+        ({"hidden": 14}, 14, 1),
+        ({"heads": 6}, 72, 6),
+        ({"kv_heads": 3}, 66, 3),
+        ({"kv_heads": 2, "hidden": 12}, 12, 2),
+        ({"hidden": 64, "heads": 8}, 64, 8),
+    ],
+)
+def test_a_size_that_is_not_set_fits_those_that_are(sizes, hidden, heads):
+    shape = Shape(**sizes)
+    assert (shape.hidden, shape.heads) == (hidden, heads)
+
+
+@given(hidden=st.integers(1, 300), heads=st.integers(0, 12), kv_heads=st.integers(1, 12))
+def test_a_size_is_refused_only_where_no_other_could_fit_it(hidden, heads, kv_heads):
+    """Of three sizes, those that are set are refused only if they don't fit by themselves."""
+    fits = [h for h in ([heads] if heads else range(1, 301)) if hidden % (2 * h) == 0 and h % kv_heads == 0]
+    try:
+        shape = Shape(hidden=hidden, heads=heads, kv_heads=kv_heads)
+    except ConfigError:
+        assert not fits or (not heads and min(fits) > 64)
+    else:
+        assert shape.heads in fits
+    Shape(heads=kv_heads * max(1, heads), kv_heads=kv_heads)
+    Shape(kv_heads=kv_heads)
+
+
+def test_a_recipes_shape_is_checked_before_the_run():
+    raw = {"name": "x", "task": "arithmetic", "generator": {"init": {"hidden": 30, "heads": 4}, "train": {}}}
+    with pytest.raises(ConfigError, match=r"generator.init: hidden \(30\) must be an even multiple of heads \(4\)"):
+        recipe.parse(raw | {"verifiers": {"linear": {"kind": "linear"}}}, "test")
 
 
 def test_every_accepted_shape_runs(tmp_path):

@@ -13,24 +13,23 @@ def made(best_of_n: dict, **parts: object) -> Metrics:
 
 def test_says_what_won():
     m = made({"self_consistency": {"64": 0.44}, "self_consistency+prm": {"64": 0.953}, "prm": {"64": 0.29}})
-    mine = "With 64 candidates, votes weighted by the verifier prm answer 95.3% of 200 problems"
-    assert headline(m) == f"{mine}; plain voting answers 44.0%."
+    assert headline(m) == "With 64 candidates, votes weighted by prm answer 95.3%, plain voting 44.0%."
 
 
 def test_says_that_it_lost():
     m = made({"self_consistency": {"16": 0.907}, "orm": {"16": 0.80}, "self_consistency+orm": {"16": 0.899}})
-    assert "no verifier beats plain voting: voting answers 90.7% of 200 problems" in headline(m)
-    assert "89.9%" in headline(m)
+    assert headline(m) == ("With 16 candidates, no verifier beats plain voting: 90.7%, votes weighted by orm 89.9%.")
 
 
 def test_says_that_nobody_knows():
     curves = {"self_consistency": {"16": 0.90}, "self_consistency+orm": {"16": 0.91}}
     stored = {"self_consistency - self_consistency+orm": {"16": {"mean": -0.01, "low": -0.03, "high": 0.005}}}
-    text = headline(made(curves, differences=stored))
-    assert "+1.0 points has a 95% interval from −0.5 to +3.0" in text
-    assert "too wide to tell" in text
+    m = made(curves, differences=stored)
+    assert headline(m).endswith("91.0%, plain voting 90.0%: within the noise.")
+    assert "+1.0 points, with a 95% interval from −0.5 to +3.0, too wide to tell" in findings(m)[0]
     clear = {"self_consistency+orm - self_consistency": {"16": {"mean": 0.01, "low": 0.002, "high": 0.02}}}
-    assert "too wide" not in headline(made(curves, differences=clear))
+    assert "noise" not in headline(made(curves, differences=clear))
+    assert not any("too wide" in s for s in findings(made(curves, differences=clear)))
 
 
 def test_compares_at_an_n_that_both_have():
@@ -40,7 +39,7 @@ def test_compares_at_an_n_that_both_have():
 
 
 def test_without_a_verifier():
-    assert "no verifier, one sample answers 30.0%; plain voting answers 40.0%" in headline(
+    assert "no verifier, one sample answers 30.0%, plain voting 40.0%" in headline(
         made({"pass@1": {"4": 0.3}, "self_consistency": {"4": 0.4}, "oracle": {"4": 0.8}})
     )
 

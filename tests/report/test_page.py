@@ -107,7 +107,7 @@ def test_loads_without_errors_or_requests(visit, report_data):
     assert not messages
     assert not asked
     assert "With 64 candidates" in page.locator("#headline").inner_text()
-    assert "300 problems" in page.locator("#headline").inner_text()
+    assert "Problems 300" in " ".join(page.locator(".facts").inner_text().split())
     row = page.locator("#accuracy tbody tr", has_text="self_consistency+prm_logprob").first
     assert "96.0" in row.inner_text()
     assert page.locator("#accuracy svg[role=img]:visible").count() == 1
@@ -133,6 +133,12 @@ def test_fits_the_screen_and_can_be_read(visit, report_data, width, scheme):
     colours = {cell.evaluate("e => getComputedStyle(e).backgroundColor") for cell in cells}
     assert len(colours) > 3  # scores are told apart by colour, and
     assert all(re.fullmatch(r"\d\.\d\d", cell.inner_text()) for cell in cells)  # by number
+
+
+def test_the_headline_is_one_line(visit, report_data):
+    page, _, _ = visit(report.render(report_data))
+    assert "self_consistency" not in page.locator("#headline").inner_text()
+    assert page.locator("#headline").bounding_box()["height"] < 2 * 20
 
 
 def test_labels_of_lines_do_not_overlap(visit, report_data):

@@ -76,6 +76,12 @@ def test_sources_are_reward_sources():
     assert all(isinstance(source, RewardSource) for source in sources)
 
 
+@pytest.mark.parametrize("credit", ["sum", "min", "difference", "outcome"])
+def test_a_score_that_is_no_number_is_a_lost_reward(solve, credit):
+    reward = one(Verified(Says(), credit=credit), solve("0.5\nnan\n0.75"))
+    assert (reward.total, reward.lost) == (0.0, "the verifier gave the score nan")
+
+
 def test_credits_by_hand(solve):
     solution = solve("0.5\n0.25\n0.75")
 

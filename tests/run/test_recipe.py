@@ -91,7 +91,29 @@ def test_settings_that_do_not_fit_together_are_reported(changes, message):
         ("sample.train.max_tokens=5", "'sample.max_tokens'"),
         ("max_tokens=5", "'sample.max_tokens'"),
         ("verifiers.prm.lr=1", "'verifiers.prm.train.lr'"),
-        ("lr=1", "'generator.train.lr' or 'completer.train.lr' or 'judge.train.lr'"),
+        ("lr=1", "'generator.train.lr' or 'verifiers.orm.train.lr' or 'verifiers.prm.train.lr'"),
+        ("learning_rate=1", "'generator.train.lr' or 'verifiers.orm.train.lr' or 'verifiers.prm.train.lr'"),
+        ("verifiers.prm.epochs=1", "'verifiers.prm.train.epochs'"),
+        ("verifiers.prm.train.batch_size=8", "'batch_tokens'"),
+        ("generator.batch=8", "'generator.backend.options.batch' or 'generator.train.batch_tokens'"),
+        ("temperature=0.7", "'sample.temperature'"),
+        ("generator.temperature=0.7", "'sample.temperature'"),
+        ("sample.seed=1", "'seed'"),
+        ("task.seed=1", "'task.options.seed'"),
+        ("label.workers=1", "'workers'"),
+        ("model=x", "'generator.path'"),
+        ("generator.model=x", "'path'"),
+        ("verifiers.prm.model=x", "'verifiers.prm.base.path'"),
+        ("verifiers.prm.path=x", "'verifiers.prm.base.path'"),
+        ("generator.dtype=bfloat16", "'generator.backend.options.dtype'"),
+        ("chat_template=true", "'generator.backend.options.chat_template'"),
+        ("n=3", "'evaluate.n' or 'sample.train.n' or 'sample.test.n'"),
+        ("sample.n=3", "'sample.train.n' or 'sample.test.n' or 'sample.out_of_distribution.n'"),
+        ("rollouts=3", "'label.options.rollouts'"),
+        ("generator.few_shot=4", "'sample.few_shot'"),
+        ("evaluate.aggregate=min", "'aggregates'"),
+        ("verifier={}", "'verifiers'"),
+        ("dataset=x", "'task'"),
         ("evaluate.stop=[x]", "'sample.stop'"),
         ("label.rollouts=4", "'label.options.rollouts'"),
         ("verifiers.prm.tag=x", "'verifiers.prm.options.tag'"),
@@ -100,6 +122,33 @@ def test_settings_that_do_not_fit_together_are_reported(changes, message):
 )
 def test_a_key_in_the_wrong_place_is_told_the_right_one(change, suggestion):
     assert f"Did you mean {suggestion}?" in "\n".join(faults(change))
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.sampled_from(["prm", "local", "jsonl", "a b", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["name", "kind", "options", "train", "path", "n", "backend"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(["generator", "label", "verifiers", "sample", "task", "evaluate", "reinforce"]), junk, junk)
+def test_whatever_else_is_wrong_a_key_in_the_wrong_place_is_reported(section, value, other):
+    raw = {"name": "x", "task": "arithmetic", "generator": {"path": "m"}, "verifiers": {"prm": other}} | {
+        section: value
+    }
+    for key in ("lr", "dtype", "n", "model", "batch"):
+        with pytest.raises(ConfigError) as e:
+            recipe.parse(raw | {key: 1}, "test")
+        assert any(f"there is no setting {key!r}" in fault for fault in e.value.faults)
+
+
+def test_an_option_of_the_command_is_told_so():
+    assert "It is an option of the command: --out." in "\n".join(faults("output_dir=x"))
 
 
 SMALL = {"task": "arithmetic", "generator": {"path": "model"}, "verifiers": {}}

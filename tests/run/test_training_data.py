@@ -7,7 +7,7 @@ import pytest
 
 from stepmark.data.ledger import Budget
 from stepmark.data.store import Records, RunDir
-from stepmark.errors import BudgetReached, ConfigError
+from stepmark.errors import BudgetReached, ConfigError, DataError
 from stepmark.models import checkpoints
 from stepmark.run import recipe
 from stepmark.run.context import RunContext
@@ -201,3 +201,55 @@ def test_a_new_tokenizer_learns_the_words_of_verifications_where_there_are_any(l
     texts = [f"{p.question}\n{p.demonstration}" for p in task.load("train").problems]
     checkpoints.create(tmp_path / "alone", texts, load_recipe(new).generator.init)
     assert neither == set(checkpoints.load_tokenizer(tmp_path / "alone").get_vocab())
+
+
+@pytest.mark.parametrize(
+    "ids,message",
+    [
+        ("[]", r"generator: the split 'train' of the task .* has no usable problem"),
+        ("['a', 'b', 'a']", r"generator: the split 'train' of the task .* two problems with the id 'a': 'q0' and 'q2'"),
+    ],
+)
+def test_a_generator_is_not_trained_on_no_problems_or_on_two_with_one_id(load_recipe, tiny, tmp_path, ids, message):
+    (tmp_path / "few.py").write_text(
+        "from stepmark.types import Problem, ProblemSet\n"
+        "class Few:\n"
+        "    grader, steps = 'numeric', 'line'\n"
+        "    def load(self, split, limit=None):\n"
+        f"        rows = enumerate({ids})\n"
+        "        return ProblemSet(tuple(Problem(id, f'q{i}', '1', 't', 'x', 'The answer is 1.') for i, id in rows))\n"
+    )
+    training = f"generator={{path: {tiny}, train: {{epochs: 1}}}}"
+    loaded = load_recipe(f"task={tmp_path / 'few.py'}", training)
+    with RunDir(tmp_path / "run").open(loaded.resolved()) as directory, pytest.raises(DataError, match=message):
+        run_stage(RunContext(loaded, directory), TrainModel("generator"))
+    assert not (tmp_path / "run/generator").exists()
+
+
+@pytest.mark.parametrize("label", [[], ["label={name: monte_carlo, options: {rollouts: 2}}"]])
+def test_solutions_without_any_answer_end_the_run_before_they_are_labelled(load_recipe, tmp_path, label):
+    (tmp_path / "hums.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from stepmark.types import Finish, Rollout\n"
+        "@dataclass(frozen=True)\n"
+        "class Hums:\n"
+        "    def sample(self, prompts, params):\n"
+        "        for p in prompts:\n"
+        "            assert not p.prefix, 'no rollout is paid for'\n"
+        "            for i in range(p.first, p.first + p.n):\n"
+        "                yield Rollout(p.id, i, 'Let me think.\\nHow hard.', Finish.STOP, 9)\n"
+    )
+    loaded = load_recipe(f"generator.backend={tmp_path / 'hums.py'}", *label)
+    for _ in range(2):  # going on gives the same
+        with pytest.raises(DataError) as e:
+            run(loaded, tmp_path / "run")
+        for part in (
+            "none of the 15 graded training solutions has an answer that the grader could read",
+            "(15 of these because: no answer found)",
+            "One text: 'Let me think.\\nHow hard.'",
+            "max_tokens",
+            "sample.few_shot=4",
+        ):
+            assert part in str(e.value)
+    assert not (tmp_path / "run/labels").exists()
+    assert not (tmp_path / "run/verifiers").exists()

@@ -252,6 +252,7 @@ def test_nothing_to_learn_from_says_what_became_of_solutions_and_rollouts(tiny, 
         "One text: 'I do not know 1.\\nNor why.'",
         "max_tokens",
         "stop",
+        "A base model needs examples: sample.few_shot=4 (--few-shot 4)",
     ):
         assert part in str(e.value)
 

@@ -331,6 +331,24 @@ def test_random_names_come_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "limits"),  # steps_min, steps_max, max_value, start_max
+    [
+        ({}, (3, 5, 60, 20)),
+        ({"steps_max": 2}, (2, 2, 60, 20)),
+        ({"steps_min": 7}, (7, 7, 60, 20)),
+        ({"steps_min": 2, "steps_max": 8}, (2, 8, 60, 20)),
+        ({"max_value": 15}, (3, 5, 15, 15)),
+        ({"start_max": 99}, (3, 5, 99, 99)),
+        ({"start_max": 30, "max_value": 40}, (3, 5, 40, 30)),
+    ],
+)
+def test_a_limit_that_is_not_set_fits_those_that_are(options: dict[str, Any], limits: tuple[int, ...]) -> None:
+    task = Arithmetic(**options)
+    assert (task.steps_min, task.steps_max, task.max_value, task.start_max) == limits
+    assert task.load("train", 3).problems
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps_min": 1}, "need 2 <= steps_min <= steps_max <= 8"),
@@ -341,7 +359,7 @@ def test_random_names_come_in_any_order() -> None:
         ({"misread": ["more"]}, "allowed are 'fewer', 'times'"),
         ({"misread": "more 3"}, "allowed are 'fewer', 'times'"),
         ({"names": "any"}, "allowed are 'ordered' and 'random'"),
-        ({"start_max": 99}, "start_max <= max_value"),
+        ({"start_max": 99, "max_value": 60}, "start_max <= max_value"),
         ({"times_max": 1}, "times_max >= 2"),
         ({"weight_more": 0, "weight_fewer": 0, "weight_times": 0}, "one must be positive"),
         ({"train_size": 0}, "train_size"),

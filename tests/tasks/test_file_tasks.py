@@ -146,6 +146,9 @@ def test_jsonl_from_two_files_or_a_directory(tmp_path: Path) -> None:
 
 def test_jsonl_says_what_it_can_not_do(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", *ROWS[:5])
+    Jsonl(path, test_path=path, dev_share=0.9)  # with a file for the test, the default of test_share is not used
+    with pytest.raises(ConfigError, match=r"dev_share=0\.9"):
+        Jsonl(path, dev_share=0.9)
     with pytest.raises(ConfigError, match="test_share is 0"):
         Jsonl(path, test_share=0.0).load("test")
     with pytest.raises(ConfigError, match="dev_share"):

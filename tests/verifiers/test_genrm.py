@@ -331,7 +331,13 @@ def test_all_invalid_settings_are_reported_together():
         GenerativeVerifier("x", mode="both", votes=0, temperature=-1.0, generation=-0.5)
     assert len(caught.value.faults) == 4
     with pytest.raises(ConfigError, match="votes=1"):
-        GenerativeVerifier("x", mode="cot", temperature=0.0)
+        GenerativeVerifier("x", mode="cot", temperature=0.0, votes=32)
+
+
+def test_the_number_of_votes_fits_the_temperature_unless_it_is_set():
+    assert GenerativeVerifier("x", mode="cot").votes == 32
+    assert GenerativeVerifier("x", mode="cot", temperature=0.0).votes == 1
+    assert GenerativeVerifier("x", mode="cot", votes=4).votes == 4
 
 
 def test_its_card_keeps_the_settings_of_training_only(taught):

@@ -228,3 +228,10 @@ def test_a_recipe_without_a_model_for_its_judge_is_refused_before_anything_start
 
 def test_it_loads_by_name():
     assert stepmark.load_verifier("judge", path="somewhere", votes=2).votes == 2
+
+
+def test_the_number_of_votes_fits_the_temperature_unless_it_is_set():
+    assert registry.load("verifier", "judge", path="x").votes == 32
+    assert registry.load("verifier", "judge", path="x", temperature=0.0).votes == 1
+    with pytest.raises(ConfigError, match="votes=1"):
+        registry.load("verifier", "judge", path="x", temperature=0.0, votes=32)

@@ -183,6 +183,8 @@ def test_an_untrained_token_head_is_not_scored_with(tiny, solve):
 def test_a_one_logit_head_has_no_text_to_learn(tiny):
     with pytest.raises(ConfigError, match="language_weight needs head=tag"):
         OutcomeVerifier(tiny, head="token", language_weight=0.1)
+    assert OutcomeVerifier(tiny, language_weight=0.1).head == "tag"  # the head that it needs, where none is named
+    assert OutcomeVerifier(tiny).head == "token"
 
 
 def test_a_verifier_can_be_moved(trained, tmp_path, solve):

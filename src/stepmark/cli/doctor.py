@@ -43,6 +43,7 @@ def checks() -> Iterator[Check]:
         ("safetensors", "train", "checkpoints"),
         ("tensorboard", "train", "training curves outside the report"),
         ("sympy", "math", "the grader `symbolic`"),
+        ("pyarrow", "parquet", "Parquet files of questions"),
     ):
         installed = version(package)
         yield Check(

@@ -15,6 +15,7 @@ from stepmark.errors import ConfigError
 
 if TYPE_CHECKING:
     from stepmark.protocols import Grader, Task
+    from stepmark.text.few_shot import FewShot
     from stepmark.types import Problem, Quarantined, SamplingParams
 
 TaskName = Annotated[str, typer.Option("--task", help="Name of a task, or the path of your own file: ./mine.py")]
@@ -39,6 +40,14 @@ GraderName = Annotated[
     typer.Option("--grader", help="Name of a grader, or the path of your own file; by default the task's own grader."),
 ]
 Prompt = Annotated[str, typer.Option(help="Prompt of the model; {question} stands for the question.")]
+FewShots = Annotated[
+    int,
+    typer.Option(
+        "--few-shot",
+        min=0,
+        help="Worked examples of the task before each question, for a base model; they are left out of the problems.",
+    ),
+]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Largest number of new tokens in each text.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 means greedy decoding.")]
 TopP = Annotated[
@@ -126,6 +135,14 @@ def grader(name: str | None, task: Task) -> Grader:
     return load_grader(name or task.grader)
 
 
+def prompted(template: str, few_shots: int, task: Task, grader_name: str | None = None) -> FewShot:
+    """What renders the questions, with worked examples of the task."""
+    from stepmark.text import few_shot
+    from stepmark.text.prompts import Template
+
+    return few_shot.few_shot(Template(template), few_shots, task, grader(grader_name, task))
+
+
 def rollouts(out: Path) -> Path:
     """The directory of the rollouts of a command that writes `out`."""
     return out.with_name(f"{out.stem}.rollouts")
@@ -159,9 +176,10 @@ def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> Abstr
 
 def there(path: Path, kind: type[Any]) -> list[Any]:
     """The records of a file. Raises DataError if it does not exist."""
+    from stepmark.data.paths import nowhere
     from stepmark.data.store import Records
     from stepmark.errors import DataError
 
     if not path.is_file():
-        raise DataError(f"no file {path} (working directory: {Path.cwd()}).")
+        raise DataError(f"no file {path} {nowhere(path)}")
     return list(Records(path, kind))

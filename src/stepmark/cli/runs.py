@@ -94,7 +94,7 @@ def plan(
 
     from stepmark.data.ledger import parse_budget
     from stepmark.data.store import RunDir
-    from stepmark.run import cost_estimate, inputs, renames
+    from stepmark.run import cost_estimate, execute, inputs, missing, renames
     from stepmark.run.context import RunContext
     from stepmark.run.pipeline import stages
     from stepmark.run.recipe import first_seed
@@ -109,6 +109,7 @@ def plan(
             err=True,
         )
         place = own
+    missing.need(of_seed, place, lambda: execute.todo(of_seed, place))
     with RunDir(place).open(of_seed.resolved(), renames.upgraded) as directory, Show(json) as show:
         context = RunContext(of_seed, directory, show, limits)
         inputs.write(context, inputs.check(context, stages(of_seed)))
@@ -286,7 +287,7 @@ def _optimal(run: Path, tokens: Sequence[float], json: bool) -> None:
 
 
 def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, start: str, json: bool) -> None:
-    from stepmark.run import dry_run
+    from stepmark.run import dry_run, missing
     from stepmark.run.execute import Selection
     from stepmark.run.recipe import first_seed
 
@@ -295,9 +296,10 @@ def _dry_run(path: Path, changes: Sequence[str], out: Path | None, only: str, st
     planned = dry_run.plan(recipe, place, Selection(only, start))
     if json:
         print_json({"run": str(place), "stages": planned})
-        return
-    print(f"{whole.name} in {place}" + (f", the same for each of the seeds {list(whole.seeds)}" if whole.seeds else ""))
-    print(dry_run.table(planned))
+    else:
+        seeds = f", the same for each of the seeds {list(whole.seeds)}" if whole.seeds else ""
+        print(f"{whole.name} in {place}{seeds}\n{dry_run.table(planned)}")
+    missing.need(recipe, place, lambda: [stage.stage for stage in planned if stage.runs])
 
 
 def _run(

@@ -63,6 +63,7 @@ def sample(
     backend: p.BackendName = "local",
     backend_option: p.BackendOptions = None,
     prompt: p.Prompt = "{question}\n",
+    few_shot: p.FewShots = 0,
     max_tokens: p.MaxTokens = 256,
     temperature: p.Temperature = 1.0,
     top_p: p.TopP = 1.0,
@@ -84,32 +85,33 @@ def sample(
     from stepmark.data.outcome_counts import parse_limits
     from stepmark.plugins.loading import load_executor
     from stepmark.stages.sample import sample as stage
-    from stepmark.text.prompts import Template
     from stepmark.types import SamplingParams, Solution
 
     spending, limits = parse_budget(budget or []), parse_limits(limit or [])
-    loaded, bad, plugin = p.load(task, task_option, split, problems)
+    loaded, bad, plugin = p.load(task, task_option, split, problems and problems + few_shot)
+    context = p.prompted(prompt, few_shot, plugin)
+    loaded = context.left(loaded, problems)
     generator = p.backend(backend, backend_option, model)
     need_price(spending, [generator])
     ledger = Ledger.of(p.rollouts(out) / "solutions.jsonl", generator)
     # A ledger of an earlier sitting is used too: it may hold paid rollouts that are not among the solutions yet.
     paid = spending is not None or getattr(generator, "remote", False) or ledger.path.exists()
-    params = SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed)
+    params = SamplingParams(max_tokens, temperature, top_p, (*(stop or ()), *context.stop), seed)
     about = {
         "command": "sample",
         **settings.of_task(task, plugin, split, loaded, answers=False),
         "steps": plugin.steps,
         "generator": settings.of_backend(backend, generator),
-        **settings.of_sampling(prompt, params),
+        **settings.of_sampling(context.text, params),
     }
-    rollouts = p.kept(out, prompt, params, generator=generator if paid else None)
+    rollouts = p.kept(out, context.text, params, generator=generator if paid else None)
     with rollouts, Show(json, local=backend == "local") as show, settings.output(out, Solution, about) as records:
         done = stage(
             loaded,
             generator,
             records,
             n=n,
-            context=Template(prompt),
+            context=context,
             params=params,
             steps=plugin.steps,
             ledger=ledger if paid else None,
@@ -188,6 +190,7 @@ def label(
     backend_option: p.BackendOptions = None,
     grader: p.GraderName = None,
     prompt: p.Prompt = "{question}\n",
+    few_shot: p.FewShots = 0,
     max_tokens: p.MaxTokens = 256,
     temperature: p.Temperature = 1.0,
     top_p: p.TopP = 1.0,
@@ -222,7 +225,6 @@ def label(
     from stepmark.stages.label import distinct as first_of_each
     from stepmark.stages.label import label as stage
     from stepmark.stages.label import ledgers
-    from stepmark.text.prompts import Template
     from stepmark.types import LabelledSolution, SamplingParams, Solution
 
     spending, limits = parse_budget(budget or []), parse_limits(limit or [])
@@ -231,13 +233,14 @@ def label(
     stored_solutions = p.there(solutions, Solution)
     about_task = settings.of_task(task, plugin, split, loaded)
     settings.same_questions(solutions, about_task)
-    pairs = work_units.pair(loaded, stored_solutions)
+    context = p.prompted(prompt, few_shot, plugin, grader)
+    pairs = [x for x in work_units.pair(loaded, stored_solutions) if not context.shows(x[0])]
     has_completer = model is not None or backend != "local" or bool(backend_option)
     has_judge = judge is not None or judge_backend is not None or bool(judge_option)
     tools = Tools(
         p.grader(grader, plugin),
-        Template(prompt),
-        SamplingParams(max_tokens, temperature, top_p, tuple(stop or ()), seed),
+        context,
+        SamplingParams(max_tokens, temperature, top_p, (*(stop or ()), *context.stop), seed),
         p.backend(backend, backend_option, model) if has_completer else None,
         p.backend(judge_backend or "local", judge_option, judge) if has_judge else None,
         plugin.steps,
@@ -251,10 +254,10 @@ def label(
         "completer": settings.of_backend(backend, tools.completer),
         "judge": settings.of_backend(judge_backend or "local", tools.judge),
         "grader": settings.of_plugin("grader", grader or plugin.grader, tools.grader),
-        **settings.of_sampling(prompt, tools.params),
+        **settings.of_sampling(context.text, tools.params),
         **settings.of_input("solutions", solutions),
     }
-    rollouts = p.kept(out, prompt, tools.params, completer=tools.completer, judge=tools.judge)
+    rollouts = p.kept(out, context.text, tools.params, completer=tools.completer, judge=tools.judge)
     with (
         rollouts,
         Show(json, local=backend == "local") as show,

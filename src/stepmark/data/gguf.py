@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from stepmark.data.paths import nowhere
 from stepmark.errors import CheckpointError
 from stepmark.types import Place
 
@@ -26,7 +27,7 @@ def file_of(path: Place) -> Path:
     if not text.startswith(SCHEME):
         file = Path(path)
         if not file.is_file():
-            raise CheckpointError(f"no file {file} (working directory: {Path.cwd()}).")
+            raise CheckpointError(f"no file {file} {nowhere(file)}")
         return file
     package, _, name = text.removeprefix(SCHEME).partition("/")
     try:

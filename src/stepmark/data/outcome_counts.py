@@ -21,8 +21,19 @@ Record = TypeVar("Record")
 ADVICE = {
     "failed": "see the reasons in the ledger, and whether the server is up",
     "truncated": "allow more tokens (max_tokens), or check whether the model ends its texts at all",
-    "ungradable": "look at some of the texts: the prompt may not ask for an answer that the grader can find",
+    "ungradable": "look at some of the texts: the prompt may not ask for an answer that the grader can find; "
+    "a base model needs worked examples (few_shot)",
 }
+
+
+# What to do where no text of a model has an answer
+ANSWERS = (
+    "Set the prompt so that the model ends with an answer that the grader finds, such as 'The answer is 7.'; "
+    "max_tokens so that its texts end; stop so that nothing comes after the answer; where the reason is about the "
+    "reference, another grader. A base model needs examples: sample.few_shot=4 (--few-shot 4) puts worked ones of the "
+    "task before each question."
+)
+QUOTED = r"'[^']*'|\"[^\"]*\"|\d+"  # details in the reason of a grade: parts of texts, and numbers
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from stepmark.data.decode import (
     is_saved_whole,
 )
 from stepmark.data.outcome_counts import most_frequent
+from stepmark.data.paths import nowhere
 from stepmark.errors import DataError
 from stepmark.types import Place, Problem, ProblemSet, Quarantined
 
@@ -85,11 +86,24 @@ def read(
         path = _in_directory(path, split)
     if path.is_file():
         return _check(str(path), decode_file(path, max_line), fields, id_field)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(source)) and not str(source).endswith(SUFFIXES):
+    if _is_hub_id(source):
         return _check(str(source), decode_hub(str(source), config, split), fields, id_field)
-    raise DataError(
-        f"no file or directory {str(source)!r} (working directory: {Path.cwd()}). Give the path of a JSONL file."
-    )
+    raise _nowhere(source)
+
+
+def need(source: Place) -> None:
+    """Raises DataError for a source that `read` would not find. Asks no hub."""
+    if not Path(source).exists() and not _is_hub_id(source):
+        raise _nowhere(source)
+
+
+def _is_hub_id(source: Place) -> bool:
+    named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(source))
+    return named is not None and not str(source).endswith(SUFFIXES)
+
+
+def _nowhere(source: Place) -> DataError:
+    return DataError(f"no file or directory {str(source)!r} {nowhere(source)} Give the path of a JSONL file.")
 
 
 def is_whole(source: Place) -> bool:

@@ -205,12 +205,12 @@ class RunDir:
 
         Raises ConfigChanged with the diff if they differ, StageError while another process has the directory open, and
         ConfigError for a value that JSON can't hold."""
-        plain = self._plain(config)
+        plain = self._plain(config, sort_keys=False)
         if self._lock is None:
             self._lock = self._take_lock()
         try:
             if not self.compare(config, upgrade):
-                write_text(self.path / "config.json", plain)
+                write_text(self.path / "config.json", plain)  # in the order of `config`, which tables have too
         except BaseException:
             self.close()
             raise
@@ -229,9 +229,9 @@ class RunDir:
             raise ConfigChanged(str(self.path), "\n".join(lines))
         return True
 
-    def _plain(self, config: Mapping[str, Any]) -> str:
+    def _plain(self, config: Mapping[str, Any], sort_keys: bool = True) -> str:
         try:
-            return _dumps(config, sort_keys=True)
+            return _dumps(config, sort_keys)
         except (TypeError, ValueError) as e:
             raise ConfigError(f"the configuration of {self.path} can't be stored: {e}. Use plain values.") from e
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stepmark.data import fingerprint
 from stepmark.data.fingerprint import sha256
 from stepmark.data.gguf import file_of, is_gguf
+from stepmark.data.paths import nowhere
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.models import gguf
 from stepmark.models.saving import quietly
@@ -34,16 +35,17 @@ if TYPE_CHECKING:
 
 # Reserved in every vocabulary that we make: the tag where a verifier reads a score, and the two words of the score.
 STEP, GOOD, BAD = "<step>", "<good>", "<bad>"
+HIDDEN, HEADS = 64, 4  # of a Llama made from scratch, unless its other sizes need another number
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The size of a Llama made from scratch."""
+    """The size of a Llama made from scratch. Raises ConfigError for sizes that don't fit one another, all at once."""
 
-    hidden: int = 64  # width of the residual stream
+    hidden: int = 0  # width of the residual stream; 0 takes 64, or the next that fits `heads`
     layers: int = 2  # transformer blocks
-    heads: int = 4  # attention heads in each block
+    heads: int = 0  # attention heads in each block; 0 takes 4, or the nearest number that fits `hidden` and `kv_heads`
     kv_heads: int = 1  # fewer than `heads` makes the cache smaller, and so sampling faster
     intermediate: int = 0  # width of the feed-forward block; 0 means about 8/3 of `hidden`
     vocab: int = 2048  # largest vocabulary; a small corpus gives a smaller one
@@ -51,28 +53,43 @@ class Shape:
     digits: bool = False  # True splits numbers into digits, which real text needs; False does not
     words: bool = False  # True makes each frequent word one token, and encodes all other words byte by byte
 
+    def __post_init__(self) -> None:
+        hidden, heads = self.hidden, self.heads
+        if heads == 0:
+            fitting = [n for n in range(1, 65) if _fit(hidden or n * HIDDEN, n, self.kv_heads)]
+            heads = min(fitting, key=lambda n: abs(n - HEADS), default=HEADS)
+        if hidden == 0:
+            hidden = -(-HIDDEN // (2 * heads)) * 2 * heads if heads > 0 else HIDDEN
+        object.__setattr__(self, "hidden", hidden)
+        object.__setattr__(self, "heads", heads)
+        faults = [
+            f"{k} must be at least 1, got {v}."
+            for k, v in asdict(self).items()
+            if k not in ("intermediate", "digits", "words") and v < 1
+        ]
+        if self.intermediate < 0:
+            faults.append(f"intermediate must be at least 0, got {self.intermediate}.")
+        if heads > 0 and not _fit(hidden, heads, 1):
+            faults.append(f"hidden ({hidden}) must be an even multiple of heads ({heads}).")
+        if heads > 0 and self.kv_heads > 0 and heads % self.kv_heads:
+            faults.append(f"heads ({heads}) must be a multiple of kv_heads ({self.kv_heads}).")
+        if faults:
+            raise ConfigError(faults)
+
+
+def _fit(hidden: int, heads: int, kv_heads: int) -> bool:
+    """Whether rotary embeddings, which rotate pairs, divide among the heads, and these among the kv_heads."""
+    return hidden % (2 * heads) == 0 and (kv_heads < 1 or heads % kv_heads == 0)
+
 
 def create(path: Place, texts: Iterable[str], shape: Shape | None = None, seed: int = 0) -> Path:
     """Creates a checkpoint directory at `path`: tokenizer trained on `texts`, random weights from `seed`.
 
-    Raises ConfigError for an invalid shape, CheckpointError when `path` already holds a model."""
+    Raises CheckpointError when `path` already holds a model."""
     shape = shape or Shape()
     path = Path(path)
     if (path / "config.json").exists():
         raise CheckpointError(f"{path} already holds a model. Choose another directory, or delete this one.")
-    faults = [
-        f"{k} must be at least 1, got {v}."
-        for k, v in asdict(shape).items()
-        if k not in ("intermediate", "digits", "words") and v < 1
-    ]
-    if shape.intermediate < 0:
-        faults.append(f"intermediate must be at least 0, got {shape.intermediate}.")
-    if shape.heads > 0 and shape.hidden % (2 * shape.heads):  # rotary embeddings rotate pairs
-        faults.append(f"hidden ({shape.hidden}) must be an even multiple of heads ({shape.heads}).")
-    if shape.kv_heads > 0 and shape.heads % shape.kv_heads:
-        faults.append(f"heads ({shape.heads}) must be a multiple of kv_heads ({shape.kv_heads}).")
-    if faults:
-        raise ConfigError(faults)
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -140,10 +157,10 @@ def check(path: Place) -> None:
     if is_gguf(path):
         file_of(path)
         return
-    path = Path(path)
+    given, path = str(path), Path(path)  # a Path of "./a/b" no longer says that it is no hub id
     if not path.exists():
-        if str(path).startswith((".", "/")) or str(path).count("/") != 1:
-            raise CheckpointError(f"no checkpoint directory {path} (working directory: {Path.cwd()}).")
+        if given.startswith((".", "/")) or given.count("/") != 1:
+            raise CheckpointError(f"no checkpoint directory {path} {nowhere(path)}")
         return  # "owner/name": a hub id, for transformers to find
     if not (path / "config.json").is_file():
         raise CheckpointError(

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from stepmark.data.paths import nowhere
 from stepmark.errors import ConfigError, UnknownName
 
 # role -> (the folder of its files, methods: a class with any of these is the plug-in)
@@ -151,7 +152,7 @@ def load_user_files(paths: tuple[str, ...]) -> None:
 
 def _from_path(role: str, path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"no file {path} to load a {role} from (working directory: {Path.cwd()}). Check the path.")
+        raise ConfigError(f"no file {path} to load a {role} from {nowhere(path)} Check the path.")
     # The name must be the same in every process, so that objects of the file's class can be pickled.
     name = f"{USER}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:

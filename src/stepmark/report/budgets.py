@@ -67,7 +67,7 @@ def tokens(m: Metrics) -> Html:
     lines.append(
         Line("best of all", tuple((p.tokens, Estimate(p.accuracy.mean)) for p in front), GREY, "dotted", False)
     )
-    chart = charts.chart(lines, title="Accuracy by tokens", x_label="tokens for a problem")
+    chart = charts.chart(lines, title="Accuracy by tokens", x_label="tokens for a problem", scale="log")
     note = (
         "Every line is the best that its way of choosing reaches with that many tokens or fewer, alone or weighting "
         "votes, over all N and K. Tokens: generated for the candidates, read and written to verify them."

@@ -11,11 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stepmark.report import axes
+from stepmark.report.axes import Scale
 from stepmark.report.markup import Html, h, join
 from stepmark.report.reading import Estimate
 
 WIDE, NARROW, SMALL = 760, 360, 250  # widths in pixels of the drawings
-CHAR = 6.3  # mean width of a character at the charts' font size, in pixels
+CHAR = 6.9  # mean width of a character at the charts' font size in a wide font, in pixels
+DIGIT = 7.6  # width of a digit at the axes' font size in a wide font, in pixels
+LABEL_GAP = 15  # least distance of the labels at the lines, in pixels
 BANDED = 12  # with more lines than this, interval bands are left out because they cover one another
 GREY, INK = "grey", "ink"  # colours in addition to the palette's "0".."6"
 
@@ -31,13 +35,13 @@ class Line:
     markers: bool = True  # whether each point has a dot with its numbers
 
 
-def chart(lines: Sequence[Line], *, title: str, x_label: str, log2_x: bool = True, share: bool = True) -> Html:
+def chart(lines: Sequence[Line], *, title: str, x_label: str, scale: Scale = "log_values", share: bool = True) -> Html:
     """A line chart with labels at the lines, and the same chart with a legend for narrow screens."""
     lines = _drawable(lines)
     if not lines:
         return Html("")
-    wide = _svg(lines, WIDE, 420, title, x_label, log2_x, share, direct=True)
-    narrow = _svg(lines, NARROW, 300, title, x_label, log2_x, share, direct=False)
+    wide = _svg(lines, WIDE, 420, title, x_label, scale, share, direct=True)
+    narrow = _svg(lines, NARROW, 300, title, x_label, scale, share, direct=False)
     return join([h("div", wide, class_="wide"), h("div", narrow, legend(lines), class_="narrow")])
 
 
@@ -46,7 +50,7 @@ def small(
     *,
     title: str,
     x_label: str,
-    log2_x: bool = False,
+    scale: Scale = "linear",
     share: bool = False,
     keyed: bool = True,
 ) -> Html:
@@ -55,7 +59,7 @@ def small(
     lines = _drawable(lines)
     if not lines:
         return Html("")
-    drawing = _svg(lines, SMALL, 170, title, x_label, log2_x, share, direct=False)
+    drawing = _svg(lines, SMALL, 170, title, x_label, scale, share, direct=False)
     key = legend(lines) if keyed and len(lines) > 1 else None
     return h("figure", h("figcaption", title), drawing, key, class_="small")
 
@@ -93,46 +97,43 @@ def _drawable(lines: Sequence[Line]) -> list[Line]:
 
 
 def _svg(
-    lines: Sequence[Line], width: int, height: int, title: str, x_label: str, log2_x: bool, share: bool, *, direct: bool
+    lines: Sequence[Line], width: int, height: int, title: str, x_label: str, scale: Scale, share: bool, *, direct: bool
 ) -> Html:
-    left, top, bottom = (46, 12, 40) if height > 200 else (42, 8, 34)
+    top, bottom = (12, 40) if height > 200 else (8, 34)
     longest = max(len(line.label) for line in lines)
     right = min(round(longest * CHAR) + 26, width // 3) if direct else 14
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, e in line.points for y in (e.mean, *(e.interval or ()))]
-    ticks = _ticks(min(ys), max(ys), 6 if height > 200 else 4, cap=1.0 if share else None)
-    x_ticks = _log_ticks(xs) if log2_x else [t for t in _ticks(min(xs), max(xs), 6) if min(xs) <= t <= max(xs)]
-
-    def axis_value(x: float) -> float:
-        return math.log2(x) if log2_x and x > 0 else x
-
-    x0, x1 = axis_value(min(xs)), axis_value(max(xs))
+    ticks = axes.ticks(min(ys), max(ys), 6 if height > 200 else 4, cap=1.0 if share else None)
+    y_labels = [f"{100 * t:.4g}%" if share else axes.short(t) for t in ticks]
+    left = round(max(map(len, y_labels)) * DIGIT) + 12
+    x_ticks = axes.labelled(xs, scale)
+    shown = [axes.position(x, scale) for x in (*xs, *x_ticks)]
+    x0, x1 = min(shown), max(shown)
 
     def px(x: float) -> float:
-        fraction = (axis_value(x) - x0) / (x1 - x0) if x1 > x0 else 0.5
+        fraction = (axes.position(x, scale) - x0) / (x1 - x0) if x1 > x0 else 0.5
         return left + 8 + fraction * (width - left - right - 16)
 
     def py(y: float) -> float:
         return top + (ticks[-1] - y) / (ticks[-1] - ticks[0]) * (height - top - bottom)
 
-    def label_of(y: float) -> str:
-        return f"{100 * y:.4g}%" if share else f"{y:.3g}"
-
     grid = [
         join(
             [
                 h("line", x1=left, x2=width - right, y1=f"{py(t):.1f}", y2=f"{py(t):.1f}", class_="grid"),
-                h("text", label_of(t), x=left - 7, y=f"{py(t) + 4:.1f}", class_="tick end"),
+                h("text", label, x=left - 7, y=f"{py(t) + 4:.1f}", class_="tick end"),
             ]
         )
-        for t in ticks
+        for t, label in zip(ticks, y_labels, strict=True)
     ]
-    min_gap = 34 if width > NARROW else 26  # least distance of tick labels, in pixels
-    last_x = -math.inf
+    free_from = -math.inf  # labels of the x axis never touch
     for t in x_ticks:
-        if px(t) - last_x >= min_gap:
-            grid.append(h("text", f"{t:,.10g}", x=f"{px(t):.1f}", y=height - bottom + 18, class_="tick middle"))
-            last_x = px(t)
+        text = axes.short(t)
+        half = len(text) * DIGIT / 2
+        if px(t) - half >= free_from:
+            grid.append(h("text", text, x=f"{px(t):.1f}", y=height - bottom + 18, class_="tick middle"))
+            free_from = px(t) + half + 8
     grid.append(h("text", x_label, x=f"{(left + width - right) / 2:.1f}", y=height - 4, class_="axis middle"))
 
     bands, strokes, dots = [], [], []
@@ -147,16 +148,13 @@ def _svg(
             strokes.append(h("polyline", points=path, class_=f"line {line.dash} c{line.colour}"))
         if line.markers:
             dots += [
-                _dot(px(x), py(e.mean), line, f"{x_label} {x:,.6g}: {_interval(e, share)}") for x, e in line.points
+                _dot(px(x), py(e.mean), line, f"{x_label} {axes.exact(x)}: {_interval(e, share)}")
+                for x, e in line.points
             ]
     parts = [*grid, *bands, *strokes, *dots]
     if direct:
         ends = [(px(line.points[-1][0]), py(line.points[-1][1].mean)) for line in lines]
-        levels = _spread([y for _, y in ends], 15, top + 4, height - bottom)
-        for line, level, (x, y) in zip(lines, levels, ends, strict=True):
-            leader = f"M{x + 5:.1f} {y:.1f}L{width - right + 12} {level:.1f}"
-            parts.append(h("path", d=leader, class_=f"leader c{line.colour}"))
-            parts.append(h("text", line.label, x=width - right + 16, y=f"{level + 4:.1f}", class_="direct"))
+        parts += _labels(lines, ends, width - right, width, top + 4, height - bottom)
     return h(
         "svg",
         h("title", title),
@@ -165,6 +163,27 @@ def _svg(
         role="img",
         aria_label=f"{title}. Lines: {', '.join(line.label for line in lines)}.",
     )
+
+
+def _labels(
+    lines: Sequence[Line], ends: Sequence[tuple[float, float]], left: float, width: float, top: float, bottom: float
+) -> list[Html]:
+    """The names of the lines to the right of `left`, each led to by a thin line from the line's end. They are set apart
+    where they would touch, and joined where there is no room for each."""
+    groups = axes.grouped([y for _, y in ends], 1 + int((bottom - top) // LABEL_GAP))
+    targets = [sum(ends[i][1] for i in group) / len(group) for group in groups]
+    most = int((width - left - 16) / CHAR)  # characters
+    parts = []
+    for group, level in zip(groups, axes.spread(targets, LABEL_GAP, top, bottom), strict=True):
+        for i in group:
+            x, y = ends[i]
+            leader = f"M{x + 5:.1f} {y:.1f}L{left + 12} {level:.1f}"
+            parts.append(h("path", d=leader, class_=f"leader c{lines[i].colour}"))
+        name = ", ".join(lines[i].label for i in group)
+        cut = h("title", name) if len(name) > most else None
+        name = name if cut is None else name[: most - 1] + "…"
+        parts.append(h("text", cut, name, x=left + 16, y=f"{level + 4:.1f}", class_="direct"))
+    return parts
 
 
 def _dot(x: float, y: float, line: Line, text: str) -> Html:
@@ -198,40 +217,3 @@ def _key(line: Line) -> Html:
     else:
         mark = h("polyline", points="0,5 22,5", class_=f"line {line.dash} c{line.colour}")
     return h("svg", mark, viewBox="0 0 22 10", class_="key", aria_hidden="true")
-
-
-def _log_ticks(xs: Sequence[float]) -> list[float]:
-    """The values themselves if they are few, as with N or K; otherwise powers of two in their range."""
-    values = sorted(set(xs))
-    if len(values) <= 12 or values[0] <= 0:
-        return values
-    low, high = math.ceil(math.log2(values[0])), math.floor(math.log2(values[-1]))
-    step = 1 + (high - low) // 12
-    return [2.0**i for i in range(low, high + 1, step)] or values[:1]
-
-
-def _ticks(low: float, high: float, count: int, cap: float | None = None) -> list[float]:
-    """At least two round numbers from below `low` to above `high`; not above `cap` if the data is constant."""
-    if high - low < 1e-9:
-        pad = abs(high) * 0.1 or 0.1
-        low, high = low - pad, high + pad
-        if cap is not None:
-            low, high = max(0.0, low), max(min(cap, high), low + 1e-3)
-    min_step = (high - low) / max(1, count - 1)
-    magnitude = 10.0 ** math.floor(math.log10(min_step))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= min_step * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
-
-
-def _spread(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the targets, at least `gap` apart, and in [low, high] if there is room."""
-    order = sorted(range(len(targets)), key=lambda i: targets[i])
-    positions = list(targets)
-    previous = low - gap
-    for i in order:
-        previous = positions[i] = max(targets[i], previous + gap)
-    previous = high + gap
-    for i in reversed(order):
-        previous = positions[i] = min(positions[i], previous - gap)
-    return positions

@@ -44,43 +44,35 @@ def best_method(metrics: Metrics) -> tuple[str, int]:
 
 
 def headline(metrics: Metrics) -> str:
-    """The result in a sentence or two."""
+    """The result in one sentence, short enough for one line of a wide page."""
     best, n = best_method(metrics)
     if not n:
         return "No way of choosing among candidates was evaluated."
     vote = metrics.best_of_n.get(PLAIN_VOTE, {}).get(n)
-    of = f"of {metrics.problems:,} problems" if metrics.problems else "of the problems"
     start = f"With {n} candidates" if n != 1 else "With one candidate"
     if not best:
-        answers = [
-            f"{phrase(m)} answers {percent(row[n].mean)}" for m, row in _main_rows(metrics) if n in row and m != ORACLE
-        ]
-        return (
-            f"{start} and no verifier, {'; '.join(answers)} {of}." if answers else f"{start}, there is only the oracle."
+        measured = [(m, row[n].mean) for m, row in _main_rows(metrics) if n in row and m != ORACLE]
+        answers = ", ".join(
+            f"{phrase(m)} {'answers ' if not i else ''}{percent(x)}" for i, (m, x) in enumerate(measured)
         )
+        return f"{start} and no verifier, {answers}." if answers else f"{start}, there is only the oracle."
     chosen = metrics.best_of_n[best][n]
-    verb = "answer" if best.startswith(VOTE_BY) else "answers"
+    subject, verb = (phrase(best), "answer") if best.startswith(VOTE_BY) else (f"the {phrase(best)}", "answers")
     if vote is None:
-        return f"{start}, {_subject(best)} {verb} {percent(chosen.mean)} {of}."
-    if chosen.mean <= vote.mean:
-        several = _rules(metrics) > 1
-        lead, rest_name = (
-            ("no verifier beats", "the best other way") if several else ("the verifier does not beat", "the other way")
-        )
-        return (
-            f"{start}, {lead} plain voting: voting answers {percent(vote.mean)} {of}; "
-            f"{rest_name}, {_subject(best)}, {percent(chosen.mean)}.{_doubt(metrics, best, n)}"
-        )
-    return (
-        f"{start}, {_subject(best)} {verb} {percent(chosen.mean)} {of}; plain voting answers {percent(vote.mean)}."
-        f"{_doubt(metrics, best, n)}"
-    )
+        return f"{start}, {subject} {verb} {percent(chosen.mean)}."
+    doubt = ": within the noise" if _doubt(metrics, best, n) else ""
+    if chosen.mean > vote.mean:
+        return f"{start}, {subject} {verb} {percent(chosen.mean)}, plain voting {percent(vote.mean)}{doubt}."
+    lead = "no verifier beats" if _rules(metrics) > 1 else "the verifier does not beat"
+    return f"{start}, {lead} plain voting: {percent(vote.mean)}, {subject} {percent(chosen.mean)}."
 
 
 def findings(metrics: Metrics) -> list[str]:
     """The sentences below the headline, most important first."""
     best, n = best_method(metrics)
     sentences = of_policies(metrics)
+    if doubt := _doubt(metrics, best, n):
+        sentences.append(doubt)
     ceiling = metrics.best_of_n.get(ORACLE, {})
     if n in ceiling:
         sentences.append(
@@ -150,20 +142,16 @@ def _rules(metrics: Metrics) -> int:
     return sum(m not in NO_VERIFIER for m in metrics.main_methods)
 
 
-def _subject(method: str) -> str:
-    if method.startswith(VOTE_BY):
-        return f"votes weighted by the verifier {verifier_of(method)}"
-    return f"the candidate that the verifier {verifier_of(method)} scores best"
-
-
 def _doubt(metrics: Metrics, best: str, n: int) -> str:
+    """A sentence on the headline's difference, where it is within the noise; "" otherwise."""
     d = difference(metrics, best, PLAIN_VOTE, n)
     if d is None or d.clear or not d.estimate.interval:
         return ""
     shares = (d.estimate.mean, *d.estimate.interval)
     mean, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in shares)
     return (
-        f" The difference of {mean} points has a 95% interval from {low} to {high}: too wide to tell which is better."
+        f"{_first_upper(phrase(best))} minus plain voting: {mean} points, with a 95% interval from {low} to {high}, "
+        "too wide to tell which is better."
     )
 
 
@@ -175,11 +163,14 @@ def _fall_sentence(method: str, row: Mapping[int, Estimate], metrics: Metrics) -
         return ""
     vote = metrics.best_of_n.get(PLAIN_VOTE, {}).get(last)
     below = ", below plain voting" if vote and row[last].mean < vote.mean else ""
-    words = phrase(method)
     return (
-        f"{words[0].upper()}{words[1:]}: accuracy falls from {percent(row[peak].mean)} at N = {peak} to "
+        f"{_first_upper(phrase(method))}: accuracy falls from {percent(row[peak].mean)} at N = {peak} to "
         f"{percent(row[last].mean)} at N = {last}{below}: more candidates hold more errors that it does not see."
     )
+
+
+def _first_upper(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def of_policies(metrics: Metrics) -> list[str]:

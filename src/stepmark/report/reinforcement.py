@@ -99,7 +99,9 @@ def _pairs(policies: Policies) -> Html:
 def _overlay(policies: Policies) -> Html:
     """The true accuracy of all policies on held-out problems, in one chart."""
     lines = [Line(name, _estimates(points), _colour(policies, name)) for name, points in policies.accuracies.items()]
-    chart = charts.chart(lines, title="True accuracy on held-out problems", x_label="updates", log2_x=False, share=True)
+    chart = charts.chart(
+        lines, title="True accuracy on held-out problems", x_label="updates", scale="linear", share=True
+    )
     note = "Greedy accuracy on held-out problems, which the guards look at."
     return h("figure", chart, h("figcaption", note)) if chart else Html("")
 
@@ -240,7 +242,7 @@ def _by_n(policies: Policies, names: Sequence[str], verifiers: Sequence[str]) ->
 
     by_policy = {name: lines(name) for name in names}
     drawings = [
-        charts.small(by_policy[name], title=name, x_label="N candidates", log2_x=True, share=True, keyed=False)
+        charts.small(by_policy[name], title=name, x_label="N candidates", scale="log_values", share=True, keyed=False)
         for name in names
         if by_policy[name]
     ]

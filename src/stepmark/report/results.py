@@ -153,7 +153,7 @@ def label_quality(m: Metrics) -> Html:
             ],
             title=QUALITY[k].capitalize(),
             x_label="rollouts per step",
-            log2_x=True,
+            scale="log_values",
             share="entropy" not in k,
         )
         for i, k in enumerate(charted)

@@ -111,6 +111,8 @@ class Verified:
         zeros = _no_reward(solution).steps
         if v.outcome is not Outcome.SCORED:
             return Reward(solution.id, zeros, lost=v.reason or f"the verification is {v.outcome}")
+        if unknown := [x for x in (*v.scores, v.score) if not math.isfinite(x)]:
+            return Reward(solution.id, zeros, lost=f"the verifier gave the score {unknown[0]}")
         if self.credit == "outcome":
             return Reward(
                 solution.id, zeros, v.score if self.aggregate is None else aggregate(v.scores, self.aggregate)

@@ -23,6 +23,7 @@ from stepmark.run.log import RunLog
 from stepmark.run.recipe import Recipe
 from stepmark.run.schema import Generator
 from stepmark.stages.train import TrainSettings
+from stepmark.text.few_shot import FewShot, few_shot
 from stepmark.text.prompts import Template
 from stepmark.types import (
     GradedSolution,
@@ -30,6 +31,7 @@ from stepmark.types import (
     Problem,
     Progress,
     Quarantined,
+    SamplingParams,
     Solution,
     Verification,
 )
@@ -103,6 +105,19 @@ class RunContext:
         assert settings is not None
         return cast(Backend, settings.backend.load(path=self.model_path(name)))
 
+    @cached_property
+    def prompt(self) -> FewShot:
+        """What renders the questions for the generator and the completer, with the recipe's worked examples."""
+        template = Template(self.recipe.prompt)
+        count = self.recipe.sample.few_shot
+        return few_shot(template, count, self.task, self.grader) if self.task and count else FewShot(template)
+
+    @property
+    def params(self) -> SamplingParams:
+        """How solutions and rollouts are sampled."""
+        params = self.recipe.params
+        return replace(params, stop=(*params.stop, *self.prompt.stop))
+
     @property
     def steps(self) -> str:
         """The rule that splits solutions into steps."""
@@ -117,9 +132,7 @@ class RunContext:
     def tools(self) -> Tools:
         """The models and functions that labelers use."""
         completer, judge = (self.backend(n) if self.role(n) is not None else None for n in ("completer", "judge"))
-        return Tools(
-            self.grader, Template(self.recipe.prompt), self.recipe.params, completer, judge, self.steps, self.oracle
-        )
+        return Tools(self.grader, self.prompt, self.params, completer, judge, self.steps, self.oracle)
 
     def verifier(self, name: str) -> Verifier:
         """A verifier of the recipe, ready to score: the trained checkpoint, where its kind is trained."""

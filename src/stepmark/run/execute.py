@@ -21,7 +21,7 @@ from stepmark.data import work_units
 from stepmark.data.ledger import Budget, move_away
 from stepmark.data.store import RunDir
 from stepmark.errors import ConfigError, DataError
-from stepmark.run import inputs, renames
+from stepmark.run import inputs, missing, renames
 from stepmark.run.context import RunContext
 from stepmark.run.pipeline import stages
 from stepmark.run.recipe import Recipe
@@ -92,11 +92,14 @@ def run(
 ) -> RunResult:
     """Runs the chosen stages; by default those that are not done yet.
 
-    Raises ConfigChanged for a directory with other settings, or with other models or data (run/inputs.py),
-    BudgetReached when the spending in the run's ledgers, over all sittings, reaches the budget, DataError for a chosen
-    stage whose inputs are missing. A sitting without a budget keeps a ledger of solutions only for paid models."""
+    Raises ConfigError for models and files that are not there, ConfigChanged for a directory with other settings, or
+    with other models or data (run/inputs.py), BudgetReached when the spending in the run's ledgers, over all sittings,
+    reaches the budget, DataError for a chosen stage whose inputs are missing. A sitting without a budget keeps a ledger
+    of solutions only for paid models."""
     listed = stages(recipe)
     chosen = selection.of(listed)
+    # Before the directory is made: it would belong to the wrong path, and refuse the right one.
+    missing.need(recipe, path, lambda: todo(recipe, path, selection))
     with RunDir(path).open(recipe.resolved(), renames.upgraded) as directory:
         context = RunContext(recipe, directory, progress, budget, command)
         check(listed, context)
@@ -111,6 +114,12 @@ def run(
         ran = [stage.name for stage in chosen if run_stage(context, stage)]
         metrics = directory.read_json("metrics.json") if "evaluate" in ran else {}
         return RunResult(directory.path, metrics, len(context.quarantine), tuple(context.log.failed), tuple(ran))
+
+
+def todo(recipe: Recipe, path: Place, selection: Selection = ALL) -> list[str]:
+    """The names of the stages that `run` would run."""
+    context = RunContext(recipe, RunDir(path))
+    return [s.name for s in selection.of(stages(recipe)) if selection.anew or not s.state(context).done]
 
 
 def run_stage(context: RunContext, stage: Stage) -> bool:

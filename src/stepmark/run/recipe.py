@@ -23,6 +23,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from stepmark.data.outcome_counts import Limits
+from stepmark.data.paths import nowhere
 from stepmark.data.store import RunDir
 from stepmark.errors import ConfigError
 from stepmark.models.checkpoints import Shape
@@ -128,6 +129,8 @@ class Recipe(Settings):
         trained = self.generator is not None and self.generator.train is not None
         if sampled and self.generator is not None and trained and self.generator.split == "all":
             yield "generator.split is 'all', which has the test problems too; choose train"
+        if self.sample.few_shot:
+            yield from self._few_shot_faults()
         writers = {f"verifiers.{name}.rationales": verifier.rationales for name, verifier in self.verifiers.items()}
         for part, labeler in ({"label": self.label, "rationales": self.rationales} | writers).items():
             if labeler is not None:
@@ -160,6 +163,15 @@ class Recipe(Settings):
                 yield f"evaluate.n has {max(self.evaluate.n)}, but sample.{part}.n is {n}; raise it"
         if self.reinforce is not None:
             yield from self.reinforce.misfits(self.generator, self.sample, self.verifiers, self.task)
+
+    def _few_shot_faults(self) -> Iterator[str]:
+        if self.task is None:
+            yield "sample.few_shot shows worked examples of the task; give a task, or leave it out"
+        for role in ("generator", "completer"):
+            if (model := getattr(self, role)) is not None and model.train is not None:
+                yield f"sample.few_shot: {role}.train teaches the model the question alone; leave out one of the two"
+        if self.reinforce is not None:
+            yield "sample.few_shot: policies learn from the question alone; leave out few_shot or reinforce"
 
     def _untrained_faults(self, name: str, verifier: Verifier) -> Iterator[str]:
         """The faults of a verifier that is not trained: options that it needs and the run can't fill in."""
@@ -233,6 +245,8 @@ class Recipe(Settings):
         Optional settings that were added later are left out where they are not used, so that older runs go on."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude={"workers", "executor", "stages"})
         del plain["seed" if self.seeds else "seeds"]
+        if not self.sample.few_shot:
+            del plain["sample"]["few_shot"]
         if self.sample.out_of_distribution is None:
             del plain["sample"]["out_of_distribution"]
         if self.rationales is None:
@@ -268,9 +282,7 @@ def load(source: Place, changes: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `key=value` changes. Raises ConfigError with all faults."""
     path = Path(source)
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"no recipe {path} (working directory: {Path.cwd()}).{hint}")
+        raise ConfigError(f"no recipe {path} {nowhere(path)}")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -339,8 +351,12 @@ def _message(error: Any, root: Any = None, raw: Any = None) -> str:
         if (new_key := renames.new_key([*_SECTIONS.get(root, ()), *section], key)) is not None:
             return f"the setting {at!r} is now called {'.'.join([*section, new_key])!r}."
         allowed = places.names(root or Recipe, error["loc"][:-1])
-        near = places.elsewhere(root or Recipe, section, key, raw) or difflib.get_close_matches(key, allowed, n=1)
+        near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.9)
+        near = near or places.elsewhere(root or Recipe, section, key, raw)
+        near = near or difflib.get_close_matches(key, allowed, n=1)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        if not near and key in places.COMMAND:
+            hint = f" It is an option of the command: {places.COMMAND[key]}."
         return f"there is no setting {at!r}.{hint} Allowed here: {', '.join(allowed)}."
     if error["type"] == "missing":
         return f"{at} is missing."

@@ -268,6 +268,9 @@ class Sample(Settings):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1)  # largest number of new tokens in one solution or rollout
     stop: tuple[str, ...] = ()  # stop strings: a text ends before the first of them
+    # worked examples of the task before each question, for a base model: the first problems of the split train that
+    # have a reference solution; these are left out of all parts, and a text ends before it begins another question
+    few_shot: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -321,6 +324,7 @@ class Sample(Settings):
 class Verifier(Settings):
     """A verifier to train and to measure."""
 
+    run_options: ClassVar[Mapping[str, Any]] = {"path": "model", "template": "{question}\n"}
     kind: str  # kind of verifier: name of a plug-in, or the path of your own file
     options: dict[str, Any] = {}  # options of the kind, by name
     base: Base = Base()  # model that it starts from; by default the generator
@@ -337,7 +341,7 @@ class Verifier(Settings):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Verifier:
-        _check_plugin("verifier", self.kind, self.options, {"path": "model", "template": "{question}\n"})
+        _check_plugin("verifier", self.kind, self.options, self.run_options)
         for name in ("references", "replay"):
             if getattr(self, name) and not getattr(registry.find("verifier", self.kind), "generates", False):
                 raise ValueError(f"{name}: a {self.kind} verifier is not trained to write solutions; leave it out")

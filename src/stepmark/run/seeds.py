@@ -37,13 +37,13 @@ from stepmark.evaluation import stats, token_curves
 from stepmark.evaluation.stats import Bootstrap, Interval
 from stepmark.evaluation.token_curves import MeasuredRun, Way
 from stepmark.plugins.loading import load_executor
-from stepmark.run import execute, inputs, policy_evaluation, renames, report_data
+from stepmark.run import execute, inputs, missing, policy_evaluation, renames, report_data
 from stepmark.run.context import RunContext
 from stepmark.run.execute import ALL, RunResult, Selection, Show
 from stepmark.run.machine import describe
 from stepmark.run.pipeline import stages
 from stepmark.run.pipeline.evaluate import Evaluate
-from stepmark.run.recipe import Recipe, seed_directory, stored
+from stepmark.run.recipe import Recipe, first_seed, seed_directory, stored
 from stepmark.types import Place, Progress
 
 SECTIONS = {"in_distribution": "test", "out_of_distribution": "out_of_distribution"}  # name -> part of the recipe
@@ -65,6 +65,8 @@ def run(
     if budget is not None:
         raise ConfigError("a budget is for one run, but this recipe has seeds. Run them one by one: seeds=[] seed=1.")
     selection.of(stages(recipe))  # raises for an unknown stage before anything starts
+    first = first_seed(recipe, Path(path))
+    missing.need(recipe, path, lambda: execute.todo(*first, selection))
     with RunDir(path).open(recipe.resolved(), renames.upgraded) as directory:
         if selection.anew:
             pooled_files = [name for name in ("metrics.json", "report.html") if (directory.path / name).exists()]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from stepmark.data import work_units
+from stepmark.data.outcome_counts import ANSWERS, QUOTED, most_frequent
 from stepmark.data.store import replacing
 from stepmark.errors import DataError
 from stepmark.models import checkpoints
@@ -17,6 +18,7 @@ from stepmark.run.context import RunContext
 from stepmark.run.schema import Base, Judge, Labeler
 from stepmark.run.schema import Verifier as VerifierSettings
 from stepmark.stages.label import distinct, references_among
+from stepmark.stages.train import shorten
 from stepmark.text import steps
 from stepmark.text.prompts import Template
 from stepmark.types import REFERENCE, Grade, LabelledSolution, Problem, Solution, StepLabel, Unlabelled, Verdict
@@ -38,6 +40,19 @@ class TrainingData:
         """The training solutions that a labeler labels, in an order that does not depend on the number of workers."""
         pairs = work_units.pair(list(self.context.problems("train")), self.context.solutions("train"))
         return distinct(pairs) if labeler is None or labeler.distinct else pairs
+
+    def need_answers(self) -> None:
+        """Raises DataError where no training solution has an answer that the grader can read. Nothing can be learned
+        from them, and labelling them would cost much."""
+        grades = list(self.context.grades("train"))
+        if not grades or any(g.grade.correct or g.grade.answer is not None for g in grades):
+            return
+        place, count = most_frequent([g.grade.reason for g in grades], QUOTED)
+        one = next((s.text for s in self.context.solutions("train") if s.id == grades[place].key), "")
+        raise DataError(
+            f"none of the {len(grades)} graded training solutions has an answer that the grader could read ({count} of "
+            f"these because: {grades[place].grade.reason}). One text: {shorten(one)!r}. {ANSWERS}"
+        )
 
     def examples(self) -> list[Example]:
         """The examples of all verifiers: solutions with their grades and, where the recipe has them, step labels and

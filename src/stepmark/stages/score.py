@@ -31,6 +31,7 @@ from stepmark.types import Outcome, Place, Problem, Progress, Quarantined, Score
 
 Item = tuple[str, str, tuple[Solution, ...]]  # problem id, question, the problem's solutions without a verification
 RowItem = tuple[str, str, str, tuple[Solution, ...]]  # row id, fingerprint, question, solutions
+ROUNDING = 1e-6  # how far outside [0, 1] a sum of rounded probabilities may be
 TEXTS = ("solutions", "completions", "solution")  # fields of a row that hold its solutions
 
 
@@ -131,10 +132,11 @@ def score_rows(
 
 def verify(verifier: Verifier, question: str, texts: Sequence[str], steps: str = "line") -> list[Verification]:
     """One verification per text, in order. `steps` says how the texts are split into steps: the way in which the
-    verifier's training solutions were. Raises ConfigError for one text in place of a list, and for unknown `steps`."""
+    verifier's training solutions were. Raises ConfigError for one text in place of a list, and for unknown `steps`, and
+    DataError for a score outside [0, 1]."""
     if isinstance(texts, str):
         raise ConfigError("verify takes a list of texts, got one text. For a single text give [text].")
-    return ask(verifier, [(question, _solutions("", texts, steps))])
+    return _asked(verifier, [(question, _solutions("", texts, steps))])
 
 
 def _counted(verifications: Iterable[Verification], failed: tuple[work_units.Failed, ...]) -> Scored:
@@ -179,7 +181,7 @@ def _items(problems: Sequence[Problem], solutions: Iterable[Solution]) -> list[I
 def ask(verifier: Verifier, asked: Sequence[tuple[str, Sequence[Solution]]]) -> list[Verification]:
     """Verifies all solutions of (question, solutions) pairs and returns the verifications in the same order. It calls
     `verify_many` once where the verifier has it, else `verify` for each question. Raises DataError when the
-    verifications do not match the solutions."""
+    verifications do not match the solutions. Scores are passed on as they are: a reward may have any scale."""
     verify_many = getattr(verifier, "verify_many", None)
     verifications = (
         verify_many(asked) if verify_many is not None else [v for pair in asked for v in verifier.verify(*pair)]
@@ -193,12 +195,33 @@ def ask(verifier: Verifier, asked: Sequence[tuple[str, Sequence[Solution]]]) -> 
     return verifications
 
 
+def _asked(verifier: Verifier, asked: Sequence[tuple[str, Sequence[Solution]]]) -> list[Verification]:
+    """As `ask`. Raises DataError for a score outside [0, 1]: votes are weighted by scores, and those of steps are
+    multiplied."""
+    verifications = ask(verifier, asked)
+    for v in verifications:
+        if v.outcome is Outcome.SCORED:
+            _check_scores(v, type(verifier).__name__)
+    return verifications
+
+
+def _check_scores(v: Verification, verifier: str) -> None:
+    places = [*(f"step {i} of {len(v.scores)}" for i in range(1, len(v.scores) + 1)), "the whole solution"]
+    for place, x in zip(places, (*v.scores, v.score), strict=True):
+        if not isinstance(x, int | float) or not -ROUNDING <= x <= 1 + ROUNDING:  # false for NaN too
+            raise DataError(
+                f"the verifier {verifier} gave the score {x!r} to {place} ({v.solution_id!r}). A score is a number "
+                "from 0 to 1, since votes are weighted by scores. Map a reward or a log-odds r to 1 / (1 + exp(-r)). "
+                "For a solution without a score give another outcome: unparsed, truncated or failed."
+            )
+
+
 def _score(unit: tuple[Item, ...], *, verifier: Verifier) -> list[Verification]:
-    return ask(verifier, [(question, solutions) for _, question, solutions in unit])
+    return _asked(verifier, [(question, solutions) for _, question, solutions in unit])
 
 
 def _score_rows(unit: tuple[RowItem, ...], *, verifier: Verifier) -> list[ScoredRow]:
-    verifications = iter(ask(verifier, [(question, solutions) for _, _, question, solutions in unit]))
+    verifications = iter(_asked(verifier, [(question, solutions) for _, _, question, solutions in unit]))
     return [ScoredRow(row, digest, tuple(islice(verifications, len(s)))) for row, digest, _, s in unit]
 
 

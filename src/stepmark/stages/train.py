@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from stepmark.data import store
 from stepmark.data.fingerprint import of_model
-from stepmark.data.outcome_counts import COMPARED, most_frequent
+from stepmark.data.outcome_counts import ANSWERS, COMPARED, QUOTED, most_frequent
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError, StageError
 from stepmark.models import checkpoints, memory, optimization, packing, training_log
@@ -46,7 +46,6 @@ KEPT = ".training"  # directory of the training state
 REPORT = 5.0  # seconds between two reports of progress within an update
 LARGE = 0.1  # share of the free memory above which the memory of a pass is measured first
 SHOWN = 300  # characters of a solution in an error
-QUOTED = r"'[^']*'|\"[^\"]*\"|\d+"  # details in the reason of a grade: parts of texts, and numbers
 ROLLOUT_OUTCOMES = ("gradable", "ungradable", "truncated", "failed")
 
 
@@ -183,14 +182,10 @@ def _without_signal(examples: Sequence[Any]) -> str:
         said.append("there are no rollouts behind step labels")
     lost = Counter(r.lost for x in labelled for r in x.rationales if r.lost)
     said += [f"of their verifications, {', '.join(f'{n} {why}' for why, n in lost.most_common())}"] if lost else []
-    return (
-        f"{start}: {'; '.join(said)}. One text: {_shown(shown.solution.text)!r}. Set the prompt so that the model "
-        "ends with an answer that the grader finds, such as 'The answer is 7.'; max_tokens so that its texts end; stop "
-        "so that nothing comes after the answer; where the reason is about the reference, another grader."
-    )
+    return f"{start}: {'; '.join(said)}. One text: {shorten(shown.solution.text)!r}. {ANSWERS}"
 
 
-def _shown(text: str) -> str:
+def shorten(text: str) -> str:
     """The text, without its middle where it is long: the answer is at the end."""
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
 
@@ -407,8 +402,8 @@ class _Loop(Generic[Example]):
         if needed > there:
             raise StageError(
                 f"this training needs about {needed / memory.GIB:.1f} GiB more, and {there / memory.GIB:.1f} GiB are "
-                "free: gradients and AdamW's averages take three times the weights, a pass over the longest example the "
-                "rest. Take a smaller model, leave out long examples, or use a machine with more memory."
+                "free: gradients and AdamW's averages take three times the weights, a pass over the longest example "
+                "the rest. Take a smaller model, leave out long examples, or use a machine with more memory."
             )
 
     def _width(self, row: list[int]) -> int:

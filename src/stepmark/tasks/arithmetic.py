@@ -92,8 +92,8 @@ class _Facts:
 class Arithmetic:
     """The task. Its constructor raises ConfigError with all settings that are not allowed."""
 
-    steps_min: int = 3  # shortest chain, in steps; 2 to 8
-    steps_max: int = 5  # longest chain of train, dev, test and unseen; hard has longer chains, of at most 8
+    steps_min: int = 0  # shortest chain, in steps, 2 to 8; 0 takes 3, or a smaller steps_max
+    steps_max: int = 0  # longest chain of all splits but hard, which goes to 8; 0 takes 5, or a larger steps_min
     noise: float = 0.0  # chance that a demonstration misreads a step of a kind in `misread`; 0 plants no errors at all
     misread: Sequence[str] = ("fewer", "times 3")  # kinds of steps that may be misread: fewer, times, or with a number
     consistent: bool = False  # True draws a misreading once per problem and kind, False at each step
@@ -104,8 +104,8 @@ class Arithmetic:
     # numbers with those above. They do not say which are right. A small model learns from them to compare.
     threads: float = 0.0
     seed: int = 0  # seed of the problems; splits stay disjoint across seeds
-    max_value: int = 60  # every number is in 0..max_value, in demonstrations too
-    start_max: int = 20  # the first person has 2..start_max
+    max_value: int = 0  # every number is in 0..max_value, also in demonstrations; 0 takes 60, or a larger start_max
+    start_max: int = 0  # the first person has 2..start_max; 0 takes 20, or a smaller max_value
     amount_max: int = 9  # "more" and "fewer" are by 1..amount_max
     times_max: int = 3  # "times" is by 2..times_max
     weight_more: float = 1.0  # relative frequencies of the operations
@@ -121,6 +121,7 @@ class Arithmetic:
         # A recipe gives a list, but a command line may give a single word.
         object.__setattr__(self, "misread", (self.misread,) if isinstance(self.misread, str) else tuple(self.misread))
         self._check_types()
+        self._fill()
         kinds = set(MISREAD_AS) | {f"{op} {k}" for op in MISREAD_AS for k in range(1, 100)}
         checks = [
             (
@@ -159,6 +160,14 @@ class Arithmetic:
         ]
         if faults := [f"task arithmetic: {message}" for good, message in checks if not good]:
             raise ConfigError(faults)
+
+    def _fill(self) -> None:
+        """Limits that are not set fit those that are."""
+        low, high, most, start = self.steps_min, self.steps_max, self.max_value, self.start_max
+        filled = {"steps_min": low or min(3, high or 3), "steps_max": high or max(5, low)}
+        filled |= {"max_value": most or max(60, start), "start_max": start or min(20, most or 20)}
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
 
     def _check_types(self) -> None:
         allowed: dict[type, tuple[tuple[type, ...], str]] = {

@@ -82,8 +82,8 @@ class GenerativeVerifier:
     examples: int | None = (
         None  # largest number of verifications to learn from; null takes all; 0 learns generation only, as a control
     )
-    votes: int = 32  # K, rationales per solution
-    temperature: float = 1.0  # of the rationales; at 0 they are all equal, so 0 requires votes=1
+    votes: int | None = None  # K, rationales per solution; null: 32, or 1 at temperature 0
+    temperature: float = 1.0  # of the rationales; at 0 they are all equal, so there is one
     max_tokens: int = 512  # of a rationale
     keep: int = 4  # number of rationales stored with each verification
     seed: int = 0  # of the rationales
@@ -96,6 +96,8 @@ class GenerativeVerifier:
     generates: ClassVar[bool] = True  # it can learn from correct solutions without a verification
 
     def __post_init__(self) -> None:
+        votes = self.votes if self.votes is not None else 32 if self.temperature else 1
+        object.__setattr__(self, "votes", votes)
         faults = []
         if self.mode not in PROMPTS:
             faults.append(f"genrm: mode must be {' or '.join(PROMPTS)}, got {self.mode!r}.")
@@ -106,9 +108,9 @@ class GenerativeVerifier:
         for name, minimum in (("votes", 1), ("max_tokens", 1), ("keep", 0), ("temperature", 0), ("generation", 0)):
             if getattr(self, name) < minimum:
                 faults.append(f"genrm: {name} must be at least {minimum}, got {getattr(self, name)}.")
-        if self.temperature == 0 and self.votes > 1 and self.mode == "cot":
+        if self.temperature == 0 and votes > 1 and self.mode == "cot":
             faults.append(
-                f"genrm: at temperature 0 all {self.votes} votes are equal; set votes=1, or a temperature above 0."
+                f"genrm: at temperature 0 all {votes} votes are equal; set votes=1, or a temperature above 0."
             )
         if faults:
             raise ConfigError(faults)
@@ -243,7 +245,7 @@ class GenerativeVerifier:
         choices = (*yes, *no)
         params = SamplingParams(self.max_tokens, self.temperature, stop=(VERDICT,), seed=self.seed, choices=choices)
         by_prompt: dict[str, list[Rollout]] = {p.id: [] for p in prompts}
-        requests = [replace(p, n=self.votes) for p in prompts]
+        requests = [replace(p, n=self.votes or 1) for p in prompts]
         for r in self._backend.sample(requests, params) if requests else ():
             by_prompt[r.prompt_id].append(r)
         contexts = {p.id: p.context for p in prompts}

@@ -61,8 +61,8 @@ class JudgeVerifier:
     verifier: str = ""  # directory of a trained verifier that is a language model; it judges instead of `path`
     template: str = "{question}\n"  # the prompt that asks to solve a question; the judge sees the question in this form
     prompt: str = PROMPT  # text with one {question} and one {solution}
-    votes: int = 32  # K, answers per solution
-    temperature: float = 1.0  # of the answers; at 0 they are all equal, so 0 requires votes=1
+    votes: int | None = None  # K, answers per solution; null: 32, or 1 at temperature 0
+    temperature: float = 1.0  # of the answers; at 0 they are all equal, so there is one
     max_tokens: int = 1024  # of an answer
     keep: int = 4  # number of answers stored with each verification
     seed: int = 0
@@ -71,15 +71,17 @@ class JudgeVerifier:
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
 
     def __post_init__(self) -> None:
+        votes = self.votes if self.votes is not None else 32 if self.temperature else 1
+        object.__setattr__(self, "votes", votes)
         faults = []
         if sorted(SLOT.findall(self.prompt)) != ["question", "solution"]:
             faults.append(f"judge: prompt needs exactly one {{question}} and one {{solution}}, got {self.prompt!r}.")
         for name, minimum in (("votes", 1), ("keep", 0)):
             if getattr(self, name) < minimum:
                 faults.append(f"judge: {name} must be at least {minimum}, got {getattr(self, name)}.")
-        if self.temperature == 0 and self.votes > 1:
+        if self.temperature == 0 and votes > 1:
             faults.append(
-                f"judge: at temperature 0 all {self.votes} votes are equal; set votes=1, or a temperature above 0."
+                f"judge: at temperature 0 all {votes} votes are equal; set votes=1, or a temperature above 0."
             )
         options: object = self.options  # it may come from a recipe, unchecked
         named = isinstance(options, Mapping) and all(isinstance(key, str) for key in options)
@@ -99,7 +101,7 @@ class JudgeVerifier:
         unscored = [scoring.unfinished(s, "last") for s in solutions]
         texts = ["" if bad else self.ask(question, s.text) for s, bad in zip(solutions, unscored, strict=True)]
         # The prompt's text gives its id, so a vote does not depend on the other solutions.
-        prompts = {text: Prompt(f"judge-{_digest(text)}", text, n=self.votes) for text in texts if text}
+        prompts = {text: Prompt(f"judge-{_digest(text)}", text, n=self.votes or 1) for text in texts if text}
         answers: dict[str, list[Rollout]] = {p.id: [] for p in prompts.values()}
         for rollout in self._backend().sample(list(prompts.values()), self._params) if prompts else ():
             answers[rollout.prompt_id].append(rollout)

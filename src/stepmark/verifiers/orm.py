@@ -41,8 +41,9 @@ class OutcomeVerifier:
     """Trains from, or scores with, the checkpoint at `path`."""
 
     path: str  # a causal language model to start from, or a trained verifier
-    # token: one logit at the end; tag: the probabilities of two words after a tag
-    head: Literal["token", "tag"] = "token"
+    # token: one logit at the end; tag: the probabilities of two words after a tag. auto: tag with a language_weight,
+    # else token
+    head: Literal["auto", "token", "tag"] = "auto"
     template: str = "{question}\n"
     # These three are one token each; a tokenizer that lacks the usual ones gets others (models/tags.py).
     tag: str = checkpoints.STEP  # head="token" reads none of them
@@ -56,6 +57,8 @@ class OutcomeVerifier:
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:
+        if self.head == "auto":
+            object.__setattr__(self, "head", "tag" if self.language_weight else "token")
         if self.head == "token" and self.language_weight:
             raise ConfigError(
                 "orm: language_weight needs head=tag; a one-logit head has no vocabulary to predict with."

@@ -95,7 +95,9 @@ def _state(context: RunContext, labeler: Labeler | None, records: Records[Labell
 
 def _label(context: RunContext, labeler: Labeler, out: Records[LabelledSolution], paid: Mapping[str, Ledger]) -> None:
     grades = {g.solution_id: g.grade for g in context.grades("train")}
-    pairs = TrainingData(context).pairs(labeler)
+    data = TrainingData(context)
+    data.need_answers()
+    pairs = data.pairs(labeler)
     result = label(
         pairs,
         labeler.load(),

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from stepmark.run.context import RunContext
+from stepmark.run.pipeline.problems import usable
 from stepmark.run.stage import State
 from stepmark.run.training_data import TrainingData
 from stepmark.stages.train import Generator, train
@@ -40,15 +41,12 @@ class TrainModel:
     def run(self, context: RunContext) -> None:
         settings = context.role(self.role)
         assert settings is not None and settings.train is not None and context.task is not None
-        loaded = context.task.load(settings.split, settings.problems)
-        context.quarantine_rows(loaded.quarantined)
+        loaded = usable(context, settings.split, settings.problems, f"{self.role}: ")
         template = Template(context.recipe.prompt)
-        texts = [template(p) + (p.demonstration or p.reference) for p in loaded.problems]
+        texts = [template(p) + (p.demonstration or p.reference) for p in loaded]
         base = TrainingData(context).base_checkpoint(self.role, settings, texts)
         trainee = Generator(base, context.recipe.prompt, settings.prompt_loss_weight)
-        train(
-            trainee, loaded.problems, context.path / self.role, context.settings(settings.train), context.log.progress
-        )
+        train(trainee, loaded, context.path / self.role, context.settings(settings.train), context.log.progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ stepmark run recipes/demo.yaml --only problems
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from stepmark.data.rows import need_problems
@@ -63,13 +63,17 @@ class LoadProblems:
 
 def _load(context: RunContext, part: str, source: SolutionSource) -> None:
     assert context.task is not None and source.split is not None
-    add_missing(context.problems(part), _usable(context, source.split, source.problems))
+    add_missing(context.problems(part), usable(context, source.split, source.problems))
 
 
-def _usable(context: RunContext, split: str, most: int | None, setting: str = "") -> Sequence[Problem]:
+def usable(context: RunContext, split: str, most: int | None, setting: str = "") -> Sequence[Problem]:
     """The problems of a split. Rows that can't be used are set aside, and how the task divided its rows is logged."""
     assert context.task is not None and context.recipe.task is not None
-    loaded = context.task.load(split, most)
+    # A worked example of the prompt is none of the problems; others take their places.
+    examples = context.recipe.sample.few_shot
+    loaded = context.task.load(split, most and most + examples)
+    if examples:
+        loaded = replace(loaded, problems=context.prompt.left(loaded.problems, most))
     context.quarantine_rows(loaded.quarantined)
     try:
         need_problems(context.recipe.task.name, split, loaded)
@@ -124,7 +128,7 @@ def _load_for_policies(context: RunContext) -> None:
         (settings.test.split, settings.test.problems),
     )
     for part, (split, most) in zip(POLICY_PARTS, splits, strict=True):
-        add_missing(context.problems(part), _usable(context, split, most, "reinforce: "))
+        add_missing(context.problems(part), usable(context, split, most, "reinforce: "))
     questions = {part: {p.question for p in context.problems(part)} for part in POLICY_PARTS}
     for a, b in combinations(questions, 2):
         if both := questions[a] & questions[b]:

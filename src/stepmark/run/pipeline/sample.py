@@ -12,7 +12,6 @@ from stepmark.data.ledger import Ledger
 from stepmark.run.context import RunContext
 from stepmark.run.stage import State
 from stepmark.stages.sample import sample
-from stepmark.text.prompts import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,8 @@ class Sample:
             generator,
             context.solutions(self.part),
             n=recipe.sample.source(self.part).n,
-            context=Template(recipe.prompt),
-            params=recipe.params,
+            context=context.prompt,
+            params=context.params,
             steps=context.steps,
             ledger=ledger if paid else None,
             budget=context.budget,

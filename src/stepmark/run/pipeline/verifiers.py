@@ -63,6 +63,7 @@ class TrainVerifiers:
     def run(self, context: RunContext) -> None:
         todo = [name for name in learning(context) if not context.trained(f"verifiers/{name}")]
         data = TrainingData(context)
+        data.need_answers()
         examples = data.examples()
         for builds_on_others in (False, True):
             names = [name for name in todo if bool(context.recipe.verifiers[name].below) == builds_on_others]
