@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepmark.errors import CheckpointError, ConfigError
-from stepmark.models import checkpoints
+from stepmark.models import checkpoints, saving
 from stepmark.models.checkpoints import Shape
 from stepmark.run import recipe
 
@@ -214,14 +214,14 @@ def test_a_directory_that_is_written_again_is_read_again(copy, tiny, tmp_path):
 
 def test_a_save_that_is_cut_short_leaves_no_config(tiny, tmp_path, monkeypatch):
     model, tokenizer = checkpoints.load_model(tiny, device="cpu"), checkpoints.load_tokenizer(tiny)
-    real_replace = checkpoints.os.replace
+    real_replace = saving.os.replace
 
     def replace(a, b):
         if Path(b).name == "model.safetensors":
             raise KeyboardInterrupt
         real_replace(a, b)
 
-    monkeypatch.setattr(checkpoints.os, "replace", replace)
+    monkeypatch.setattr(saving.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(tmp_path / "m", model, tokenizer)
     with pytest.raises(CheckpointError, match=r"no config\.json"):

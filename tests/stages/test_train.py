@@ -89,7 +89,7 @@ def test_training_learns_and_reports(tiny, problems, tmp_path):
     done = train(Generator(tiny), problems[:60], tmp_path / "out", settings, reports.append)
     log = lines(tmp_path / "out")
     assert log[-1]["loss"] < log[0]["loss"] - 1
-    assert [r.done for r in reports] == [x["update"] for x in log]
+    assert [r.done for r in reports] == [0, *(x["update"] for x in log)]
     assert {r.total for r in reports} == {done.updates} == {reports[-1].done}
     assert done.examples == 60
     assert done.skipped == 0

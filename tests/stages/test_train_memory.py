@@ -1,0 +1,127 @@
+"""Training within the memory there is: passes, losses in pieces, and an error before the system ends the process."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stepmark.errors import StageError
+from stepmark.models import checkpoints, memory, packing, scoring
+from stepmark.models.packing import Totals
+from stepmark.stages.train import Generator, TrainSettings, train
+from stepmark.types import Problem
+
+SETTINGS = TrainSettings(epochs=2, batch_tokens=600, row_tokens=60, log_every=1, tensorboard=False, device="cpu")
+
+
+def problems(n=24):
+    """Of many lengths, some longer than a row."""
+    return [
+        Problem(f"p{i}", f"{i} + {i}?", str(2 * i), "jsonl", demonstration=f"{i} + " * (1 + i % 9)) for i in range(n)
+    ]
+
+
+def weights(path):
+    return load_file(path / "model.safetensors")
+
+
+def test_passes_within_the_memory_give_the_same_weights(tiny, tmp_path, monkeypatch):
+    train(Generator(tiny), problems(), tmp_path / "whole", SETTINGS)
+    sizes: list[int] = []
+    whole = packing.batch
+
+    def batch(rows, *rest):
+        made = whole(rows, *rest)
+        sizes.append(made.ids.numel())
+        return made
+
+    monkeypatch.setattr("stepmark.stages.train.LARGE", 0.0)  # measure, though the model is small
+    monkeypatch.setattr(packing, "batch", batch)
+    monkeypatch.setattr(memory, "tokens_per_pass", lambda *_: 130)
+    said = []
+    train(Generator(tiny), problems(), tmp_path / "parts", SETTINGS, said.append)
+    assert max(sizes[1:]) <= 130  # the first one is the measurement
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    start = checkpoints.load_model(tiny, device="cpu").state_dict()
+    moved = max((a[k] - start[k]).abs().max() for k in a)
+    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-3 * moved
+    assert len(sizes) - 1 > said[-1].total  # more passes than updates
+    assert said[0].done == 0 and said[0].total == said[-1].done  # from the start on
+
+
+def test_a_resumed_training_keeps_its_passes(tiny, tmp_path, monkeypatch):
+    """Other passes would round otherwise, and the memory may be another one by then."""
+    monkeypatch.setattr("stepmark.stages.train.LARGE", 0.0)
+    monkeypatch.setattr(memory, "tokens_per_pass", lambda *_: 130)
+    settings = replace(SETTINGS, checkpoint_seconds=0.0)
+    train(Generator(tiny), problems(), tmp_path / "whole", settings)
+
+    def stop(progress):
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Generator(tiny), problems(), tmp_path / "stopped", settings, stop)
+    monkeypatch.setattr(memory, "tokens_per_pass", lambda *_: pytest.fail("measured again"))
+    train(Generator(tiny), problems(), tmp_path / "stopped", settings)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_training_that_can_not_fit_says_so(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 1 << 14)
+    with pytest.raises(StageError, match=r"needs about 0\.\d GiB more, and 0\.0 GiB are free.*Take a smaller model"):
+        train(Generator(tiny), problems(), tmp_path / "out", SETTINGS)
+
+
+def test_the_memory_of_a_block_is_measured():
+    with memory.Peak(torch.device("cpu")) as peak:
+        taken = torch.ones(64 << 20, dtype=torch.uint8)
+        del taken
+    if memory.used():  # not on every system
+        assert 60 << 20 < peak.bytes < 200 << 20
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_losses_in_pieces_are_those_of_the_whole(tiny, monkeypatch, size):
+    """Values and gradients."""
+    generator = Generator(tiny)
+    encoded = [generator.encode_example(p) for p in problems(6)]
+    batch = packing.batch([encoded[:3], encoded[3:]], generator.pad_id)
+    totals = Totals(1.0, 7.0, 1.0)
+    results = []
+    for logits in (1 << 25, size * len(checkpoints.load_tokenizer(tiny))):
+        monkeypatch.setattr(packing, "LOGITS", logits)
+        model = generator.build()
+        loss = generator.loss(model, batch, totals)
+        loss.backward()
+        results.append((loss.detach(), {k: p.grad for k, p in model.named_parameters()}))
+    (whole, whole_gradients), (pieces, gradients) = results
+    assert pieces == pytest.approx(whole.item(), rel=1e-5)
+    for name, gradient in whole_gradients.items():
+        assert torch.allclose(gradients[name], gradient, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("LlamaConfig", {}),
+        ("Gemma2Config", {"head_dim": 8, "final_logit_softcapping": 2.0}),
+        ("CohereConfig", {"logit_scale": 0.25}),
+        ("GraniteConfig", {"logits_scaling": 8.0}),
+    ],
+)
+def test_the_output_layer_is_the_models_own(kind, settings):
+    import transformers
+
+    config = getattr(transformers, kind)(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, **settings
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(7)[None]
+    with torch.inference_mode():
+        expected = model(ids, use_cache=False).logits
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        assert torch.allclose(scoring.output_layer(model)(hidden), expected, atol=1e-6)
