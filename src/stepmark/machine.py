@@ -1,0 +1,42 @@
+"""The machine: how many cores and how much memory there are, on any system, and one line about it for reports.
+
+stepmark doctor
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+
+def cores() -> int:
+    """Cores that this process may use; where the system can't say, all cores."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory() -> int | None:
+    """Bytes of main memory; None where the system can't say, as on Windows."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def describe() -> str:
+    """Processor, cores, memory, and the versions of Python and the main packages."""
+    size = memory()
+    parts = [platform.machine(), f"{cores()} cores", *([f"{size / 2**30:.0f} GiB"] if size else [])]
+    versions = [f"Python {platform.python_version()}"]
+    versions += [f"{name} {number}" for name in ("stepmark", "torch", "transformers") if (number := version(name))]
+    return " · ".join([", ".join(parts), *versions])
+
+
+def version(package: str) -> str:
+    """The installed version of a package, "" if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
