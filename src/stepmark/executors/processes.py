@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
+from stepmark import machine
 from stepmark.errors import ConfigError, StageError, StepmarkError
 from stepmark.plugins import registry
 
@@ -54,12 +55,7 @@ class ProcessesExecutor:
                 f"the work can't be sent to worker processes ({e}). Use importable functions and plug-ins that hold "
                 "plain settings, or the executor `serial`."
             ) from e
-        return _run(self.workers or _cores(), payload, iter(units))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return _run(self.workers or machine.cores(), payload, iter(units))
 
 
 @dataclass(eq=False)
@@ -149,8 +145,9 @@ def _death(worker: _Worker) -> StageError:
     reason = f"exit status {code}"
     advice = "Its last messages are above."
     if code is not None and code < 0:
-        reason = f"signal {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
+        name = signal.Signals(-code).name
+        reason = f"signal {name}"
+        if name == "SIGKILL":
             reason += ", which Linux sends when memory runs out"
             advice = "Give it fewer workers, or a smaller batch."
     elif not worker.done:

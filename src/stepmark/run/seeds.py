@@ -35,12 +35,12 @@ from stepmark.errors import ConfigError, DataError
 from stepmark.evaluation import stats, token_curves
 from stepmark.evaluation.stats import Bootstrap, Interval
 from stepmark.evaluation.token_curves import MeasuredRun, Way
+from stepmark.machine import describe
 from stepmark.plugins.loading import load_executor
 from stepmark.run import execute, policy_evaluation, renames, report_data
 from stepmark.run.context import RunContext
 from stepmark.run.execute import ALL, RunResult, Selection, Show
 from stepmark.run.log import every
-from stepmark.run.machine import describe
 from stepmark.run.pipeline import stages
 from stepmark.run.pipeline.evaluate import Evaluate
 from stepmark.run.recipe import Recipe, seed_directory, stored

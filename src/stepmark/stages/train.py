@@ -87,7 +87,7 @@ class TrainSettings:
     checkpoint_seconds: float = 30.0  # seconds between checkpoints: a kill loses at most this much work
     log_every: int = 10  # updates between log lines
     tensorboard: bool = True  # also write event files, if tensorboard is installed
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     threads: int = 1  # CPU threads of a matrix product: two are 1/3 faster on an idle machine, 10x slower on a busy one
     seed: int = 0  # of the order of the data and the weights of new heads
 
