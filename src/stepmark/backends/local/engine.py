@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
+from stepmark import machine
 from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Stream, Trunk
 from stepmark.backends.local.draw import draw, uniforms
 
@@ -338,5 +339,5 @@ def _free_memory(device: torch.device) -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        free = (machine.memory() or 8 * 2**30) // 2  # 8 GiB where the system says nothing
     return free // (os.cpu_count() or 1)
