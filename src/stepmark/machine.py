@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 
 def cores() -> int:
@@ -25,10 +26,19 @@ def memory() -> int | None:
         return None
 
 
+def processor() -> str:
+    """The processor's name, or at least its kind, such as arm64."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or not x86
+        return platform.processor() or platform.machine()
+
+
 def describe() -> str:
     """Processor, cores, memory, and the versions of Python and the main packages."""
     size = memory()
-    parts = [platform.machine(), f"{cores()} cores", *([f"{size / 2**30:.0f} GiB"] if size else [])]
+    parts = [processor(), f"{cores()} cores", *([f"{size / 2**30:.0f} GiB"] if size else [])]
     versions = [f"Python {platform.python_version()}"]
     versions += [f"{name} {number}" for name in ("stepmark", "torch", "transformers") if (number := version(name))]
     return " · ".join([", ".join(parts), *versions])
