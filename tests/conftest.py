@@ -48,7 +48,7 @@ def narrow():
 @pytest.fixture(scope="session")
 def problems():
     """Arithmetic problems with correct demonstrations."""
-    return registry.load("task", "arithmetic", seed=SEED).load("train", TEXTS).problems
+    return registry.load("task", "arithmetic").load("train", TEXTS).problems
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ def entailer(tmp_path_factory, problems):
         label2id={"contradiction": 0, "Entailment": 1, "neutral": 2},
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(0)  # not SEED: these weights are given, and no result of a training
         model = BertForSequenceClassification(config)
         for name, weights in model.named_parameters():
             if weights.dim() > 1:

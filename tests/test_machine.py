@@ -89,10 +89,10 @@ def test_a_whole_run(poorer, tmp_path):
     changes = [
         "generator.problems=60",
         "generator.init={hidden: 16, layers: 1, heads: 2, kv_heads: 1, vocab: 300, max_length: 256}",
-        "generator.train={epochs: 1, tensorboard: false}",
+        "generator.train={epochs: 15, tensorboard: false}",
         "sample.train={split: train, problems: 3, n: 2}",
         "sample.test={split: test, problems: 3, n: 2}",
-        "sample.max_tokens=24",
+        "sample.max_tokens=100",
         "label.options.rollouts=2",
         "verifiers={prm: {kind: prm, train: {epochs: 1, tensorboard: false}}}",
         "evaluate.n=[1, 2]",

@@ -76,7 +76,7 @@ def test_direct_scores_are_the_models_probability_of_yes(knowing, problems, solv
 
 @pytest.mark.robust
 def test_votes_are_p_yes_after_each_rationale_and_the_score_is_their_mean(taught, problems, solve):
-    verifier = replace(stepmark.load_verifier(taught), votes=6, keep=6, temperature=3.0)
+    verifier = replace(stepmark.load_verifier(taught), votes=12, keep=12, temperature=2.0)
     s = solve("so 9.\nThe answer is 9.")
     [v] = verifier.verify(problems[0].question, [s])
     assert v.outcome is Outcome.SCORED
@@ -92,9 +92,8 @@ def test_votes_are_p_yes_after_each_rationale_and_the_score_is_their_mean(taught
 
 @pytest.mark.robust
 def test_solutions_of_one_text_share_their_votes_and_seeds_change_them(taught, problems, solve):
-    verifier = replace(
-        stepmark.load_verifier(taught), votes=4, temperature=3.0
-    )  # at temperature 1 it would repeat its training text
+    # At temperature 1 it would repeat its training text; much hotter, few rationales would end.
+    verifier = replace(stepmark.load_verifier(taught), votes=12, temperature=2.0)
     twice = [solve("so 9.\nThe answer is 9.", sample=i) for i in range(2)]
     a, b = verifier.verify(problems[0].question, twice)
     assert (a.votes, a.rationales) == (b.votes, b.rationales)

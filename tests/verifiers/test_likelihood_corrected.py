@@ -13,7 +13,8 @@ import stepmark
 from seeds import SEED
 from stepmark.errors import CheckpointError, ConfigChanged, DataError
 from stepmark.models import checkpoints
-from stepmark.stages.train import TrainSettings, train
+from stepmark.stages.train import Generator, TrainSettings, train
+from stepmark.text import steps
 from stepmark.types import Finish, Outcome, Verdict, Verification
 from stepmark.verifiers.likelihood_corrected import RIDGE, LikelihoodCorrectedVerifier
 from stepmark.verifiers.orm import OutcomeVerifier
@@ -23,13 +24,28 @@ QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=Fal
 
 
 @pytest.fixture(scope="module")
-def run(tiny, examples, tmp_path_factory):
+def examples(problems, labelled):
+    """Right solutions of the task, and wrong ones that break off its language, so that a generator that has learned it
+    finds them less likely. One grade of six says the opposite."""
+    examples = []
+    for i, p in enumerate(problems[:24]):
+        lines = p.reference.split("\n")
+        wrong = "\n".join([*lines[:-1], "so 3 apples fewer Ben", lines[-1]])
+        for sample, (text, right) in enumerate(((p.reference, True), (wrong, False))):
+            verdict = Verdict.CORRECT if right is (i % 6 > 0) else Verdict.INCORRECT
+            shares = [float(right)] * len(steps.split(text))
+            examples.append(labelled(p, text, shares, verdict, sample=sample))
+    return examples
+
+
+@pytest.fixture(scope="module")
+def run(tiny, problems, examples, tmp_path_factory):
     """A run directory with a generator, an orm, a prm, and three corrected verifiers: of each, and without another."""
     place = tmp_path_factory.mktemp("run") / "a"
-    shutil.copytree(tiny, place / "generator")
     generator = str(place / "generator")
-    train(OutcomeVerifier(generator, device="cpu"), examples, place / "orm", QUICK)
-    train(ProcessVerifier(generator, device="cpu"), examples, place / "prm", QUICK)
+    train(Generator(tiny), problems[:100], place / "generator", replace(QUICK, epochs=4, lr=1e-2))
+    train(OutcomeVerifier(generator, device="cpu"), examples, place / "orm", replace(QUICK, epochs=3))
+    train(ProcessVerifier(generator, device="cpu"), examples, place / "prm", replace(QUICK, epochs=3))
     for name in ("orm", "prm", ""):
         verifier = str(place / name) if name else ""
         kind = LikelihoodCorrectedVerifier(generator, verifier=verifier, device="cpu")
