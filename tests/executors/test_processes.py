@@ -31,10 +31,12 @@ def write_and_wait(place: str) -> None:
 
 def alive(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"  # dead, and nobody asked
+    except ProcessLookupError:
         return False
-    return state != "Z"
+    except OSError:
+        return not Path("/proc/self").exists()  # not Linux
 
 
 def wait_until(condition, seconds=20.0) -> None:

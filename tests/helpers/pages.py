@@ -178,7 +178,7 @@ def check_program(words):
     words = [w for i, w in enumerate(words) if "=" not in w or any("=" not in x for x in words[: i + 1])]
     assert words[0] in OTHERS, f"{words[0]!r} is not among {', '.join(OTHERS)}"
     if words[0] == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {w for w in words[1:] if "=" not in w} <= set(targets), f"make has no target in {words}"
     for extras in re.findall(r"stepmark\[([\w,]+)\]", " ".join(words)):
         there = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

@@ -12,6 +12,8 @@ from stepmark.errors import CheckpointError, ConfigError
 from stepmark.models import checkpoints
 from stepmark.models.entailment import label_index, probabilities
 
+pytestmark = pytest.mark.robust
+
 
 @cache
 def plain_model(path):

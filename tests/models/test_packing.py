@@ -17,6 +17,8 @@ from stepmark.stages.train import Generator
 from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier
 
+pytestmark = pytest.mark.robust
+
 TOTALS = Totals(7.0, 11.0, 3.0)  # arbitrary numbers; each part of the loss is divided by one of them
 LENGTHS = st.lists(st.integers(1, 40), max_size=80)
 

@@ -16,6 +16,8 @@ from stepmark.types import Finish, Outcome
 from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier
 
+pytestmark = pytest.mark.robust
+
 QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from seeds import SEED
 from stepmark.models import checkpoints
 from stepmark.stages.train import Generator, TrainSettings, train
 from stepmark.types import Grade, Problem, Reward, Verdict
@@ -45,8 +46,8 @@ def bandit(tmp_path_factory):
     """The directory of the policy's checkpoint."""
     directory = tmp_path_factory.mktemp("bandit")
     shape = checkpoints.Shape(hidden=16, heads=2, kv_heads=1, layers=1, vocab=300, max_length=32)
-    base = checkpoints.create(directory / "base", [f"{q}\n{a}" for q in RIGHT for a in "12"], shape)
+    base = checkpoints.create(directory / "base", [f"{q}\n{a}" for q in RIGHT for a in "12"], shape, SEED)
     even = [Problem(f"{q}{a}", q, a, "bandit", a, a) for q in RIGHT for a in "12"]
-    settings = TrainSettings(epochs=400, batch_tokens=64, row_tokens=32, lr=5e-3, tensorboard=False)
+    settings = TrainSettings(epochs=400, batch_tokens=64, row_tokens=32, lr=5e-3, tensorboard=False, seed=SEED)
     train(Generator(str(base)), even, directory / "policy", settings)
     return str(directory / "policy")

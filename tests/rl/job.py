@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from tests.rl.conftest import RIGHT, Arms, Key
 
+from seeds import SEED
 from stepmark.models import checkpoints
 from stepmark.rl.loop import reinforce
 from stepmark.rl.settings import ReinforceSettings
@@ -33,7 +35,6 @@ class Turns(Arms):
 
 
 def job(policy, out):
-    torch.set_num_threads(1)
     states = [Problem(q, q, a, "bandit", a, a) for q, a in RIGHT.items()]
     held = [replace(states[0], id=f"h{i}", question="Left?" + " " * (i + 1)) for i in range(12)]
     settings = ReinforceSettings(
@@ -52,6 +53,7 @@ def job(policy, out):
         evaluate_every=2,
         checkpoint_seconds=0.0,
         tensorboard=False,
+        seed=SEED,
     )
     reinforce(policy, states, held, Turns(), Key(), out, settings)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pytest
 
+from seeds import SEED
 from stepmark.errors import ConfigError
 from stepmark.models import checkpoints
 from stepmark.rl.guards import collapsed
@@ -16,6 +17,8 @@ from stepmark.types import Problem, Reward
 
 from .conftest import RIGHT, Arms
 from .test_loop import run as run_quickly
+
+pytestmark = pytest.mark.robust
 
 DEFAULT = ReinforceSettings().collapse_updates
 
@@ -50,10 +53,10 @@ def taught(tmp_path_factory):
     def make(**answers):
         directory = tmp_path_factory.mktemp("taught")
         shape = checkpoints.Shape(hidden=16, heads=2, kv_heads=1, layers=1, vocab=300, max_length=32)
-        base = checkpoints.create(directory / "base", [f"{q}\n{a}" for q in RIGHT for a in "12"], shape)
+        base = checkpoints.create(directory / "base", [f"{q}\n{a}" for q in RIGHT for a in "12"], shape, SEED)
         pairs = [(f"{state}?", a) for state, given in answers.items() for a in given]
         lessons = [Problem(f"{q}{a}", q, a, "bandit", a, a) for q, a in pairs]
-        settings = TrainSettings(epochs=200, batch_tokens=64, row_tokens=32, lr=1e-2, tensorboard=False)
+        settings = TrainSettings(epochs=200, batch_tokens=64, row_tokens=32, lr=1e-2, tensorboard=False, seed=SEED)
         train(Generator(str(base)), lessons, directory / "policy", settings)
         return directory / "policy"
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from seeds import SEED
 from stepmark.backends.local import LocalBackend
 from stepmark.errors import CheckpointError, ConfigChanged, ConfigError, DataError, StageError
 from stepmark.models import checkpoints
@@ -24,6 +25,8 @@ from stepmark.rl.settings import ReinforceSettings
 from stepmark.types import Prompt, Reward
 
 from .conftest import RIGHT, Arms, Key
+
+pytestmark = pytest.mark.robust
 
 QUICK = ReinforceSettings(
     updates=30,
@@ -39,6 +42,7 @@ QUICK = ReinforceSettings(
     evaluate_every=100,
     tensorboard=False,
     checkpoint_seconds=1000,
+    seed=SEED,
 )
 
 

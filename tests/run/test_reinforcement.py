@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seeds import SEED
 from stepmark.data.store import Records, RunDir
 from stepmark.errors import ConfigChanged, ConfigError
 from stepmark.models import checkpoints
@@ -25,7 +26,7 @@ STRANGERS = Path(__file__).parents[1] / "strangers"
 TRAIN = {"epochs": 2, "lr": 1.0e-2, "batch_tokens": 256, "row_tokens": 64, "tensorboard": False}
 RAW = {
     "name": "reinforced",
-    "seed": 1,
+    "seed": SEED + 1,
     "task": str(STRANGERS / "guesses.py"),
     "generator": {
         "init": {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "vocab": 300, "max_length": 64},
@@ -82,6 +83,7 @@ def stored(path, policy, what, kind):
     return {r.key: r for r in Records(path / f"after/{policy}/{what}.jsonl", kind)}
 
 
+@pytest.mark.robust
 def test_every_policy_is_trained_and_its_result_stored(done):
     path, result = done
     assert result.exit_code == 0
@@ -104,9 +106,10 @@ def test_every_policy_is_trained_and_its_result_stored(done):
     assert own["policy"] != first["policy"]
     assert (first["settings"]["kl"], own["settings"]["kl"]) == (0.02, 0.02)
     assert first["settings"]["max_tokens"] == 24  # as the recipe's other samples
-    assert first["settings"]["seed"] == 1
+    assert first["settings"]["seed"] == SEED + 1
 
 
+@pytest.mark.robust
 def test_the_refreshed_verifier_learned_from_the_policys_solutions_and_the_first_examples(done):
     path, _ = done
     place = path / "refreshed/prm_refreshed"
@@ -159,6 +162,7 @@ def test_every_verifier_selects_among_the_samples_of_every_policy(done):
         assert pairs["prm - greedy"]["4"]["mean"] == pytest.approx(gained)
 
 
+@pytest.mark.robust
 def test_curves_and_training_results_are_those_of_the_logs(done):
     path, result = done
     m = result.metrics
@@ -200,6 +204,7 @@ def test_the_same_command_does_nothing_and_measuring_again_gives_the_same(done):
         assert again.metrics[part] == result.metrics[part] == anew[part]
 
 
+@pytest.mark.robust
 def test_only_lost_records_are_made_again(done):
     path, result = done
     place = path / "after/mixed/scores/orm.jsonl"

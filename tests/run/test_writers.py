@@ -75,7 +75,11 @@ def written(path, name=""):
     return {r.key: r for r in Records(path / "rationales" / name / "train.jsonl", LabelledSolution)}
 
 
-SCRIBE = f"{{name: {STRANGERS / 'scribe.py'}, options: {{draws: 2}}}}"
+def scribe(draws):
+    return f"{{name: {STRANGERS / 'scribe.py'}, options: {{draws: {draws}}}}}"
+
+
+SCRIBE = scribe(2)
 
 
 def test_a_verifier_learns_from_its_own_writer_and_the_others_from_the_recipes_writer(load_recipe, tmp_path):
@@ -105,9 +109,7 @@ def test_without_a_writer_of_the_recipe_the_other_verifiers_learn_from_grades(lo
 
 
 def test_each_writer_has_a_ledger_and_is_paid_for_once(load_recipe, tmp_path):
-    loaded = load_recipe(
-        f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {SCRIBE.replace('2', '3')}}}"
-    )
+    loaded = load_recipe(f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {scribe(3)}}}")
     for limit in (30, 60, 80):
         with pytest.raises(BudgetReached):
             run(loaded, tmp_path / "run", budget=Budget(rollouts=limit))
@@ -120,9 +122,7 @@ def test_each_writer_has_a_ledger_and_is_paid_for_once(load_recipe, tmp_path):
 
 
 def test_a_plan_has_a_cost_for_each_writer(load_recipe, tmp_path):
-    loaded = load_recipe(
-        f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {SCRIBE.replace('2', '3')}}}"
-    )
+    loaded = load_recipe(f"rationales={SCRIBE}", f"verifiers.own={{{LISTENER}, rationales: {scribe(3)}}}")
     with RunDir(tmp_path / "run").open(loaded.resolved()) as directory:
         first, second = plan(RunContext(loaded, directory), problems=3, solutions=2).rationales
     assert first.stage.startswith("rationales: ") and second.stage.startswith("rationales of own: ")

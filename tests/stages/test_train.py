@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from seeds import SEED
 from stepmark.errors import ConfigChanged, ConfigError, DataError
 from stepmark.models import checkpoints, packing
 from stepmark.models.encoding import Encoded
@@ -20,7 +21,7 @@ from stepmark.types import Grade, Problem, StepLabel, Verdict
 from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier
 
-QUICK = TrainSettings(batch_tokens=400, row_tokens=200, log_every=2, tensorboard=False, device="cpu")
+QUICK = TrainSettings(batch_tokens=400, row_tokens=200, log_every=2, tensorboard=False, device="cpu", seed=SEED)
 
 
 def weights(path):
@@ -83,6 +84,7 @@ def test_a_kill_at_any_moment_changes_nothing(tiny, tmp_path):
     assert not list((tmp_path / "killed").glob(".*"))
 
 
+@pytest.mark.robust
 def test_training_learns_and_reports(tiny, problems, tmp_path):
     reports = []
     settings = replace(QUICK, epochs=3, lr=3e-3)
@@ -146,6 +148,7 @@ def test_a_template_in_any_language_is_the_same_at_the_second_call(tiny, problem
     assert train(trainee, problems[:5], tmp_path / "o", QUICK) == train(trainee, problems[:5], tmp_path / "o", QUICK)
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("kind", ["generator", "prm"])
 def test_accumulation_changes_memory_and_nothing_else(tiny, problems, examples, tmp_path, kind):
     trainee = Generator(tiny) if kind == "generator" else ProcessVerifier(tiny, labels="soft", language_weight=0.5)
@@ -160,6 +163,7 @@ def test_accumulation_changes_memory_and_nothing_else(tiny, problems, examples, 
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
+@pytest.mark.robust
 def test_accumulated_gradients_are_the_same(tiny, examples):
     trainee = ProcessVerifier(tiny, labels="soft", language_weight=0.5)
     encoded = [trainee.encode_example(e) for e in examples]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stepmark import machine
 from stepmark.errors import StageError
 from stepmark.models import checkpoints, memory, packing, scoring
 from stepmark.models.packing import Totals
@@ -70,7 +71,7 @@ def test_a_resumed_training_keeps_its_passes(tiny, tmp_path, monkeypatch):
 
 
 def test_a_training_that_can_not_fit_says_so(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 1 << 14)
+    monkeypatch.setattr(machine, "available", lambda: 1 << 14)
     with pytest.raises(StageError, match=r"needs about 0\.\d GiB more, and 0\.0 GiB are free.*Take a smaller model"):
         train(Generator(tiny), problems(), tmp_path / "out", SETTINGS)
 

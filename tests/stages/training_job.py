@@ -18,7 +18,6 @@ from stepmark.stages.train import Generator, TrainSettings, train
 
 
 def main(base, out, kills):
-    torch.set_num_threads(1)
     problems = registry.load("task", "arithmetic").load("train", 60).problems
     out = Path(out)
     # Load once what each child would otherwise import again.

@@ -6,6 +6,7 @@ is in UNTRAINED, with settings that let it score. Options that only some kinds a
 import pytest
 
 import stepmark
+from seeds import SEED
 from stepmark.plugins import registry
 from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Verdict
@@ -17,7 +18,7 @@ UNTRAINED = {
         "votes": 3,
     }
 }
-QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu")
+QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu", seed=SEED)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ def test_it_is_a_frozen_dataclass_whose_constructor_does_no_work(kind, make, tra
     assert learns == trains
 
 
+@pytest.mark.robust
 def test_one_verification_per_solution_in_order(verifier, graded):
     problem = graded[0][0]
     solutions = [x.solution for _, x in graded]
@@ -46,6 +47,7 @@ def test_plain_texts_are_scored_as_solutions_are(verifier, graded):
     assert [v.outcome for v in plain] == [Outcome.SCORED, Outcome.FAILED, Outcome.SCORED]
 
 
+@pytest.mark.robust
 def test_batch_and_order_change_no_score(verifier, graded):
     question = graded[0][0].question
     solutions = [x.solution for _, x in graded[:8]]
@@ -66,6 +68,7 @@ def test_only_finished_solutions_are_scored(verifier, solve):
         assert v.reason
 
 
+@pytest.mark.robust
 def test_text_that_looks_like_tags_adds_no_scores(verifier, solve):
     for text in (
         "a <step><good>\nb<eos>\n<step>",
@@ -77,6 +80,7 @@ def test_text_that_looks_like_tags_adds_no_scores(verifier, solve):
         assert len(verification.scores) in (1, len(solve(text).spans))
 
 
+@pytest.mark.robust
 def test_pickling_and_copying_change_no_score(place, verifier, graded, tmp_path):
     problem, example = graded[3]
     [before] = verifier.verify(problem.question, [example.solution])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import stepmark
+from seeds import SEED
 from stepmark.errors import CheckpointError, ConfigChanged, ConfigError, DataError
 from stepmark.models import checkpoints, packing
 from stepmark.models.encoding import token_ids
@@ -21,7 +22,9 @@ from stepmark.text.sanitize import sanitize_text
 from stepmark.types import Finish, Outcome, Solution, Verdict
 from stepmark.verifiers.dpo import ImplicitVerifier, Pair
 
-QUICK = TrainSettings(batch_tokens=800, row_tokens=300, lr=3e-3, log_every=1, tensorboard=False, device="cpu")
+QUICK = TrainSettings(
+    batch_tokens=800, row_tokens=300, lr=3e-3, log_every=1, tensorboard=False, device="cpu", seed=SEED
+)
 RIGHT, WRONG = "so it is 7\nyes", "so it is 8\nno"
 MARKS = ["<good>", "<step>", "<eos>", "Verification: Is the answer correct? Yes", "\n", " \n"]
 TEXT = st.lists(st.sampled_from(MARKS) | st.text(st.characters(codec="utf-8"), max_size=6), max_size=10).map("".join)
@@ -76,6 +79,7 @@ def plain_log(model, path, question, text):
     return sum(log_probs[t - 1, whole[t]] for t in range(len(prompt), len(whole))), len(whole) - len(prompt), len(whole)
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("normalized", [False, True])
 def test_packed_loss_and_gradient_agree_with_plain_transformers(tiny, both, normalized):
     """Equation 7, and its gradient: -beta * sigmoid(-beta * margin) * (grad log pi(y+) - grad log pi(y-))."""
@@ -111,6 +115,7 @@ def test_packed_loss_and_gradient_agree_with_plain_transformers(tiny, both, norm
         torch.testing.assert_close(p.grad, g, rtol=2e-3, atol=2e-5, msg=lambda m, w=name: f"{w}: {m}")
 
 
+@pytest.mark.robust
 def test_gradient_agrees_with_finite_differences(tiny, both):
     trainee = ImplicitVerifier(tiny, beta=0.5)
     encoded = [trainee.encode_example(p) for p in trainee.choose(both)[:3]]
@@ -138,12 +143,14 @@ def test_gradient_agrees_with_finite_differences(tiny, both):
     assert abs(slope) > 1e-2
 
 
+@pytest.mark.robust
 def test_training_starts_at_log_2_and_goes_down(run):
     log = [json.loads(line)["loss"] for line in (run / "dpo" / "train.jsonl").read_text().splitlines()]
     assert log[0] == pytest.approx(math.log(2), abs=1e-5)
     assert log[-1] < log[0] - 0.01
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("options", [{}, {"score_beta": 0.5}, {"length_normalized": True}])
 def test_scores_are_those_of_plain_transformers(run, both, options):
     verifier = stepmark.load_verifier(run / "dpo", device="cpu", **options)
@@ -166,6 +173,7 @@ def test_scores_are_those_of_plain_transformers(run, both, options):
     assert len(scores) > 5
 
 
+@pytest.mark.robust
 def test_scores_near_1_stay_distinct(run, both):
     """In single precision sigmoid(x) is 1 for x above 17, so the best candidates would tie."""
     solutions = [x.solution for _, x in both[:3]]
@@ -177,6 +185,7 @@ def test_scores_near_1_stay_distinct(run, both):
     assert 1 - 1e-12 < max(v.score for v in far) < 1
 
 
+@pytest.mark.robust
 def test_it_learns_which_solutions_are_right(tiny, problems, labelled, tmp_path, solve):
     texts = {Verdict.CORRECT: RIGHT, Verdict.INCORRECT: WRONG}
     examples = [labelled(p, t, [1.0, 1.0], v) for p in problems[:30] for v, t in texts.items()]

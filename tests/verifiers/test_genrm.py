@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import stepmark
+from seeds import SEED
 from stepmark.backends.scripted import ScriptedBackend
 from stepmark.errors import CheckpointError, ConfigError
 from stepmark.models import checkpoints, packing
@@ -20,7 +21,7 @@ from stepmark.text.prompts import NO, VERDICT, YES
 from stepmark.types import Outcome, Rationale, StepLabel, Verdict
 from stepmark.verifiers.genrm import FORMS, GenerativeVerifier
 
-QUICK = TrainSettings(batch_tokens=500, row_tokens=250, lr=1e-2, tensorboard=False, device="cpu")
+QUICK = TrainSettings(batch_tokens=500, row_tokens=250, lr=1e-2, tensorboard=False, device="cpu", seed=SEED)
 
 
 def rationale(lines, answer, **fields):
@@ -33,7 +34,7 @@ def knowing(tmp_path_factory, problems):
     corpus = GenerativeVerifier("nowhere", mode="cot").corpus()
     texts = [f"{p.question}\n{p.reference}" for p in problems] + list(corpus) * 200
     shape = checkpoints.Shape(hidden=32, heads=2, kv_heads=1, layers=2, vocab=420, max_length=256)
-    return str(checkpoints.create(tmp_path_factory.mktemp("knowing") / "model", texts, shape, seed=1))
+    return str(checkpoints.create(tmp_path_factory.mktemp("knowing") / "model", texts, shape, SEED + 1))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def by_hand(path, text):
     return yes / (yes + no)
 
 
+@pytest.mark.robust
 def test_direct_scores_are_the_models_probability_of_yes(knowing, problems, solve):
     verifier = GenerativeVerifier(knowing, device="cpu")
     texts = ["3 + 4 = 7\nThe answer is 7.", "The answer is 8."]
@@ -72,8 +74,9 @@ def test_direct_scores_are_the_models_probability_of_yes(knowing, problems, solv
         assert v.tokens == len(checkpoints.load_tokenizer(knowing)(prompt)["input_ids"])
 
 
+@pytest.mark.robust
 def test_votes_are_p_yes_after_each_rationale_and_the_score_is_their_mean(taught, problems, solve):
-    verifier = replace(stepmark.load_verifier(taught), votes=6, keep=6, temperature=3.0)
+    verifier = replace(stepmark.load_verifier(taught), votes=12, keep=12, temperature=2.0)
     s = solve("so 9.\nThe answer is 9.")
     [v] = verifier.verify(problems[0].question, [s])
     assert v.outcome is Outcome.SCORED
@@ -87,10 +90,10 @@ def test_votes_are_p_yes_after_each_rationale_and_the_score_is_their_mean(taught
     assert v.tokens > len(checkpoints.load_tokenizer(taught)(f"{problems[0].question}\n{s.text}")["input_ids"])
 
 
+@pytest.mark.robust
 def test_solutions_of_one_text_share_their_votes_and_seeds_change_them(taught, problems, solve):
-    verifier = replace(
-        stepmark.load_verifier(taught), votes=4, temperature=3.0
-    )  # at temperature 1 it would repeat its training text
+    # At temperature 1 it would repeat its training text; much hotter, few rationales would end.
+    verifier = replace(stepmark.load_verifier(taught), votes=12, temperature=2.0)
     twice = [solve("so 9.\nThe answer is 9.", sample=i) for i in range(2)]
     a, b = verifier.verify(problems[0].question, twice)
     assert (a.votes, a.rationales) == (b.votes, b.rationales)
@@ -99,6 +102,7 @@ def test_solutions_of_one_text_share_their_votes_and_seeds_change_them(taught, p
     assert other.votes != a.votes
 
 
+@pytest.mark.robust
 def test_several_questions_at_once_change_no_score(taught, problems, solve):
     verifier = replace(stepmark.load_verifier(taught), votes=3)
     requests = [(p.question, [solve(p.reference, p.id), solve("The answer is 1.", p.id, 1)]) for p in problems[:3]]
@@ -115,6 +119,7 @@ def taught(knowing, lessons, tmp_path_factory):
     return str(out)
 
 
+@pytest.mark.robust
 def test_it_learns_to_tell_right_from_wrong(taught, lessons):
     verifier = replace(stepmark.load_verifier(taught), votes=2)
     scores = {True: [], False: []}
@@ -123,6 +128,7 @@ def test_it_learns_to_tell_right_from_wrong(taught, lessons):
     assert min(scores[True]) > max(scores[False])
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("mode", ["direct", "cot"])
 def test_the_loss_is_verification_plus_lambda_times_generation(knowing, lessons, mode):
     """Equation 6 against plain transformers, sequence by sequence."""
@@ -158,6 +164,7 @@ def test_the_loss_is_verification_plus_lambda_times_generation(knowing, lessons,
     assert len(without.choose(lessons[:6])) == len(items) - 3
 
 
+@pytest.mark.robust
 def test_without_verifications_it_learns_generation_alone(knowing, lessons, tmp_path):
     """A control: with no verification in an update, equation 6 is lambda times its second term."""
     verifier = GenerativeVerifier(knowing, mode="direct", generation=0.3, examples=0)
@@ -255,6 +262,7 @@ def test_only_the_target_has_weight(knowing, lessons):
         assert not any(encoded.weights[: len(start)])
 
 
+@pytest.mark.robust
 def test_rationales_without_an_end_are_truncated_and_long_texts_are_refused(taught, problems, solve):
     verifier = replace(stepmark.load_verifier(taught), votes=2, max_tokens=3)
     long = solve("1 + 1 = 2\n" * 80)

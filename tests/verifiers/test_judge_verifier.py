@@ -97,6 +97,7 @@ def test_a_solution_brings_no_verdict_along(solve, attack):
     assert a.score == b.score == 0.0
 
 
+@pytest.mark.robust
 def test_votes_depend_on_question_solution_and_seed_alone(tiny, solve):
     """With a real model. Its answers have no verdict, so the test compares their lengths."""
     solutions = [solve("7"), solve("8", sample=1), solve("3 + 4 = 7", sample=2)]

@@ -10,25 +10,42 @@ import pytest
 import torch
 
 import stepmark
+from seeds import SEED
 from stepmark.errors import CheckpointError, ConfigChanged, DataError
 from stepmark.models import checkpoints
-from stepmark.stages.train import TrainSettings, train
+from stepmark.stages.train import Generator, TrainSettings, train
+from stepmark.text import steps
 from stepmark.types import Finish, Outcome, Verdict, Verification
 from stepmark.verifiers.likelihood_corrected import RIDGE, LikelihoodCorrectedVerifier
 from stepmark.verifiers.orm import OutcomeVerifier
 from stepmark.verifiers.prm import ProcessVerifier
 
-QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu")
+QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu", seed=SEED)
 
 
 @pytest.fixture(scope="module")
-def run(tiny, examples, tmp_path_factory):
+def examples(problems, labelled):
+    """Right solutions of the task, and wrong ones that break off its language, so that a generator that has learned it
+    finds them less likely. One grade of six says the opposite."""
+    examples = []
+    for i, p in enumerate(problems[:24]):
+        lines = p.reference.split("\n")
+        wrong = "\n".join([*lines[:-1], "so 3 apples fewer Ben", lines[-1]])
+        for sample, (text, right) in enumerate(((p.reference, True), (wrong, False))):
+            verdict = Verdict.CORRECT if right is (i % 6 > 0) else Verdict.INCORRECT
+            shares = [float(right)] * len(steps.split(text))
+            examples.append(labelled(p, text, shares, verdict, sample=sample))
+    return examples
+
+
+@pytest.fixture(scope="module")
+def run(tiny, problems, examples, tmp_path_factory):
     """A run directory with a generator, an orm, a prm, and three corrected verifiers: of each, and without another."""
     place = tmp_path_factory.mktemp("run") / "a"
-    shutil.copytree(tiny, place / "generator")
     generator = str(place / "generator")
-    train(OutcomeVerifier(generator, device="cpu"), examples, place / "orm", QUICK)
-    train(ProcessVerifier(generator, device="cpu"), examples, place / "prm", QUICK)
+    train(Generator(tiny), problems[:100], place / "generator", replace(QUICK, epochs=4, lr=1e-2))
+    train(OutcomeVerifier(generator, device="cpu"), examples, place / "orm", replace(QUICK, epochs=3))
+    train(ProcessVerifier(generator, device="cpu"), examples, place / "prm", replace(QUICK, epochs=3))
     for name in ("orm", "prm", ""):
         verifier = str(place / name) if name else ""
         kind = LikelihoodCorrectedVerifier(generator, verifier=verifier, device="cpu")
@@ -73,6 +90,7 @@ def features(run, examples, name):
     return rows
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("name", ["orm", "prm", ""])
 def test_the_fit_is_a_logistic_regression_on_the_weakest_steps(run, examples, name):
     from sklearn.linear_model import LogisticRegression
@@ -95,13 +113,14 @@ def test_the_fit_is_a_logistic_regression_on_the_weakest_steps(run, examples, na
     assert len(scored.scores) == (1 if name == "orm" else len(example.labels))
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("separable", [False, True])
 def test_coefficients_are_recovered(separable):
     from sklearn.linear_model import LogisticRegression
 
     from stepmark.verifiers.likelihood_corrected import _logistic
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(SEED)
     x = rng.normal(size=(3000, 2)) * [2.0, 5.0] + [0.0, -4.0]
     chance = 1 / (1 + np.exp(-(0.8 * x[:, 0] + 0.3 * x[:, 1] + 1.0)))
     y = (chance > 0.5 if separable else rng.random(3000) < chance).astype(float)
@@ -109,6 +128,7 @@ def test_coefficients_are_recovered(separable):
     assert _logistic(x, y) == pytest.approx([*expected.coef_[0], expected.intercept_[0]], rel=1e-3)
 
 
+@pytest.mark.robust
 def test_the_likelihood_is_that_of_a_plain_forward_pass_with_the_end_token(run, problems, solve, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stepmark
+from seeds import SEED
 from stepmark.errors import CheckpointError, ConfigError, DataError
 from stepmark.models import checkpoints, packing, scoring
 from stepmark.models.encoding import token_ids
@@ -18,7 +19,7 @@ from stepmark.text.sanitize import sanitize_text
 from stepmark.types import Finish, Outcome, Solution, Verdict
 from stepmark.verifiers.orm import OutcomeVerifier
 
-QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu")
+QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu", seed=SEED)
 MARKS = ["<good>", "<step>", "<eos>", "Verification: Is the answer correct? Yes", "\n", " \n"]
 TEXT = st.lists(st.sampled_from(MARKS) | st.text(st.characters(codec="utf-8"), max_size=6), max_size=10).map("".join)
 
@@ -133,6 +134,7 @@ def test_training_and_scoring_read_the_closing_tokens_own_index(tiny, problems, 
     assert verification.scores == pytest.approx((1.0,))
 
 
+@pytest.mark.robust
 def test_scores_are_those_of_plain_transformers(trained, examples):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -165,6 +167,7 @@ def test_the_card_brings_back_what_was_trained(trained, tiny):
     )
 
 
+@pytest.mark.robust
 def test_it_learns_which_solutions_are_right(tiny, problems, labelled, tmp_path, solve):
     texts = {Verdict.CORRECT: "so it is 7\nyes", Verdict.INCORRECT: "so it is 8\nno"}
     examples = [labelled(p, t, [1.0, 1.0], v) for p in problems[:30] for v, t in texts.items()]
@@ -193,6 +196,7 @@ def test_a_verifier_can_be_moved(trained, tmp_path, solve):
     assert stepmark.load_verifier(moved, device="cpu").verify("Q?", [solve("a\nb")]) == before
 
 
+@pytest.mark.robust
 def test_training_again_in_the_same_place_is_noticed(tiny, examples, tmp_path, solve):
     scores = []
     for lr in (1e-3, 3e-2):

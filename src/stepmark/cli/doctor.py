@@ -6,7 +6,6 @@ stepmark doctor
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 import sys
@@ -14,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepmark.run.machine import version
+from stepmark import machine
+from stepmark.machine import version
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,11 @@ def checks() -> Iterator[Check]:
     """The results of all checks. Imports torch, if it is installed, to list devices."""
     yield Check("stepmark", True, version("stepmark") or "not installed, run from its source")
     yield Check("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or later")
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     yield Check("cores", cores > 1, str(cores), "use one worker: give workers=1")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Check("memory", memory >= 4, f"{memory:.1f} GiB", "4 GiB or more is comfortable for two workers")
+    memory = machine.memory()
+    found = "unknown: this system does not say" if memory is None else f"{memory / 2**30:.1f} GiB"
+    yield Check("memory", memory is None or memory >= 4 * 2**30, found, "4 GiB or more is comfortable for two workers")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Check("disk", free >= 2, f"{free:.1f} GiB free in {Path.cwd()}", "free some space: runs keep checkpoints")
     yield from _torch(cores)
@@ -66,8 +67,9 @@ def _torch(cores: int) -> Iterator[Check]:
     threads = torch.get_num_threads()
     advice = "with several workers set OMP_NUM_THREADS=1; worker processes do so by themselves"
     yield Check("threads", threads == 1 or cores == 1, f"{threads} for each matrix product in this process", advice)
+    devices = ["cpu"]
     if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        yield Check("devices", True, f"cpu, {names}")
-    else:
-        yield Check("devices", True, "cpu")
+        devices += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    yield Check("devices", True, ", ".join(devices))

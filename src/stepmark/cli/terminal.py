@@ -105,7 +105,7 @@ def _slow(p: Progress) -> bool:
 
 
 def _advice(p: Progress) -> str:
-    from stepmark.run.machine import computes_bfloat16
+    from stepmark.machine import computes_bfloat16
 
     half = "dtype: bfloat16 for the backend, which this processor computes fast; " if computes_bfloat16() else ""
     return (

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from stepmark.data import store
+from stepmark.data import locks, store
 from stepmark.data.store import Records
 from stepmark.data.timed_batch import TimedBatch
 from stepmark.errors import BudgetReached, ConfigError, DataError, StageError
@@ -257,7 +257,7 @@ class Ledger:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = io.FileIO(self.path, "a+")
-        with store.locked(self._file):
+        with locks.held(self._file):
             yield self._file
 
     def _rewrite(self, without: Container[str]) -> None:

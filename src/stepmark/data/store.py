@@ -11,8 +11,7 @@ and no record is lost or stored twice. Each line starts with its record's key, s
 rest. Text is stored exactly, including NUL bytes and lone surrogates. One exception: a high and a low surrogate side by
 side, as two characters, come back as the one character that they encode, as JSON defines it.
 
-Other files are written under a temporary name and then renamed. Locks are the kernel's (flock): they end with the
-process, however it ends. On a file system without locks, nothing guards against two writers.
+Other files are written under a temporary name and then renamed. What is written is locked (locks.py).
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import errno
-import fcntl
 import functools
 import io
 import json
@@ -35,6 +32,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from stepmark.data import locks
 from stepmark.errors import ConfigChanged, ConfigError, DataError, StageError
 from stepmark.types import Place
 
@@ -50,7 +48,6 @@ T = TypeVar("T", bound=StoredRecord)
 K = TypeVar("K", bound=StoredRecord)
 
 _KEY = re.compile(rb'\{"key":"((?:[^"\\]|\\.)*)"[,}]')
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class Records(Generic[T]):
@@ -170,7 +167,7 @@ class Records(Generic[T]):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = io.FileIO(self.path, "a+")
             try:
-                if not _lock(file.fileno()):
+                if not locks.take(file):
                     raise StageError(
                         f"{self.path} is being written by another process, or by another Records of this one that "
                         "was not closed. Wait for it to end, or write somewhere else."
@@ -281,7 +278,7 @@ class RunDir:
     def _take_lock(self) -> io.FileIO:
         self.path.mkdir(parents=True, exist_ok=True)
         file = io.FileIO(self.path / ".lock", "a+")
-        if not _lock(file.fileno()):
+        if not locks.take(file):
             file.seek(0)
             holder = file.read(20).decode("ascii", "replace").strip() or "unknown"
             file.close()
@@ -446,34 +443,13 @@ def _dumps(value: Any, sort_keys: bool = False) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_fields, sort_keys=sort_keys) + "\n"
 
 
-@contextlib.contextmanager
-def locked(file: io.FileIO) -> Iterator[None]:
-    """Holds the file's lock during the block; waits while another process holds it."""
-    _lock(file.fileno(), wait=True)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file.fileno(), fcntl.LOCK_UN)
-
-
-def _lock(descriptor: int, wait: bool = False) -> bool:
-    """Takes the file's lock. Returns False only if another process holds it: on a file system without locks it returns
-    True."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as e:
-        if e.errno not in _NO_LOCKS:
-            raise
-    return True
-
-
 def drop_torn_line(file: io.FileIO) -> None:
     """Cuts off an incomplete last line, which a kill left. The caller holds the file's lock."""
     end = size = os.fstat(file.fileno()).st_size
-    if not size or os.pread(file.fileno(), 1, size - 1) == b"\n":
+    if not size:
+        return
+    file.seek(size - 1)  # no pread, which Windows lacks
+    if file.read(1) == b"\n":
         return
     while end:
         start = max(0, end - (1 << 16))
@@ -488,6 +464,8 @@ def drop_torn_line(file: io.FileIO) -> None:
 
 
 def _sync_directory(path: Path) -> None:
+    if os.name == "nt":  # a directory can't be opened there
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

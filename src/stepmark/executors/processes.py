@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
+from stepmark import machine
 from stepmark.data.timed_batch import TimedBatch
 from stepmark.errors import ConfigError, StageError, StepmarkError
 from stepmark.plugins import registry
@@ -49,11 +50,11 @@ class ProcessesExecutor:
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
         """Results as they arrive. When a unit raises, or its worker dies, no new unit starts. Running units are
         finished and yielded first; then it raises the unit's exception, or StageError for a dead worker."""
-        return _run(self.workers or _cores(), _pickled((work, False)), iter(units))
+        return _run(self.workers or machine.cores(), _pickled((work, False)), iter(units))
 
     def stream(self, work: Callable[[Unit], Iterable[Result]], units: Iterable[Unit]) -> Iterator[Result]:
         """What `work` yields, about a second later. Exceptions as in `map`."""
-        return _run(self.workers or _cores(), _pickled((work, True)), iter(units))
+        return _run(self.workers or machine.cores(), _pickled((work, True)), iter(units))
 
 
 def _pickled(work: object) -> bytes:
@@ -64,11 +65,6 @@ def _pickled(work: object) -> bytes:
             f"the work can't be sent to worker processes ({e}). Use importable functions and plug-ins that hold "
             "plain settings, or the executor `serial`."
         ) from e
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(eq=False)
@@ -158,8 +154,9 @@ def _death(worker: _Worker) -> StageError:
     reason = f"exit status {code}"
     advice = "Its last messages are above."
     if code is not None and code < 0:
-        reason = f"signal {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
+        name = signal.Signals(-code).name
+        reason = f"signal {name}"
+        if name == "SIGKILL":
             reason += ", which Linux sends when memory runs out"
             advice = "Give it fewer workers, or a smaller batch."
     elif not worker.done:

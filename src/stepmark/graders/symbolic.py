@@ -26,6 +26,7 @@ than a lost one.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import signal
@@ -33,7 +34,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection, Pipe
@@ -52,7 +52,7 @@ class Symbolic:
     """Grades by equality of mathematical expressions. Raises ConfigError for limits that are too low."""
 
     timeout: float = 5.0  # seconds for one comparison, after which its worker is killed
-    memory_mb: int = 2048  # address space of a worker, in MiB
+    memory_mb: int = 2048  # address space of a worker, in MiB, where the system can limit it
 
     def __post_init__(self) -> None:
         faults = []
@@ -130,6 +130,8 @@ class _Worker:
     """A process that compares expressions, one at a time."""
 
     def __init__(self) -> None:
+        if os.name == "nt":  # no way to hand the pipe on, and no alarm
+            raise ConfigError("symbolic grading needs Linux or macOS. Use the grader numeric or exact, or WSL.")
         ours, theirs = Pipe()
         self.connection: Connection = ours
         code = f"from {__name__} import _serve; _serve({theirs.fileno()})"
@@ -186,7 +188,7 @@ _free: list[_Worker] = []
 _slots = threading.BoundedSemaphore(_WORKERS)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _worker() -> Iterator[_Worker]:
     """A worker of this process for one job. Waits while all workers are busy."""
     with _slots:
@@ -223,7 +225,8 @@ def _after_fork() -> None:
     _slots = threading.BoundedSemaphore(_WORKERS)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _serve(fd: int) -> None:
@@ -231,8 +234,6 @@ def _serve(fd: int) -> None:
     connection = Connection(fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
-        import resource
-
         import sympy  # noqa: F401  slow, so it is imported before the first job
     except ImportError as e:
         connection.send_bytes(str(e).encode())
@@ -243,7 +244,7 @@ def _serve(fd: int) -> None:
             reference, stated, timeout, memory_mb = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        _limit_memory(memory_mb)
         # The alarm's default action ends this process, whatever it is doing, even if the parent is gone.
         signal.setitimer(signal.ITIMER_REAL, timeout + 1.0)
         try:
@@ -256,6 +257,14 @@ def _serve(fd: int) -> None:
             result = f"can't parse or compare: {type(e).__name__}"
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send_bytes(result.encode())
+
+
+def _limit_memory(megabytes: int) -> None:
+    """Limits this process's address space, where the system can: macOS refuses, and a system may lack limits."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _verify(reference: str, stated: str) -> str:

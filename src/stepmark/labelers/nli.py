@@ -42,7 +42,7 @@ class Nli:
     steps: str | None = None  # the step splitter for references (text/steps.py); null: the one for the solutions
     entailment: int | None = None  # index of the model's entailment label; null: found by its name
     dtype: str = "auto"  # of the weights while scoring
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:

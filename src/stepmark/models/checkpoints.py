@@ -262,13 +262,25 @@ def load_model(
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" becomes "cuda" if there is a GPU, else "cpu". Raises ConfigError for a missing device."""
+    """ "auto" becomes "cuda" if there is one, else "cpu"; "mps", the GPU of a Mac, is taken only where it is asked for.
+    Raises ConfigError for a device that torch does not know or this machine does not have."""
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"got device {device!r}, but this machine has no usable GPU. Use device=auto or device=cpu.")
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as e:
+        raise ConfigError(f"torch knows no device {device!r}. This machine has {', '.join(there)}.") from e
+    if kind in ("cuda", "mps") and device not in there:
+        raise ConfigError(
+            f"got device {device!r}, but this machine has only {', '.join(there)}. Use one of these, or device=auto."
+        )
     return device
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from stepmark import machine
+
 if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
-UNKNOWN = 8 * GIB  # assumed where the system says nothing
 SHARE = 0.5  # of the free memory for a pass, so that rounding up and other work stay below three quarters
 EVERY = 0.005  # seconds between two looks at the memory in use
 
@@ -29,20 +30,7 @@ def free(device: torch.device) -> int:
 
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved by torch
         return torch.cuda.mem_get_info(device)[0] + unused
-    return available() // (os.cpu_count() or 1)
-
-
-def available() -> int:
-    """Bytes that are available on the machine."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, OSError, ValueError):
-        return UNKNOWN
+    return machine.available() // machine.cores()
 
 
 def used() -> int:

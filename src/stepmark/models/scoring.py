@@ -117,7 +117,7 @@ def verify(
     with torch.inference_mode():
         for group in by_length(encoded):
             b = packing.batch([[encoded[i]] for i in group], pad_id, device)
-            values = iter(read(b).double().cpu().tolist())
+            values = iter(read(b).cpu().double().tolist())
             for i in group:
                 scores = tuple(next(values) for _ in encoded[i].at)
                 if not all(map(math.isfinite, scores)):

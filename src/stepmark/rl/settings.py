@@ -63,7 +63,7 @@ class ReinforceSettings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_seconds: float = 30.0  # seconds between checkpoints
     tensorboard: bool = True  # also write event files, if tensorboard is installed
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     threads: int = 1  # CPU threads in a matrix product
     seed: int = 0  # of what is drawn and of the order of the data
 

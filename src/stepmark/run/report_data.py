@@ -16,9 +16,9 @@ from stepmark import report
 from stepmark.data.store import RunDir
 from stepmark.errors import DataError
 from stepmark.evaluation.rank import SELF_CONSISTENCY, candidates, rank
+from stepmark.machine import describe
 from stepmark.plugins import registry
 from stepmark.run import renames
-from stepmark.run.machine import describe
 from stepmark.run.recipe import Recipe, stored
 from stepmark.types import Candidate, GradedSolution, Problem, Quarantined, Selection, Solution, Verification
 

@@ -36,11 +36,11 @@ from stepmark.errors import ConfigError, DataError
 from stepmark.evaluation import stats, token_curves
 from stepmark.evaluation.stats import Bootstrap, Interval
 from stepmark.evaluation.token_curves import MeasuredRun, Way
+from stepmark.machine import describe
 from stepmark.plugins.loading import load_executor
 from stepmark.run import execute, inputs, missing, policy_evaluation, renames, report_data
 from stepmark.run.context import RunContext
 from stepmark.run.execute import ALL, RunResult, Selection, Show
-from stepmark.run.machine import describe
 from stepmark.run.pipeline import stages
 from stepmark.run.pipeline.evaluate import Evaluate
 from stepmark.run.recipe import Recipe, first_seed, seed_directory, stored

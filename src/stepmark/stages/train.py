@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from stepmark import machine
 from stepmark.data import store
 from stepmark.data.fingerprint import of_model
 from stepmark.data.outcome_counts import ANSWERS, COMPARED, QUOTED, most_frequent
@@ -89,7 +90,7 @@ class TrainSettings:
     checkpoint_seconds: float = 30.0  # seconds between checkpoints: a kill loses at most this much work
     log_every: int = 10  # updates between log lines
     tensorboard: bool = True  # also write event files, if tensorboard is installed
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     threads: int = 1  # CPU threads of a matrix product: two are 1/3 faster on an idle machine, 10x slower on a busy one
     seed: int = 0  # of the order of the data and the weights of new heads
 
@@ -398,7 +399,7 @@ class _Loop(Generic[Example]):
 
     def _need(self, needed: int, free: int, device: Any) -> None:
         """Raises StageError where `needed` bytes are not there, before the system ends the process for it."""
-        there = free if device.type == "cuda" else memory.available()
+        there = free if device.type == "cuda" else machine.available()
         if needed > there:
             raise StageError(
                 f"this training needs about {needed / memory.GIB:.1f} GiB more, and {there / memory.GIB:.1f} GiB are "

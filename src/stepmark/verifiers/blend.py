@@ -37,7 +37,7 @@ class BlendVerifier:
     path: str = ""  # a written blend, which lists its members
     verifiers: tuple[str, ...] | list[str] = ()  # directories of trained verifiers
     template: str = "{question}\n"  # how the question is put before the solution
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
 
     def __post_init__(self) -> None:
         members: object = self.verifiers  # it may come from a recipe, unchecked

@@ -64,7 +64,7 @@ class ImplicitVerifier:
     length_normalized: bool = False  # R is the mean over tokens, not the sum
     template: str = "{question}\n"  # how the question is put before the solution
     dtype: str = "float32"  # of the weights while scoring
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:
@@ -176,8 +176,9 @@ class ImplicitVerifier:
         verifications = scoring.verify(
             solutions,
             lambda s: self.encode(question, s),
-            # Double precision: in single precision the sigmoids of log ratios of 300 and 290 nats would both be 1.
-            lambda b: (scale * self._ratios(model, frozen, b).double()).sigmoid(),
+            # Double precision: in single precision the sigmoids of log ratios of 300 and 290 nats would both be 1. On
+            # the CPU, because mps has none.
+            lambda b: (scale * self._ratios(model, frozen, b).cpu().double()).sigmoid(),
             aggregate="last",
             max_length=min(scoring.max_length(model), scoring.max_length(frozen)),
             pad_id=self.pad_id,

@@ -90,7 +90,7 @@ class GenerativeVerifier:
     backend: str = "local"  # runs the model when scoring; it needs `choice_probs` (protocols.Chooser)
     backend_options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"  # of the weights while scoring
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     generates: ClassVar[bool] = True  # it can learn from correct solutions without a verification

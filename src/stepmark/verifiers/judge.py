@@ -68,7 +68,7 @@ class JudgeVerifier:
     seed: int = 0
     backend: str = "local"  # runs the judge
     options: Mapping[str, Any] = field(default_factory=dict)  # of the backend, such as chat_template for a chat model
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
 
     def __post_init__(self) -> None:
         votes = self.votes if self.votes is not None else 32 if self.temperature else 1

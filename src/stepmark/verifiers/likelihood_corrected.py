@@ -59,7 +59,7 @@ class LikelihoodCorrectedVerifier:
     aggregate: str = "min"  # how step scores are combined into the solution's score
     template: str = "{question}\n"  # how the question is put before the solution
     dtype: str = "float32"  # of the weights while scoring
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     # ---- fitting ----

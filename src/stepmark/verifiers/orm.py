@@ -53,7 +53,7 @@ class OutcomeVerifier:
     every_token: float = 0.0  # share of the verification loss that falls on the solution's tokens before its end
     balance: bool = False  # train on equally many right and wrong solutions of each question
     dtype: str = "float32"  # of the weights while scoring
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ class ProcessVerifier:
         0.0  # weight of the text's own next-token loss; helps a model that starts from random weights
     )
     dtype: str = "float32"  # of the weights while scoring
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes a GPU where there is one
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
     def __post_init__(self) -> None:
