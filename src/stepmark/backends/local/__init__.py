@@ -12,6 +12,7 @@ rollout is data and no error. If it is nearly as long, the rollouts get the posi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,9 +25,12 @@ from stepmark.text import sampling
 from stepmark.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from stepmark.backends.local.engine import Engine
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class LocalBackend:
     free: ClassVar[tuple[str, ...]] = ("device", "batch", "sharing")  # options that change no result
 
     path: str  # a checkpoint directory, or a hub id
-    dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16, float16
+    dtype: str = "auto"  # float32, bfloat16, float16; auto: bfloat16 where it is faster and agrees (precision.py)
     device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
     batch: int = 0  # largest number of concurrent rollouts, fewer if memory is short; 0 chooses by model size
     chat_template: bool = False  # context is the user's turn, prefix begins the assistant's turn
@@ -75,11 +79,21 @@ class LocalBackend:
 def _loaded(
     path: str, dtype: str, device: str, batch: int, trust_remote_code: bool, _mtime: int
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
-    from stepmark.backends.local.check import TEXT
     from stepmark.backends.local.engine import Engine
-    from stepmark.models.checkpoints import load_model, load_tokenizer
+    from stepmark.models import gguf, precision
+    from stepmark.models.checkpoints import load_model, load_tokenizer, resolve_device
     from stepmark.models.encoding import token_ids
 
-    model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, attention=None)
+    path = gguf.directory(path)
     tokenizer = load_tokenizer(path, trust_remote_code)
-    return Engine(model, batch, token_ids(tokenizer, TEXT)[0]), tokenizer
+    text = token_ids(tokenizer, precision.TEXT)[0]
+
+    def load(dtype: str) -> PreTrainedModel:
+        return load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code, attention=None)
+
+    if dtype == "auto" and precision.bfloat16_is_faster(path, resolve_device(device)):
+        model = load("bfloat16")
+        if (differs := precision.divergence(model, text)) <= precision.MOST:
+            return Engine(model, batch, text), tokenizer
+        log.warning("%s is loaded in float32: bfloat16 moves its probabilities by %.2g nats.", path, differs)
+    return Engine(load(dtype), batch, text), tokenizer

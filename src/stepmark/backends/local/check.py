@@ -11,21 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from stepmark.backends.local.cohort import Cohort, Root, Stream, Trunk
+from stepmark.models import precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TEXT = (  # of LENGTH tokens or more in most vocabularies
-    "Ann has 12 apples and gives 3 of them to Ben, who had 4 before. How many apples does each of them have now?\n"
-    "Ann has 12 - 3 = 9 apples left. Ben has 4 + 3 = 7 apples. So Ann has 2 apples more than Ben.\n"
-)
 LENGTH = 48  # tokens of a text
 WINDOW = 32  # length of windows and chunks while it is checked
 CLOSE = 1e-3  # largest difference of logits that is rounding in float32, in standard deviations of the logits
@@ -76,7 +72,7 @@ def _difference(engine: Engine, trunks: Sequence[Trunk]) -> str:
         return ""
     if engine.model.dtype not in SIXTEEN_BITS or not np.isfinite(largest):
         return f"its logits differ by {largest:.2g} standard deviations"
-    with _float32(engine.model):
+    with precision.float32(engine.model):
         exact = _plain(engine, trunks)
     own, other = ((x - exact).square().mean().sqrt().item() / spread for x in (plain, shared))
     if other <= FARTHER * own:
@@ -129,33 +125,3 @@ def _short_windows(engine: Engine) -> Iterator[None]:
     finally:
         for x, name, size in before:
             setattr(x, name, size)
-
-
-@contextmanager
-def _float32(model: PreTrainedModel) -> Iterator[None]:
-    """Computes in float32 within the block, one module's weights at a time, so that no second model is in memory."""
-
-    def widen(module: torch.nn.Module, *_: Any) -> None:
-        for x in held[module]:
-            x.data = x.data.float()
-
-    def narrow(module: torch.nn.Module, *_: Any) -> None:
-        for x in held[module]:
-            x.data = x.data.to(dtype)
-
-    dtype = model.dtype
-    held: dict[torch.nn.Module, list[torch.Tensor]] = {}
-    for module in model.modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if any(x.dtype in SIXTEEN_BITS for x in own):
-            held[module] = [x for x in own if x.dtype in SIXTEEN_BITS]
-    handles = list(
-        chain.from_iterable(
-            (m.register_forward_pre_hook(widen), m.register_forward_hook(narrow, always_call=True)) for m in held
-        )
-    )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,0 +1,81 @@
+"""bfloat16 on a CPU: where it is faster, and whether a model says the same in it.
+
+Processors with instructions for bfloat16 (avx512_bf16, amx_bf16) read half the bytes and multiply them faster:
+1.6 to 4 times for models of 100 million parameters or more. Others emulate it, several times slower than float32. So
+`dtype=auto` takes it where the processor has it and the model is large, and its next-token probabilities on ordinary
+text agree with float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepmark import machine
+from stepmark.types import Place
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+LARGE = 100_000_000  # bytes of weights; for smaller models the cost of calls decides, not that of arithmetic
+MOST = 0.05  # largest mean divergence of next-token probabilities, in nats
+TEXT = (  # of 48 tokens or more in most vocabularies
+    "Ann has 12 apples and gives 3 of them to Ben, who had 4 before. How many apples does each of them have now?\n"
+    "Ann has 12 - 3 = 9 apples left. Ben has 4 + 3 = 7 apples. So Ann has 2 apples more than Ben.\n"
+)
+
+
+def bfloat16_is_faster(path: Place, device: str) -> bool:
+    """Whether the model of a local checkpoint directory is faster in bfloat16 on this machine's processor."""
+    if device != "cpu" or not machine.computes_bfloat16():
+        return False
+    return sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) >= LARGE
+
+
+def divergence(model: PreTrainedModel, ids: Sequence[int]) -> float:
+    """The mean divergence KL(float32 || the model's own precision) of the next token after each of `ids`, in nats."""
+    import torch
+
+    with torch.no_grad():
+        inputs = torch.tensor([list(ids)], device=model.device)
+        own = model(input_ids=inputs, use_cache=False).logits[0].float().log_softmax(-1)
+        with float32(model):
+            exact = model(input_ids=inputs, use_cache=False).logits[0].float().log_softmax(-1)
+        return float((exact.exp() * (exact - own)).sum(-1).mean())
+
+
+@contextmanager
+def float32(model: PreTrainedModel) -> Iterator[None]:
+    """Computes in float32 within the block, one module's weights at a time, so that no second model is in memory."""
+    import torch
+
+    narrow_types = (torch.bfloat16, torch.float16)
+
+    def widen(module: torch.nn.Module, *_: Any) -> None:
+        for x in held[module]:
+            x.data = x.data.float()
+
+    def narrow(module: torch.nn.Module, *_: Any) -> None:
+        for x in held[module]:
+            x.data = x.data.to(dtype)
+
+    dtype = model.dtype
+    held: dict[torch.nn.Module, list[torch.Tensor]] = {}
+    for module in model.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(x.dtype in narrow_types for x in own):
+            held[module] = [x for x in own if x.dtype in narrow_types]
+    handles = list(
+        chain.from_iterable(
+            (m.register_forward_pre_hook(widen), m.register_forward_hook(narrow, always_call=True)) for m in held
+        )
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
