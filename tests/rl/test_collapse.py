@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 
 import pytest
@@ -86,9 +87,8 @@ def test_a_policy_that_is_driven_into_the_empty_answer_is_stopped(tmp_path, hesi
         "collapsed: in 5 updates in a row every attempt was empty at half of the prompts or more, and attempts that "
         f"earn the same teach nothing (update {result.updates}: "
     )
-    assert result.stopped.endswith(
-        "a lower lr (0.003), a higher kl (0), more samples (32) or a higher temperature (1)."
-    )
+    advice = r"a lower lr \(0\.003\), a higher kl \([\d.]+\), more samples \(32\) or a higher temperature \(1\)\.$"
+    assert re.search(advice, result.stopped)  # the weight of kl was adapted meanwhile
     assert 5 < result.updates < 60
     shown = [line["all_empty"] >= 0.5 or line["no_answer"] == 1 for line in log(tmp_path)[-6:]]
     assert shown == [False] + [True] * 5

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from stepmark import machine
+from stepmark.errors import StageError
 
 if TYPE_CHECKING:
     import torch
@@ -87,3 +88,14 @@ def estimate(model: Any) -> int:
 def tokens_per_pass(model: Any, pass_bytes: int, pass_tokens: int, free_bytes: int) -> int:
     """Most tokens of a pass, if `pass_tokens` took `pass_bytes` and `free_bytes` are free."""
     return max(1, int(SHARE * free_bytes / max(pass_bytes / max(1, pass_tokens), estimate(model), 1)))
+
+
+def need(needed: int, free_bytes: int, device: torch.device) -> None:
+    """Raises StageError where `needed` bytes are not there, before the system ends the process for it."""
+    there = free_bytes if device.type == "cuda" else machine.available()
+    if needed > there:
+        raise StageError(
+            f"this training needs about {needed / GIB:.1f} GiB more, and {there / GIB:.1f} GiB are free: gradients and "
+            "AdamW's averages take three times the weights, a pass over the longest example the rest. Take a smaller "
+            "model, leave out long examples, or use a machine with more memory."
+        )

@@ -27,12 +27,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from stepmark import machine
 from stepmark.data import store
 from stepmark.data.fingerprint import of_model
 from stepmark.data.outcome_counts import ANSWERS, COMPARED, QUOTED, most_frequent
 from stepmark.data.store import write_json
-from stepmark.errors import ConfigError, DataError, StageError
+from stepmark.errors import ConfigError, DataError
 from stepmark.models import checkpoints, memory, optimization, packing, training_log
 from stepmark.models.encoding import Encoded
 from stepmark.models.generator import Generator as Generator
@@ -382,9 +381,14 @@ class _Loop(Generic[Example]):
         free = memory.free(device)
         if 3 * weights + 2 * whole * memory.estimate(self.model) < LARGE * free:
             return 0
-        row = [self.encoded[i] for i in min(self.plan[self.update], key=self._width)]
+        # Long enough that what any pass takes weighs little, and not so long that the measurement takes too much.
+        ordered = sorted(self.plan[self.update], key=self._width)
+        row = [
+            self.encoded[i]
+            for i in max((x for x in ordered if self._width(x) <= 512), key=self._width, default=ordered[0])
+        ]
         totals = packing.Totals(1.0, 1.0, 1.0)
-        self._need(3 * weights, free, device)  # gradients, and AdamW's two averages
+        memory.need(3 * weights, free, device)  # gradients, and AdamW's two averages
         with memory.Peak(device) as peak:
             batch = packing.batch([row], self.trainee.pad_id, self.device)
             with optimization.autocast(self.settings.precision, self.device):
@@ -394,18 +398,8 @@ class _Loop(Generic[Example]):
         tokens = sum(map(len, row))
         activations = max(peak.bytes - weights, tokens * memory.estimate(self.model))
         longest = max(map(self._width, (row for update in self.plan for row in update)))
-        self._need(3 * weights + activations * longest // tokens, free, device)
+        memory.need(3 * weights + activations * longest // tokens, free, device)
         return max(longest, memory.tokens_per_pass(self.model, activations, tokens, free - 3 * weights))
-
-    def _need(self, needed: int, free: int, device: Any) -> None:
-        """Raises StageError where `needed` bytes are not there, before the system ends the process for it."""
-        there = free if device.type == "cuda" else machine.available()
-        if needed > there:
-            raise StageError(
-                f"this training needs about {needed / memory.GIB:.1f} GiB more, and {there / memory.GIB:.1f} GiB are "
-                "free: gradients and AdamW's averages take three times the weights, a pass over the longest example "
-                "the rest. Take a smaller model, leave out long examples, or use a machine with more memory."
-            )
 
     def _width(self, row: list[int]) -> int:
         return sum(len(self.encoded[i]) for i in row)

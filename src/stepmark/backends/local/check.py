@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LENGTH = 48  # tokens of a text
+PREFIXES = 8  # of a text that are continued
 WINDOW = 32  # length of windows and chunks while it is checked
 CLOSE = 1e-3  # largest difference of logits that is rounding in float32, in standard deviations of the logits
-FARTHER = 1.5  # in 16 bits: the shared attention's distance from float32 over that of the model's own attention
+FARTHER = 2.0  # in 16 bits: the shared attention's distance from float32 over that of the model's own attention
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
@@ -83,16 +84,15 @@ def _difference(engine: Engine, trunks: Sequence[Trunk]) -> str:
 
 
 def _trunks(engine: Engine, text: Sequence[int]) -> list[Trunk]:
-    """Two texts, equal in their first half, each with two prefixes to continue."""
+    """Two texts, equal in their first half, each with several prefixes to continue."""
     length = max(4, min(LENGTH, engine.limit))
     given = list(text) or [(7919 * i + 11) % engine.vocab for i in range(LENGTH)]
     ids = (given * (length // len(given) + 1))[:length]
     half = length // 2
     texts = ids, ids[:half] + ids[half:][::-1]
-    cuts = (half + (length - half) // 2, length - 1)
-    return [
-        Trunk(tuple(x), tuple(Stream(2 * t + i, cut, 0, 2) for i, cut in enumerate(cuts))) for t, x in enumerate(texts)
-    ]
+    cuts = sorted({half + (length - 1 - half) * i // PREFIXES for i in range(1, PREFIXES + 1)})
+    streams = [tuple(Stream(PREFIXES * t + i, cut, 0, 2) for i, cut in enumerate(cuts)) for t in range(2)]
+    return [Trunk(tuple(x), of_text) for x, of_text in zip(texts, streams, strict=True)]
 
 
 def _plain(engine: Engine, trunks: Sequence[Trunk]) -> torch.Tensor:

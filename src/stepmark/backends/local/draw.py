@@ -37,6 +37,11 @@ def uniforms(keys_B: np.ndarray, t_B: np.ndarray) -> np.ndarray:
     return u_B
 
 
+def numbers(u: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Uniform numbers on a device, in float64, or in float32 where the device has no other."""
+    return torch.from_numpy(u.astype(np.float32) if device.type == "mps" else u).to(device)
+
+
 def draw(
     logits_RV: torch.Tensor, u_RW: torch.Tensor | None, temperature: float, top_p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from stepmark.backends.local.attention import Unsupported, rule_of
 from stepmark.backends.local.check import fault
 from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Root, Trunk
-from stepmark.backends.local.draw import draw, uniforms
+from stepmark.backends.local.draw import draw, numbers, uniforms
 from stepmark.data import token_meter
 from stepmark.models import memory
 
@@ -258,7 +258,7 @@ class Engine:
             t = np.repeat([c.step for c in active], [len(c.keys) for c in active])
             grid = np.zeros((len(counts), counts.max()))
             grid[row_of, rank] = uniforms(keys, t)
-            u = torch.from_numpy(grid).to(self.device)
+            u = numbers(grid, self.device)
         drawn = draw(logits, u, draws.temperature, draws.top_p)
         ids, logprobs = (x.cpu().numpy()[row_of, rank] for x in drawn)
         done: list[Done] = []
@@ -313,5 +313,5 @@ def chances(logits: torch.Tensor, closing: np.ndarray, choices: np.ndarray | Non
     if choices is None or not len(rows):
         return {}
     index, tokens = (torch.from_numpy(x).to(logits.device) for x in (rows, choices))
-    probabilities = logits.index_select(0, index)[:, tokens].double().softmax(-1)
+    probabilities = logits.index_select(0, index)[:, tokens].cpu().double().softmax(-1)
     return {int(r): tuple(p) for r, p in zip(rows, probabilities.tolist(), strict=True)}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stepmark.backends.local.cohort import Stream, Trunk
-from stepmark.backends.local.draw import draw, uniforms
+from stepmark.backends.local.draw import draw, numbers, uniforms
 from stepmark.backends.local.engine import Done, Draws, Engine, chances
 
 
@@ -46,7 +46,7 @@ def _prefix(engine: Engine, prefix: tuple[int, ...], streams: list[Stream], draw
         cache.batch_repeat_interleave(len(streams))
         t = 0
         while True:
-            u = torch.from_numpy(uniforms(keys[live], np.full(len(live), t))[:, None]).to(device)
+            u = numbers(uniforms(keys[live], np.full(len(live), t))[:, None], device)
             ids, lps = (x[:, 0].cpu().numpy() for x in draw(logits, u, draws.temperature, draws.top_p))
             for row, chosen in chances(logits, closing, draws.choices).items():
                 r = live[row]
