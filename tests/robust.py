@@ -5,9 +5,9 @@
     python tests/robust.py -k bandit --settings compatible,two  # one test, under two settings
 
 A verdict that depends on luck or on rounding holds on one machine and fails on the next. So each test runs with seeds 0
-to 19 as the machine is, with one thread, and with seeds 0 to 2 under each of the CHOSEN settings. It prints what passed and
-ends with status 1 if anything did not. Where a test fails, widen the margin of its setting: more data, more updates,
-another learning rate. Never loosen its assertion. tests/helpers/seeds.py has the seed.
+to 19 as the machine is, with one thread, and with seeds 0 to 2 under each of the CHOSEN settings. It prints what passed
+and ends with status 1 if anything did not. Where a test fails, widen the margin of its setting: more data,
+more updates, another learning rate. Never loosen its assertion. tests/helpers/seeds.py has the seed.
 
 Each pass is one process of pytest, and `--jobs` of them run at once. Up to an hour on two cores.
 """
