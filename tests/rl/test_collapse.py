@@ -26,7 +26,8 @@ DEFAULT = ReinforceSettings().collapse_updates
 
 def run(*given, **changes):
     """Updates small enough that a policy goes where the rewards lead it, however a machine rounds."""
-    return run_quickly(*given, **{"lr": 3e-3, "samples": 32, "updates": 60, "collapse_updates": 5, **changes})
+    settings = {"lr": 3e-3, "kl": 0.0, "samples": 32, "updates": 60, "collapse_updates": 5}
+    return run_quickly(*given, **settings | changes)
 
 
 @dataclass(frozen=True)
