@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from seeds import SEED
-from stepmark.models import checkpoints, optimization
+from stepmark.models import checkpoints, precision
 from stepmark.plugins import registry
 from stepmark.text import steps
 from stepmark.types import Grade, LabelledSolution, Solution, StepLabel, Verdict
@@ -31,17 +31,12 @@ TEXTS = 150
 
 @pytest.fixture(scope="session", autouse=True)
 def narrow():
-    """STEPMARK_TEST_BFLOAT16 says whether `auto` is bfloat16 on every device (on), on none (off), or chosen as always.
-    It holds in this process alone (tests/robust.py)."""
-    wanted = {"on": "bfloat16", "off": "float32"}.get(os.environ.get("STEPMARK_TEST_BFLOAT16", ""))
+    """STEPMARK_TEST_BFLOAT16 says whether a local model is sampled in bfloat16 by itself (on), in float32 (off), or as
+    the processor has it. It holds in this process alone (tests/robust.py)."""
+    wanted = {"on": True, "off": False}.get(os.environ.get("STEPMARK_TEST_BFLOAT16", ""))
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((checkpoints, "resolve_dtype"), (optimization, "autocast")) if wanted else ():
-            choose = getattr(module, name)
-
-            def chosen(given, device, choose=choose):
-                return choose(wanted if given == "auto" else given, device)
-
-            patch.setattr(module, name, chosen)
+        if wanted is not None:
+            patch.setattr(precision, "bfloat16_is_faster", lambda *_: wanted)
         yield
 
 

@@ -95,7 +95,7 @@ def test_labels_of_the_x_axis_are_few_numbers_that_do_not_touch(xs, scale):
     if scale == "log":
         assert labels
         assert max(len(text) for _, _, text in labels) <= 7
-        if max(xs) > 3 * min(xs):  # else any round numbers of a narrow range
+        if max(xs) > 5 * min(xs):  # else any round numbers of a narrow range
             assert len(labels) > 1
             assert all(value(text)[1] for _, _, text in labels)
 

@@ -41,7 +41,7 @@ class LocalBackend:
 
     path: str  # a checkpoint directory, or a hub id
     dtype: str = "auto"  # float32, bfloat16, float16; auto: bfloat16 where it is faster and agrees (precision.py)
-    device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda where there is one, else cpu
     batch: int = 0  # largest number of concurrent rollouts, fewer if memory is short; 0 chooses by model size
     chat_template: bool = False  # context is the user's turn, prefix begins the assistant's turn
     trust_remote_code: bool = False  # run code that comes with the checkpoint
