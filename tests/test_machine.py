@@ -87,10 +87,10 @@ def test_doctor_says_what_it_can(poorer):
 
 def test_a_whole_run(poorer, tmp_path):
     changes = [
-        "generator.problems=60",
-        "generator.init={hidden: 16, layers: 1, heads: 2, kv_heads: 1, vocab: 300, max_length: 256}",
-        "generator.train={epochs: 15, tensorboard: false}",
-        "sample.train={split: train, problems: 3, n: 2}",
+        "generator.problems=400",
+        "generator.init={hidden: 32, layers: 1, heads: 2, kv_heads: 1, vocab: 300, max_length: 256}",
+        "generator.train={epochs: 3, lr: 1.0e-2, batch_tokens: 512, tensorboard: false}",
+        "sample.train={split: train, problems: 6, n: 2}",
         "sample.test={split: test, problems: 3, n: 2}",
         "sample.max_tokens=100",
         "label.options.rollouts=2",
