@@ -395,6 +395,7 @@ def test_doctor_as_text_and_json():
     results = json.loads(ok("doctor", "--json").stdout)
     assert results["torch"]["ok"]
     assert results["pyarrow"]["advice"] == "pip install 'stepmark[parquet]'"
+    assert results["gguf"]["advice"] == "pip install 'stepmark[gguf]'"
     assert f"python        {results['python']['found']}" in ok("doctor").stdout
 
 

@@ -45,6 +45,7 @@ def checks() -> Iterator[Check]:
         ("tensorboard", "train", "training curves outside the report"),
         ("sympy", "math", "the grader `symbolic`"),
         ("pyarrow", "parquet", "Parquet files of questions"),
+        ("gguf", "gguf", "models in GGUF files"),
     ):
         installed = version(package)
         yield Check(
