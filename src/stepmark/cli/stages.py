@@ -32,14 +32,33 @@ def init(
     ] = None,
     prompt: p.Prompt = "{question}\n",
     seed: p.Seed = 0,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Checkpoint or .gguf file to copy, with --keep-vocab-of.")
+    ] = None,
+    keep_vocab_of: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="With --from: keep the tokens of this file's texts alone; may be given several times."
+        ),
+    ] = None,
     json: p.AsJson = False,
 ) -> None:
-    """Make a small new model, with random weights and a tokenizer learned from a task.
+    """Make a small new model, with random weights and a tokenizer learned from a task; or copy a model without the part
+    of its vocabulary that some data never uses.
 
     \b
-    Example:
+    Examples:
       stepmark init --task arithmetic --shape hidden=64 --shape layers=2 --out base/
+      stepmark init --from gemma-3-270m/ --keep-vocab-of train.jsonl --keep-vocab-of test.jsonl --out trimmed/
     """
+    if (source is None) != (not keep_vocab_of):
+        raise ConfigError("--from and --keep-vocab-of belong together: a model, and files whose tokens it keeps.")
+    if source is not None:
+        from stepmark.models import vocabulary
+
+        texts = [text for file in keep_vocab_of or () for text in vocabulary.texts_of(file)]
+        end(vocabulary.trim(source, texts, out), json, ())
+        return
     from stepmark.models import checkpoints
     from stepmark.run.recipe import settings
     from stepmark.text.prompts import Template
