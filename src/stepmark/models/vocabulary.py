@@ -131,9 +131,7 @@ def _kept(
     encoded = list(_encoded(tokenizer, texts))
     kept = {i for ids in encoded for i in ids} | set(named)
     kept |= {i for i in tokenizer.all_special_ids if i is not None}
-    kept |= {
-        i for token, i in vocab.items() if (len(token) == 1 and _is_alphabet(stored, token)) or BYTE.fullmatch(token)
-    }
+    kept |= {i for token, i in vocab.items() if _is_byte(stored, token)}
     added = {x["content"]: x["id"] for x in stored["added_tokens"]}
     reserved = sorted(i for token, i in added.items() if RESERVED.fullmatch(token))
     kept |= {i for token, i in added.items() if not RESERVED.fullmatch(token)} | set(reserved[:KEPT_RESERVED])
@@ -165,8 +163,8 @@ def _merges(stored: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _is_byte(stored: Mapping[str, Any], token: str) -> bool:
-    """Whether a token is needed so that every text can be encoded. Byte-level tokenizers have a character for each byte;
-    others have tokens such as <0x0A>, for the characters that have no token of their own."""
+    """Whether a token is needed so that every text can be encoded. Byte-level tokenizers have a character for each
+    byte; others have tokens such as <0x0A>, for the characters that have no token of their own."""
     if stored["model"].get("byte_fallback"):
         return BYTE.fullmatch(token) is not None or (len(token) == 1 and ord(token) < 128)
     return len(token) == 1
