@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from seeds import SEED
-from stepmark.models import checkpoints, precision
+from stepmark.models import checkpoints
 from stepmark.plugins import registry
 from stepmark.text import steps
 from stepmark.types import Grade, LabelledSolution, Solution, StepLabel, Verdict
@@ -27,17 +27,6 @@ settings.register_profile(
 settings.load_profile("stepmark")
 
 TEXTS = 150
-
-
-@pytest.fixture(scope="session", autouse=True)
-def narrow():
-    """STEPMARK_TEST_BFLOAT16 says whether a local model is sampled in bfloat16 by itself (on), in float32 (off), or as
-    the processor has it. It holds in this process alone (tests/robust.py)."""
-    wanted = {"on": True, "off": False}.get(os.environ.get("STEPMARK_TEST_BFLOAT16", ""))
-    with pytest.MonkeyPatch.context() as patch:
-        if wanted is not None:
-            patch.setattr(precision, "bfloat16_is_faster", lambda *_: wanted)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -53,4 +53,4 @@ def test_only_passes_end_well_and_what_can_not_run_is_said(tmp_path):
     (tmp_path / "test_lucky.py").write_text("import nothing_of_this_name")
     done = robust("--seeds", 1, "--few", 0, tmp_path)
     assert done.returncode == 1 and "nothing_of_this_name" in done.stdout
-    assert "narrow" in robust("--settings", "none", tmp_path).stderr
+    assert "compatible" in robust("--settings", "none", tmp_path).stderr
