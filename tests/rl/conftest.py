@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -51,3 +51,17 @@ def bandit(tmp_path_factory):
     settings = TrainSettings(epochs=400, batch_tokens=64, row_tokens=32, lr=5e-3, tensorboard=False, seed=SEED)
     train(Generator(str(base)), even, directory / "policy", settings)
     return str(directory / "policy")
+
+
+@pytest.fixture(scope="session")
+def right_policy(tmp_path_factory, bandit, states):
+    """A policy that takes the right arm nine times of ten, however many spaces follow the question."""
+    out = tmp_path_factory.mktemp("right") / "policy"
+    lessons = [
+        replace(states[0], id=f"{i}-{k}", question="Left?" + " " * i, demonstration="1" if k else "2")
+        for i in range(21)
+        for k in range(10)
+    ]
+    settings = TrainSettings(epochs=30, batch_tokens=256, row_tokens=32, lr=5e-3, tensorboard=False, seed=SEED)
+    train(Generator(bandit), lessons, out, settings)
+    return out

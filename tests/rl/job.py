@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,26 +23,19 @@ from stepmark.rl.loop import reinforce
 from stepmark.rl.settings import ReinforceSettings
 from stepmark.types import Problem
 
-
-@dataclass(frozen=True)
-class Turns(Arms):
-    """Rewards the right arm until the policy mostly takes it, and then the other one. So the best policy changes, and
-    then accuracy falls and there is a rollback."""
-
-    def reward(self, attempts):
-        right = sum(r.end for r in super().reward(attempts))
-        return [replace(r, end=1 - r.end) if right > 0.8 * len(attempts) else r for r in super().reward(attempts)]
+# The policy takes the right arm, and the other one is rewarded: so accuracy falls, and there is a rollback.
+WRONG = Arms((("Left?", "2"), ("Right?", "1")))
 
 
 def job(policy, out):
-    states = [Problem(q, q, a, "bandit", a, a) for q, a in RIGHT.items()]
+    states = [Problem(q, q, a, "bandit", a, a) for q, a in list(RIGHT.items())[:1]]
     held = [replace(states[0], id=f"h{i}", question="Left?" + " " * (i + 1)) for i in range(12)]
     settings = ReinforceSettings(
-        updates=12,
+        updates=16,
         prompts=2,
-        samples=16,
+        samples=32,
         max_tokens=4,
-        lr=3e-2,
+        lr=5e-3,
         minibatches=2,
         row_tokens=32,
         kl=0.01,
@@ -55,7 +48,7 @@ def job(policy, out):
         tensorboard=False,
         seed=SEED,
     )
-    reinforce(policy, states, held, Turns(), Key(), out, settings)
+    reinforce(policy, states, held, WRONG, Key(), out, settings)
 
 
 def main(policy, out, *moments):

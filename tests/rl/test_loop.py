@@ -22,7 +22,6 @@ from stepmark.errors import CheckpointError, ConfigChanged, ConfigError, DataErr
 from stepmark.models import checkpoints
 from stepmark.rl.loop import reinforce
 from stepmark.rl.settings import ReinforceSettings
-from stepmark.stages.train import Generator, TrainSettings, train
 from stepmark.types import Prompt, Reward
 
 from .conftest import RIGHT, Arms, Key
@@ -101,19 +100,6 @@ class TestGuards:
         return states[:1], [
             replace(states[0], id=f"h{i}", question=states[0].question + " " * (i + 1)) for i in range(20)
         ]
-
-    @pytest.fixture(scope="class")
-    def right_policy(self, tmp_path_factory, bandit, states):
-        """A policy that takes the right arm nine times of ten, however many spaces follow the question."""
-        out = tmp_path_factory.mktemp("right") / "policy"
-        lessons = [
-            replace(states[0], id=f"{i}-{k}", question="Left?" + " " * i, demonstration="1" if k else "2")
-            for i in range(21)
-            for k in range(10)
-        ]
-        settings = TrainSettings(epochs=30, batch_tokens=256, row_tokens=32, lr=5e-3, tensorboard=False, seed=SEED)
-        train(Generator(bandit), lessons, out, settings)
-        return out
 
     def test_it_stops_and_hands_on_the_best(self, tmp_path, right_policy, states):
         learned, held = self.one_state(states)
@@ -222,10 +208,10 @@ class TestGoingOn:
     def weights(self, directory):
         return load_file(directory / "model.safetensors")
 
-    def test_killed_at_any_moment_it_ends_with_the_same_weights(self, tmp_path, bandit):
+    def test_killed_at_any_moment_it_ends_with_the_same_weights(self, tmp_path, right_policy):
         out = tmp_path / "killed"
         for directory, kills in ((tmp_path / "whole", []), (out, ["1", "4", "5", "9"])):
-            subprocess.run([sys.executable, self.JOB, bandit, directory, *kills], check=True)
+            subprocess.run([sys.executable, self.JOB, right_policy, directory, *kills], check=True)
         whole, killed = self.weights(tmp_path / "whole"), self.weights(out)
         assert whole.keys() == killed.keys()
         assert all(torch.equal(whole[k], killed[k]) for k in whole)

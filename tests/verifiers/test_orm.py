@@ -171,7 +171,12 @@ def test_the_card_brings_back_what_was_trained(trained, tiny):
 def test_it_learns_which_solutions_are_right(tiny, problems, labelled, tmp_path, solve):
     texts = {Verdict.CORRECT: "so it is 7\nyes", Verdict.INCORRECT: "so it is 8\nno"}
     examples = [labelled(p, t, [1.0, 1.0], v) for p in problems[:85] for v, t in texts.items()]
-    train(OutcomeVerifier(tiny, head="token"), examples, tmp_path / "out", replace(QUICK, epochs=12, lr=5e-3, batch_tokens=200))
+    train(
+        OutcomeVerifier(tiny, head="token"),
+        examples,
+        tmp_path / "out",
+        replace(QUICK, epochs=12, lr=5e-3, batch_tokens=200),
+    )
     verifier = stepmark.load_verifier(tmp_path / "out", device="cpu")
     right, wrong = verifier.verify(problems[90].question, [solve(t) for t in texts.values()])
     assert right.score > 0.8
