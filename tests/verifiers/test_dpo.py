@@ -58,7 +58,7 @@ def moved(model):
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
-            p += 0.05 * torch.randn(p.shape, generator=noise)
+            p += 0.1 * torch.randn(p.shape, generator=noise)
     return model
 
 
