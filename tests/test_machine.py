@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_run
 import torch
 
 import stepmark
@@ -86,19 +87,7 @@ def test_doctor_says_what_it_can(poorer):
 
 
 def test_a_whole_run(poorer, tmp_path):
-    changes = [
-        "generator.problems=400",
-        "generator.init={hidden: 32, layers: 1, heads: 2, kv_heads: 1, vocab: 300, max_length: 256}",
-        "generator.train={epochs: 3, lr: 1.0e-2, batch_tokens: 512, tensorboard: false}",
-        "sample.train={split: train, problems: 6, n: 2}",
-        "sample.test={split: test, problems: 3, n: 2}",
-        "sample.max_tokens=100",
-        "label.options.rollouts=2",
-        "verifiers={prm: {kind: prm, train: {epochs: 1, tensorboard: false}}}",
-        "evaluate.n=[1, 2]",
-        "workers=1",
-    ]
-    metrics = json.loads(poorer("-m", "stepmark", "run", DEMO, *changes, "--out", tmp_path / "run", "--json"))
+    metrics = json.loads(poorer("-m", "stepmark", "run", DEMO, *small_run.CHANGES, "--out", tmp_path / "run", "--json"))
     assert {"pass@1", "self_consistency", "prm", "oracle"} <= set(metrics["best_of_n"])
     assert f"{os.cpu_count()} cores" in (tmp_path / "run" / "report.html").read_text()
 

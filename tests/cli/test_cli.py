@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_run
 from typer.testing import CliRunner
 
 from seeds import SEED
@@ -421,21 +422,7 @@ def test_a_closed_pipe_is_not_an_error(tmp_path):
 @pytest.mark.robust
 def test_a_model_is_created_trained_and_verified_end_to_end(tmp_path):
     """The demo's recipe, shrunk to seconds: a real generator, real labels, real verifiers."""
-    changes = [
-        f"seed={SEED + 21}",
-        "generator.problems=400",  # enough to learn how an answer is given, right or wrong
-        "generator.init={hidden: 32, layers: 1, heads: 2, kv_heads: 1, vocab: 300, max_length: 256}",
-        "generator.train={epochs: 3, lr: 1.0e-2, batch_tokens: 512, tensorboard: false}",
-        "sample.train={split: train, problems: 6, n: 2}",
-        "sample.test={split: test, problems: 3, n: 2}",
-        "sample.max_tokens=100",
-        "label.options.rollouts=2",
-        "verifiers={prm: {kind: prm, train: {epochs: 1, tensorboard: false}}}",
-        "evaluate.n=[1, 2]",
-        "workers=1",
-        "--out",
-        tmp_path / "run",
-    ]
+    changes = [f"seed={SEED + 21}", *small_run.CHANGES, "--out", tmp_path / "run"]
     metrics = json.loads(ok("run", DEMO, *changes, "--json").stdout)
     assert {"pass@1", "self_consistency", "prm", "self_consistency+prm", "oracle"} <= set(metrics["best_of_n"])
     run = tmp_path / "run"

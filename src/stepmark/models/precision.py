@@ -48,12 +48,14 @@ def divergence(model: PreTrainedModel, ids: Sequence[int]) -> float:
         return float((exact.exp() * (exact - own)).sum(-1).mean())
 
 
+def is_narrow(dtype: torch.dtype) -> bool:
+    """Whether a number has 16 bits."""
+    return dtype.is_floating_point and dtype.itemsize == 2
+
+
 @contextmanager
 def float32(model: PreTrainedModel) -> Iterator[None]:
     """Computes in float32 within the block, one module's weights at a time, so that no second model is in memory."""
-    import torch
-
-    narrow_types = (torch.bfloat16, torch.float16)
 
     def widen(module: torch.nn.Module, *_: Any) -> None:
         for x in held[module]:
@@ -67,8 +69,8 @@ def float32(model: PreTrainedModel) -> Iterator[None]:
     held: dict[torch.nn.Module, list[torch.Tensor]] = {}
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if any(x.dtype in narrow_types for x in own):
-            held[module] = [x for x in own if x.dtype in narrow_types]
+        if narrow_ones := [x for x in own if is_narrow(x.dtype)]:
+            held[module] = narrow_ones
     handles = list(
         chain.from_iterable(
             (m.register_forward_pre_hook(widen), m.register_forward_hook(narrow, always_call=True)) for m in held

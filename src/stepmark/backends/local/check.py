@@ -2,9 +2,9 @@
 
 Two texts with a common beginning are read by the model's own attention and by the shared one, which reads the beginning
 once and decodes a token after some of their prefixes. Windows are made short meanwhile, so that short texts reach
-beyond them. In float32 the logits must be equal up to rounding. 16-bit logits
-are not equal even to themselves: another shape of the same call moves them by a tenth of their spread. There the
-shared attention may be as far from float32 as the model's own attention is, and no farther.
+beyond them. In float32 the logits must be equal up to rounding. 16-bit logits are not equal even to themselves: another
+shape of the same call moves them by a tenth of their spread. There the shared attention may be about as far from
+float32 as the model's own attention is (FARTHER).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ PREFIXES = 8  # of a text that are continued
 WINDOW = 32  # length of windows and chunks while it is checked
 CLOSE = 1e-3  # largest difference of logits that is rounding in float32, in standard deviations of the logits
 FARTHER = 2.0  # in 16 bits: the shared attention's distance from float32 over that of the model's own attention
-SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
 class Engine(Protocol):
@@ -71,7 +70,7 @@ def _difference(engine: Engine, trunks: Sequence[Trunk]) -> str:
     largest = (shared - plain).abs().max().item() / spread
     if largest < CLOSE:
         return ""
-    if engine.model.dtype not in SIXTEEN_BITS or not np.isfinite(largest):
+    if not precision.is_narrow(engine.model.dtype) or not np.isfinite(largest):
         return f"its logits differ by {largest:.2g} standard deviations"
     with precision.float32(engine.model):
         exact = _plain(engine, trunks)
