@@ -48,7 +48,7 @@ QUICK = ReinforceSettings(
 )
 
 
-SURE = {"lr": 1e-3, "updates": 90}  # small updates: a policy comes to the optimum on every seed tried
+SURE = {"lr": 1e-3, "updates": 150}  # small updates: a policy comes to the optimum on every seed tried
 
 
 def chances(path):
