@@ -19,6 +19,7 @@ Linux only. The last line printed is one line of JSON; it is also written to --o
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
 import subprocess
@@ -26,8 +27,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ KINDS = ("generator", "orm", "prm", "genrm")
 GIB = 2**30
 LINE = re.compile(r"train \S+ +(\d+)/\S+ +[\d.]+ s(.*)")  # done, the note: see cli/terminal.py
 RATE = re.compile(r"([\d,.]+) tokens/s")
+SOLUTIONS = 4  # of a problem
 EVERY = 0.25  # seconds between two looks at a process
 PROCESS, TOGETHER, SHOWN = 16.0, 20.0, 10.0  # what is wanted at most: GiB, GiB, seconds
 
@@ -153,9 +155,17 @@ def measure(
 
 
 def prepare(rationales: Path, count: int, place: Path) -> dict[str, int]:
-    """Writes the problems and their labelled solutions, and returns how many there are."""
-    read = (x for x in GenRMRationales().read(rationales) if isinstance(x, Imported) and x.rationales)
-    imported = list(islice(read, count))
+    """Writes the problems and some of their labelled solutions, and returns how many there are."""
+    part = place / "rationales.jsonl"
+    kept: Counter[str] = Counter()
+    opened = gzip.open if rationales.suffix == ".gz" else open
+    with opened(rationales, "rt", encoding="utf-8") as rows_in, part.open("w", encoding="utf-8") as rows_out:
+        for line in rows_in:
+            question = str(json.loads(line).get("question_id"))
+            if kept[question] < SOLUTIONS and (kept[question] or len(kept) < count):
+                kept[question] += 1
+                rows_out.write(line)
+    imported = [x for x in GenRMRationales().read(part) if isinstance(x, Imported)]
     if not imported:
         raise SystemExit(f"No question with rationales in {rationales}. Give the release's rationales.jsonl.gz.")
     rows = [

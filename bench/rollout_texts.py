@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stepmark.backends.local import LocalBackend
+from stepmark.data.outcome_counts import Limits
 from stepmark.data.store import Records
 from stepmark.executors.serial import SerialExecutor
 from stepmark.models.encoding import token_ids
@@ -126,7 +127,17 @@ def prompt_reading(asked: Asked, questions: int, n: int, seed: int) -> dict[str,
     hook = engine.model.get_input_embeddings().register_forward_pre_hook(count)  # type: ignore[no-untyped-call]
     params = SamplingParams(max_tokens=1, seed=seed)
     with tempfile.TemporaryDirectory() as place, Records(Path(place) / "solutions.jsonl", Solution) as out:
-        sample(problems, backend, out, n=n, context=context, params=params, steps="line", executor=SerialExecutor())
+        sample(
+            problems,
+            backend,
+            out,
+            n=n,
+            context=context,
+            params=params,
+            steps="line",
+            executor=SerialExecutor(),
+            limits=Limits(truncated=1.0),
+        )
     hook.remove()
     ends = min(given), max(given)
     common = next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), len(ends[0]))

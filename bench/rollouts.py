@@ -285,6 +285,10 @@ def _asked(a: argparse.Namespace) -> Asked:
 
 def run(a: argparse.Namespace, model: str, texts: Texts, params: SamplingParams) -> None:
     whole = Work(model, prefixes(texts, a.n), params, a.dtype, a.device)
+    if not whole.prompts:
+        raise SystemExit(
+            f"none of the {len(texts)} solutions has two lines, so there is no step prefix. Raise --count."
+        )
     few = texts[:: max(1, len(texts) // a.generate_solutions)][: a.generate_solutions]
     part = replace(whole, prompts=prefixes(few, a.n))
     print(
@@ -302,11 +306,11 @@ def run(a: argparse.Namespace, model: str, texts: Texts, params: SamplingParams)
         possible[VLLM] = partial(vllm, a.vllm, whole)
     elif VLLM in a.contenders:
         print("without vllm: name an interpreter that has it, with --vllm", file=sys.stderr)
+    reading = alone(prompt_reading, _asked(a), QUESTIONS, a.n, a.seed) if a.few_shot else None
     timings: dict[str, Timing] = {}
     for name in (x for x in possible if x in a.contenders):
         timings[name] = possible[name]()
         print(f"{name}: {timings[name].tokens:,} tokens in {timings[name].wall:.0f} s", file=sys.stderr, flush=True)
-    reading = alone(prompt_reading, _asked(a), QUESTIONS, a.n, a.seed) if a.few_shot else None
     top = max(top, alone(peak, a.dtype, a.device))
     show(a, whole, timings, top, {"solutions": len(texts), "generate_solutions": len(few), "prompt_reading": reading})
 

@@ -108,6 +108,10 @@ def ours(work: Work) -> Speed:
             train(Generator(work.model, work.prompt), work.problems, Path(place) / "out", settings, progress)
         log = (Path(place) / "out" / "train.jsonl").read_text().splitlines()
     tokens = [json.loads(line)["tokens"] for line in log]
+    if len(times) <= work.updates:
+        raise SystemExit(
+            f"the {len(work.problems)} problems make {len(times)} updates, not {work.updates + 1}. Raise --count."
+        )
     marks = [Mark(n, 0, wall, cpu) for n, (wall, cpu) in zip(tokens, times, strict=True)]
     return _speed(marks, "; ".join(sorted(notes)))
 
@@ -150,7 +154,7 @@ class _HuggingFace:
 
     def train(self, strategy: str, batch: int, accumulate: int, updates: int) -> list[Mark]:
         """Marks at the start of the first update and at the end of each."""
-        from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+        from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
         marks: list[Mark] = []
 
@@ -184,13 +188,15 @@ class _HuggingFace:
                 disable_tqdm=True,
                 dataloader_pin_memory=False,
             )
-            Trainer(
+            trainer = Trainer(
                 model=self.model,
                 args=arguments,
                 train_dataset=self.rows,
                 data_collator=DataCollatorForSeq2Seq(self.tokenizer),
                 callbacks=[Marks()],
-            ).train()
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
         return marks
 
 
