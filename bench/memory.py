@@ -42,7 +42,7 @@ KINDS = ("generator", "orm", "prm", "genrm")
 GIB = 2**30
 LINE = re.compile(r"train \S+ +(\d+)/\S+ +[\d.]+ s(.*)")  # done, the note: see cli/terminal.py
 RATE = re.compile(r"([\d,.]+) tokens/s")
-SOLUTIONS = 4  # of a problem
+EACH = 2  # right and wrong solutions of a problem; a generative verifier learns from as many of both
 EVERY = 0.25  # seconds between two looks at a process
 PROCESS, TOGETHER, SHOWN = 16.0, 20.0, 10.0  # what is wanted at most: GiB, GiB, seconds
 
@@ -157,13 +157,16 @@ def measure(
 def prepare(rationales: Path, count: int, place: Path) -> dict[str, int]:
     """Writes the problems and some of their labelled solutions, and returns how many there are."""
     part = place / "rationales.jsonl"
-    kept: Counter[str] = Counter()
+    kept: Counter[tuple[Any, Any]] = Counter()  # rows of each question and verdict
+    questions: set[Any] = set()
     opened = gzip.open if rationales.suffix == ".gz" else open
-    with opened(rationales, "rt", encoding="utf-8") as rows_in, part.open("w", encoding="utf-8") as rows_out:
-        for line in rows_in:
-            question = str(json.loads(line).get("question_id"))
-            if kept[question] < SOLUTIONS and (kept[question] or len(kept) < count):
-                kept[question] += 1
+    with opened(rationales, "rt", encoding="utf-8") as released, part.open("w", encoding="utf-8") as rows_out:
+        for line in released:
+            row = json.loads(line)
+            question, kind = row.get("question_id"), (row.get("question_id"), row.get("correct"))
+            if kept[kind] < EACH and (question in questions or len(questions) < count):
+                questions.add(question)
+                kept[kind] += 1
                 rows_out.write(line)
     imported = [x for x in GenRMRationales().read(part) if isinstance(x, Imported)]
     if not imported:
