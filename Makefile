@@ -6,7 +6,8 @@
 #   make check   lint, format, types, floors, file lengths
 #   make docs    the site of documentation, into site/
 #   make dist    a wheel and a source archive, into dist/
-#   make bench   generated tokens per second against transformers' generate
+#   make bench   generated tokens per second against transformers' generate, and vLLM where it is installed; with
+#                BENCH=training or BENCH=memory, and ARGS, those of training a real model
 #   make lock    constraints.txt anew: the newest versions of all packages that pyproject.toml allows
 # Packages have the versions in constraints.txt, but for the server's. With LATEST=1 they are the newest ones that
 # pyproject.toml allows, in an environment of its own: make test LATEST=1
@@ -16,6 +17,7 @@ LATEST ?=
 comma := ,
 JOBS ?= 2
 RUN_EXTRAS ?= train
+BENCH ?= rollouts
 EXTRAS ?= train,math,serve,dev$(if $(LATEST),$(comma)docs)
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -96,7 +98,7 @@ dist: $(STAMP)
 	$(BIN)/python -m build --no-isolation --outdir dist
 
 bench: $(STAMP)
-	$(BIN)/python bench/rollouts.py $(ARGS)
+	$(BIN)/python bench/$(BENCH).py $(ARGS)
 
 venv: $(STAMP)
 

@@ -1,4 +1,5 @@
-"""Shared by the benchmarks: one thread, a process of its own for each contender, and a record of the machine."""
+"""Shared by the benchmarks: one thread, a process of its own for each contender, the limit of the machine, and a record
+of it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +42,35 @@ def alone(function: Callable[..., Any], *args: Any) -> Any:
 
 def _send(sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     sender.send(function(*args))
+
+
+def peak(dtype: str, device: str) -> float:
+    """Arithmetic peak in FLOP/s: the best of many large matrix products, with one thread as for every contender."""
+    import torch
+
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    a, b = (torch.randn(1024, 1024, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    best = float("inf")
+    for _ in range(30):
+        began = clock()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, clock() - began)
+    return 2 * 1024**3 / best
+
+
+def flops_per_token(model: str, attended: float) -> float:
+    """FLOP that a token needs that a model reads or writes: two for each weight it is multiplied with, and attention
+    over `attended` positions. A token that a model learns from needs three times as many."""
+    from stepmark.models.checkpoints import load_model
+
+    net = load_model(model, dtype="float32", device="cpu")
+    weights = sum(p.numel() for p in net.parameters()) - net.get_input_embeddings().weight.numel()
+    weights += net.get_output_embeddings().weight.numel() if net.config.tie_word_embeddings else 0
+    config = net.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2.0 * weights + 4.0 * config.num_hidden_layers * config.num_attention_heads * width * attended
 
 
 def runs(

@@ -1,18 +1,24 @@
-"""How fast rollouts are: Stepmark's engine against transformers' `generate`, and vLLM where it is installed.
+"""How fast rollouts are: Stepmark's engine against transformers' `generate`, and vLLM.
 
 There is one run, one model and one kind of work: N rollouts from every step prefix of a set of solutions. Labelling by
 rollouts does this work. A token counts if it belongs to a rollout, up to and including its end token. Other tokens that
-an engine computes do not count. `generate` runs as a careful user would run it: batched, sorted by length, left padded,
-num_return_sequences=N, no top-k, and the batch size and cache that were fastest in a short trial. Each contender is
-timed in a process of its own with one thread, after a warm-up, in wall seconds and in processor seconds. Ratios use
-processor seconds, because the machine may be shared. `generate` is timed on an evenly spaced subset of the solutions,
-because only rates are compared.
+an engine computes do not count. Each contender is timed in a process of its own with one thread, after a warm-up, in
+wall seconds and in processor seconds. Ratios use processor seconds, because the machine may be shared.
+
+- `generate` runs as a careful user would run it: batched, sorted by length, left padded, num_return_sequences=N, no
+  top-k, and the batch size and cache that were fastest in a short trial. It is timed on an evenly spaced subset of the
+  solutions, in batches in random order until its seconds are over, because only rates are compared.
+- vLLM runs in an environment of its own (bench/vllm_peer.py), on the same prompts as Stepmark, given as token ids. Its
+  engine has one thread in one process. Processor seconds are those of its process, all threads, and its children.
 
     python bench/rollouts.py                                   # first trains a 3.5M-parameter Llama for a minute
+    python bench/rollouts.py --model DIR --data data/gsm8k --few-shot 4 --count 8 --max-tokens 48
     python bench/rollouts.py --model DIR --solutions FILE.jsonl --dtype bfloat16
 
-FILE.jsonl has an object per line with `context` and `text` (one step per line of text). The last line printed is
-one line of JSON; it is also written to --out.
+With --data the model first writes solutions of GSM8K problems itself; --keep stores them. Behind a few-shot prompt the
+script also counts how often that prompt is read while 100 other questions are sampled. FILE.jsonl has an object per
+line with `context` and `text` (one step per line of text). The last line printed is one line of JSON; it is also
+written to --out.
 """
 
 from __future__ import annotations
@@ -20,19 +26,28 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
+import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import alone, keep
+from measure import alone, flops_per_token, keep, peak
+from rollout_texts import Asked, Texts, file_name, prompt_reading, store, stored, train_and_write, write
 from stepmark.backends.local import LocalBackend
 from stepmark.text.steps import split
 from stepmark.types import Prompt, SamplingParams
+
+CONTENDERS = GENERATE, OURS, TWICE, VLLM = "generate", "stepmark", "stepmark, 2 processes", "vllm"
+PEER = Path(__file__).with_name("vllm_peer.py")
+QUESTIONS = 100  # sampled behind one few-shot prompt
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Timing:
     note: str = ""
 
 
-def prefixes(texts: Sequence[tuple[str, str]], n: int) -> tuple[Prompt, ...]:
+def prefixes(texts: Texts, n: int) -> tuple[Prompt, ...]:
     """One prompt for each step of each (context, solution), except the last step, after which there is no rollout."""
     return tuple(
         Prompt(f"{i}/{s}", context, text[:end], n=n)
@@ -66,30 +81,25 @@ def prefixes(texts: Sequence[tuple[str, str]], n: int) -> tuple[Prompt, ...]:
     )
 
 
-def engine(work: Work, batch: int) -> Timing:
-    """Stepmark, one process."""
+def engine(work: Work, batch: int, ready: Any = None) -> Timing:
+    """Stepmark, one process. `ready`: a barrier to wait at before the measurement."""
     backend = LocalBackend(work.model, dtype=work.dtype, device=work.device, batch=batch)
     list(backend.sample(work.prompts[:4], work.params))
-    return _timed(
-        lambda: [r.tokens for r in backend.sample(work.prompts, work.params)], f"batch {backend._load()[0].batch}"
-    )
+    loaded = backend._load()[0]
+    note = f"batch {loaded.batch}" + (f"; no shared prefixes: {loaded.fault}" if loaded.fault else "")
+    if ready is not None:
+        ready.wait()
+    return _timed(lambda: [r.tokens for r in backend.sample(work.prompts, work.params)], note)
 
 
 def engine_twice(work: Work, batch: int) -> Timing:
     """Stepmark, two processes, half of the solutions each."""
     solutions = sorted({p.id.split("/")[0] for p in work.prompts}, key=int)
-    halves = [set(solutions[i::2]) for i in range(2)]
     context = multiprocessing.get_context("spawn")
     ready, results = context.Barrier(2), context.Queue()
     workers = []
-    for half in halves:
-        part = Work(
-            work.model,
-            tuple(p for p in work.prompts if p.id.split("/")[0] in half),
-            work.params,
-            work.dtype,
-            work.device,
-        )
+    for half in (set(solutions[i::2]) for i in range(2)):
+        part = replace(work, prompts=tuple(p for p in work.prompts if p.id.split("/")[0] in half))
         workers.append(context.Process(target=_half, args=(part, batch, ready, results)))
     for w in workers:
         w.start()
@@ -101,19 +111,16 @@ def engine_twice(work: Work, batch: int) -> Timing:
         sum(p.tokens for p in parts),
         max(p.wall for p in parts),
         sum(p.cpu for p in parts),
-        parts[0].note,
+        f"half of the work each, {parts[0].note}",
     )
 
 
 def _half(work: Work, batch: int, ready: Any, results: Any) -> None:
-    backend = LocalBackend(work.model, dtype=work.dtype, device=work.device, batch=batch)
-    list(backend.sample(work.prompts[:4], work.params))
-    ready.wait()
-    results.put(_timed(lambda: [r.tokens for r in backend.sample(work.prompts, work.params)], "half of the work each"))
+    results.put(engine(work, batch, ready))
 
 
-def generate(work: Work) -> Timing:
-    """transformers' `generate`, one process."""
+def generate(work: Work, seconds: float) -> Timing:
+    """transformers' `generate`, one process. The trial and the measurement each end after about so many seconds."""
     import torch
 
     from stepmark.models.checkpoints import load_model, load_tokenizer
@@ -121,15 +128,21 @@ def generate(work: Work) -> Timing:
     model = load_model(work.model, dtype=work.dtype, device=work.device, attention=None)
     tokenizer = load_tokenizer(work.model)
     tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    end = tokenizer.eos_token_id
+    configured = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    # What fills up a row that has ended should not look like an end, or it would be counted.
+    pad = next((i for i in (tokenizer.pad_token_id, *tokenizer.all_special_ids) if i not in {*ends, None}), min(ends))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    stops = {"stop_strings": list(work.params.stop), "tokenizer": tokenizer} if work.params.stop else {}
+    over = torch.tensor(sorted(ends | {pad}), device=work.device)
 
-    def run(prompts: Sequence[Prompt], batch: int, cache: str) -> list[int]:
-        lengths: list[int] = []
+    def run(prompts: Sequence[Prompt], batch: int, cache: str, limit: float) -> list[int]:
         by_length = sorted(prompts, key=lambda p: len(tokenizer(p.text)["input_ids"]))
-        for start in range(0, len(by_length), batch):
-            part = by_length[start : start + batch]
+        parts = [by_length[start : start + batch] for start in range(0, len(by_length), batch)]
+        random.Random(work.params.seed).shuffle(parts)
+        lengths: list[int] = []
+        until = time.perf_counter() + limit
+        for part in parts:
             inputs = tokenizer([p.text for p in part], return_tensors="pt", padding=True).to(work.device)
             out = model.generate(
                 input_ids=inputs["input_ids"],
@@ -140,41 +153,63 @@ def generate(work: Work) -> Timing:
                 top_p=1.0,
                 num_return_sequences=part[0].n,
                 max_new_tokens=work.params.max_tokens,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=pad,
                 cache_implementation=cache,
+                **stops,
             )
             new = out[:, inputs["input_ids"].shape[1] :]
-            ended = new == end
-            first = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
-            lengths += first.tolist()
+            ended = torch.isin(new, over)
+            first = ended.int().argmax(1)
+            counted = first + (new.gather(1, first[:, None])[:, 0] != pad).int() if pad not in ends else first + 1
+            lengths += torch.where(ended.any(1), counted, new.shape[1]).tolist()
+            if time.perf_counter() > until:
+                break
         return lengths
 
     # Batches of 1 to 32 prompts, which are 8 to 256 rows at N = 8. Larger batches were even slower.
     trial = work.prompts[:: max(1, len(work.prompts) // 32)][:32]
-    run(trial[:4], 4, "dynamic")
+    settings = [*((size, "dynamic") for size in (1, 2, 4, 8, 16, 32)), (2, "static")]
+    each = seconds / len(settings)
+    run(trial[:1], 1, "dynamic", 0.0)
     speeds: dict[tuple[int, str], float] = {}
-    for batch, cache in [*((size, "dynamic") for size in (1, 2, 4, 8, 16, 32)), (2, "static")]:
-        timing = _timed(lambda batch=batch, cache=cache: run(trial, batch, cache))  # type: ignore[misc]
+    a_prompt, until = 0.0, time.perf_counter() + seconds  # a_prompt: seconds for each prompt, as last measured
+    for batch, cache in settings:
+        if min(batch, len(trial)) * a_prompt > max(each, until - time.perf_counter()):
+            continue  # a single batch would take longer than all that is left
+        timing = _timed(partial(run, trial, batch, cache, each))
         speeds[batch, cache] = timing.tokens / timing.cpu
+        a_prompt = timing.wall * trial[0].n / timing.rollouts
     batch, cache = max(speeds, key=lambda k: speeds[k])
     shown = ", ".join(f"{b}/{c} {rate:,.0f}" for (b, c), rate in speeds.items())
-    return _timed(lambda: run(work.prompts, batch, cache), f"{batch} prompts a batch, {cache} cache; tried {shown}")
+    note = f"{batch} prompts a batch, {cache} cache; tried {shown}"
+    return _timed(partial(run, work.prompts, batch, cache, seconds), note)
 
 
-def vllm(work: Work) -> Timing:
-    """vLLM, in this process, with its prefix cache."""
-    from vllm import LLM  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    from vllm import SamplingParams as Sampling
+def vllm(python: str, work: Work) -> Timing:
+    """vLLM in its own environment, with its prefix cache. Exits with its last output if it fails."""
+    from stepmark.models.checkpoints import load_tokenizer
 
-    llm = LLM(work.model, dtype=work.dtype, enforce_eager=True, enable_prefix_caching=True, disable_log_stats=True)
-    sampling = Sampling(n=work.prompts[0].n, temperature=work.params.temperature, max_tokens=work.params.max_tokens)
-    llm.generate([p.text for p in work.prompts[:4]], sampling, use_tqdm=False)
-
-    def run() -> list[int]:
-        outs = llm.generate([p.text for p in work.prompts], sampling, use_tqdm=False)
-        return [len(c.token_ids) for o in outs for c in o.outputs]
-
-    return _timed(run)
+    tokenizer = load_tokenizer(work.model)
+    params = work.params
+    job = {
+        "model": work.model,
+        "dtype": work.dtype,
+        "prompts": [tokenizer(p.text)["input_ids"] for p in work.prompts],
+        "n": work.prompts[0].n,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "max_tokens": params.max_tokens,
+        "stop": list(params.stop),
+    }
+    with tempfile.TemporaryDirectory() as place:
+        job_file, result, log = (Path(place) / name for name in ("job.json", "result.json", "log"))
+        job_file.write_text(json.dumps(job))
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        with log.open("w") as output:
+            done = subprocess.run([python, PEER, job_file, result], stdout=output, stderr=output, env=environment)
+        if done.returncode:
+            raise SystemExit("vLLM failed:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-20:]))
+        return Timing(**json.loads(result.read_text()))
 
 
 def _timed(run: Callable[[], list[int]], note: str = "") -> Timing:
@@ -183,141 +218,138 @@ def _timed(run: Callable[[], list[int]], note: str = "") -> Timing:
     return Timing(len(lengths), sum(lengths), time.perf_counter() - wall, time.process_time() - cpu, note)
 
 
-def peak(dtype: str, device: str) -> float:
-    """Arithmetic peak in FLOP/s: the best of many large matrix products, with one thread as for every contender."""
-    import torch
-
-    a, b = (torch.randn(1024, 1024, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    best = float("inf")
-    for _ in range(30):
-        began = time.process_time() if device == "cpu" else time.perf_counter()
-        a @ b
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, (time.process_time() if device == "cpu" else time.perf_counter()) - began)
-    return 2 * 1024**3 / best
-
-
-def flops_per_token(model: str, mean_length: float) -> float:
-    """FLOP that every generated token needs: two for each weight it is multiplied with, and attention over its past."""
-    from stepmark.models.checkpoints import load_model
-
-    net = load_model(model, dtype="float32", device="cpu")
-    weights = sum(p.numel() for p in net.parameters()) - net.get_input_embeddings().weight.numel()
-    weights += net.get_output_embeddings().weight.numel() if net.config.tie_word_embeddings else 0
-    config = net.config
-    heads = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    return 2.0 * weights + 4.0 * config.num_hidden_layers * heads * mean_length
-
-
-def prepare(
-    place: Path, solutions: int, kv_heads: int, demonstrations: int, seed: int
-) -> tuple[str, list[tuple[str, str]]]:
-    """(path of a model that ends its solutions, (context, text) of its solutions). The model is a Llama of about 3.5M
-    parameters, trained on the arithmetic task until it writes solutions and ends them."""
-    from stepmark.models.checkpoints import Shape, create
-    from stepmark.stages.train import Generator, TrainSettings, train
-    from stepmark.tasks.arithmetic import Arithmetic
-    from stepmark.text.prompts import Template
-
-    context = Template("{question}\n")
-    task = Arithmetic(steps_min=3, steps_max=8, noise=0.5, seed=seed)
-    train_problems = task.load("train", demonstrations).problems
-    shape = Shape(hidden=256, layers=4, heads=4, kv_heads=kv_heads, vocab=2048)
-    base = create(place / "base", [context(p) + p.demonstration for p in train_problems], shape, seed=seed)
-    settings = TrainSettings(batch_tokens=2048, seed=seed, tensorboard=False, device="cpu")
-    trained = train(Generator(str(base)), train_problems, place / "generator", settings)
-    print(f"trained {trained.tokens:,} tokens in {trained.seconds:.0f} s, loss {trained.loss:.2f}", file=sys.stderr)
-    problems = task.load("test", solutions).problems
-    backend = LocalBackend(trained.path, device="cpu")
-    prompts = [Prompt(p.id, context(p)) for p in problems]
-    texts = {r.prompt_id: r.text for r in backend.sample(prompts, SamplingParams(seed=seed))}
-    return trained.path, [(p.context, texts[p.id]) for p in prompts]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint directory; by default a model is trained")
-    parser.add_argument("--solutions", help="JSONL with `context` and `text`; needed with --model")
+    parser.add_argument("--solutions", help="JSONL with `context` and `text`")
+    parser.add_argument("--data", help="directory with GSM8K's files: the model writes solutions of its problems")
+    parser.add_argument("--few-shot", type=int, default=0, help="worked examples before each question of --data (0)")
+    parser.add_argument("--prompt", default="Question: {question}\nAnswer:\n", help="how a question of --data is put")
     parser.add_argument("--count", type=int, default=500, help="solutions (500)")
     parser.add_argument("--n", type=int, default=8, help="rollouts per step prefix (8)")
     parser.add_argument("--batch", type=int, default=0, help="rows of the engine (0: its own choice)")
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=256, help="of a rollout; of a solution at least 200 (256)")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--stop", action="append", help="text that ends a rollout (with --data: the next question)")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kv-heads", type=int, default=4, help="key-value heads of the model trained here, 4 or 1 (4)")
     parser.add_argument("--train-problems", type=int, default=2700, help="demonstrations for the model trained here")
     parser.add_argument("--generate-solutions", type=int, default=60, help="solutions for generate (60)")
-    parser.add_argument(
-        "--keep", help="directory in which the trained model and its solutions are stored and looked up"
-    )
+    parser.add_argument("--generate-seconds", type=float, default=120, help="for its trial, and for its run (120)")
+    parser.add_argument("--contenders", default=";".join(CONTENDERS), help=f"some of: {'; '.join(CONTENDERS)}")
+    parser.add_argument("--vllm", default=_vllm_python(), metavar="PYTHON", help="interpreter that has vLLM")
+    parser.add_argument("--keep", help="directory in which what is trained or written here is stored and looked up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "rollouts.json"))
     a = parser.parse_args()
-    if a.model and not a.solutions:
-        parser.error("--model needs --solutions, because the prefixes must be texts that the model knows. Give both.")
+    a.contenders = [name.strip() for name in a.contenders.split(";") if name.strip()]
+    if unknown := set(a.contenders) - set(CONTENDERS):
+        parser.error(f"no contender {', '.join(unknown)}. There are: {'; '.join(CONTENDERS)}")
+    if a.model and not (a.solutions or a.data):
+        parser.error("--model needs --solutions or --data: the prefixes must be texts that the model knows.")
+    if (a.data or a.few_shot) and not (a.model and a.data):
+        parser.error("--few-shot needs --data, and --data needs --model.")
     with tempfile.TemporaryDirectory() as scratch:
-        model, texts = _inputs(a, Path(a.keep or scratch))
-        run(a, model, texts)
+        run(a, *inputs(a, Path(a.keep or scratch)))
 
 
-def _inputs(a: argparse.Namespace, place: Path) -> tuple[str, list[tuple[str, str]]]:
-    kept = Path(a.solutions) if a.solutions else place / "solutions.jsonl"
-    if not kept.exists() and not a.solutions:
-        _, texts = alone(prepare, place, a.count, a.kv_heads, a.train_problems, a.seed)
-        kept.write_text("".join(json.dumps({"context": c, "text": t}) + "\n" for c, t in texts))
-    rows = [json.loads(line) for line in kept.read_text().splitlines()[: a.count]]
-    return a.model or str(place / "generator"), [(r["context"], r["text"]) for r in rows]
+def _vllm_python() -> str:
+    """The interpreter of the environment that `make test` uses; "" if there is none."""
+    place = Path(os.environ.get("STEPMARK_VLLM") or Path(__file__).parent.parent / ".venv-vllm")
+    python = place / "bin" / "python"
+    return str(python) if python.exists() else ""
 
 
-def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None:
-    params = SamplingParams(max_tokens=a.max_tokens, seed=a.seed)
+def inputs(a: argparse.Namespace, place: Path) -> tuple[str, Texts, SamplingParams]:
+    """The model, the solutions, and how they are continued."""
+    params = SamplingParams(a.max_tokens, a.temperature, stop=tuple(a.stop or ()), seed=a.seed)
+    if a.data:
+        params = replace(params, stop=(*params.stop, *_asked(a).context().stop))
+    if a.solutions:
+        return a.model or str(place / "generator"), stored(Path(a.solutions))[: a.count], params
+    writing = replace(params, max_tokens=max(200, a.max_tokens))
+    file = place / (file_name(_asked(a), writing) if a.data else "solutions.jsonl")
+    if not file.exists() or len(stored(file)) < a.count:
+        if a.data:
+            texts = alone(write, _asked(a), a.count, writing)
+        else:
+            _, texts = alone(train_and_write, place, a.count, a.kv_heads, a.train_problems, a.seed)
+        store(file, texts)
+    return a.model or str(place / "generator"), stored(file)[: a.count], params
+
+
+def _asked(a: argparse.Namespace) -> Asked:
+    return Asked(a.model, a.data, a.few_shot, a.prompt, a.dtype, a.device)
+
+
+def run(a: argparse.Namespace, model: str, texts: Texts, params: SamplingParams) -> None:
     whole = Work(model, prefixes(texts, a.n), params, a.dtype, a.device)
+    if not whole.prompts:
+        raise SystemExit(
+            f"none of the {len(texts)} solutions has two lines, so there is no step prefix. Raise --count."
+        )
     few = texts[:: max(1, len(texts) // a.generate_solutions)][: a.generate_solutions]
-    part = Work(model, prefixes(few, a.n), params, a.dtype, a.device)
+    part = replace(whole, prompts=prefixes(few, a.n))
     print(
-        f"{len(texts)} solutions, {len(whole.prompts)} step prefixes, N = {a.n}; generate: {len(few)} of the solutions"
+        f"{len(texts)} solutions, {len(whole.prompts)} step prefixes, N = {a.n}; generate: {len(few)} of the solutions",
+        flush=True,
     )
     top = alone(peak, a.dtype, a.device)
-    timings: dict[str, Timing] = {}
-    timings["generate"] = alone(generate, part)
-    timings["stepmark"] = alone(engine, whole, a.batch)
+    possible: dict[str, Callable[[], Timing]] = {
+        GENERATE: partial(alone, generate, part, a.generate_seconds),
+        OURS: partial(alone, engine, whole, a.batch),
+    }
     if a.device == "cpu":
-        timings["stepmark, 2 processes"] = engine_twice(whole, a.batch)
-    try:
-        import vllm as _  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
-
-        timings["vllm"] = alone(vllm, part)
-    except ImportError:
-        pass
+        possible[TWICE] = partial(engine_twice, whole, a.batch)
+    if a.vllm:
+        possible[VLLM] = partial(vllm, a.vllm, whole)
+    elif VLLM in a.contenders:
+        print("without vllm: name an interpreter that has it, with --vllm", file=sys.stderr)
+    reading = alone(prompt_reading, _asked(a), QUESTIONS, a.n, a.seed) if a.few_shot else None
+    timings: dict[str, Timing] = {}
+    for name in (x for x in possible if x in a.contenders):
+        timings[name] = possible[name]()
+        print(f"{name}: {timings[name].tokens:,} tokens in {timings[name].wall:.0f} s", file=sys.stderr, flush=True)
     top = max(top, alone(peak, a.dtype, a.device))
+    show(a, whole, timings, top, {"solutions": len(texts), "generate_solutions": len(few), "prompt_reading": reading})
 
-    own = timings["stepmark"]
+
+def show(a: argparse.Namespace, work: Work, timings: dict[str, Timing], top: float, counts: dict[str, Any]) -> None:
+    """Prints the table and writes the figures."""
     from stepmark.models.checkpoints import load_tokenizer
 
-    tokenizer = load_tokenizer(model)
-    before = sum(len(tokenizer(p.text)["input_ids"]) for p in whole.prompts) / len(whole.prompts)
-    length = own.tokens / own.rollouts
-    per_token = flops_per_token(model, before + length / 2)
+    tokenizer = load_tokenizer(work.model)
+    before = sum(len(tokenizer(p.text)["input_ids"]) for p in work.prompts) / len(work.prompts)
+    length = sum(t.tokens for t in timings.values()) / sum(t.rollouts for t in timings.values())
+    per_token = flops_per_token(work.model, before + length / 2)
     rates = {k: t.tokens / t.cpu if a.device == "cpu" else t.tokens / t.wall for k, t in timings.items()}
+    peers = [name for name in (GENERATE, VLLM) if name in timings]
     print(f"peak {top / 1e9:.0f} GFLOP/s ({a.dtype}), {per_token / 1e6:.1f} MFLOP per token, ", end="")
     print(f"prefixes of {before:.0f} tokens, rollouts of {length:.0f} tokens")
-    print(f"{'':24}{'tok/s wall':>12}{'tok/s cpu':>12}{'x generate':>12}{'of peak':>9}{'rollouts':>10}{'tok/roll':>9}")
+    columns = "".join(f"{'x ' + peer:>12}" for peer in peers)
+    print(f"{'':24}{'tok/s wall':>12}{'tok/s cpu':>12}{columns}{'of peak':>9}{'rollouts':>10}{'tok/roll':>9}")
     for name, t in timings.items():
+        ratios = "".join(f"{rates[name] / rates[peer]:>12.2f}" for peer in peers)
         print(
-            f"{name:24}{t.tokens / t.wall:>12,.0f}{t.tokens / t.cpu:>12,.0f}{rates[name] / rates['generate']:>12.2f}"
+            f"{name:24}{t.tokens / t.wall:>12,.0f}{t.tokens / t.cpu:>12,.0f}{ratios}"
             f"{rates[name] * per_token / top:>9.0%}{t.rollouts:>10,}{t.tokens / t.rollouts:>9.1f}  {t.note}"
+        )
+    if (reading := counts["prompt_reading"]) is not None:
+        print(
+            f"{reading['questions']} questions behind one few-shot prompt of {reading['few_shot_tokens']} tokens, "
+            f"N = {reading['samples_each']}: {reading['prompt_tokens_read']:,} prompt tokens read of "
+            f"{reading['prompt_tokens_given']:,} given (at least {reading['least_possible']:,}); "
+            f"the few-shot prompt was read {reading['times_few_shot_prompt_was_read']} times"
         )
     result = {
         "seed": a.seed,
         "dtype": a.dtype,
         "device": a.device,
-        "solutions": len(texts),
-        "prefixes": len(whole.prompts),
+        "few_shot": a.few_shot,
+        "prefixes": len(work.prompts),
         "n": a.n,
-        "generate_solutions": len(few),
+        **counts,
         "prefix_tokens": round(before, 1),
         "peak_gflops": round(top / 1e9, 1),
         "mflop_per_token": round(per_token / 1e6, 2),
@@ -330,7 +362,7 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
                 "cpu_seconds": round(t.cpu, 2),
                 "tokens_per_wall_second": round(t.tokens / t.wall),
                 "tokens_per_cpu_second": round(t.tokens / t.cpu),
-                "ratio_to_generate": round(rates[name] / rates["generate"], 2),
+                **{f"ratio_to_{peer}": round(rates[name] / rates[peer], 2) for peer in peers},
                 "share_of_peak": round(rates[name] * per_token / top, 3),
                 "note": t.note,
             }
