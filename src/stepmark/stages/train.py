@@ -21,7 +21,6 @@ import json
 import math
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,13 +28,13 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from stepmark.data import store
 from stepmark.data.fingerprint import of_model
-from stepmark.data.outcome_counts import ANSWERS, COMPARED, QUOTED, most_frequent
+from stepmark.data.no_signal import without_signal
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
-from stepmark.models import checkpoints, memory, optimization, packing, training_log
+from stepmark.models import checkpoints, memory, optimization, packing, row_plan, training_log
 from stepmark.models.encoding import Encoded
 from stepmark.models.generator import Generator as Generator
-from stepmark.types import LabelledSolution, Place, Progress, Verdict
+from stepmark.types import Place, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +44,6 @@ Example = TypeVar("Example", contravariant=True)
 KEPT = ".training"  # directory of the training state
 REPORT = 5.0  # seconds between two reports of progress within an update
 LARGE = 0.1  # share of the free memory above which the memory of a pass is measured first
-SHOWN = 300  # characters of a solution in an error
-ROLLOUT_OUTCOMES = ("gradable", "ungradable", "truncated", "failed")
 
 
 class Trainee(Protocol[Example]):
@@ -148,46 +145,12 @@ def train(
     chosen = choose(examples) if choose is not None else examples
     encoded = [e for e in map(trainee.encode_example, chosen) if e is not None]
     if not encoded:
-        raise DataError(_without_signal(examples))
+        raise DataError(without_signal(examples))
     identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)} | _base(trainee)
     training_log.claim(out, identity)
     if (out / "trained.json").exists():
         return Trained(**json.loads((out / "trained.json").read_text()))
     return _Loop(trainee, encoded, out, settings, progress, skipped=max(0, len(examples) - len(encoded))).run()
-
-
-def _without_signal(examples: Sequence[Any]) -> str:
-    """Why no example has a training signal: what became of the solutions and of their rollouts."""
-    start = f"none of the {len(examples)} examples has a training signal"
-    labelled = [x[1] for x in examples if isinstance(x, tuple) and isinstance(x[-1], LabelledSolution)]
-    if not labelled:
-        return (
-            f"{start}: no demonstration, or no label. Give a generator problems with demonstrations or reference "
-            "solutions, and a verifier labelled solutions."
-        )
-    unread = [x for x in labelled if x.grade.verdict is Verdict.UNGRADABLE]
-    graded = len(labelled) - len(unread)
-    said = [f"{graded} of the {len(labelled)} solutions could be graded, {len(unread)} could not"]
-    shown = labelled[0]
-    if unread:
-        place, count = most_frequent([x.grade.reason for x in unread], QUOTED)
-        shown = unread[place]
-        said[0] += f" ({count} of these because: {shown.grade.reason})"
-    labels = [label for x in labelled for label in x.labels if label.source not in COMPARED and not label.inferred]
-    counts = {name: sum(getattr(label, name) for label in labels) for name in ROLLOUT_OUTCOMES}
-    if made := sum(counts.values()):
-        listed = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        said.append(f"of the {made} rollouts behind their step labels, {listed}")
-    else:
-        said.append("there are no rollouts behind step labels")
-    lost = Counter(r.lost for x in labelled for r in x.rationales if r.lost)
-    said += [f"of their verifications, {', '.join(f'{n} {why}' for why, n in lost.most_common())}"] if lost else []
-    return f"{start}: {'; '.join(said)}. One text: {shorten(shown.solution.text)!r}. {ANSWERS}"
-
-
-def shorten(text: str) -> str:
-    """The text, without its middle where it is long: the answer is at the end."""
-    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
 
 
 def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
@@ -274,34 +237,13 @@ class _Loop(Generic[Example]):
         plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
-        self.rows_per_update = max(1, settings.batch_tokens // settings.row_tokens)
-        self.plan = self._plan()
+        self.rows = row_plan.Rows([len(e) for e in self.encoded], settings.row_tokens, settings.seed)
+        self.plan = self.rows.updates(settings.epochs, max(1, settings.batch_tokens // settings.row_tokens))
         self.updates = len(self.plan)
         self.update, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
         self.pass_tokens = 0  # most tokens of a pass, padding included; 0: no limit
         self.began, self.reported = time.monotonic(), 0.0
-
-    def _plan(self) -> list[list[list[int]]]:
-        """All updates. Each epoch packs differently, so that epochs may differ in their number of updates."""
-        full_epochs = int(self.settings.epochs)
-        plan = [update for epoch in range(full_epochs) for update in self._epoch(epoch)]
-        if fraction := self.settings.epochs - full_epochs:
-            last = self._epoch(full_epochs)
-            plan += last[: math.ceil(fraction * len(last))]
-        return plan
-
-    def _epoch(self, epoch: int) -> list[list[list[int]]]:
-        """The updates of an epoch. An update is a list of rows, and a row is a list of indices into `encoded`. A
-        sequence longer than `row_tokens` has a row of its own."""
-        import numpy as np
-
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.encoded))
-        rows = packing.pack([len(e) for e in self.encoded], order.tolist(), self.settings.row_tokens)
-        # Packing emits full rows first. Without a shuffle, the epoch would end with the short leftover rows.
-        row_order = np.random.default_rng([self.settings.seed, epoch, 1]).permutation(len(rows))
-        per_update = self.rows_per_update
-        return [[rows[r] for r in row_order[i : i + per_update]] for i in range(0, len(rows), per_update)]
 
     def run(self) -> Trained:
         import numpy as np
@@ -329,8 +271,8 @@ class _Loop(Generic[Example]):
 
         groups = [
             [[self.encoded[i] for i in row] for row in rows_part]
-            for part in _split(rows, self.settings.accumulate)
-            for rows_part in self._within_memory(part)
+            for part in row_plan.split(rows, self.settings.accumulate)
+            for rows_part in self.rows.passes(part, self.pass_tokens)
         ]
         sequences = [e for group in groups for row in group for e in row]
         totals = packing.Totals(
@@ -377,15 +319,18 @@ class _Loop(Generic[Example]):
 
         device = torch.device(self.device)
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        whole = max(len(x) for x in _split(self.plan[self.update], self.settings.accumulate)) * self.settings.row_tokens
+        whole = (
+            max(len(x) for x in row_plan.split(self.plan[self.update], self.settings.accumulate))
+            * self.settings.row_tokens
+        )
         free = memory.free(device)
         if 3 * weights + 2 * whole * memory.estimate(self.model) < LARGE * free:
             return 0
         # Long enough that what any pass takes weighs little, and not so long that the measurement takes too much.
-        ordered = sorted(self.plan[self.update], key=self._width)
+        ordered = sorted(self.plan[self.update], key=self.rows.width)
         row = [
             self.encoded[i]
-            for i in max((x for x in ordered if self._width(x) <= 512), key=self._width, default=ordered[0])
+            for i in max((x for x in ordered if self.rows.width(x) <= 512), key=self.rows.width, default=ordered[0])
         ]
         totals = packing.Totals(1.0, 1.0, 1.0)
         memory.need(3 * weights, free, device)  # gradients, and AdamW's two averages
@@ -397,25 +342,9 @@ class _Loop(Generic[Example]):
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(map(len, row))
         activations = max(peak.bytes - weights, tokens * memory.estimate(self.model))
-        longest = max(map(self._width, (row for update in self.plan for row in update)))
+        longest = max(map(self.rows.width, (row for update in self.plan for row in update)))
         memory.need(3 * weights + activations * longest // tokens, free, device)
         return max(longest, memory.tokens_per_pass(self.model, activations, tokens, free - 3 * weights))
-
-    def _width(self, row: list[int]) -> int:
-        return sum(len(self.encoded[i]) for i in row)
-
-    def _within_memory(self, rows: list[list[int]]) -> Iterator[list[list[int]]]:
-        """The rows in passes of at most `pass_tokens`, rows of near-equal length together, since padding counts."""
-        if not self.pass_tokens or len(rows) * max(map(self._width, rows)) <= self.pass_tokens:
-            yield rows
-            return
-        part: list[list[int]] = []
-        for row in sorted(rows, key=self._width, reverse=True):
-            if part and self._width(part[0]) * (len(part) + 1) > self.pass_tokens:
-                yield part
-                part = []
-            part.append(row)
-        yield part
 
     def _report(self, done: int) -> None:
         """Reports progress within an update, of which `done` tokens are done, where that takes long."""
@@ -487,8 +416,3 @@ class _Loop(Generic[Example]):
                     self.progress(Progress("train " + self.out.name, update, self.updates, self.seconds, note))
 
             yield write
-
-
-def _split(rows: list[list[int]], parts: int) -> list[list[list[int]]]:
-    size = -(-len(rows) // parts)
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
