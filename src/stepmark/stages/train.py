@@ -31,7 +31,7 @@ from stepmark.data.fingerprint import of_model
 from stepmark.data.no_signal import without_signal
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
-from stepmark.models import checkpoints, memory, optimization, packing, row_plan, training_log
+from stepmark.models import checkpoints, lora, memory, optimization, packing, row_plan, training_log
 from stepmark.models.encoding import Encoded
 from stepmark.models.generator import Generator as Generator
 from stepmark.types import Place, Progress
@@ -82,6 +82,8 @@ class TrainSettings:
     final_lr: float = 0.1  # learning rate at the end of the cosine, as a share of the peak
     weight_decay: float = 0.01  # of AdamW, for matrices only
     max_grad_norm: float = 1.0  # larger gradients are scaled down to this norm
+    lora: int = 0  # rank of LoRA adapters, which then learn in place of all weights; 0 for none
+    lora_alpha: int = 0  # the adapters' output counts alpha / rank times; 0 takes twice the rank
     precision: str = "auto"  # float32, or bfloat16 autocast; auto picks the faster one for the device
     checkpoint_seconds: float = 30.0  # seconds between checkpoints: a kill loses at most this much work
     log_every: int = 10  # updates between log lines
@@ -104,6 +106,11 @@ class TrainSettings:
                 "threads",
             )
             if not getattr(self, k) > 0
+        ]
+        faults += [
+            f"train: {k} must be at least 0, got {getattr(self, k)}."
+            for k in ("lora", "lora_alpha")
+            if not getattr(self, k) >= 0
         ]
         if not 0 <= self.warmup < 1:
             faults.append(f"train: warmup must be a share of the updates, from 0 to below 1, got {self.warmup}.")
@@ -141,6 +148,8 @@ def train(
     out = Path(out)
     if callable(getattr(trainee, "fit", None)):
         return _fit(trainee, examples, out)
+    if settings.lora:
+        lora.need()
     choose = getattr(trainee, "choose", None)  # optional method of a trainee: selects the examples to train on
     chosen = choose(examples) if choose is not None else examples
     encoded = [e for e in map(trainee.encode_example, chosen) if e is not None]
@@ -223,7 +232,9 @@ class _Loop(Generic[Example]):
         self.device = checkpoints.resolve_device(settings.device)
         torch.manual_seed(settings.seed)
         torch.set_num_threads(settings.threads)
-        self.model = trainee.build().to(self.device).train()
+        self.model = trainee.build()
+        self.adapted = lora.attach(self.model, settings.lora, settings.lora_alpha) if settings.lora else None
+        self.model.to(self.device).train()
         # Scoring refuses sequences longer than the model's positions, so training leaves them out too.
         limit = getattr(getattr(self.model, "config", None), "max_position_embeddings", math.inf)
         self.encoded = [e for e in encoded if e.longest <= limit]
@@ -233,6 +244,8 @@ class _Loop(Generic[Example]):
                 f"each of the {len(encoded)} examples is longer than the model's {limit} positions. "
                 "Give shorter examples, or a model with more positions."
             )
+        named = self.model.named_parameters(remove_duplicate=False)
+        self.frozen = {name for name, p in named if not p.requires_grad}  # they are as the base has them
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -367,7 +380,8 @@ class _Loop(Generic[Example]):
         progress = {"update": self.update, "tokens": self.tokens, "seconds": self.seconds, "losses": self.losses}
         progress |= {"pass_tokens": self.pass_tokens}
         with store.replacing(self.out / KEPT) as new:
-            torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, new / "state.pt")
+            weights = {k: v for k, v in self.model.state_dict().items() if k not in self.frozen}
+            torch.save({"model": weights, "optimizer": self.optimizer.state_dict()}, new / "state.pt")
             write_json(new / "place.json", progress)
 
     def _resume(self) -> None:
@@ -377,7 +391,7 @@ class _Loop(Generic[Example]):
         if not (checkpoint / "place.json").exists():
             return
         state = torch.load(checkpoint / "state.pt", map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=not self.frozen)
         self.optimizer.load_state_dict(state["optimizer"])
         progress = json.loads((checkpoint / "place.json").read_text())
         self.update, self.tokens = progress["update"], progress["tokens"]
@@ -387,7 +401,10 @@ class _Loop(Generic[Example]):
     def _finish(self) -> Trained:
         import numpy as np
 
-        self.trainee.save(self.model.eval(), self.out)
+        if self.adapted is not None:
+            lora.save(self.adapted, self.out, self.trainee.save)
+        else:
+            self.trainee.save(self.model.eval(), self.out)
         last_losses = self.losses[-max(1, len(self.losses) // 10) :]
         result = Trained(
             path=str(self.out),
