@@ -24,14 +24,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from stepmark.data import store
 from stepmark.data.fingerprint import of_model
 from stepmark.data.no_signal import without_signal
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
-from stepmark.models import checkpoints, lora, memory, optimization, packing, row_plan, training_log
+from stepmark.models import checkpoints, first_pass, lora, optimization, packing, row_plan, training_log
 from stepmark.models.encoding import Encoded
 from stepmark.models.generator import Generator as Generator
 from stepmark.types import Place, Progress
@@ -43,7 +43,6 @@ Example = TypeVar("Example", contravariant=True)
 
 KEPT = ".training"  # directory of the training state
 REPORT = 5.0  # seconds between two reports of progress within an update
-LARGE = 0.1  # share of the free memory above which the memory of a pass is measured first
 
 
 class Trainee(Protocol[Example]):
@@ -84,6 +83,8 @@ class TrainSettings:
     max_grad_norm: float = 1.0  # larger gradients are scaled down to this norm
     lora: int = 0  # rank of LoRA adapters, which then learn in place of all weights; 0 for none
     lora_alpha: int = 0  # the adapters' output counts alpha / rank times; 0 takes twice the rank
+    # keep only the inputs of layers and compute the rest again, which takes a third longer; auto: where memory is short
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     precision: str = "auto"  # float32, or bfloat16 autocast; auto picks the faster one for the device
     checkpoint_seconds: float = 30.0  # seconds between checkpoints: a kill loses at most this much work
     log_every: int = 10  # updates between log lines
@@ -116,6 +117,9 @@ class TrainSettings:
             faults.append(f"train: warmup must be a share of the updates, from 0 to below 1, got {self.warmup}.")
         if self.precision not in ("auto", "float32", "bfloat16"):
             faults.append(f"train: precision must be auto, float32 or bfloat16, got {self.precision!r}.")
+        if self.gradient_checkpointing not in ("auto", True, False):
+            got = self.gradient_checkpointing
+            faults.append(f"train: gradient_checkpointing must be auto, true or false, got {got!r}.")
         if faults:
             raise ConfigError(faults)
 
@@ -131,6 +135,7 @@ class Trained:
     tokens: int  # tokens seen, all epochs together
     loss: float  # mean over the last tenth of the updates
     seconds: float  # time spent training, summed over resumed calls
+    gradient_checkpointing: bool = False  # whether activations were computed again for the gradients
 
 
 def train(
@@ -255,16 +260,16 @@ class _Loop(Generic[Example]):
         self.updates = len(self.plan)
         self.update, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
-        self.pass_tokens = 0  # most tokens of a pass, padding included; 0: no limit
+        self.chosen = first_pass.Chosen()
         self.began, self.reported = time.monotonic(), 0.0
 
     def run(self) -> Trained:
         import numpy as np
 
-        self._resume()
+        resumed = self._resume()
         self._report(0)
-        if not self.pass_tokens and self.plan[self.update :]:
-            self.pass_tokens = self._measured()
+        if not resumed:
+            self.chosen = self._choose()
         started, last_save = time.monotonic() - self.seconds, time.monotonic()
         self.began = started
         with self._writer() as write:
@@ -285,7 +290,7 @@ class _Loop(Generic[Example]):
         groups = [
             [[self.encoded[i] for i in row] for row in rows_part]
             for part in row_plan.split(rows, self.settings.accumulate)
-            for rows_part in self.rows.passes(part, self.pass_tokens)
+            for rows_part in self.rows.passes(part, self.chosen.pass_tokens)
         ]
         sequences = [e for group in groups for row in group for e in row]
         totals = packing.Totals(
@@ -299,11 +304,7 @@ class _Loop(Generic[Example]):
             param_group["lr"] = rate
         total, done = 0.0, 0
         for group in groups:
-            batch = packing.batch(group, self.trainee.pad_id, self.device)
-            with optimization.autocast(self.settings.precision, self.device):
-                loss = self.trainee.loss(self.model, batch, totals)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+            total += self._learn(group, totals)
             done += sum(len(e) for row in group for e in row)
             self._report(done)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
@@ -318,46 +319,32 @@ class _Loop(Generic[Example]):
         self.tokens += sum(len(e) for e in sequences)
         return total
 
+    def _learn(self, rows: list[list[Encoded]], totals: packing.Totals) -> float:
+        """One pass forwards and backwards. Returns its share of the update's loss."""
+        batch = packing.batch(rows, self.trainee.pad_id, self.device)
+        with optimization.autocast(self.settings.precision, self.device):
+            loss = self.trainee.loss(self.model, batch, totals)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _choose(self) -> first_pass.Chosen:
+        import torch
+
+        return first_pass.choose(
+            self.model,
+            self.settings.gradient_checkpointing,
+            self.rows,
+            self.plan,
+            max(map(len, row_plan.split(self.plan[0], self.settings.accumulate))),
+            torch.device(self.device),
+            lambda row: self._learn([[self.encoded[i] for i in row]], packing.Totals(1.0, 1.0, 1.0)),
+        )
+
     def _rate(self, update: int) -> float:
         s = self.settings
         return optimization.learning_rate(update, self.updates, s.lr, s.warmup, s.final_lr)
 
     # ---- memory and progress ----
-
-    def _measured(self) -> int:
-        """Most tokens of a pass that the free memory allows, from a first small pass; 0, no limit, for a small model.
-
-        Raises StageError where the memory is too short for the training."""
-        import torch
-
-        device = torch.device(self.device)
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        whole = (
-            max(len(x) for x in row_plan.split(self.plan[self.update], self.settings.accumulate))
-            * self.settings.row_tokens
-        )
-        free = memory.free(device)
-        if 3 * weights + 2 * whole * memory.estimate(self.model) < LARGE * free:
-            return 0
-        # Long enough that what any pass takes weighs little, and not so long that the measurement takes too much.
-        ordered = sorted(self.plan[self.update], key=self.rows.width)
-        row = [
-            self.encoded[i]
-            for i in max((x for x in ordered if self.rows.width(x) <= 512), key=self.rows.width, default=ordered[0])
-        ]
-        totals = packing.Totals(1.0, 1.0, 1.0)
-        memory.need(3 * weights, free, device)  # gradients, and AdamW's two averages
-        with memory.Peak(device) as peak:
-            batch = packing.batch([row], self.trainee.pad_id, self.device)
-            with optimization.autocast(self.settings.precision, self.device):
-                loss = self.trainee.loss(self.model, batch, totals)
-            loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(map(len, row))
-        activations = max(peak.bytes - weights, tokens * memory.estimate(self.model))
-        longest = max(map(self.rows.width, (row for update in self.plan for row in update)))
-        memory.need(3 * weights + activations * longest // tokens, free, device)
-        return max(longest, memory.tokens_per_pass(self.model, activations, tokens, free - 3 * weights))
 
     def _report(self, done: int) -> None:
         """Reports progress within an update, of which `done` tokens are done, where that takes long."""
@@ -367,7 +354,7 @@ class _Loop(Generic[Example]):
         self.reported, seconds = now, now - self.began
         notes = [f"loss {self.losses[-1]:.4f}"] if self.losses else []
         notes += [f"{(self.tokens + done) / seconds:,.0f} tokens/s"] if done and seconds > 1 else []
-        notes += [f"passes of {self.pass_tokens:,} tokens, as memory allows"] if self.pass_tokens else []
+        notes += [str(self.chosen)] if str(self.chosen) else []
         name = "train " + self.out.name
         self.progress(Progress(name, self.update, self.updates, max(0.0, seconds), ", ".join(notes)))
 
@@ -378,25 +365,30 @@ class _Loop(Generic[Example]):
         import torch
 
         progress = {"update": self.update, "tokens": self.tokens, "seconds": self.seconds, "losses": self.losses}
-        progress |= {"pass_tokens": self.pass_tokens}
+        progress["chosen"] = asdict(self.chosen)
         with store.replacing(self.out / KEPT) as new:
             weights = {k: v for k, v in self.model.state_dict().items() if k not in self.frozen}
             torch.save({"model": weights, "optimizer": self.optimizer.state_dict()}, new / "state.pt")
             write_json(new / "place.json", progress)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Whether there was a stored training state to go on from."""
         import torch
 
         checkpoint = store.settled(self.out / KEPT)
         if not (checkpoint / "place.json").exists():
-            return
+            return False
         state = torch.load(checkpoint / "state.pt", map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"], strict=not self.frozen)
         self.optimizer.load_state_dict(state["optimizer"])
         progress = json.loads((checkpoint / "place.json").read_text())
         self.update, self.tokens = progress["update"], progress["tokens"]
         self.seconds, self.losses = progress["seconds"], progress["losses"]
-        self.pass_tokens = progress.get("pass_tokens", 0)  # the same passes give the same rounding
+        # An earlier version stored only the size of a pass.
+        self.chosen = first_pass.Chosen(**progress.get("chosen", {"pass_tokens": progress.get("pass_tokens", 0)}))
+        if self.chosen.checkpointing:
+            first_pass.checkpoint_activations(self.model)
+        return True
 
     def _finish(self) -> Trained:
         import numpy as np
@@ -414,6 +406,7 @@ class _Loop(Generic[Example]):
             tokens=self.tokens,
             loss=float(np.mean(last_losses)),
             seconds=round(self.seconds, 2),
+            gradient_checkpointing=self.chosen.checkpointing,
         )
         write_json(self.out / "trained.json", asdict(result))
         for directory in self.out.glob(KEPT + "*"):

@@ -1,0 +1,101 @@
+"""What a training chooses before its first update, from a pass over one row: gradient checkpointing and the size of a
+pass.
+
+How many bytes a token takes depends on the model and on torch, so it is measured. Gradient checkpointing (Chen et al.,
+arXiv 1604.06174) keeps the input of each layer only and computes the rest of its activations again for the gradient: a
+pass takes a third longer, and many times less memory.
+
+    stepmark train generator --base SmolLM2/ --set gradient_checkpointing=true ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from stepmark.errors import ConfigError
+from stepmark.models import memory
+from stepmark.models.row_plan import Row, Rows
+
+if TYPE_CHECKING:
+    import torch
+
+LARGE = 0.1  # share of the free memory above which the memory of a pass is measured
+MEASURED = 512  # tokens of the longest row that is measured
+SMALL = 512  # tokens of a pass below which gradient checkpointing makes passes larger
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """How passes are computed. A resumed training takes what it began with, so that it rounds alike."""
+
+    checkpointing: bool = False  # activations are computed again for the gradient
+    pass_tokens: int = 0  # most tokens of a pass, padding included; 0: no limit
+
+    def __str__(self) -> str:
+        said = [f"passes of {self.pass_tokens:,} tokens, as memory allows"] if self.pass_tokens else []
+        return ", ".join(said + ["gradient checkpointing"] * self.checkpointing)
+
+
+def choose(
+    model: Any,
+    asked: bool | Literal["auto"],
+    rows: Rows,
+    plan: Sequence[Sequence[Row]],
+    largest: int,
+    device: torch.device,
+    learn: Callable[[Row], object],
+) -> Chosen:
+    """What is chosen for the updates of `plan`, whose passes have at most `largest` rows where memory does not matter.
+    `learn` runs a row forwards and backwards. `asked` is the setting of gradient checkpointing.
+
+    Raises StageError where the memory is too short, and ConfigError where gradient checkpointing is asked for and the
+    model has none."""
+    if asked is True:
+        checkpoint_activations(model)
+    weights: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    free = memory.free(device)
+    whole = largest * rows.row_tokens * memory.estimate(model)
+    if 3 * weights + 2 * whole < LARGE * free:
+        return Chosen(asked is True)
+    memory.need(3 * weights, free, device)  # gradients, and AdamW's two averages
+    # Long enough that what any pass takes weighs little, and not so long that the measurement takes too much.
+    fitting = [row for row in plan[0] if rows.width(row) <= MEASURED]
+    row = max(fitting, key=rows.width) if fitting else min(plan[0], key=rows.width)
+    tokens, longest = rows.width(row), max(rows.width(row) for update in plan for row in update)
+
+    def measured(checkpointing: bool) -> int:
+        with memory.Peak(device) as peak:
+            learn(row)
+        model.zero_grad(set_to_none=True)
+        return max(peak.bytes - weights, tokens * memory.estimate(model, checkpointing))
+
+    def most(taken: int, checkpointing: bool) -> int:
+        return memory.tokens_per_pass(memory.estimate(model, checkpointing), taken, tokens, free - 3 * weights)
+
+    checkpointing = asked is True
+    taken = measured(checkpointing)
+    short = not memory.fits(3 * weights + taken * longest // tokens, free, device)
+    if asked == "auto" and can_checkpoint(model) and (short or most(taken, False) < max(longest, SMALL)):
+        checkpointing = True
+        checkpoint_activations(model)
+        taken = measured(checkpointing)
+    memory.need(3 * weights + taken * longest // tokens, free, device)
+    return Chosen(checkpointing, max(longest, most(taken, checkpointing)))
+
+
+def can_checkpoint(model: Any) -> bool:
+    """Whether the model, as most of transformers, has gradient checkpointing."""
+    return bool(getattr(model, "supports_gradient_checkpointing", False))
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Turns gradient checkpointing on. Raises ConfigError for a model that has none."""
+    if not can_checkpoint(model):
+        raise ConfigError(
+            f"train: a {type(model).__name__} has no gradient checkpointing. Set gradient_checkpointing to false."
+        )
+    # The old name is going, and the new one is not in all versions.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
