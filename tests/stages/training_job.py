@@ -32,7 +32,7 @@ def main(base, out, kills, *changes):
             try:
                 # A checkpoint after every update, so that most kills happen while one is written.
                 settings = TrainSettings(
-                    epochs=2.5,
+                    epochs=1 if changes else 2.5,
                     batch_tokens=200,
                     row_tokens=100,
                     lr=3e-3,
