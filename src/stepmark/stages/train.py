@@ -85,7 +85,7 @@ class TrainSettings:
     lora_alpha: int = 0  # the adapters' output counts alpha / rank times; 0 takes twice the rank
     # keep only the inputs of layers and compute the rest again, which takes a third longer; auto: where memory is short
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    precision: str = "auto"  # float32, or bfloat16 autocast; auto picks the faster one for the device
+    precision: str = "auto"  # float32, or bfloat16 autocast; auto: bfloat16 where it is faster and learns the same
     checkpoint_seconds: float = 30.0  # seconds between checkpoints: a kill loses at most this much work
     log_every: int = 10  # updates between log lines
     tensorboard: bool = True  # also write event files, if tensorboard is installed
@@ -135,6 +135,7 @@ class Trained:
     tokens: int  # tokens seen, all epochs together
     loss: float  # mean over the last tenth of the updates
     seconds: float  # time spent training, summed over resumed calls
+    precision: str = ""  # in which it was computed; unknown for a training of an earlier version
     gradient_checkpointing: bool = False  # whether activations were computed again for the gradients
 
 
@@ -304,7 +305,7 @@ class _Loop(Generic[Example]):
             param_group["lr"] = rate
         total, done = 0.0, 0
         for group in groups:
-            total += self._learn(group, totals)
+            total += self._learn(group, totals, self.chosen.precision)
             done += sum(len(e) for row in group for e in row)
             self._report(done)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
@@ -319,10 +320,10 @@ class _Loop(Generic[Example]):
         self.tokens += sum(len(e) for e in sequences)
         return total
 
-    def _learn(self, rows: list[list[Encoded]], totals: packing.Totals) -> float:
+    def _learn(self, rows: list[list[Encoded]], totals: packing.Totals, precision: str) -> float:
         """One pass forwards and backwards. Returns its share of the update's loss."""
         batch = packing.batch(rows, self.trainee.pad_id, self.device)
-        with optimization.autocast(self.settings.precision, self.device):
+        with optimization.autocast(precision, self.device):
             loss = self.trainee.loss(self.model, batch, totals)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
@@ -330,14 +331,19 @@ class _Loop(Generic[Example]):
     def _choose(self) -> first_pass.Chosen:
         import torch
 
+        def learn(row: list[int], precision: str) -> float:
+            torch.manual_seed(self.settings.seed)
+            return self._learn([[self.encoded[i] for i in row]], packing.Totals(1.0, 1.0, 1.0), precision)
+
         return first_pass.choose(
             self.model,
+            self.settings.precision,
             self.settings.gradient_checkpointing,
             self.rows,
             self.plan,
             max(map(len, row_plan.split(self.plan[0], self.settings.accumulate))),
             torch.device(self.device),
-            lambda row: self._learn([[self.encoded[i] for i in row]], packing.Totals(1.0, 1.0, 1.0)),
+            learn,
         )
 
     def _rate(self, update: int) -> float:
@@ -384,10 +390,13 @@ class _Loop(Generic[Example]):
         progress = json.loads((checkpoint / "place.json").read_text())
         self.update, self.tokens = progress["update"], progress["tokens"]
         self.seconds, self.losses = progress["seconds"], progress["losses"]
-        # An earlier version stored only the size of a pass.
-        self.chosen = first_pass.Chosen(**progress.get("chosen", {"pass_tokens": progress.get("pass_tokens", 0)}))
-        if self.chosen.checkpointing:
-            first_pass.checkpoint_activations(self.model)
+        asked = self.settings.precision
+        if "chosen" in progress:
+            self.chosen = first_pass.Chosen(**progress["chosen"])
+        else:  # of an earlier version, which compared nothing
+            narrow = asked == "bfloat16" or (asked == "auto" and self.device.startswith("cuda"))
+            self.chosen = first_pass.Chosen("bfloat16" if narrow else "float32", False, progress.get("pass_tokens", 0))
+        self.chosen = first_pass.resumed(self.chosen, asked, self.model, self.device)
         return True
 
     def _finish(self) -> Trained:
@@ -406,6 +415,7 @@ class _Loop(Generic[Example]):
             tokens=self.tokens,
             loss=float(np.mean(last_losses)),
             seconds=round(self.seconds, 2),
+            precision=self.chosen.precision,
             gradient_checkpointing=self.chosen.checkpointing,
         )
         write_json(self.out / "trained.json", asdict(result))
