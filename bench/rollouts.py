@@ -31,6 +31,7 @@ from typing import Any
 
 from measure import alone, keep
 from stepmark.backends.local import LocalBackend
+from stepmark.models.throughput import peak, work
 from stepmark.text.steps import split
 from stepmark.types import Prompt, SamplingParams
 
@@ -183,29 +184,13 @@ def _timed(run: Callable[[], list[int]], note: str = "") -> Timing:
     return Timing(len(lengths), sum(lengths), time.perf_counter() - wall, time.process_time() - cpu, note)
 
 
-def peak(dtype: str, device: str) -> float:
-    """Arithmetic peak in FLOP/s: the best of many large matrix products, with one thread as for every contender."""
-    import torch
-
-    a, b = (torch.randn(1024, 1024, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    best = float("inf")
-    for _ in range(30):
-        began = time.process_time() if device == "cpu" else time.perf_counter()
-        a @ b
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, (time.process_time() if device == "cpu" else time.perf_counter()) - began)
-    return 2 * 1024**3 / best
-
-
 def flops_per_token(model: str, mean_length: float) -> float:
     """FLOP that every generated token needs: two for each weight it is multiplied with, and attention over its past."""
     from stepmark.models.checkpoints import load_model
 
     net = load_model(model, dtype="float32", device="cpu")
-    weights = sum(p.numel() for p in net.parameters()) - net.get_input_embeddings().weight.numel()
-    weights += net.get_output_embeddings().weight.numel() if net.config.tie_word_embeddings else 0
-    config = net.config
+    met, config = work(net), net.config
+    weights = met.body + met.head
     heads = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
@@ -280,7 +265,9 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
     print(
         f"{len(texts)} solutions, {len(whole.prompts)} step prefixes, N = {a.n}; generate: {len(few)} of the solutions"
     )
-    top = alone(peak, a.dtype, a.device)
+    # Processor time, as for every contender: the machine may be shared.
+    clock = time.process_time if a.device == "cpu" else time.perf_counter
+    top = alone(peak, a.dtype, a.device, clock)
     timings: dict[str, Timing] = {}
     timings["generate"] = alone(generate, part)
     timings["stepmark"] = alone(engine, whole, a.batch)
@@ -292,7 +279,7 @@ def run(a: argparse.Namespace, model: str, texts: list[tuple[str, str]]) -> None
         timings["vllm"] = alone(vllm, part)
     except ImportError:
         pass
-    top = max(top, alone(peak, a.dtype, a.device))
+    top = max(top, alone(peak, a.dtype, a.device, clock))
 
     own = timings["stepmark"]
     from stepmark.models.checkpoints import load_tokenizer

@@ -52,7 +52,10 @@ def test_passes_within_the_memory_give_the_same_weights(tiny, tmp_path, monkeypa
     moved = max((a[k] - start[k]).abs().max() for k in a)
     assert max((a[k] - b[k]).abs().max() for k in a) < 1e-3 * moved
     assert len(sizes) - 2 > said[-1].total  # more passes than updates
-    assert said[0].done == 0 and said[0].total == said[-1].done  # from the start on
+    assert said[0].note == "encoding 24 examples"  # from the start on
+    assert "measuring the memory of a pass" in [p.note for p in said]
+    started = next(p for p in said if p.total and p.note.startswith("first update"))
+    assert started.done == 0 and started.total == said[-1].done and "passes of 130 tokens" in started.note
 
 
 @dataclass(frozen=True, slots=True)

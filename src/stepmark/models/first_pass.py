@@ -56,6 +56,7 @@ def choose(
     largest: int,
     device: torch.device,
     learn: Callable[[Row, str], float],
+    say: Callable[[str], None] = lambda what: None,
 ) -> Chosen:
     """What is chosen for the updates of `plan`, whose passes have at most `largest` rows where memory does not matter.
     `learn` runs a row forwards and backwards in a precision. `asked` is the setting of gradient checkpointing.
@@ -67,10 +68,11 @@ def choose(
     weights: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     free = memory.free(device)
     memory.need(3 * weights, free, device)  # gradients, and AdamW's two averages
-    precision = _precision(model, asked_precision, rows, plan[0], str(device), learn)
+    precision = _precision(model, asked_precision, rows, plan[0], str(device), learn, say)
     whole = largest * rows.row_tokens * memory.estimate(model)
     if 3 * weights + 2 * whole < LARGE * free:
         return Chosen(precision, asked is True)
+    say("measuring the memory of a pass")
     # Long enough that what any pass takes weighs little, and not so long that the measurement takes too much.
     fitting = [row for row in plan[0] if rows.width(row) <= MEASURED]
     row = max(fitting, key=rows.width) if fitting else min(plan[0], key=rows.width)
@@ -97,12 +99,19 @@ def choose(
 
 
 def _precision(
-    model: Any, asked: str, rows: Rows, update: Sequence[Row], device: str, learn: Callable[[Row, str], float]
+    model: Any,
+    asked: str,
+    rows: Rows,
+    update: Sequence[Row],
+    device: str,
+    learn: Callable[[Row, str], float],
+    say: Callable[[str], None],
 ) -> str:
     if asked != "auto":
         return asked
     if not bfloat16_trains_faster(model, device):
         return "float32"
+    say("comparing bfloat16 with float32")
     lengths = {i: rows.lengths[i] for row in update for i in row}
     short = [i for i, length in lengths.items() if length >= COMPARED]
     example = min(short, key=lengths.__getitem__) if short else max(lengths, key=lengths.__getitem__)

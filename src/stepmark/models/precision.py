@@ -45,8 +45,12 @@ def bfloat16_trains_faster(model: torch.nn.Module, device: str) -> bool:
 
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported())
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return device == "cpu" and size >= LARGE and machine.computes_bfloat16()
+    return device == "cpu" and is_large(model) and machine.computes_bfloat16()
+
+
+def is_large(model: torch.nn.Module) -> bool:
+    """Whether arithmetic decides a model's speed, and not the cost of calls."""
+    return sum(p.numel() * p.element_size() for p in model.parameters()) >= LARGE
 
 
 def disagreement(model: torch.nn.Module, learn: Callable[[str], float]) -> str:

@@ -31,9 +31,11 @@ from stepmark.data.fingerprint import of_model
 from stepmark.data.no_signal import without_signal
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
-from stepmark.models import checkpoints, first_pass, lora, optimization, packing, row_plan, training_log
+from stepmark.models import checkpoints, first_pass, lora, optimization, packing, row_plan, throughput, training_log
 from stepmark.models.encoding import Encoded
 from stepmark.models.generator import Generator as Generator
+from stepmark.models.precision import is_large
+from stepmark.models.training_progress import Reporter
 from stepmark.types import Place, Progress
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 Example = TypeVar("Example", contravariant=True)
 
 KEPT = ".training"  # directory of the training state
-REPORT = 5.0  # seconds between two reports of progress within an update
 
 
 class Trainee(Protocol[Example]):
@@ -135,6 +136,8 @@ class Trained:
     tokens: int  # tokens seen, all epochs together
     loss: float  # mean over the last tenth of the updates
     seconds: float  # time spent training, summed over resumed calls
+    tokens_per_second: float = 0.0
+    share_of_peak: float | None = None  # of the device's matrix products (models/throughput.py); null: not measured
     precision: str = ""  # in which it was computed; unknown for a training of an earlier version
     gradient_checkpointing: bool = False  # whether activations were computed again for the gradients
 
@@ -156,16 +159,18 @@ def train(
         return _fit(trainee, examples, out)
     if settings.lora:
         lora.need()
+    reporter = Reporter("train " + out.name, progress)
+    reporter.say(f"encoding {len(examples):,} examples")
     choose = getattr(trainee, "choose", None)  # optional method of a trainee: selects the examples to train on
     chosen = choose(examples) if choose is not None else examples
-    encoded = [e for e in map(trainee.encode_example, chosen) if e is not None]
+    encoded = [e for x in reporter.encoding(chosen, len(chosen)) if (e := trainee.encode_example(x)) is not None]
     if not encoded:
         raise DataError(without_signal(examples))
     identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)} | _base(trainee)
     training_log.claim(out, identity)
     if (out / "trained.json").exists():
         return Trained(**json.loads((out / "trained.json").read_text()))
-    return _Loop(trainee, encoded, out, settings, progress, skipped=max(0, len(examples) - len(encoded))).run()
+    return _Loop(trainee, encoded, out, settings, reporter, skipped=max(0, len(examples) - len(encoded))).run()
 
 
 def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
@@ -229,12 +234,13 @@ class _Loop(Generic[Example]):
         encoded: list[Encoded],
         out: Path,
         settings: TrainSettings,
-        progress: Callable[[Progress], None] | None,
+        reporter: Reporter,
         skipped: int,
     ) -> None:
         import torch
 
-        self.trainee, self.out, self.settings, self.progress = trainee, out, settings, progress
+        self.trainee, self.out, self.settings, self.reporter = trainee, out, settings, reporter
+        reporter.say("loading the model")
         self.device = checkpoints.resolve_device(settings.device)
         torch.manual_seed(settings.seed)
         torch.set_num_threads(settings.threads)
@@ -262,15 +268,23 @@ class _Loop(Generic[Example]):
         self.update, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
         self.chosen = first_pass.Chosen()
-        self.began, self.reported = time.monotonic(), 0.0
+        self.began = time.monotonic()
+        self.work = throughput.work(self.model)
+        self.peak = 0.0  # operations a second that the device can do; 0 where it was not measured
+        tokens = sum(self.rows.width(row) for update in self.plan for row in update)
+        reporter.updates, reporter.tokens = self.updates, tokens
 
     def run(self) -> Trained:
         import numpy as np
 
         resumed = self._resume()
-        self._report(0)
         if not resumed:
             self.chosen = self._choose()
+        if is_large(self.model):
+            self.reporter.say("measuring the speed of the device")
+            self.peak = throughput.peak(self.chosen.precision, self.device)
+        self.reporter.note = str(self.chosen)
+        self.reporter.at(self.update, 0, self.seconds, "going on" if resumed else "first update", self.reporter.note)
         started, last_save = time.monotonic() - self.seconds, time.monotonic()
         self.began = started
         with self._writer() as write:
@@ -307,7 +321,8 @@ class _Loop(Generic[Example]):
         for group in groups:
             total += self._learn(group, totals, self.chosen.precision)
             done += sum(len(e) for row in group for e in row)
-            self._report(done)
+            last = self.losses[-1] if self.losses else None
+            self.reporter.within(self.update, self.tokens + done, time.monotonic() - self.began, last)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
         for quantity, value in (("loss", total), ("gradient's norm", norm)):
             if not math.isfinite(value):
@@ -344,25 +359,12 @@ class _Loop(Generic[Example]):
             max(map(len, row_plan.split(self.plan[0], self.settings.accumulate))),
             torch.device(self.device),
             learn,
+            self.reporter.say,
         )
 
     def _rate(self, update: int) -> float:
         s = self.settings
         return optimization.learning_rate(update, self.updates, s.lr, s.warmup, s.final_lr)
-
-    # ---- memory and progress ----
-
-    def _report(self, done: int) -> None:
-        """Reports progress within an update, of which `done` tokens are done, where that takes long."""
-        now = time.monotonic()
-        if self.progress is None or now - self.reported < REPORT:
-            return
-        self.reported, seconds = now, now - self.began
-        notes = [f"loss {self.losses[-1]:.4f}"] if self.losses else []
-        notes += [f"{(self.tokens + done) / seconds:,.0f} tokens/s"] if done and seconds > 1 else []
-        notes += [str(self.chosen)] if str(self.chosen) else []
-        name = "train " + self.out.name
-        self.progress(Progress(name, self.update, self.updates, max(0.0, seconds), ", ".join(notes)))
 
     # ---- saving and resuming ----
 
@@ -415,6 +417,8 @@ class _Loop(Generic[Example]):
             tokens=self.tokens,
             loss=float(np.mean(last_losses)),
             seconds=round(self.seconds, 2),
+            tokens_per_second=round(self.tokens / max(self.seconds, 1e-9), 1),
+            share_of_peak=self._share(0, self.seconds),
             precision=self.chosen.precision,
             gradient_checkpointing=self.chosen.checkpointing,
         )
@@ -427,12 +431,24 @@ class _Loop(Generic[Example]):
     def _writer(self) -> Iterator[Callable[[int, float], None]]:
         """A function that logs to train.jsonl, TensorBoard and the progress callback."""
         with training_log.writer(self.out, "train.jsonl", self.update, self.settings.tensorboard) as line:
+            before = [self.update, self.tokens, self.seconds]  # at the line before
 
             def write(update: int, loss: float) -> None:
-                rate = self._rate(update - 1)
-                line(update, {"loss": loss, "lr": rate}, {"tokens": self.tokens, "seconds": round(self.seconds, 3)})
-                if self.progress is not None:
-                    note = f"loss {loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
-                    self.progress(Progress("train " + self.out.name, update, self.updates, self.seconds, note))
+                seconds = max(self.seconds - before[2], 1e-9)
+                figures = {"loss": loss, "lr": self._rate(update - 1)}
+                figures["tokens_per_second"] = round((self.tokens - before[1]) / seconds, 1)
+                share = self._share(int(before[0]), seconds)
+                figures |= {"share_of_peak": share} if share is not None else {}
+                line(update, figures, {"tokens": self.tokens, "seconds": round(self.seconds, 3)})
+                notes = [f"loss {loss:.4f}", *([f"{share:.0%} of peak"] if share is not None else ())]
+                self.reporter.at(update, self.tokens, self.seconds, *notes)
+                before[:] = [update, self.tokens, self.seconds]
 
             yield write
+
+    def _share(self, first: int, seconds: float) -> float | None:
+        """The share of the device's peak in the updates from `first` on, done in `seconds`; None if not measured."""
+        if not self.peak:
+            return None
+        done = (self.encoded[i] for rows in self.plan[first : self.update] for row in rows for i in row)
+        return round(self.work.of_training(done) / max(seconds, 1e-9) / self.peak, 4)
