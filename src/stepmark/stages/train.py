@@ -263,7 +263,7 @@ class _Loop(Generic[Example]):
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
         self.rows = row_plan.Rows([len(e) for e in self.encoded], settings.row_tokens, settings.seed)
-        self.plan = self.rows.updates(settings.epochs, max(1, settings.batch_tokens // settings.row_tokens))
+        self.plan = self.rows.updates(settings.epochs, settings.batch_tokens)
         self.updates = len(self.plan)
         self.update, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
