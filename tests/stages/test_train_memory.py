@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from stepmark import machine
@@ -156,6 +156,23 @@ def test_the_memory_of_a_block_is_measured():
         del taken
     if memory.used():  # not on every system
         assert 48 << 20 < peak.bytes < 200 << 20
+
+
+def test_weights_of_a_mapped_file_do_not_count_for_a_pass(tmp_path):
+    """safetensors maps its file, so that reading a weight for the first time takes memory."""
+    save_file({"weight": torch.ones(4096, 4096)}, tmp_path / "one.safetensors")  # 64 MiB
+    if not memory.used():
+        pytest.skip("this system does not say how much memory is in use")
+    taken = []
+    for touched in (False, True):
+        model = torch.nn.Linear(4096, 4096, bias=False, device="meta")
+        model.load_state_dict(load_file(tmp_path / "one.safetensors"), assign=True)
+        if touched:
+            memory.touch(model)
+        with memory.Peak(torch.device("cpu")) as peak:
+            model(torch.ones(1, 4096))
+        taken.append(peak.bytes)
+    assert taken[1] < 32 << 20 < taken[0]
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

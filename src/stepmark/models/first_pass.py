@@ -87,6 +87,7 @@ def choose(
     def most(taken: int, checkpointing: bool) -> int:
         return memory.tokens_per_pass(memory.estimate(model, checkpointing), taken, tokens, free - 3 * weights)
 
+    memory.touch(model)
     checkpointing = asked is True
     taken = measured(checkpointing)
     short = not memory.fits(3 * weights + taken * longest // tokens, free, device)

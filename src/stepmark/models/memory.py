@@ -42,6 +42,14 @@ def used() -> int:
         return 0
 
 
+def touch(model: torch.nn.Module) -> None:
+    """Brings all weights into memory. Those of a file that was only mapped would count for the first pass else."""
+    page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+    for p in model.parameters():
+        if p.device.type == "cpu":
+            p.detach().reshape(-1)[:: max(1, page // p.element_size())].sum()
+
+
 class Peak:
     """Measures by how much a block's use of memory exceeds what there was at its start, in `bytes`; 0 if unknown."""
 
