@@ -5,7 +5,7 @@ bfloat16 is taken by itself only where it is faster, and one example's loss and 
 
 How many bytes a token takes depends on the model and on torch, so it is measured. Gradient checkpointing (Chen et al.,
 arXiv 1604.06174) keeps the input of each layer only and computes the rest of its activations again for the gradient: a
-pass takes a third longer, and many times less memory.
+pass takes a third longer, and much less memory.
 
     stepmark train generator --base SmolLM2/ --set gradient_checkpointing=true ...
 """

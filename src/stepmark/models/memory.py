@@ -6,6 +6,8 @@ a token takes is measured on a first, small pass, since it depends on the archit
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from pathlib import Path
@@ -64,6 +66,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
         else:
+            _give_back()
             self._before = used()
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
@@ -82,6 +85,12 @@ class Peak:
     def _watch(self) -> None:
         while not self._ended.wait(EVERY):
             self.bytes = max(self.bytes, used() - self._before)
+
+
+def _give_back() -> None:
+    """Hands memory that was freed back to the system, since what a block takes from it would not be seen."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def estimate(model: Any, checkpointing: bool = False) -> int:
