@@ -45,32 +45,23 @@ def _send(sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> N
 
 
 def peak(dtype: str, device: str) -> float:
-    """Arithmetic peak in FLOP/s: the best of many large matrix products, with one thread as for every contender."""
-    import torch
+    """Arithmetic peak in operations a second, by processor time on a CPU as for every contender."""
+    from stepmark.models import throughput
 
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    a, b = (torch.randn(1024, 1024, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    best = float("inf")
-    for _ in range(30):
-        began = clock()
-        a @ b
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, clock() - began)
-    return 2 * 1024**3 / best
+    return throughput.peak(dtype, device, time.process_time if device == "cpu" else time.perf_counter)
 
 
 def flops_per_token(model: str, attended: float) -> float:
-    """FLOP that a token needs that a model reads or writes: two for each weight it is multiplied with, and attention
-    over `attended` positions. A token that a model learns from needs three times as many."""
+    """Operations of a token that a model reads or writes: two for each weight it is multiplied with, and attention over
+    `attended` positions. A token that a model learns from needs three times as many."""
+    from stepmark.models import throughput
     from stepmark.models.checkpoints import load_model
 
     net = load_model(model, dtype="float32", device="cpu")
-    weights = sum(p.numel() for p in net.parameters()) - net.get_input_embeddings().weight.numel()
-    weights += net.get_output_embeddings().weight.numel() if net.config.tie_word_embeddings else 0
-    config = net.config
+    met, config = throughput.work(net), net.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2.0 * weights + 4.0 * config.num_hidden_layers * config.num_attention_heads * width * attended
+    attention = 4.0 * config.num_hidden_layers * config.num_attention_heads * width * attended
+    return 2.0 * (met.body + met.head) + attention
 
 
 def runs(

@@ -78,9 +78,10 @@ def test_a_kill_at_any_moment_changes_nothing(tiny, tmp_path):
     assert same(tmp_path / "whole", tmp_path / "killed")
     whole, killed = lines(tmp_path / "whole"), lines(tmp_path / "killed")
     assert [x["update"] for x in whole] == [*range(3, updates, 3), updates]
-    assert [{**x, "seconds": 0} for x in killed] == [{**x, "seconds": 0} for x in whole]
+    timed = {"seconds": 0, "tokens_per_second": 0}
+    assert [x | timed for x in killed] == [x | timed for x in whole]
     first, second = (json.loads((tmp_path / n / "trained.json").read_text()) for n in ("whole", "killed"))
-    assert {**first, "path": "", "seconds": 0} == {**second, "path": "", "seconds": 0}
+    assert {**first, "path": ""} | timed == {**second, "path": ""} | timed
     assert not list((tmp_path / "killed").glob(".*"))
 
 
@@ -91,8 +92,14 @@ def test_training_learns_and_reports(tiny, problems, tmp_path):
     done = train(Generator(tiny), problems[:60], tmp_path / "out", settings, reports.append)
     log = lines(tmp_path / "out")
     assert log[-1]["loss"] < log[0]["loss"] - 1
-    assert [r.done for r in reports] == [0, *(x["update"] for x in log)]
-    assert {r.total for r in reports} == {done.updates} == {reports[-1].done}
+    began = reports.index(next(r for r in reports if r.total))
+    assert [r.note for r in reports[:began]] == ["encoding 60 examples", "loading the model"]
+    assert [r.done for r in reports[began:]] == [0, *(x["update"] for x in log)]
+    assert {r.total for r in reports[began:]} == {done.updates} == {reports[-1].done}
+    assert reports[-1].tokens_per_second == pytest.approx(done.tokens_per_second, rel=1e-3) or done.seconds < 1
+    speeds = [x["tokens_per_second"] for x in log]
+    assert min(speeds) <= done.tokens_per_second <= max(speeds)
+    assert done.share_of_peak is None and "share_of_peak" not in log[0]
     assert done.examples == 60
     assert done.skipped == 0
     encoded = [Generator(tiny).encode_example(p) for p in problems[:60]]

@@ -1,13 +1,18 @@
 """Training within the memory there is: passes, losses in pieces, and an error before the system ends the process."""
 
-from dataclasses import replace
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from stepmark import machine
-from stepmark.errors import StageError
+from stepmark.errors import ConfigError, StageError
 from stepmark.models import checkpoints, memory, packing, scoring
 from stepmark.models.packing import Totals
 from stepmark.stages.train import Generator, TrainSettings, train
@@ -37,23 +42,93 @@ def test_passes_within_the_memory_give_the_same_weights(tiny, tmp_path, monkeypa
         sizes.append(made.ids.numel())
         return made
 
-    monkeypatch.setattr("stepmark.stages.train.LARGE", 0.0)  # measure, though the model is small
+    monkeypatch.setattr("stepmark.models.first_pass.LARGE", 0.0)  # measure, though the model is small
     monkeypatch.setattr(packing, "batch", batch)
     monkeypatch.setattr(memory, "tokens_per_pass", lambda *_: 130)
     said = []
     train(Generator(tiny), problems(), tmp_path / "parts", SETTINGS, said.append)
-    assert max(sizes[1:]) <= 130  # the first one is the measurement
+    assert max(sizes[2:]) <= 130  # the first two are measurements, without and with gradient checkpointing
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     start = checkpoints.load_model(tiny, device="cpu").state_dict()
     moved = max((a[k] - start[k]).abs().max() for k in a)
     assert max((a[k] - b[k]).abs().max() for k in a) < 1e-3 * moved
-    assert len(sizes) - 1 > said[-1].total  # more passes than updates
-    assert said[0].done == 0 and said[0].total == said[-1].done  # from the start on
+    assert len(sizes) - 2 > said[-1].total  # more passes than updates
+    assert said[0].note == "encoding 24 examples"  # from the start on
+    assert "measuring the memory of a pass" in [p.note for p in said]
+    started = next(p for p in said if p.total and p.note.startswith("first update"))
+    assert started.done == 0 and started.total == said[-1].done and "passes of 130 tokens" in started.note
+
+
+@dataclass(frozen=True, slots=True)
+class Watched(Generator):
+    """A generator that notes for each pass whether layers run a second time for the gradient."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def loss(self, model, batch, totals):
+        self.seen.append(bool(model.training and model.is_activation_checkpointing))
+        return Generator.loss(self, model, batch, totals)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_gradient_checkpointing_gives_the_same_weights(tiny, tmp_path, lora):
+    plain = replace(SETTINGS, epochs=0.5, lora=lora, gradient_checkpointing=False)
+    again = replace(plain, gradient_checkpointing=True)
+    layers = []
+    handle = LlamaMLP.forward
+    for name, settings in (("plain", plain), ("again", again)):
+        count = Counter()
+
+        def forward(self, *args, count=count, **given):
+            count["calls"] += 1
+            return handle(self, *args, **given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LlamaMLP, "forward", forward)
+            done = train(Generator(tiny), problems(), tmp_path / name, settings)
+        layers.append(count["calls"])
+        assert done.gradient_checkpointing == (name == "again")
+    assert layers[1] == 2 * layers[0]
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "again")
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("available", "allowed", "expected"), [(1 << 40, 600, False), (1 << 40, 130, True), (0, 600, True)]
+)
+def test_gradient_checkpointing_comes_where_memory_is_short(tiny, tmp_path, monkeypatch, available, allowed, expected):
+    """Where passes would be small, or the longest example would not fit otherwise."""
+    monkeypatch.setattr("stepmark.models.first_pass.LARGE", 0.0)
+    monkeypatch.setattr(memory, "tokens_per_pass", lambda *_: allowed)
+    kept = {p.data_ptr(): p for p in Generator(tiny).build().parameters()}.values()
+    size = 4 * sum(p.numel() for p in kept)
+    monkeypatch.setattr(memory, "used", lambda: 0)  # so that the estimates decide
+    model = Generator(tiny).build()
+    longest = max(len(Generator(tiny).encode_example(p)) for p in problems())
+    need = [3 * size + max(60, longest) * memory.estimate(model, checkpointing) for checkpointing in (False, True)]
+    monkeypatch.setattr(machine, "available", lambda: available or sum(need) // 2)
+    said = []
+    Watched.seen.clear()
+    done = train(Watched(tiny), problems(), tmp_path / "out", replace(SETTINGS, epochs=1), said.append)
+    assert done.gradient_checkpointing is expected
+    assert Watched.seen[0] is False and Watched.seen[-1] is expected
+    assert json.loads((tmp_path / "out" / "trained.json").read_text())["gradient_checkpointing"] is expected
+
+
+def test_a_model_without_gradient_checkpointing_says_so(tiny, tmp_path):
+    @dataclass(frozen=True)
+    class Plain(Generator):
+        def build(self):
+            return torch.nn.Linear(1, 1)
+
+    with pytest.raises(ConfigError, match=r"a Linear has no gradient checkpointing\. Set gradient_checkpointing to"):
+        train(Plain(tiny), problems(), tmp_path / "out", replace(SETTINGS, gradient_checkpointing=True))
 
 
 def test_a_resumed_training_keeps_its_passes(tiny, tmp_path, monkeypatch):
     """Other passes would round otherwise, and the memory may be another one by then."""
-    monkeypatch.setattr("stepmark.stages.train.LARGE", 0.0)
+    monkeypatch.setattr("stepmark.models.first_pass.LARGE", 0.0)
     monkeypatch.setattr(memory, "tokens_per_pass", lambda *_: 130)
     settings = replace(SETTINGS, checkpoint_seconds=0.0)
     train(Generator(tiny), problems(), tmp_path / "whole", settings)
@@ -82,6 +157,37 @@ def test_the_memory_of_a_block_is_measured():
         del taken
     if memory.used():  # not on every system
         assert 48 << 20 < peak.bytes < 200 << 20
+
+
+def test_memory_that_was_freed_before_counts():
+    """A second measurement, with gradient checkpointing, follows a first one."""
+    if sys.platform != "linux":
+        pytest.skip("elsewhere nothing is known of memory in use")
+    held, taken = [], []
+    for _ in range(4):
+        with memory.Peak(torch.device("cpu")) as peak:
+            block = [torch.ones(1 << 18) for _ in range(64)]  # 64 MiB
+            held.append(torch.ones(1 << 18))  # above the block, which therefore is not given back by itself
+            del block
+        taken.append(peak.bytes)
+    assert min(taken) > 48 << 20
+
+
+def test_weights_of_a_mapped_file_do_not_count_for_a_pass(tmp_path):
+    """safetensors maps its file, so that reading a weight for the first time takes memory."""
+    save_file({"weight": torch.ones(4096, 4096)}, tmp_path / "one.safetensors")  # 64 MiB
+    if not memory.used():
+        pytest.skip("this system does not say how much memory is in use")
+    taken = []
+    for touched in (False, True):
+        model = torch.nn.Linear(4096, 4096, bias=False, device="meta")
+        model.load_state_dict(load_file(tmp_path / "one.safetensors"), assign=True)
+        if touched:
+            memory.touch(model)
+        with memory.Peak(torch.device("cpu")) as peak:
+            model(torch.ones(1, 4096))
+        taken.append(peak.bytes)
+    assert taken[1] < 32 << 20 < taken[0]
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

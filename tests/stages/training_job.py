@@ -1,4 +1,4 @@
-"""Trains in child processes, kills them, trains to the end: `python training_job.py BASE OUT KILLS`.
+"""Trains in child processes, kills them, trains to the end: `python training_job.py BASE OUT KILLS [SETTING=NUMBER]`.
 
 The children are forked from a process that has torch loaded but never used, so that a kill costs no import."""
 
@@ -17,9 +17,11 @@ from stepmark.plugins import registry
 from stepmark.stages.train import Generator, TrainSettings, train
 
 
-def main(base, out, kills):
+def main(base, out, kills, *changes):
     problems = registry.load("task", "arithmetic").load("train", 60).problems
     out = Path(out)
+    if changes:
+        import peft  # noqa: F401
     # Load once what each child would otherwise import again.
     checkpoints.load_tokenizer(base)
     torch.optim.AdamW(checkpoints.load_model(base, device="cpu").parameters(), fused=True)
@@ -30,13 +32,14 @@ def main(base, out, kills):
             try:
                 # A checkpoint after every update, so that most kills happen while one is written.
                 settings = TrainSettings(
-                    epochs=2.5,
+                    epochs=1 if changes else 2.5,
                     batch_tokens=200,
                     row_tokens=100,
                     lr=3e-3,
                     checkpoint_seconds=0,
                     log_every=3,
                     tensorboard=False,
+                    **{name: int(value) for name, value in (change.split("=") for change in changes)},
                 )
                 train(Generator(base, prompt_loss_weight=0.5), problems, out / name, settings)
                 os._exit(0)

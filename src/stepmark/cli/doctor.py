@@ -46,6 +46,7 @@ def checks() -> Iterator[Check]:
         ("sympy", "math", "the grader `symbolic`"),
         ("pyarrow", "parquet", "Parquet files of questions"),
         ("gguf", "gguf", "models in GGUF files"),
+        ("peft", "lora", "training with LoRA"),
     ):
         installed = version(package)
         yield Check(

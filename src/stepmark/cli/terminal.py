@@ -149,7 +149,7 @@ def end(summary: Any, as_json: bool, bad: Sequence[Quarantined], silent: bool = 
     if as_json and not silent:
         print_json(plain)
     elif not silent:
-        for key, value in plain.items():
+        for key, value in ((k, v) for k, v in plain.items() if v is not None):
             if isinstance(value, Mapping):
                 value = ", ".join(f"{count} {name}" for name, count in value.items())
             print(f"{key.replace('_', ' '):<12} {value}")

@@ -6,6 +6,8 @@ a token takes is measured on a first, small pass, since it depends on the archit
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from pathlib import Path
@@ -42,6 +44,14 @@ def used() -> int:
         return 0
 
 
+def touch(model: torch.nn.Module) -> None:
+    """Brings all weights into memory. Those of a file that was only mapped would count for the first pass else."""
+    page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+    for p in model.parameters():
+        if p.device.type == "cpu":
+            p.detach().reshape(-1)[:: max(1, page // p.element_size())].sum()
+
+
 class Peak:
     """Measures by how much a block's use of memory exceeds what there was at its start, in `bytes`; 0 if unknown."""
 
@@ -56,6 +66,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
         else:
+            _give_back()
             self._before = used()
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
@@ -76,24 +87,38 @@ class Peak:
             self.bytes = max(self.bytes, used() - self._before)
 
 
-def estimate(model: Any) -> int:
-    """Bytes that a token of a training pass takes at least, from the model's shape: in float32, with gradients."""
+def _give_back() -> None:
+    """Hands memory that was freed back to the system, since what a block takes from it would not be seen."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def estimate(model: Any, checkpointing: bool = False) -> int:
+    """Bytes that a token of a training pass takes at least, from the model's shape: in float32, with gradients.
+    `checkpointing`: of each layer only the input is kept, and of one layer all."""
     config = model.config.get_text_config() if hasattr(getattr(model, "config", None), "get_text_config") else None
     layers, hidden = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", "hidden_size"))
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     inner = intermediate if isinstance(intermediate, int) else max(intermediate)
-    return 4 * int(layers) * (10 * int(hidden) + 4 * inner)
+    layer = 10 * int(hidden) + 4 * inner
+    return 4 * (int(layers) * int(hidden) + layer if checkpointing else int(layers) * layer)
 
 
-def tokens_per_pass(model: Any, pass_bytes: int, pass_tokens: int, free_bytes: int) -> int:
-    """Most tokens of a pass, if `pass_tokens` took `pass_bytes` and `free_bytes` are free."""
-    return max(1, int(SHARE * free_bytes / max(pass_bytes / max(1, pass_tokens), estimate(model), 1)))
+def tokens_per_pass(least: int, pass_bytes: int, pass_tokens: int, free_bytes: int) -> int:
+    """Most tokens of a pass, if `pass_tokens` took `pass_bytes`, each takes `least` bytes or more, and `free_bytes` are
+    free."""
+    return max(1, int(SHARE * free_bytes / max(pass_bytes / max(1, pass_tokens), least, 1)))
+
+
+def fits(needed: int, free_bytes: int, device: torch.device) -> bool:
+    """Whether `needed` bytes are there: on the GPU, or on the whole machine."""
+    return needed <= (free_bytes if device.type == "cuda" else machine.available())
 
 
 def need(needed: int, free_bytes: int, device: torch.device) -> None:
     """Raises StageError where `needed` bytes are not there, before the system ends the process for it."""
-    there = free_bytes if device.type == "cuda" else machine.available()
-    if needed > there:
+    if not fits(needed, free_bytes, device):
+        there = free_bytes if device.type == "cuda" else machine.available()
         raise StageError(
             f"this training needs about {needed / GIB:.1f} GiB more, and {there / GIB:.1f} GiB are free: gradients and "
             "AdamW's averages take three times the weights, a pass over the longest example the rest. Take a smaller "

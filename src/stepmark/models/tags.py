@@ -94,6 +94,7 @@ def prepare(model: Any, tags: Tags, path: str) -> Any:
         log.warning("%s has no tokens for tags, so %s.", path, tags.chosen)
     rows = model.get_input_embeddings().weight.shape[0]
     needed = max(tags.ids.values(), default=0) + 1
+    model.tag_ids, model.grown = sorted(tags.ids.values()), needed > rows  # for LoRA, which freezes all other rows
     if needed <= rows:  # many embeddings have more rows than the tokenizer has tokens
         return model
     model.resize_token_embeddings(needed, mean_resizing=False)

@@ -20,6 +20,8 @@ from stepmark.errors import ConfigChanged
 
 # Settings that may change when a training resumes
 FREE = ("checkpoint_seconds", "tensorboard", "device")
+# Settings that later versions added, as earlier ones trained; at these values they are not compared
+ADDED = {"lora": 0, "lora_alpha": 0, "gradient_checkpointing": "auto"}
 BASE = "base"  # what the checkpoints are that a training starts from; earlier versions did not store it
 
 
@@ -58,7 +60,8 @@ def _upgraded(identity: dict[str, Any]) -> dict[str, Any]:
 
 def _lines(identity: dict[str, Any]) -> list[str]:
     """The part of `identity` that must stay the same, as lines of JSON."""
-    settings = {k: v for k, v in identity.get("settings", {}).items() if k not in FREE}
+    given = identity.get("settings", {})
+    settings = {k: v for k, v in given.items() if k not in FREE and not (k in ADDED and ADDED[k] == v)}
     return json.dumps({**identity, "settings": settings}, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
 
 

@@ -1,4 +1,4 @@
-"""Models, data files and directories that a recipe names and that are not there: found before a run starts.
+"""Models, data files, directories and packages that a recipe needs and that are not there: found before a run starts.
 
 Left alone are hub ids (owner/name), what the run itself makes, and what only stages read that are done.
 
@@ -15,7 +15,7 @@ from typing import Any
 from stepmark.data import rows
 from stepmark.data.paths import nowhere
 from stepmark.errors import ConfigError, StepmarkError
-from stepmark.models import checkpoints
+from stepmark.models import checkpoints, lora
 from stepmark.plugins import registry
 from stepmark.run.recipe import Recipe
 from stepmark.run.schema import Labeler
@@ -46,16 +46,27 @@ class _Named:
 
 
 def need(recipe: Recipe, place: Place, todo: Callable[[], Sequence[str]]) -> None:
-    """Raises ConfigError with every path that a stage of the run in the directory `place` will need and that is not
-    there. `todo` gives the names of the stages that will run; it is called only where a path is missing. Loads no model
-    and no torch."""
+    """Raises ConfigError with every path and package that a stage of the run in the directory `place` will need and
+    that is not there. `todo` gives the names of the stages that will run; it is called only where one is missing. Loads
+    no model and no torch."""
     made_here = Path(place).resolve()
     named = [n for n in (*_data(recipe), *_models(recipe)) if made_here not in Path(n.path).resolve().parents]
+    named += _packages(recipe)
     faults = [(n.readers, fault) for n in named if (fault := n.fault())]
     names = [f"{name} " for name in todo()] if faults else []
     needed = [fault for readers, fault in faults if any(name.startswith(f"{r} ") for name in names for r in readers)]
     if needed:
         raise ConfigError(needed)
+
+
+def _packages(recipe: Recipe) -> Iterator[_Named]:
+    """Optional packages that trainings need."""
+    for role in ("generator", "completer", "judge"):
+        if (model := getattr(recipe, role)) is not None and model.train is not None and model.train.lora:
+            yield _Named(f"{role}.train", "peft", lambda _: lora.need(), (f"train {role}",))
+    for name, verifier in recipe.verifiers.items():
+        if verifier.train.lora:
+            yield _Named(f"verifiers.{name}.train", "peft", lambda _: lora.need(), LEARNING)
 
 
 def _data(recipe: Recipe) -> Iterator[_Named]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from stepmark.data import work_units
+from stepmark.data.no_signal import shorten
 from stepmark.data.outcome_counts import ANSWERS, QUOTED, most_frequent
 from stepmark.data.store import replacing
 from stepmark.errors import DataError
@@ -18,7 +19,6 @@ from stepmark.run.context import RunContext
 from stepmark.run.schema import Base, Judge, Labeler
 from stepmark.run.schema import Verifier as VerifierSettings
 from stepmark.stages.label import distinct, references_among
-from stepmark.stages.train import shorten
 from stepmark.text import steps
 from stepmark.text.prompts import Template
 from stepmark.types import REFERENCE, Grade, LabelledSolution, Problem, Solution, StepLabel, Unlabelled, Verdict

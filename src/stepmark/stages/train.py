@@ -21,21 +21,22 @@ import json
 import math
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from stepmark.data import store
 from stepmark.data.fingerprint import of_model
-from stepmark.data.outcome_counts import ANSWERS, COMPARED, QUOTED, most_frequent
+from stepmark.data.no_signal import without_signal
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
-from stepmark.models import checkpoints, memory, optimization, packing, training_log
+from stepmark.models import checkpoints, first_pass, lora, optimization, packing, row_plan, throughput, training_log
 from stepmark.models.encoding import Encoded
 from stepmark.models.generator import Generator as Generator
-from stepmark.types import LabelledSolution, Place, Progress, Verdict
+from stepmark.models.precision import is_large
+from stepmark.models.training_progress import Reporter
+from stepmark.types import Place, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +44,6 @@ if TYPE_CHECKING:
 Example = TypeVar("Example", contravariant=True)
 
 KEPT = ".training"  # directory of the training state
-REPORT = 5.0  # seconds between two reports of progress within an update
-LARGE = 0.1  # share of the free memory above which the memory of a pass is measured first
-SHOWN = 300  # characters of a solution in an error
-ROLLOUT_OUTCOMES = ("gradable", "ungradable", "truncated", "failed")
 
 
 class Trainee(Protocol[Example]):
@@ -85,7 +82,11 @@ class TrainSettings:
     final_lr: float = 0.1  # learning rate at the end of the cosine, as a share of the peak
     weight_decay: float = 0.01  # of AdamW, for matrices only
     max_grad_norm: float = 1.0  # larger gradients are scaled down to this norm
-    precision: str = "auto"  # float32, or bfloat16 autocast; auto picks the faster one for the device
+    lora: int = 0  # rank of LoRA adapters, which then learn in place of all weights; 0 for none
+    lora_alpha: int = 0  # the adapters' output counts alpha / rank times; 0 takes twice the rank
+    # keep only the inputs of layers and compute the rest again, which takes a third longer; auto: where memory is short
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    precision: str = "auto"  # float32, or bfloat16 autocast; auto: bfloat16 where it is faster and learns the same
     checkpoint_seconds: float = 30.0  # seconds between checkpoints: a kill loses at most this much work
     log_every: int = 10  # updates between log lines
     tensorboard: bool = True  # also write event files, if tensorboard is installed
@@ -108,10 +109,18 @@ class TrainSettings:
             )
             if not getattr(self, k) > 0
         ]
+        faults += [
+            f"train: {k} must be at least 0, got {getattr(self, k)}."
+            for k in ("lora", "lora_alpha")
+            if not getattr(self, k) >= 0
+        ]
         if not 0 <= self.warmup < 1:
             faults.append(f"train: warmup must be a share of the updates, from 0 to below 1, got {self.warmup}.")
         if self.precision not in ("auto", "float32", "bfloat16"):
             faults.append(f"train: precision must be auto, float32 or bfloat16, got {self.precision!r}.")
+        if self.gradient_checkpointing not in ("auto", True, False):
+            got = self.gradient_checkpointing
+            faults.append(f"train: gradient_checkpointing must be auto, true or false, got {got!r}.")
         if faults:
             raise ConfigError(faults)
 
@@ -127,6 +136,10 @@ class Trained:
     tokens: int  # tokens seen, all epochs together
     loss: float  # mean over the last tenth of the updates
     seconds: float  # time spent training, summed over resumed calls
+    tokens_per_second: float = 0.0
+    share_of_peak: float | None = None  # of the device's matrix products (models/throughput.py); null: not measured
+    precision: str = ""  # in which it was computed; unknown for a training of an earlier version
+    gradient_checkpointing: bool = False  # whether activations were computed again for the gradients
 
 
 def train(
@@ -144,50 +157,20 @@ def train(
     out = Path(out)
     if callable(getattr(trainee, "fit", None)):
         return _fit(trainee, examples, out)
+    if settings.lora:
+        lora.need()
+    reporter = Reporter("train " + out.name, progress)
+    reporter.say(f"encoding {len(examples):,} examples")
     choose = getattr(trainee, "choose", None)  # optional method of a trainee: selects the examples to train on
     chosen = choose(examples) if choose is not None else examples
-    encoded = [e for e in map(trainee.encode_example, chosen) if e is not None]
+    encoded = [e for x in reporter.encoding(chosen, len(chosen)) if (e := trainee.encode_example(x)) is not None]
     if not encoded:
-        raise DataError(_without_signal(examples))
+        raise DataError(without_signal(examples))
     identity = {"trainee": _describe(trainee), "settings": asdict(settings), "data": _digest(encoded)} | _base(trainee)
     training_log.claim(out, identity)
     if (out / "trained.json").exists():
         return Trained(**json.loads((out / "trained.json").read_text()))
-    return _Loop(trainee, encoded, out, settings, progress, skipped=max(0, len(examples) - len(encoded))).run()
-
-
-def _without_signal(examples: Sequence[Any]) -> str:
-    """Why no example has a training signal: what became of the solutions and of their rollouts."""
-    start = f"none of the {len(examples)} examples has a training signal"
-    labelled = [x[1] for x in examples if isinstance(x, tuple) and isinstance(x[-1], LabelledSolution)]
-    if not labelled:
-        return (
-            f"{start}: no demonstration, or no label. Give a generator problems with demonstrations or reference "
-            "solutions, and a verifier labelled solutions."
-        )
-    unread = [x for x in labelled if x.grade.verdict is Verdict.UNGRADABLE]
-    graded = len(labelled) - len(unread)
-    said = [f"{graded} of the {len(labelled)} solutions could be graded, {len(unread)} could not"]
-    shown = labelled[0]
-    if unread:
-        place, count = most_frequent([x.grade.reason for x in unread], QUOTED)
-        shown = unread[place]
-        said[0] += f" ({count} of these because: {shown.grade.reason})"
-    labels = [label for x in labelled for label in x.labels if label.source not in COMPARED and not label.inferred]
-    counts = {name: sum(getattr(label, name) for label in labels) for name in ROLLOUT_OUTCOMES}
-    if made := sum(counts.values()):
-        listed = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        said.append(f"of the {made} rollouts behind their step labels, {listed}")
-    else:
-        said.append("there are no rollouts behind step labels")
-    lost = Counter(r.lost for x in labelled for r in x.rationales if r.lost)
-    said += [f"of their verifications, {', '.join(f'{n} {why}' for why, n in lost.most_common())}"] if lost else []
-    return f"{start}: {'; '.join(said)}. One text: {shorten(shown.solution.text)!r}. {ANSWERS}"
-
-
-def shorten(text: str) -> str:
-    """The text, without its middle where it is long: the answer is at the end."""
-    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
+    return _Loop(trainee, encoded, out, settings, reporter, skipped=max(0, len(examples) - len(encoded))).run()
 
 
 def _fit(trainee: Any, examples: Sequence[Any], out: Path) -> Trained:
@@ -251,16 +234,19 @@ class _Loop(Generic[Example]):
         encoded: list[Encoded],
         out: Path,
         settings: TrainSettings,
-        progress: Callable[[Progress], None] | None,
+        reporter: Reporter,
         skipped: int,
     ) -> None:
         import torch
 
-        self.trainee, self.out, self.settings, self.progress = trainee, out, settings, progress
+        self.trainee, self.out, self.settings, self.reporter = trainee, out, settings, reporter
+        reporter.say("loading the model")
         self.device = checkpoints.resolve_device(settings.device)
         torch.manual_seed(settings.seed)
         torch.set_num_threads(settings.threads)
-        self.model = trainee.build().to(self.device).train()
+        self.model = trainee.build()
+        self.adapted = lora.attach(self.model, settings.lora, settings.lora_alpha) if settings.lora else None
+        self.model.to(self.device).train()
         # Scoring refuses sequences longer than the model's positions, so training leaves them out too.
         limit = getattr(getattr(self.model, "config", None), "max_position_embeddings", math.inf)
         self.encoded = [e for e in encoded if e.longest <= limit]
@@ -270,46 +256,35 @@ class _Loop(Generic[Example]):
                 f"each of the {len(encoded)} examples is longer than the model's {limit} positions. "
                 "Give shorter examples, or a model with more positions."
             )
+        named = self.model.named_parameters(remove_duplicate=False)
+        self.frozen = {name for name, p in named if not p.requires_grad}  # they are as the base has them
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
-        self.rows_per_update = max(1, settings.batch_tokens // settings.row_tokens)
-        self.plan = self._plan()
+        self.rows = row_plan.Rows([len(e) for e in self.encoded], settings.row_tokens, settings.seed)
+        self.plan = self.rows.updates(settings.epochs, settings.batch_tokens)
         self.updates = len(self.plan)
         self.update, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
-        self.pass_tokens = 0  # most tokens of a pass, padding included; 0: no limit
-        self.began, self.reported = time.monotonic(), 0.0
-
-    def _plan(self) -> list[list[list[int]]]:
-        """All updates. Each epoch packs differently, so that epochs may differ in their number of updates."""
-        full_epochs = int(self.settings.epochs)
-        plan = [update for epoch in range(full_epochs) for update in self._epoch(epoch)]
-        if fraction := self.settings.epochs - full_epochs:
-            last = self._epoch(full_epochs)
-            plan += last[: math.ceil(fraction * len(last))]
-        return plan
-
-    def _epoch(self, epoch: int) -> list[list[list[int]]]:
-        """The updates of an epoch. An update is a list of rows, and a row is a list of indices into `encoded`. A
-        sequence longer than `row_tokens` has a row of its own."""
-        import numpy as np
-
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.encoded))
-        rows = packing.pack([len(e) for e in self.encoded], order.tolist(), self.settings.row_tokens)
-        # Packing emits full rows first. Without a shuffle, the epoch would end with the short leftover rows.
-        row_order = np.random.default_rng([self.settings.seed, epoch, 1]).permutation(len(rows))
-        per_update = self.rows_per_update
-        return [[rows[r] for r in row_order[i : i + per_update]] for i in range(0, len(rows), per_update)]
+        self.chosen = first_pass.Chosen()
+        self.began = time.monotonic()
+        self.work = throughput.work(self.model)
+        self.peak = 0.0  # operations a second that the device can do; 0 where it was not measured
+        tokens = sum(self.rows.width(row) for update in self.plan for row in update)
+        reporter.updates, reporter.tokens = self.updates, tokens
 
     def run(self) -> Trained:
         import numpy as np
 
-        self._resume()
-        self._report(0)
-        if not self.pass_tokens and self.plan[self.update :]:
-            self.pass_tokens = self._measured()
+        resumed = self._resume()
+        if not resumed:
+            self.chosen = self._choose()
+        if is_large(self.model):
+            self.reporter.say("measuring the speed of the device")
+            self.peak = throughput.peak(self.chosen.precision, self.device)
+        self.reporter.note = str(self.chosen)
+        self.reporter.at(self.update, 0, self.seconds, "going on" if resumed else "first update", self.reporter.note)
         started, last_save = time.monotonic() - self.seconds, time.monotonic()
         self.began = started
         with self._writer() as write:
@@ -329,8 +304,8 @@ class _Loop(Generic[Example]):
 
         groups = [
             [[self.encoded[i] for i in row] for row in rows_part]
-            for part in _split(rows, self.settings.accumulate)
-            for rows_part in self._within_memory(part)
+            for part in row_plan.split(rows, self.settings.accumulate)
+            for rows_part in self.rows.passes(part, self.chosen.pass_tokens)
         ]
         sequences = [e for group in groups for row in group for e in row]
         totals = packing.Totals(
@@ -344,13 +319,10 @@ class _Loop(Generic[Example]):
             param_group["lr"] = rate
         total, done = 0.0, 0
         for group in groups:
-            batch = packing.batch(group, self.trainee.pad_id, self.device)
-            with optimization.autocast(self.settings.precision, self.device):
-                loss = self.trainee.loss(self.model, batch, totals)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+            total += self._learn(group, totals, self.chosen.precision)
             done += sum(len(e) for row in group for e in row)
-            self._report(done)
+            last = self.losses[-1] if self.losses else None
+            self.reporter.within(self.update, self.tokens + done, time.monotonic() - self.began, last)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
         for quantity, value in (("loss", total), ("gradient's norm", norm)):
             if not math.isfinite(value):
@@ -363,71 +335,36 @@ class _Loop(Generic[Example]):
         self.tokens += sum(len(e) for e in sequences)
         return total
 
+    def _learn(self, rows: list[list[Encoded]], totals: packing.Totals, precision: str) -> float:
+        """One pass forwards and backwards. Returns its share of the update's loss."""
+        batch = packing.batch(rows, self.trainee.pad_id, self.device)
+        with optimization.autocast(precision, self.device):
+            loss = self.trainee.loss(self.model, batch, totals)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _choose(self) -> first_pass.Chosen:
+        import torch
+
+        def learn(row: list[int], precision: str) -> float:
+            torch.manual_seed(self.settings.seed)
+            return self._learn([[self.encoded[i] for i in row]], packing.Totals(1.0, 1.0, 1.0), precision)
+
+        return first_pass.choose(
+            self.model,
+            self.settings.precision,
+            self.settings.gradient_checkpointing,
+            self.rows,
+            self.plan,
+            max(map(len, row_plan.split(self.plan[0], self.settings.accumulate))),
+            torch.device(self.device),
+            learn,
+            self.reporter.say,
+        )
+
     def _rate(self, update: int) -> float:
         s = self.settings
         return optimization.learning_rate(update, self.updates, s.lr, s.warmup, s.final_lr)
-
-    # ---- memory and progress ----
-
-    def _measured(self) -> int:
-        """Most tokens of a pass that the free memory allows, from a first small pass; 0, no limit, for a small model.
-
-        Raises StageError where the memory is too short for the training."""
-        import torch
-
-        device = torch.device(self.device)
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        whole = max(len(x) for x in _split(self.plan[self.update], self.settings.accumulate)) * self.settings.row_tokens
-        free = memory.free(device)
-        if 3 * weights + 2 * whole * memory.estimate(self.model) < LARGE * free:
-            return 0
-        # Long enough that what any pass takes weighs little, and not so long that the measurement takes too much.
-        ordered = sorted(self.plan[self.update], key=self._width)
-        row = [
-            self.encoded[i]
-            for i in max((x for x in ordered if self._width(x) <= 512), key=self._width, default=ordered[0])
-        ]
-        totals = packing.Totals(1.0, 1.0, 1.0)
-        memory.need(3 * weights, free, device)  # gradients, and AdamW's two averages
-        with memory.Peak(device) as peak:
-            batch = packing.batch([row], self.trainee.pad_id, self.device)
-            with optimization.autocast(self.settings.precision, self.device):
-                loss = self.trainee.loss(self.model, batch, totals)
-            loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(map(len, row))
-        activations = max(peak.bytes - weights, tokens * memory.estimate(self.model))
-        longest = max(map(self._width, (row for update in self.plan for row in update)))
-        memory.need(3 * weights + activations * longest // tokens, free, device)
-        return max(longest, memory.tokens_per_pass(self.model, activations, tokens, free - 3 * weights))
-
-    def _width(self, row: list[int]) -> int:
-        return sum(len(self.encoded[i]) for i in row)
-
-    def _within_memory(self, rows: list[list[int]]) -> Iterator[list[list[int]]]:
-        """The rows in passes of at most `pass_tokens`, rows of near-equal length together, since padding counts."""
-        if not self.pass_tokens or len(rows) * max(map(self._width, rows)) <= self.pass_tokens:
-            yield rows
-            return
-        part: list[list[int]] = []
-        for row in sorted(rows, key=self._width, reverse=True):
-            if part and self._width(part[0]) * (len(part) + 1) > self.pass_tokens:
-                yield part
-                part = []
-            part.append(row)
-        yield part
-
-    def _report(self, done: int) -> None:
-        """Reports progress within an update, of which `done` tokens are done, where that takes long."""
-        now = time.monotonic()
-        if self.progress is None or now - self.reported < REPORT:
-            return
-        self.reported, seconds = now, now - self.began
-        notes = [f"loss {self.losses[-1]:.4f}"] if self.losses else []
-        notes += [f"{(self.tokens + done) / seconds:,.0f} tokens/s"] if done and seconds > 1 else []
-        notes += [f"passes of {self.pass_tokens:,} tokens, as memory allows"] if self.pass_tokens else []
-        name = "train " + self.out.name
-        self.progress(Progress(name, self.update, self.updates, max(0.0, seconds), ", ".join(notes)))
 
     # ---- saving and resuming ----
 
@@ -436,29 +373,41 @@ class _Loop(Generic[Example]):
         import torch
 
         progress = {"update": self.update, "tokens": self.tokens, "seconds": self.seconds, "losses": self.losses}
-        progress |= {"pass_tokens": self.pass_tokens}
+        progress["chosen"] = asdict(self.chosen)
         with store.replacing(self.out / KEPT) as new:
-            torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, new / "state.pt")
+            weights = {k: v for k, v in self.model.state_dict().items() if k not in self.frozen}
+            torch.save({"model": weights, "optimizer": self.optimizer.state_dict()}, new / "state.pt")
             write_json(new / "place.json", progress)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Whether there was a stored training state to go on from."""
         import torch
 
         checkpoint = store.settled(self.out / KEPT)
         if not (checkpoint / "place.json").exists():
-            return
+            return False
         state = torch.load(checkpoint / "state.pt", map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=not self.frozen)
         self.optimizer.load_state_dict(state["optimizer"])
         progress = json.loads((checkpoint / "place.json").read_text())
         self.update, self.tokens = progress["update"], progress["tokens"]
         self.seconds, self.losses = progress["seconds"], progress["losses"]
-        self.pass_tokens = progress.get("pass_tokens", 0)  # the same passes give the same rounding
+        asked = self.settings.precision
+        if "chosen" in progress:
+            self.chosen = first_pass.Chosen(**progress["chosen"])
+        else:  # of an earlier version, which compared nothing
+            narrow = asked == "bfloat16" or (asked == "auto" and self.device.startswith("cuda"))
+            self.chosen = first_pass.Chosen("bfloat16" if narrow else "float32", False, progress.get("pass_tokens", 0))
+        self.chosen = first_pass.resumed(self.chosen, asked, self.model, self.device)
+        return True
 
     def _finish(self) -> Trained:
         import numpy as np
 
-        self.trainee.save(self.model.eval(), self.out)
+        if self.adapted is not None:
+            lora.save(self.adapted, self.out, self.trainee.save)
+        else:
+            self.trainee.save(self.model.eval(), self.out)
         last_losses = self.losses[-max(1, len(self.losses) // 10) :]
         result = Trained(
             path=str(self.out),
@@ -468,6 +417,10 @@ class _Loop(Generic[Example]):
             tokens=self.tokens,
             loss=float(np.mean(last_losses)),
             seconds=round(self.seconds, 2),
+            tokens_per_second=round(self.tokens / max(self.seconds, 1e-9), 1),
+            share_of_peak=self._share(0, self.seconds),
+            precision=self.chosen.precision,
+            gradient_checkpointing=self.chosen.checkpointing,
         )
         write_json(self.out / "trained.json", asdict(result))
         for directory in self.out.glob(KEPT + "*"):
@@ -478,17 +431,24 @@ class _Loop(Generic[Example]):
     def _writer(self) -> Iterator[Callable[[int, float], None]]:
         """A function that logs to train.jsonl, TensorBoard and the progress callback."""
         with training_log.writer(self.out, "train.jsonl", self.update, self.settings.tensorboard) as line:
+            before = [self.update, self.tokens, self.seconds]  # at the line before
 
             def write(update: int, loss: float) -> None:
-                rate = self._rate(update - 1)
-                line(update, {"loss": loss, "lr": rate}, {"tokens": self.tokens, "seconds": round(self.seconds, 3)})
-                if self.progress is not None:
-                    note = f"loss {loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
-                    self.progress(Progress("train " + self.out.name, update, self.updates, self.seconds, note))
+                seconds = max(self.seconds - before[2], 1e-9)
+                figures = {"loss": loss, "lr": self._rate(update - 1)}
+                figures["tokens_per_second"] = round((self.tokens - before[1]) / seconds, 1)
+                share = self._share(int(before[0]), seconds)
+                figures |= {"share_of_peak": share} if share is not None else {}
+                line(update, figures, {"tokens": self.tokens, "seconds": round(self.seconds, 3)})
+                notes = [f"loss {loss:.4f}", *([f"{share:.0%} of peak"] if share is not None else ())]
+                self.reporter.at(update, self.tokens, self.seconds, *notes)
+                before[:] = [update, self.tokens, self.seconds]
 
             yield write
 
-
-def _split(rows: list[list[int]], parts: int) -> list[list[list[int]]]:
-    size = -(-len(rows) // parts)
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+    def _share(self, first: int, seconds: float) -> float | None:
+        """The share of the device's peak in the updates from `first` on, done in `seconds`; None if not measured."""
+        if not self.peak:
+            return None
+        done = (self.encoded[i] for rows in self.plan[first : self.update] for row in rows for i in row)
+        return round(self.work.of_training(done) / max(seconds, 1e-9) / self.peak, 4)
