@@ -94,7 +94,8 @@ def test_training_learns_and_reports(tiny, problems, tmp_path):
     assert log[-1]["loss"] < log[0]["loss"] - 1
     began = reports.index(next(r for r in reports if r.total))
     assert [r.note for r in reports[:began]] == ["encoding 60 examples", "loading the model"]
-    assert [r.done for r in reports[began:]] == [0, *(x["update"] for x in log)]
+    shown = [r.done for r in reports[began:]]  # on a slow machine with some between the lines of the log
+    assert shown == sorted(shown) and {0, *(x["update"] for x in log)} <= set(shown)
     assert {r.total for r in reports[began:]} == {done.updates} == {reports[-1].done}
     assert reports[-1].tokens_per_second == pytest.approx(done.tokens_per_second, rel=1e-3) or done.seconds < 1
     speeds = [x["tokens_per_second"] for x in log]
