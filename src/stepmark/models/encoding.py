@@ -34,6 +34,7 @@ class Encoded:
     targets: tuple[float, ...] = ()  # [S] in [0, 1], or empty when the sequence is only scored
     weights: tuple[float, ...] = ()  # [T] weight of ids[t] in the next-token loss (predicted at t-1), or empty
     parts: tuple[int, ...] = ()  # rising indices where further sequences begin; a sequence does not see those before it
+    shared: int = 0  # of the first tokens: each sequence continues after them, as if they were written before it
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,7 +42,8 @@ class Encoded:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence in it: the number of positions that a model needs."""
-        return max(end - start for start, end in pairwise((0, *self.parts, len(self.ids))))
+        first, *later = (end - start for start, end in pairwise((0, *self.parts, len(self.ids))))
+        return max([first, *(self.shared + n for n in later)])
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

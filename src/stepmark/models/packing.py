@@ -1,23 +1,32 @@
-"""Sequences -> rectangular batches: packed end to end for training, padded for scoring.
+"""Sequences -> rectangular batches: packed end to end.
 
 In a packed row each sequence attends only to itself (a block-diagonal causal mask), and its positions start at zero.
 So packing changes the speed and no result, which a test checks. The parts of one Encoded are separate in the same way;
-they only share the batch.
+they only share the batch. If they share their first tokens (`Encoded.shared`), these are in the row once, and each part
+sees them and itself.
+
+A mask carries its Layout, from which the models' attention (attention.py) knows positions and sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from stepmark.models.encoding import Encoded
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 OPEN_ROWS = 32  # rows that can still take a sequence while packing; more rows pack better and slower
+RATIO = 1.25  # of the lengths of segments that attend together, since they are padded to one length
+SLACK = 8  # tokens by which they may differ besides
+FEWER = 2  # times fewer scores of queries against keys, from which segments attend apart; they are copied for it
+WORTH = 1 << 17  # fewest scores that this must save: below, the calls cost more (measured on 64-wide models)
+HIDDEN = 1 << 40  # a position that no query sees
 LOGITS = 1 << 25  # logits in memory at once: 128 MiB in float32, of which a loss needs several
 
 
@@ -27,11 +36,54 @@ class Batch:
 
     ids: torch.Tensor  # int64 [B, L]
     positions: torch.Tensor  # int64 [B, L], from zero in each sequence
+    previous: torch.Tensor  # int64 [B, L] column of the token before; of a first token, its own
     mask: torch.Tensor  # bool [B, 1, L, L]: may the query (third axis) see the key (fourth)?
     weights: torch.Tensor  # float32 [B, L] weight of ids[b, t] in the next-token loss, predicted at t-1; 0 on padding
     rows: torch.Tensor  # int64 [K]
     columns: torch.Tensor  # int64 [K]
     targets: torch.Tensor  # float32 [K]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Neighbouring tokens of a row that see the same tokens before them. Indices are in the flat batch, [B * L]."""
+
+    first: int  # its first token
+    last: int  # after its last token
+    before: tuple[int, int] = (0, 0)  # the tokens before it that it sees, first and after the last
+
+    @property
+    def queries(self) -> int:
+        return self.last - self.first
+
+    @property
+    def keys(self) -> int:
+        return self.queries + self.before[1] - self.before[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """S segments of near-equal length, padded to Q queries and T keys. Indices are in the flat batch, [B * L]."""
+
+    queries: torch.Tensor  # int64 [S, Q]
+    keys: torch.Tensor  # int64 [S, T]
+    query_positions: torch.Tensor  # int64 [S, Q]; 0 on padding
+    key_positions: torch.Tensor  # int64 [S, T]; HIDDEN on padding
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which tokens of a batch belong together: what a layer's attention needs besides the mask."""
+
+    positions: torch.Tensor  # int64 [B, L], as in Batch
+    groups: tuple[Group, ...] = ()  # all segments; none if all tokens of a row are scored against one another
+    place: torch.Tensor | None = None  # int64 [B * L] each token's index among the queries of all groups
+    masks: dict[tuple[int | None, int | None], list[torch.Tensor]] = field(default_factory=dict)  # by window and chunk
+
+    @property
+    def dense(self) -> bool:
+        """Whether all tokens of a row are scored against one another, and the mask takes out those that are unseen."""
+        return not self.groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +127,12 @@ def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -
     height, width = len(rows), max(sum(len(e) for e in row) for row in rows)
     ids = np.full((height, width), pad_id, dtype=np.int64)
     positions = np.zeros((height, width), dtype=np.int64)
+    previous = np.tile(np.maximum(np.arange(width) - 1, 0), (height, 1))
     owner = np.zeros((height, width), dtype=np.int64)  # the sequence of its row that a token belongs to; 0 is padding
+    also = np.zeros((height, width), dtype=np.int64)  # another sequence of which it sees the shared tokens; 0: none
+    shared = np.full((height, width), -1, dtype=np.int64)  # the sequence, at its tokens that others see too
     weights = np.zeros((height, width), dtype=np.float32)
+    segments: list[Segment] = []
     at_rows: list[int] = []
     at_columns: list[int] = []
     targets: list[float] = []
@@ -85,30 +141,87 @@ def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -
         for e in row:
             end = start + len(e)
             ids[b, start:end] = e.ids
-            cuts = [start, *(start + t for t in e.parts), end]
-            for first, last in pairwise(cuts):
-                positions[b, first:last] = np.arange(last - first)
-                owner[b, first:last] = first + 1
             if e.weights:
                 weights[b, start:end] = e.weights
-                weights[b, cuts[:-1]] = 0.0  # the first token of a sequence is not predicted
+            if e.shared:
+                shared[b, start : start + e.shared] = start + 1
+                segments.append(_segment(b * width, start, start + e.shared))
+            for first, last in pairwise([start, *(start + t for t in e.parts), end]):
+                seen = e.shared if first > start else 0  # tokens before it that it continues
+                positions[b, first:last] = np.arange(seen, seen + last - first)
+                owner[b, first:last] = first + 1
+                if seen:
+                    also[b, first:last] = start + 1
+                previous[b, first] = start + seen - 1 if seen else first
+                if not seen:
+                    weights[b, first] = 0.0  # the first token of a sequence is not predicted
+                own = max(first, start + e.shared)
+                if own < last:
+                    segments.append(_segment(b * width, own, last, (start, start + e.shared)))
             at_rows += [b] * len(e.at)
             at_columns += [start + t for t in e.at]
             targets += e.targets
             start = end
-    sequence = torch.from_numpy(owner)
-    same = sequence[:, :, None] == sequence[:, None, :]
+    of, sees, given = (torch.from_numpy(x) for x in (owner, also, shared))
+    same = of[:, :, None] == of[:, None, :]
+    if also.any():
+        same |= sees[:, :, None] == given[:, None, :]
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     tensors = (
         torch.from_numpy(ids),
         torch.from_numpy(positions),
+        torch.from_numpy(previous),
         (same & causal)[:, None],
         torch.from_numpy(weights),
         torch.tensor(at_rows, dtype=torch.int64),
         torch.tensor(at_columns, dtype=torch.int64),
         torch.tensor(targets, dtype=torch.float32),
     )
-    return Batch(*(t.to(device) for t in tensors))
+    made = Batch(*(t.to(device) for t in tensors))
+    made.mask.packed = _layout(made.positions, positions, segments)  # type: ignore[attr-defined]
+    return made
+
+
+def _segment(offset: int, first: int, last: int, before: tuple[int, int] = (0, 0)) -> Segment:
+    return Segment(offset + first, offset + last, (offset + before[0], offset + before[1]))
+
+
+def _near(a: int, b: int) -> bool:
+    return max(a, b) <= RATIO * min(a, b) + SLACK
+
+
+def _layout(positions: torch.Tensor, flat: np.ndarray, segments: Sequence[Segment]) -> Layout:
+    """The layout of a batch. Its segments attend apart where that saves much."""
+    import numpy as np
+    import torch
+
+    groups: list[list[Segment]] = []
+    for s in sorted(segments, key=lambda s: (s.keys, s.queries)):
+        if not groups or not _near(s.keys, groups[-1][0].keys) or not _near(s.queries, groups[-1][0].queries):
+            groups.append([])
+        groups[-1].append(s)
+    scores = sum(len(g) * max(s.queries for s in g) * max(s.keys for s in g) for g in groups)
+    height, width = flat.shape
+    dense = height * width * width
+    if dense < FEWER * scores or dense - scores < WORTH:
+        return Layout(positions)
+    device, flat, made, placed = positions.device, flat.ravel(), [], 0
+    place = np.zeros(height * width, dtype=np.int64)  # padding takes any query's result: nobody reads it
+    for group in groups:
+        most_queries, most_keys = max(s.queries for s in group), max(s.keys for s in group)
+        queries, keys = (np.zeros((len(group), n), dtype=np.int64) for n in (most_queries, most_keys))
+        query_positions = np.zeros_like(queries)
+        key_positions = np.full_like(keys, HIDDEN)
+        for i, s in enumerate(group):
+            own, before = np.arange(s.first, s.last), np.arange(*s.before)
+            queries[i, : len(own)] = own
+            query_positions[i, : len(own)] = flat[own]
+            keys[i, : s.keys] = np.concatenate([before, own])
+            key_positions[i, : s.keys] = flat[keys[i, : s.keys]]
+            place[own] = placed + i * most_queries + np.arange(len(own))
+        placed += queries.size
+        made.append(Group(*(torch.from_numpy(x).to(device) for x in (queries, keys, query_positions, key_positions))))
+    return Layout(positions, tuple(made), torch.from_numpy(place).to(device))
 
 
 def next_token_loss(logits: torch.Tensor, b: Batch) -> torch.Tensor:
@@ -148,15 +261,21 @@ def vocabulary(head: object) -> int:
     return 1 if weight is None else int(weight.shape[0])
 
 
+def token_log_probs(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
+    """[B, L] log p of each token that has a weight, given the tokens before it in its sequence, in nats; 0 elsewhere.
+
+    `hidden` [B, L, D] and `head` as in `next_token_loss_of`. It keeps gradients, for use in a loss."""
+    import torch
+
+    rows, columns = (b.weights > 0).nonzero(as_tuple=True)
+    losses = _losses(hidden[rows, b.previous[rows, columns]], head, b.ids[rows, columns])
+    return torch.zeros_like(b.weights).index_put((rows, columns), -losses)
+
+
 def log_probs_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:
     """[K] at each position where a score is read: the sum of weight * log p, in nats, over the tokens of its sequence
     up to and including it. At the end of a sequence it is the joint log-probability of the weighted tokens.
 
     `hidden` [B, L, D] and `head` as in `next_token_loss_of`. It keeps gradients, for use in a loss."""
-    import torch
-
-    keep = b.weights[:, 1:] > 0
-    losses = _losses(hidden[:, :-1][keep], head, b.ids[:, 1:][keep])
-    dense = torch.zeros_like(b.weights[:, 1:]).masked_scatter(keep, -losses * b.weights[:, 1:][keep])
-    seen = b.mask[b.rows, 0, b.columns, 1:]
-    return (dense[b.rows] * seen).sum(-1)
+    weighted = token_log_probs(hidden, head, b) * b.weights
+    return (weighted[b.rows] * b.mask[b.rows, 0, b.columns]).sum(-1)

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 from stepmark.evaluation import aggregate as aggregation
 from stepmark.models import checkpoints, packing
 from stepmark.models.encoding import Encoded
+from stepmark.models.forward import fault as fault
+from stepmark.models.forward import output_layer as output_layer
+from stepmark.models.forward import outputs as outputs
 from stepmark.text.sanitize import Sanitized, sanitize
 from stepmark.types import Finish, Outcome, Solution, Verification
 
@@ -51,32 +54,6 @@ def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_cod
 @lru_cache(maxsize=4)
 def _cached_model(path: str, _version: int, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
     return checkpoints.load_model(path, head, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-
-
-def outputs(model: Any, batch: packing.Batch) -> torch.Tensor:
-    """The last hidden states [B, L, D] of a transformers model with any head."""
-    hidden: torch.Tensor = model.base_model(
-        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    return hidden
-
-
-def output_layer(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from last hidden states to logits, [..., D] -> [..., V], as the model's own forward pass has it."""
-    head: Any = model.get_output_embeddings()
-    config: Any = model.config.get_text_config()
-    cap, factor, divisor = (
-        getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    )
-    if cap is None and factor is None and divisor is None:
-        return head  # type: ignore[no-any-return]
-
-    def scaled(hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = head(hidden) * (factor or 1.0) / (divisor or 1.0)
-        return cap * (logits / cap).tanh() if cap else logits
-
-    scaled.weight = head.weight  # type: ignore[attr-defined]
-    return scaled
 
 
 def cross_entropy(log_bad: torch.Tensor, log_good: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from stepmark.backends.local.attention import Unsupported, rule_of
 from stepmark.backends.local.check import fault
 from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Root, Trunk
 from stepmark.backends.local.draw import draw, numbers, uniforms
 from stepmark.data import token_meter
 from stepmark.models import memory
+from stepmark.models.attention import Unsupported, rule_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
