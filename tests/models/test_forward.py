@@ -38,7 +38,7 @@ def test_packed_outputs_are_those_of_each_sequence_alone(model_of, scores, name)
     size = model.config.vocab_size
     alone = [sequence(size, n, seed) for seed, n in enumerate((30, 30, 45, 38))]
     question, *rests = (sequence(size, n, 9 + n) for n in (20, 14, 25, 13))
-    joint = Encoded(question + sum(rests, ()), parts=(34, 59), shared=20)
+    joint = Encoded(question + sum(rests, ()), parts=(34, 59), after=(19, 19))
     rows = [[Encoded(alone[0]), Encoded(alone[1])], [Encoded(alone[2])], [joint, Encoded(alone[3])]]
     batch = packing.batch(rows, 0)
     assert batch.mask.packed.dense == (scores == "one mask")

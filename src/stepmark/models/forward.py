@@ -88,7 +88,7 @@ def _fault(model: Any) -> str:
         limit = int(getattr(config, "max_position_embeddings", None) or 2 * LENGTH)
         part = max(1, min(LENGTH, limit // 2))
         ids = [(7919 * i + 11) % int(config.vocab_size) for i in range(4 * part)]
-        joint = Encoded(tuple(ids[: 3 * part]), parts=(2 * part,), shared=part)
+        joint = Encoded(tuple(ids[: 3 * part]), parts=(2 * part,), after=(part - 1,))
         batch = packing.batch([[joint, Encoded(tuple(ids[3 * part :]))]], 0, str(model.device))
         exactly = torch.autocast(batch.ids.device.type, enabled=False), precision.float32(model)
         with torch.no_grad(), exactly[0], exactly[1], short_windows(model, config):

@@ -2,8 +2,7 @@
 
 In a packed row each sequence attends only to itself (a block-diagonal causal mask), and its positions start at zero.
 So packing changes the speed and no result, which a test checks. The parts of one Encoded are separate in the same way;
-they only share the batch. If they share their first tokens (`Encoded.shared`), these are in the row once, and each part
-sees them and itself.
+they only share the batch. A part that continues a token (`Encoded.after`) sees that token, and what it sees, besides.
 
 A mask carries its Layout, from which the models' attention (attention.py) knows positions and sequences.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from stepmark.models.encoding import Encoded
@@ -48,17 +46,8 @@ class Batch:
 class Segment:
     """Neighbouring tokens of a row that see the same tokens before them. Indices are in the flat batch, [B * L]."""
 
-    first: int  # its first token
-    last: int  # after its last token
-    before: tuple[int, int] = (0, 0)  # the tokens before it that it sees, first and after the last
-
-    @property
-    def queries(self) -> int:
-        return self.last - self.first
-
-    @property
-    def keys(self) -> int:
-        return self.queries + self.before[1] - self.before[0]
+    own: np.ndarray  # [Q] its tokens
+    seen: np.ndarray  # [T] the tokens that its last one sees; its own are the last of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +117,8 @@ def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -
     ids = np.full((height, width), pad_id, dtype=np.int64)
     positions = np.zeros((height, width), dtype=np.int64)
     previous = np.tile(np.maximum(np.arange(width) - 1, 0), (height, 1))
-    owner = np.zeros((height, width), dtype=np.int64)  # the sequence of its row that a token belongs to; 0 is padding
-    also = np.zeros((height, width), dtype=np.int64)  # another sequence of which it sees the shared tokens; 0: none
-    shared = np.full((height, width), -1, dtype=np.int64)  # the sequence, at its tokens that others see too
+    mask = np.zeros((height, width, width), dtype=bool)
+    causal = np.tri(width, dtype=bool)
     weights = np.zeros((height, width), dtype=np.float32)
     segments: list[Segment] = []
     at_rows: list[int] = []
@@ -143,35 +131,28 @@ def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -
             ids[b, start:end] = e.ids
             if e.weights:
                 weights[b, start:end] = e.weights
-            if e.shared:
-                shared[b, start : start + e.shared] = start + 1
-                segments.append(_segment(b * width, start, start + e.shared))
-            for first, last in pairwise([start, *(start + t for t in e.parts), end]):
-                seen = e.shared if first > start else 0  # tokens before it that it continues
-                positions[b, first:last] = np.arange(seen, seen + last - first)
-                owner[b, first:last] = first + 1
-                if seen:
-                    also[b, first:last] = start + 1
-                previous[b, first] = start + seen - 1 if seen else first
-                if not seen:
-                    weights[b, first] = 0.0  # the first token of a sequence is not predicted
-                own = max(first, start + e.shared)
-                if own < last:
-                    segments.append(_segment(b * width, own, last, (start, start + e.shared)))
+            for k, (first, last, places) in enumerate(e.sequences()):
+                own = slice(start + first, start + last)
+                positions[b, own] = places
+                if places.start:
+                    previous[b, own.start] = start + e.after[k - 1]
+                    mask[b, own] = mask[b, previous[b, own.start]]
+                else:
+                    previous[b, own.start] = own.start
+                    weights[b, own.start] = 0.0  # the first token of a sequence is not predicted
+                mask[b, own, own] = causal[: last - first, : last - first]
+                seen = np.flatnonzero(mask[b, own.stop - 1]) if places.start else np.arange(own.start, own.stop)
+                segments.append(Segment(b * width + np.arange(own.start, own.stop), b * width + seen))
             at_rows += [b] * len(e.at)
             at_columns += [start + t for t in e.at]
             targets += e.targets
             start = end
-    of, sees, given = (torch.from_numpy(x) for x in (owner, also, shared))
-    same = of[:, :, None] == of[:, None, :]
-    if also.any():
-        same |= sees[:, :, None] == given[:, None, :]
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
+        mask[b, start:, start:] = causal[: width - start, : width - start]  # padding sees padding
     tensors = (
         torch.from_numpy(ids),
         torch.from_numpy(positions),
         torch.from_numpy(previous),
-        (same & causal)[:, None],
+        torch.from_numpy(mask)[:, None],
         torch.from_numpy(weights),
         torch.tensor(at_rows, dtype=torch.int64),
         torch.tensor(at_columns, dtype=torch.int64),
@@ -180,10 +161,6 @@ def batch(rows: Sequence[Sequence[Encoded]], pad_id: int, device: str = "cpu") -
     made = Batch(*(t.to(device) for t in tensors))
     made.mask.packed = _layout(made.positions, positions, segments)  # type: ignore[attr-defined]
     return made
-
-
-def _segment(offset: int, first: int, last: int, before: tuple[int, int] = (0, 0)) -> Segment:
-    return Segment(offset + first, offset + last, (offset + before[0], offset + before[1]))
 
 
 def _near(a: int, b: int) -> bool:
@@ -196,11 +173,12 @@ def _layout(positions: torch.Tensor, flat: np.ndarray, segments: Sequence[Segmen
     import torch
 
     groups: list[list[Segment]] = []
-    for s in sorted(segments, key=lambda s: (s.keys, s.queries)):
-        if not groups or not _near(s.keys, groups[-1][0].keys) or not _near(s.queries, groups[-1][0].queries):
+    for s in sorted(segments, key=lambda s: (len(s.seen), len(s.own))):
+        first = groups[-1][0] if groups else None
+        if first is None or not _near(len(s.seen), len(first.seen)) or not _near(len(s.own), len(first.own)):
             groups.append([])
         groups[-1].append(s)
-    scores = sum(len(g) * max(s.queries for s in g) * max(s.keys for s in g) for g in groups)
+    scores = sum(len(g) * max(len(s.own) for s in g) * max(len(s.seen) for s in g) for g in groups)
     height, width = flat.shape
     dense = height * width * width
     if dense < FEWER * scores or dense - scores < WORTH:
@@ -208,17 +186,14 @@ def _layout(positions: torch.Tensor, flat: np.ndarray, segments: Sequence[Segmen
     device, flat, made, placed = positions.device, flat.ravel(), [], 0
     place = np.zeros(height * width, dtype=np.int64)  # padding takes any query's result: nobody reads it
     for group in groups:
-        most_queries, most_keys = max(s.queries for s in group), max(s.keys for s in group)
+        most_queries, most_keys = max(len(s.own) for s in group), max(len(s.seen) for s in group)
         queries, keys = (np.zeros((len(group), n), dtype=np.int64) for n in (most_queries, most_keys))
         query_positions = np.zeros_like(queries)
         key_positions = np.full_like(keys, HIDDEN)
         for i, s in enumerate(group):
-            own, before = np.arange(s.first, s.last), np.arange(*s.before)
-            queries[i, : len(own)] = own
-            query_positions[i, : len(own)] = flat[own]
-            keys[i, : s.keys] = np.concatenate([before, own])
-            key_positions[i, : s.keys] = flat[keys[i, : s.keys]]
-            place[own] = placed + i * most_queries + np.arange(len(own))
+            queries[i, : len(s.own)], query_positions[i, : len(s.own)] = s.own, flat[s.own]
+            keys[i, : len(s.seen)], key_positions[i, : len(s.seen)] = s.seen, flat[s.seen]
+            place[s.own] = placed + i * most_queries + np.arange(len(s.own))
         placed += queries.size
         made.append(Group(*(torch.from_numpy(x).to(device) for x in (queries, keys, query_positions, key_positions))))
     return Layout(positions, tuple(made), torch.from_numpy(place).to(device))
@@ -236,10 +211,10 @@ def next_token_loss_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torc
 
     The output layer runs only at tokens with a weight. In small models it is a large part of the work."""
     keep = b.weights[:, 1:] > 0
-    return (_losses(hidden[:, :-1][keep], head, b.ids[:, 1:][keep]) * b.weights[:, 1:][keep]).sum()
+    return (losses(hidden[:, :-1][keep], head, b.ids[:, 1:][keep]) * b.weights[:, 1:][keep]).sum()
 
 
-def _losses(hidden_KD: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], ids_K: torch.Tensor) -> torch.Tensor:
+def losses(hidden_KD: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], ids_K: torch.Tensor) -> torch.Tensor:
     """[K] -log p of each token, in nats. Where the vocabulary is large, the logits are computed in pieces, and again
     for the gradient, so that those of a whole batch are never in memory."""
     import torch
@@ -255,6 +230,24 @@ def _losses(hidden_KD: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor
     return torch.cat([checkpoint(piece, h, ids, use_reentrant=False) for h, ids in pieces])
 
 
+def log_probs_at(
+    hidden_KD: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], tokens: Sequence[int]
+) -> torch.Tensor:
+    """[K, tokens] the log-probability of each of `tokens` after each of the hidden states, among the whole vocabulary.
+
+    In pieces where the vocabulary is large, as in `next_token_loss_of`; it keeps gradients."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    def piece(hidden: torch.Tensor) -> torch.Tensor:
+        return head(hidden).float().log_softmax(-1)[:, list(tokens)]
+
+    size = max(1, LOGITS // vocabulary(head))
+    if len(hidden_KD) <= size:
+        return piece(hidden_KD)
+    return torch.cat([checkpoint(piece, h, use_reentrant=False) for h in torch.split(hidden_KD, size)])
+
+
 def vocabulary(head: object) -> int:
     """Width of the logits of an output layer; 1 if it isn't known."""
     weight = getattr(head, "weight", None)
@@ -268,8 +261,8 @@ def token_log_probs(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.T
     import torch
 
     rows, columns = (b.weights > 0).nonzero(as_tuple=True)
-    losses = _losses(hidden[rows, b.previous[rows, columns]], head, b.ids[rows, columns])
-    return torch.zeros_like(b.weights).index_put((rows, columns), -losses)
+    nats = losses(hidden[rows, b.previous[rows, columns]], head, b.ids[rows, columns])
+    return torch.zeros_like(b.weights).index_put((rows, columns), -nats)
 
 
 def log_probs_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], b: Batch) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepmark.evaluation import aggregate as aggregation
 from stepmark.models import checkpoints, packing
-from stepmark.models.encoding import Encoded
+from stepmark.models.encoding import Encoded, common, joint
 from stepmark.models.forward import fault as fault
 from stepmark.models.forward import output_layer as output_layer
 from stepmark.models.forward import outputs as outputs
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 SURE = 1e-6  # scores are clipped to [SURE, 1 - SURE], so that their log-odds are finite
-SCORING_TOKENS = 16384  # tokens in a scoring batch, padding included: bounds memory, changes no score
+SCORING_TOKENS = 4096  # tokens in a pass, unless one sequence is longer: bounds memory, changes no score
 
 
 def logit(r: float) -> float:
@@ -72,13 +72,12 @@ def verify(
     device: str,
     per_step: bool = False,
 ) -> list[Verification]:
-    """Scores solutions in batches of near-equal length. `read` gives the [K] probabilities of a batch.
+    """Scores the solutions of a question, which is read once for those of a pass. `read` gives the [K] probabilities of
+    a batch.
 
     The solution is encoded without its claims about itself (text/sanitize.py). With `per_step` the encoding has one
     position for each step that is left, and every step of the original solution gets a score.
     A solution that did not end, or is longer than `max_length` tokens, is TRUNCATED; it is never cut and scored."""
-    import torch
-
     results: dict[int, Verification] = {}
     encoded: dict[int, Encoded] = {}
     sanitized: dict[int, Sanitized] = {}
@@ -91,20 +90,51 @@ def verify(
         if bad is not None:
             results[i] = bad
             encoded.pop(i, None)
-    with torch.inference_mode():
-        for group in by_length(encoded):
-            b = packing.batch([[encoded[i]] for i in group], pad_id, device)
-            values = iter(read(b).cpu().double().tolist())
-            for i in group:
-                scores = tuple(next(values) for _ in encoded[i].at)
-                if not all(map(math.isfinite, scores)):
-                    results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
-                    continue
-                if per_step:
-                    scores = sanitized[i].spread(scores)
-                total = aggregation.aggregate(scores, aggregate)
-                results[i] = Verification(solutions[i].id, scores, total, aggregate, tokens=len(encoded[i]))
+    for i, values in read_all(encoded, read, pad_id, device):
+        scores = tuple(values.double().tolist())
+        if not all(map(math.isfinite, scores)):
+            results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
+            continue
+        if per_step:
+            scores = sanitized[i].spread(scores)
+        total = aggregation.aggregate(scores, aggregate)
+        results[i] = Verification(solutions[i].id, scores, total, aggregate, tokens=len(encoded[i]))
     return [results[i] for i in range(len(solutions))]
+
+
+def read_all(
+    encoded: Mapping[int, Encoded], read: Callable[[packing.Batch], torch.Tensor], pad_id: int, device: str
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """For every sequence its key, and what is read at its places, on the CPU. `read` gives a row for each place of a
+    batch, [K, ...]. What sequences begin with alike, such as a question, is read once in each pass."""
+    import torch
+
+    for group in passes(encoded):
+        with torch.inference_mode():
+            batch = packing.batch([[joint([encoded[i] for i in group])]], pad_id, device)
+            values = read(batch).cpu()
+        start = 0
+        for i in group:
+            yield i, values[start : start + len(encoded[i].at)]
+            start += len(encoded[i].at)
+
+
+def passes(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
+    """The keys of each pass, with at most SCORING_TOKENS tokens, beginnings that are alike counted once.
+
+    A pass is one row without padding. Its length costs little, since a sequence attends to itself and to what it begins
+    with alone (packing.Layout). So as many sequences as the bound allows share what they begin with."""
+    group: list[int] = []
+    tokens = 0
+    for i in sorted(encoded, key=lambda i: encoded[i].ids):
+        alike = common(encoded[group[-1]], encoded[i]) if group else 0
+        if group and tokens + len(encoded[i]) - alike > SCORING_TOKENS:
+            yield group
+            group, tokens, alike = [], 0, 0
+        group.append(i)
+        tokens += len(encoded[i]) - alike
+    if group:
+        yield group
 
 
 def unfinished(s: Solution, aggregate: str) -> Verification | None:
@@ -132,15 +162,3 @@ def max_length(model: Any) -> float:
 
 def _unscored(s: Solution, aggregate: str, reason: str, outcome: Outcome = Outcome.TRUNCATED) -> Verification:
     return Verification(s.id, (), 0.0, aggregate, outcome, reason)
-
-
-def by_length(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
-    """Groups of keys for scoring batches; the sequences of a group have near-equal length."""
-    group: list[int] = []
-    for i in sorted(encoded, key=lambda i: len(encoded[i])):
-        if group and len(encoded[i]) * (len(group) + 1) > SCORING_TOKENS:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group

@@ -194,9 +194,9 @@ class ImplicitVerifier:
 
         with torch.no_grad():
             reference_log_probs = packing.log_probs_of(
-                scoring.outputs(reference, batch), reference.get_output_embeddings(), batch
+                scoring.outputs(reference, batch), scoring.output_layer(reference), batch
             )
-        log_probs = packing.log_probs_of(scoring.outputs(model, batch), model.get_output_embeddings(), batch)
+        log_probs = packing.log_probs_of(scoring.outputs(model, batch), scoring.output_layer(model), batch)
         ratios = log_probs - reference_log_probs
         if not self.length_normalized:
             return ratios

@@ -189,14 +189,12 @@ class GenerativeVerifier:
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
         """Equation 6, in nats: the mean over the update's verification tokens, plus lambda times the mean over the
         tokens of its correct solutions."""
-        import torch
-
-        hidden = scoring.outputs(model, batch)
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        hidden, head = scoring.outputs(model, batch), scoring.output_layer(model)
         loss = packing.next_token_loss_of(hidden, head, batch) / totals.next_tokens
         if len(batch.rows):
-            logits = head(hidden[batch.rows, batch.columns]).float()
-            nats = torch.nn.functional.cross_entropy(logits, batch.ids[batch.rows, batch.columns + 1], reduction="sum")
+            nats = packing.losses(
+                hidden[batch.rows, batch.columns], head, batch.ids[batch.rows, batch.columns + 1]
+            ).sum()
             loss = loss + self.generation * nats / totals.scores
         return loss
 

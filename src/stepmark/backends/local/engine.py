@@ -117,6 +117,11 @@ class Engine:
         return not self.fault
 
     @property
+    def packs(self) -> bool:
+        """Whether the attention for packed rows can take the place of the model's own."""
+        return bool(getattr(self.model, "_supports_attention_backend", False))
+
+    @property
     def vocab(self) -> int:
         """Width of the logits."""
         head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
