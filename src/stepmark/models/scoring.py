@@ -6,6 +6,7 @@ the kind, its settings, and the token ids of its tags at training time. A verifi
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepmark.evaluation import aggregate as aggregation
-from stepmark.models import checkpoints, packing
-from stepmark.models.encoding import Encoded, common, joint
+from stepmark.models import checkpoints, packing, precision
+from stepmark.models.encoding import Encoded, common, joint, token_ids
 from stepmark.models.forward import fault as fault
 from stepmark.models.forward import output_layer as output_layer
 from stepmark.models.forward import outputs as outputs
@@ -24,6 +25,8 @@ from stepmark.types import Finish, Outcome, Solution, Verification
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 SURE = 1e-6  # scores are clipped to [SURE, 1 - SURE], so that their log-odds are finite
 SCORING_TOKENS = 4096  # tokens in a pass, unless one sequence is longer: bounds memory, changes no score
@@ -53,7 +56,18 @@ def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_cod
 
 @lru_cache(maxsize=4)
 def _cached_model(path: str, _version: int, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
-    return checkpoints.load_model(path, head, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    def load(dtype: str) -> Any:
+        return checkpoints.load_model(path, head, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+    if dtype == "auto" and precision.bfloat16_is_faster(path, checkpoints.resolve_device(device)):
+        model = load("bfloat16")
+        ids = token_ids(checkpoints.load_tokenizer(path, trust_remote_code), precision.TEXT)[0]
+        differs = precision.divergence(model, ids)
+        if differs <= precision.MOST:
+            log.warning("%s scores in bfloat16, which is faster: probabilities move by %.2g nats.", path, differs)
+            return model
+        log.warning("%s scores in float32: bfloat16 moves its probabilities by %.2g nats.", path, differs)
+    return load(dtype)
 
 
 def cross_entropy(log_bad: torch.Tensor, log_good: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

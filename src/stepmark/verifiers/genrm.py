@@ -89,7 +89,7 @@ class GenerativeVerifier:
     seed: int = 0  # of the rationales
     backend: str = "local"  # runs the model when scoring; it needs `choice_probs` (protocols.Chooser)
     backend_options: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"  # of the weights while scoring
+    dtype: str = "auto"  # of the weights while scoring; auto: bfloat16 where it is faster and agrees (precision.py)
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 

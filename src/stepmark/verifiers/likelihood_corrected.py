@@ -58,7 +58,7 @@ class LikelihoodCorrectedVerifier:
     verifier: str = ""  # directory of the verifier to correct; "" uses likelihood alone
     aggregate: str = "min"  # how step scores are combined into the solution's score
     template: str = "{question}\n"  # how the question is put before the solution
-    dtype: str = "float32"  # of the weights while scoring
+    dtype: str = "auto"  # of the weights while scoring; auto: bfloat16 where it is faster and agrees (precision.py)
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
