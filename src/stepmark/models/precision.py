@@ -42,7 +42,7 @@ def divergence(model: PreTrainedModel, ids: Sequence[int]) -> float:
     import torch
 
     def log_probs() -> torch.Tensor:
-        logits = model(input_ids=inputs, use_cache=False).logits[0].float()
+        logits: torch.Tensor = model(input_ids=inputs, use_cache=False).logits[0].float()
         if logits.shape[-1] == 1:  # one logit, of the second of two classes
             logits = torch.cat([torch.zeros_like(logits), logits], -1)
         return logits.log_softmax(-1)
