@@ -44,6 +44,22 @@ def tiny(tmp_path_factory, problems):
 
 
 @pytest.fixture(scope="session")
+def model_of(tmp_path_factory):
+    """Architecture name -> checkpoint directory, created once."""
+    import architectures
+
+    directory = tmp_path_factory.mktemp("models")
+    created: dict[str, str] = {}
+
+    def make(name: str) -> str:
+        if name not in created:
+            created[name] = str(architectures.create(directory / name, name))
+        return created[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def entailer(tmp_path_factory, problems):
     """Directory of a tiny BERT with three labels for pairs of texts. It reads 40 tokens. Its weights are random but
     large, so its probabilities are far from even. Read-only."""

@@ -1,14 +1,18 @@
 """bfloat16 by itself: only where the processor has it, the model is large, and it says the same."""
 
+import json
 import logging
 
 import pytest
 import torch
 
+import stepmark
 from stepmark import machine
 from stepmark.backends.local import LocalBackend, _loaded
-from stepmark.models import checkpoints, precision
+from stepmark.models import checkpoints, precision, scoring
+from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Prompt, SamplingParams
+from stepmark.verifiers.orm import OutcomeVerifier
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +60,36 @@ def test_the_divergence_is_that_from_float32(tiny):
     assert precision.divergence(narrow, ids) == pytest.approx(expected, rel=0.05)
     assert 0 < expected < precision.MOST
     assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("head", ["tag", "token"])
+def test_a_verifier_scores_in_bfloat16_where_it_is_faster_and_agrees(
+    tiny, examples, tmp_path, monkeypatch, caplog, head
+):
+    settings = TrainSettings(batch_tokens=800, lr=3e-3, tensorboard=False, device="cpu")
+    train(OutcomeVerifier(tiny, head=head, device="cpu"), examples, tmp_path, settings)
+    card = json.loads((tmp_path / "verifier.json").read_text())
+    assert card["options"]["dtype"] == "auto"
+    question, solutions = examples[0][0].question, [x.solution for _, x in examples]
+
+    def scores() -> list[float]:
+        scoring._cached_model.cache_clear()
+        return [v.score for v in stepmark.load_verifier(tmp_path, device="cpu").verify(question, solutions)]
+
+    exact = scores()
+    assert "bfloat16" not in caplog.text
+    monkeypatch.setattr(machine, "computes_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "LARGE", 0)
+    with caplog.at_level(logging.WARNING):
+        narrow = scores()
+        stepmark.load_verifier(tmp_path, device="cpu").verify(question, solutions)
+    assert caplog.text.count("scores in bfloat16, which is faster") == 1
+    assert narrow != exact
+    assert narrow == pytest.approx(exact, abs=0.03)
+    with monkeypatch.context() as m:
+        m.setattr(precision, "MOST", -1.0)
+        assert scores() == exact
+    assert "scores in float32: bfloat16 moves its probabilities by" in caplog.text
+    card["options"]["dtype"] = "float32"  # as earlier versions wrote it
+    (tmp_path / "verifier.json").write_text(json.dumps(card))
+    assert scores() == exact

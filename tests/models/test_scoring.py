@@ -5,11 +5,13 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import stepmark
 from stepmark.errors import CheckpointError
 from stepmark.models import packing, scoring
-from stepmark.models.encoding import Encoded
+from stepmark.models.encoding import Encoded, joint
 from stepmark.plugins import verifier_card
 from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Finish, Outcome
@@ -96,12 +98,31 @@ def test_a_nan_score_fails_one_solution_only(solve, bad):
     assert [v.scores for v in verifications] == [pytest.approx((0.1, 0.2)), (), pytest.approx((0.5, 0.6))]
 
 
-def test_batches_hold_near_equal_lengths_and_every_sequence_once():
-    lengths = [random.Random(i).randint(1, 3000) for i in range(200)]
-    groups = list(scoring.by_length({i: Encoded((0,) * n) for i, n in enumerate(lengths)}))
-    assert sorted(i for g in groups for i in g) == list(range(200))
-    assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= scoring.SCORING_TOKENS for g in groups)
-    assert len(groups) < 40
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(1, 300)), max_size=30), st.data())
+def test_passes_hold_every_sequence_once_and_read_what_is_common_once(kinds, data):
+    """Texts after one of three questions, of which they repeat a part."""
+    encoded = {}
+    for i, (question, same, own) in enumerate(kinds):
+        ids = (question,) * 40 + (7,) * same + tuple(data.draw(st.lists(st.integers(8, 9), min_size=own, max_size=own)))
+        encoded[i] = Encoded(ids, at=(len(ids) - 1, 39), weights=(0.0,) * 40 + (1.0,) * (len(ids) - 40))
+    passes = list(scoring.passes(encoded))
+    assert sorted(i for group in passes for i in group) == list(range(len(kinds)))
+    for group in passes:
+        whole = joint([encoded[i] for i in group])
+        assert len(group) == 1 or len(whole) <= scoring.SCORING_TOKENS
+        # As few tokens as possible: one for each text with which some sequence begins.
+        assert len(whole) == len({encoded[i].ids[: t + 1] for i in group for t in range(len(encoded[i]))})
+        assert whole.longest == max(len(encoded[i]) for i in group)
+        batch = packing.batch([[whole]], 0)
+        places = iter(zip(batch.rows.tolist(), batch.columns.tolist(), strict=True))
+        for e in (encoded[i] for i in group):
+            for t in e.at:
+                row, column = next(places)
+                seen = batch.mask[row, 0, column].nonzero()[:, 0]
+                assert tuple(batch.ids[row, seen].tolist()) == e.ids[: t + 1]
+                assert batch.positions[row, seen].tolist() == list(range(t + 1))
+                assert tuple(batch.weights[row, seen].tolist()) == (0.0, *e.weights[1 : t + 1])
+                assert batch.previous[row, seen[1:]].tolist() == seen[:-1].tolist()
 
 
 def test_outputs_of_a_padded_row_are_those_of_the_row_alone(tiny):

@@ -102,13 +102,18 @@ class OneIndex(torch.nn.Module):
     def __init__(self, close, good, bad):
         super().__init__()
         self.close, self.good, self.bad = close, good, bad
-        self.config = SimpleNamespace(max_position_embeddings=256)
+        self.config = SimpleNamespace(max_position_embeddings=256, vocab_size=400)
+        self.config.get_text_config = lambda: self.config
+        self.dtype = torch.float32
         self.device = torch.device("cpu")
 
     def base_model(self, input_ids, **_):
         return SimpleNamespace(last_hidden_state=(input_ids == self.close).float()[..., None] * 2 - 1)
 
-    def lm_head(self, hidden):
+    def get_output_embeddings(self):
+        return self.logits
+
+    def logits(self, hidden):
         logits = torch.full((*hidden.shape[:-1], 400), -60.0)
         logits[..., self.good], logits[..., self.bad] = hidden[..., 0] * 60, hidden[..., 0] * -60
         return logits

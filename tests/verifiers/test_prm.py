@@ -163,14 +163,19 @@ class OneIndex(torch.nn.Module):
     def __init__(self, ids, size):
         super().__init__()
         self.ids, self.size = ids, size
-        self.config = SimpleNamespace(max_position_embeddings=256)
+        self.config = SimpleNamespace(max_position_embeddings=256, vocab_size=400)
+        self.config.get_text_config = lambda: self.config
+        self.dtype = torch.float32
         self.device = torch.device("cpu")
 
     def base_model(self, input_ids, **_):
         good = (input_ids == self.ids["step"]).float()[..., None]
         return SimpleNamespace(last_hidden_state=torch.cat([1 - good, good], -1))
 
-    def lm_head(self, hidden):
+    def get_output_embeddings(self):
+        return self.logits
+
+    def logits(self, hidden):
         logits = torch.full((*hidden.shape[:-1], self.size), -60.0)
         logits[..., self.ids["bad"]] = hidden[..., 0] * 60
         logits[..., self.ids["good"]] = hidden[..., 1] * 60

@@ -221,14 +221,14 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     new_head: bool = False,
-    attention: str | None = "sdpa",
+    attention: str | None = "packed",
     **config: Any,
 ) -> PreTrainedModel:
     """The model of a local or hub checkpoint, or of a GGUF file, in evaluation mode, on its device.
 
     `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor... With `new_head`
-    the checkpoint may lack the head, which is then random. `attention`: packed batches need sdpa, since eager attention
-    would add their bool masks to the logits; None takes the architecture's default. `config` changes configuration
+    the checkpoint may lack the head, which is then random. `attention`: "packed" is the one for packed batches
+    (attention.py), where the model can take it; None is the architecture's default. `config` changes configuration
     fields, e.g. num_labels. Raises CheckpointError, also for missing weights."""
     path = gguf.directory(path)
     check(path)
@@ -245,7 +245,7 @@ def load_model(
                 dtype=resolve_dtype(dtype, resolved_device),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
-                attn_implementation=attention,
+                attn_implementation=None if attention == "packed" else attention,
                 output_loading_info=True,
                 **config,
             )
@@ -258,6 +258,10 @@ def load_model(
             f"{path} lacks {len(missing)} weights of a {type(model).__name__}, which would be random: "
             f"{', '.join(missing[:4])}. Train it first, or use the head that it was trained with."
         )
+    if attention == "packed" and getattr(model, "_supports_attention_backend", False):
+        from stepmark.models.attention import PACKED
+
+        model.set_attn_implementation(PACKED)
     return cast("PreTrainedModel", model.to(torch.device(resolved_device)).eval())
 
 

@@ -7,7 +7,7 @@ This avoids three common errors: tags merged with text, double BOS, and differen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class Encoded:
     targets: tuple[float, ...] = ()  # [S] in [0, 1], or empty when the sequence is only scored
     weights: tuple[float, ...] = ()  # [T] weight of ids[t] in the next-token loss (predicted at t-1), or empty
     parts: tuple[int, ...] = ()  # rising indices where further sequences begin; a sequence does not see those before it
+    after: tuple[int, ...] = ()  # of each such sequence, the index of the token that it continues; -1: none
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,7 +42,44 @@ class Encoded:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence in it: the number of positions that a model needs."""
-        return max(end - start for start, end in pairwise((0, *self.parts, len(self.ids))))
+        return max(max(positions, default=-1) for _, _, positions in self.sequences()) + 1
+
+    def sequences(self) -> Iterator[tuple[int, int, range]]:
+        """Of each sequence the index of its first token and after its last, and the positions of its tokens."""
+        positions = list[int]()
+        for k, (first, last) in enumerate(pairwise((0, *self.parts, len(self.ids)))):
+            start = positions[self.after[k - 1]] + 1 if k and self.after and self.after[k - 1] >= 0 else 0
+            yield first, last, range(start, start + last - first)
+            positions += range(start, start + last - first)
+
+
+def joint(members: Sequence[Encoded]) -> Encoded:
+    """Sequences to score as one. What several of them begin with is in it once, as in a tree. Scores are read for one
+    after the other."""
+    ids, weights, parts, after = list[int](), list[float](), list[int](), list[int]()
+    columns: dict[int, list[int]] = {}  # of each member's tokens
+    before, path = Encoded(()), list[int]()
+    for i in sorted(range(len(members)), key=lambda i: members[i].ids):
+        new = members[i]
+        if len(new) > (alike := common(before, new)):
+            if alike or ids:
+                parts.append(len(ids))
+                after.append(path[alike - 1] if alike else -1)
+            path = [*path[:alike], *range(len(ids), len(ids) + len(new) - alike)]
+            ids += new.ids[alike:]
+            weights += new.weights[alike:]
+            before = new
+        columns[i] = path
+    at = (columns[i][t] for i, m in enumerate(members) for t in m.at)
+    return Encoded(tuple(ids), tuple(at), weights=tuple(weights), parts=tuple(parts), after=tuple(after))
+
+
+def common(a: Encoded, b: Encoded) -> int:
+    """Number of tokens, with equal weights, with which both begin."""
+    if a.weights or b.weights:
+        pairs = zip(zip(a.ids, a.weights, strict=True), zip(b.ids, b.weights, strict=True), strict=False)
+        return next((t for t, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+    return next((t for t, (i, j) in enumerate(zip(a.ids, b.ids, strict=False)) if i != j), min(len(a), len(b)))
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

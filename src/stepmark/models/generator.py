@@ -43,8 +43,9 @@ class Generator:
         return Encoded((*ids, tokenizer.eos_token_id), weights=(*weights, 1.0))
 
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
-        if batch.ids.numel() * packing.vocabulary(scoring.output_layer(model)) > packing.LOGITS:
-            # The logits of the whole batch would take more memory than all else.
+        logits_count = batch.ids.numel() * packing.vocabulary(scoring.output_layer(model))
+        if logits_count > packing.LOGITS or scoring.fault(model):
+            # The logits of the whole batch would take more memory than all else, or the model can't take a batch.
             hidden = scoring.outputs(model, batch)
             return packing.next_token_loss_of(hidden, scoring.output_layer(model), batch) / totals.next_tokens
         logits = model(

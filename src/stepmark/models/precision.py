@@ -77,14 +77,21 @@ def disagreement(model: torch.nn.Module, learn: Callable[[str], float]) -> str:
 
 
 def divergence(model: PreTrainedModel, ids: Sequence[int]) -> float:
-    """The mean divergence KL(float32 || the model's own precision) of the next token after each of `ids`, in nats."""
+    """The mean divergence KL(float32 || the model's own precision) of the next token after each of `ids`, in nats; of a
+    model that classifies, that of the classes."""
     import torch
+
+    def log_probs() -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=inputs, use_cache=False).logits[0].float()
+        if logits.shape[-1] == 1:  # one logit, of the second of two classes
+            logits = torch.cat([torch.zeros_like(logits), logits], -1)
+        return logits.log_softmax(-1)
 
     with torch.no_grad():
         inputs = torch.tensor([list(ids)], device=model.device)
-        own = model(input_ids=inputs, use_cache=False).logits[0].float().log_softmax(-1)
+        own = log_probs()
         with float32(model):
-            exact = model(input_ids=inputs, use_cache=False).logits[0].float().log_softmax(-1)
+            exact = log_probs()
         return float((exact.exp() * (exact - own)).sum(-1).mean())
 
 

@@ -6,6 +6,7 @@ the kind, its settings, and the token ids of its tags at training time. A verifi
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepmark.evaluation import aggregate as aggregation
-from stepmark.models import checkpoints, packing
-from stepmark.models.encoding import Encoded
+from stepmark.models import checkpoints, packing, precision
+from stepmark.models.encoding import Encoded, common, joint, token_ids
+from stepmark.models.forward import fault as fault
+from stepmark.models.forward import output_layer as output_layer
+from stepmark.models.forward import outputs as outputs
 from stepmark.text.sanitize import Sanitized, sanitize
 from stepmark.types import Finish, Outcome, Solution, Verification
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 SURE = 1e-6  # scores are clipped to [SURE, 1 - SURE], so that their log-odds are finite
-SCORING_TOKENS = 16384  # tokens in a scoring batch, padding included: bounds memory, changes no score
+SCORING_TOKENS = 4096  # tokens in a pass, unless one sequence is longer: bounds memory, changes no score
 
 
 def logit(r: float) -> float:
@@ -50,33 +56,18 @@ def cached_model(path: str, head: str, dtype: str, device: str, trust_remote_cod
 
 @lru_cache(maxsize=4)
 def _cached_model(path: str, _version: int, head: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
-    return checkpoints.load_model(path, head, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    def load(dtype: str) -> Any:
+        return checkpoints.load_model(path, head, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
-
-def outputs(model: Any, batch: packing.Batch) -> torch.Tensor:
-    """The last hidden states [B, L, D] of a transformers model with any head."""
-    hidden: torch.Tensor = model.base_model(
-        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    return hidden
-
-
-def output_layer(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from last hidden states to logits, [..., D] -> [..., V], as the model's own forward pass has it."""
-    head: Any = model.get_output_embeddings()
-    config: Any = model.config.get_text_config()
-    cap, factor, divisor = (
-        getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    )
-    if cap is None and factor is None and divisor is None:
-        return head  # type: ignore[no-any-return]
-
-    def scaled(hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = head(hidden) * (factor or 1.0) / (divisor or 1.0)
-        return cap * (logits / cap).tanh() if cap else logits
-
-    scaled.weight = head.weight  # type: ignore[attr-defined]
-    return scaled
+    if dtype == "auto" and precision.bfloat16_is_faster(path, checkpoints.resolve_device(device)):
+        model = load("bfloat16")
+        ids = token_ids(checkpoints.load_tokenizer(path, trust_remote_code), precision.TEXT)[0]
+        differs = precision.divergence(model, ids)
+        if differs <= precision.MOST:
+            log.warning("%s scores in bfloat16, which is faster: probabilities move by %.2g nats.", path, differs)
+            return model
+        log.warning("%s scores in float32: bfloat16 moves its probabilities by %.2g nats.", path, differs)
+    return load(dtype)
 
 
 def cross_entropy(log_bad: torch.Tensor, log_good: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -95,13 +86,12 @@ def verify(
     device: str,
     per_step: bool = False,
 ) -> list[Verification]:
-    """Scores solutions in batches of near-equal length. `read` gives the [K] probabilities of a batch.
+    """Scores the solutions of a question, which is read once for those of a pass. `read` gives the [K] probabilities of
+    a batch.
 
     The solution is encoded without its claims about itself (text/sanitize.py). With `per_step` the encoding has one
     position for each step that is left, and every step of the original solution gets a score.
     A solution that did not end, or is longer than `max_length` tokens, is TRUNCATED; it is never cut and scored."""
-    import torch
-
     results: dict[int, Verification] = {}
     encoded: dict[int, Encoded] = {}
     sanitized: dict[int, Sanitized] = {}
@@ -114,20 +104,51 @@ def verify(
         if bad is not None:
             results[i] = bad
             encoded.pop(i, None)
-    with torch.inference_mode():
-        for group in by_length(encoded):
-            b = packing.batch([[encoded[i]] for i in group], pad_id, device)
-            values = iter(read(b).cpu().double().tolist())
-            for i in group:
-                scores = tuple(next(values) for _ in encoded[i].at)
-                if not all(map(math.isfinite, scores)):
-                    results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
-                    continue
-                if per_step:
-                    scores = sanitized[i].spread(scores)
-                total = aggregation.aggregate(scores, aggregate)
-                results[i] = Verification(solutions[i].id, scores, total, aggregate, tokens=len(encoded[i]))
+    for i, values in read_all(encoded, read, pad_id, device):
+        scores = tuple(values.double().tolist())
+        if not all(map(math.isfinite, scores)):
+            results[i] = _unscored(solutions[i], aggregate, "the model's output is no number", Outcome.FAILED)
+            continue
+        if per_step:
+            scores = sanitized[i].spread(scores)
+        total = aggregation.aggregate(scores, aggregate)
+        results[i] = Verification(solutions[i].id, scores, total, aggregate, tokens=len(encoded[i]))
     return [results[i] for i in range(len(solutions))]
+
+
+def read_all(
+    encoded: Mapping[int, Encoded], read: Callable[[packing.Batch], torch.Tensor], pad_id: int, device: str
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """For every sequence its key, and what is read at its places, on the CPU. `read` gives a row for each place of a
+    batch, [K, ...]. What sequences begin with alike, such as a question, is read once in each pass."""
+    import torch
+
+    for group in passes(encoded):
+        with torch.inference_mode():
+            batch = packing.batch([[joint([encoded[i] for i in group])]], pad_id, device)
+            values = read(batch).cpu()
+        start = 0
+        for i in group:
+            yield i, values[start : start + len(encoded[i].at)]
+            start += len(encoded[i].at)
+
+
+def passes(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
+    """The keys of each pass, with at most SCORING_TOKENS tokens, beginnings that are alike counted once.
+
+    A pass is one row without padding. Its length costs little, since a sequence attends to itself and to what it begins
+    with alone (packing.Layout). So as many sequences as the bound allows share what they begin with."""
+    group: list[int] = []
+    tokens = 0
+    for i in sorted(encoded, key=lambda i: encoded[i].ids):
+        alike = common(encoded[group[-1]], encoded[i]) if group else 0
+        if group and tokens + len(encoded[i]) - alike > SCORING_TOKENS:
+            yield group
+            group, tokens, alike = [], 0, 0
+        group.append(i)
+        tokens += len(encoded[i]) - alike
+    if group:
+        yield group
 
 
 def unfinished(s: Solution, aggregate: str) -> Verification | None:
@@ -155,15 +176,3 @@ def max_length(model: Any) -> float:
 
 def _unscored(s: Solution, aggregate: str, reason: str, outcome: Outcome = Outcome.TRUNCATED) -> Verification:
     return Verification(s.id, (), 0.0, aggregate, outcome, reason)
-
-
-def by_length(encoded: Mapping[int, Encoded]) -> Iterator[list[int]]:
-    """Groups of keys for scoring batches; the sequences of a group have near-equal length."""
-    group: list[int] = []
-    for i in sorted(encoded, key=lambda i: len(encoded[i])):
-        if group and len(encoded[i]) * (len(group) + 1) > SCORING_TOKENS:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group

@@ -63,7 +63,7 @@ class ImplicitVerifier:
     pairs: int = 4  # largest number of pairs per question
     length_normalized: bool = False  # R is the mean over tokens, not the sum
     template: str = "{question}\n"  # how the question is put before the solution
-    dtype: str = "float32"  # of the weights while scoring
+    dtype: str = "float32"  # of the weights while scoring; a difference of two sums has little left in 16 bits
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
@@ -194,9 +194,9 @@ class ImplicitVerifier:
 
         with torch.no_grad():
             reference_log_probs = packing.log_probs_of(
-                scoring.outputs(reference, batch), reference.get_output_embeddings(), batch
+                scoring.outputs(reference, batch), scoring.output_layer(reference), batch
             )
-        log_probs = packing.log_probs_of(scoring.outputs(model, batch), model.get_output_embeddings(), batch)
+        log_probs = packing.log_probs_of(scoring.outputs(model, batch), scoring.output_layer(model), batch)
         ratios = log_probs - reference_log_probs
         if not self.length_normalized:
             return ratios

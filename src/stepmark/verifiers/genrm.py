@@ -89,7 +89,7 @@ class GenerativeVerifier:
     seed: int = 0  # of the rationales
     backend: str = "local"  # runs the model when scoring; it needs `choice_probs` (protocols.Chooser)
     backend_options: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"  # of the weights while scoring
+    dtype: str = "auto"  # of the weights while scoring; auto: bfloat16 where it is faster and agrees (precision.py)
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
@@ -189,14 +189,12 @@ class GenerativeVerifier:
     def loss(self, model: torch.nn.Module, batch: packing.Batch, totals: packing.Totals) -> torch.Tensor:
         """Equation 6, in nats: the mean over the update's verification tokens, plus lambda times the mean over the
         tokens of its correct solutions."""
-        import torch
-
-        hidden = scoring.outputs(model, batch)
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        hidden, head = scoring.outputs(model, batch), scoring.output_layer(model)
         loss = packing.next_token_loss_of(hidden, head, batch) / totals.next_tokens
         if len(batch.rows):
-            logits = head(hidden[batch.rows, batch.columns]).float()
-            nats = torch.nn.functional.cross_entropy(logits, batch.ids[batch.rows, batch.columns + 1], reduction="sum")
+            nats = packing.losses(
+                hidden[batch.rows, batch.columns], head, batch.ids[batch.rows, batch.columns + 1]
+            ).sum()
             loss = loss + self.generation * nats / totals.scores
         return loss
 

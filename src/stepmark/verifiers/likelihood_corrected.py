@@ -58,7 +58,7 @@ class LikelihoodCorrectedVerifier:
     verifier: str = ""  # directory of the verifier to correct; "" uses likelihood alone
     aggregate: str = "min"  # how step scores are combined into the solution's score
     template: str = "{question}\n"  # how the question is put before the solution
-    dtype: str = "float32"  # of the weights while scoring
+    dtype: str = "auto"  # of the weights while scoring; auto: bfloat16 where it is faster and agrees (precision.py)
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
@@ -181,8 +181,6 @@ class LikelihoodCorrectedVerifier:
         """[solutions][steps] the lowest log p of a token in the step, in nats. The end token belongs to the last step.
 
         A solution longer than the generator's positions gets a Verification that says so instead."""
-        import torch
-
         model = scoring.cached_model(generator, "CausalLM", self.dtype, self.device, self.trust_remote_code)
         tokenizer = checkpoints.load_tokenizer(generator, self.trust_remote_code)
         context = Template(self.template).render(question)
@@ -195,16 +193,21 @@ class LikelihoodCorrectedVerifier:
             if (bad := scoring.too_long(s, self.aggregate, len(ids) + 1, scoring.max_length(model))) is not None:
                 lowest[i] = bad
                 continue
-            encoded[i] = Encoded((*ids, tokenizer.eos_token_id))
             # The first token of a text has no probability, since nothing precedes it.
             cuts[i] = [*(max(1, start) for start in starts), len(ids) + 1]
-        with torch.inference_mode():
-            for group in scoring.by_length(encoded):
-                batch = packing.batch([[encoded[i]] for i in group], checkpoints.pad_id(tokenizer), str(model.device))
-                log_probs = _token_log_probs(model, batch).cpu().numpy()
-                for row, i in zip(log_probs, group, strict=True):
-                    # A step without a token of its own (neighbours' tokens cover it) gets 0, the log p of a sure token.
-                    lowest[i] = [float(row[a - 1 : b - 1].min()) if b > a else 0.0 for a, b in pairwise(cuts[i])]
+            read = range(cuts[i][0], len(ids) + 1)
+            weights = (*(0.0,) * read.start, *(1.0,) * len(read))
+            encoded[i] = Encoded((*ids, int(tokenizer.eos_token_id)), at=tuple(read), weights=weights)
+
+        def log_probs(b: packing.Batch) -> torch.Tensor:
+            every = packing.token_log_probs(scoring.outputs(model, b), scoring.output_layer(model), b)
+            return every[b.rows, b.columns]
+
+        pad_id = checkpoints.pad_id(tokenizer)
+        for i, values in scoring.read_all(encoded, log_probs, pad_id, str(model.device)):
+            row, first = values.numpy(), cuts[i][0]
+            # A step without a token of its own (neighbours' tokens cover it) gets 0, the log p of a sure token.
+            lowest[i] = [float(row[a - first : b - first].min()) if b > a else 0.0 for a, b in pairwise(cuts[i])]
         return lowest
 
     def _fitted(self) -> Mapping[str, Any]:
@@ -215,13 +218,6 @@ class LikelihoodCorrectedVerifier:
         raise CheckpointError(
             f"{self.path} has no {FITTED}, so it was never fitted. See: stepmark train likelihood_corrected --help"
         )
-
-
-def _token_log_probs(model: Any, batch: packing.Batch) -> torch.Tensor:
-    """[B, L-1] log p of each token except the first, given the tokens before it."""
-    logits = model.get_output_embeddings()(scoring.outputs(model, batch)[:, :-1]).float()
-    log_probs: torch.Tensor = logits.gather(-1, batch.ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
-    return log_probs
 
 
 def _weakest_step(solutions: Sequence[np.ndarray], y: np.ndarray) -> tuple[float, float, float]:

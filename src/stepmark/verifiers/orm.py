@@ -52,7 +52,7 @@ class OutcomeVerifier:
     language_weight: float = 0.0  # weight of the solution's own next-token loss
     every_token: float = 0.0  # share of the verification loss that falls on the solution's tokens before its end
     balance: bool = False  # train on equally many right and wrong solutions of each question
-    dtype: str = "float32"  # of the weights while scoring
+    dtype: str = "auto"  # of the weights while scoring; auto: bfloat16 where it is faster and agrees (precision.py)
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
@@ -142,7 +142,7 @@ class OutcomeVerifier:
         else:
             loss = scoring.cross_entropy(log_bad, log_good, batch.targets) / totals.scores
         if self.language_weight:
-            text = packing.next_token_loss_of(hidden, model.get_output_embeddings(), batch)  # type: ignore[operator]
+            text = packing.next_token_loss_of(hidden, scoring.output_layer(model), batch)
             loss = loss + self.language_weight * text / totals.next_tokens
         return loss
 
@@ -187,10 +187,9 @@ class OutcomeVerifier:
             logit = model.score(hidden)[:, 0].float()
             return logsigmoid(-logit), logsigmoid(logit)
         ids = self._ids()
-        logits = model.lm_head(hidden).float()
-        columns = (ids["bad"], ids["good"]) if among_all else (0, 1)
-        log_probs = (logits if among_all else logits[:, [ids["bad"], ids["good"]]]).log_softmax(-1)
-        return log_probs[:, columns[0]], log_probs[:, columns[1]]
+        log_probs = packing.log_probs_at(hidden, scoring.output_layer(model), (ids["bad"], ids["good"]))
+        log_bad, log_good = (log_probs if among_all else log_probs.log_softmax(-1)).unbind(-1)
+        return log_bad, log_good
 
     def _auto_class(self) -> str:
         return "CausalLM" if self.head == "tag" else "SequenceClassification"

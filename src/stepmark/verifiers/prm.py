@@ -52,7 +52,7 @@ class ProcessVerifier:
     language_weight: float = (
         0.0  # weight of the text's own next-token loss; helps a model that starts from random weights
     )
-    dtype: str = "float32"  # of the weights while scoring
+    dtype: str = "auto"  # of the weights while scoring; auto: bfloat16 where it is faster and agrees (precision.py)
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda or cpu
     trust_remote_code: bool = False  # whether code that comes with the checkpoint may run
 
@@ -111,12 +111,11 @@ class ProcessVerifier:
         number. With head="tag", log r_i is over the whole vocabulary: the model also learns to predict no other token
         there."""
         hidden = scoring.outputs(model, batch)
-        log_probs = self._logits(model, hidden[batch.rows, batch.columns]).log_softmax(-1)
-        bad, good = self._classes()
-        loss = scoring.cross_entropy(log_probs[:, bad], log_probs[:, good], batch.targets) / totals.scores
+        log_bad, log_good = self._log_probs(model, hidden[batch.rows, batch.columns]).unbind(-1)
+        loss = scoring.cross_entropy(log_bad, log_good, batch.targets) / totals.scores
         if self.language_weight:
-            logits: torch.Tensor = model.get_output_embeddings()(hidden)  # type: ignore[operator]
-            loss = loss + self.language_weight * packing.next_token_loss(logits, batch) / totals.next_tokens
+            text = packing.next_token_loss_of(hidden, scoring.output_layer(model), batch)
+            loss = loss + self.language_weight * text / totals.next_tokens
         return loss
 
     def save(self, model: torch.nn.Module, out: Path) -> None:
@@ -134,13 +133,10 @@ class ProcessVerifier:
         """One verification per solution, in order, with one score per step."""
         model = scoring.cached_model(self.path, self._auto_class(), self.dtype, self.device, self.trust_remote_code)
         verifier_card.check_card(self.path, self._ids(), Template(self.template).hash)
-        bad, good = self._classes()
         return scoring.verify(
             solutions,
             lambda s: self.encode(question, s),
-            lambda b: self._logits(model, scoring.outputs(model, b)[b.rows, b.columns])[:, [bad, good]].softmax(-1)[
-                :, 1
-            ],
+            lambda b: self._log_probs(model, scoring.outputs(model, b)[b.rows, b.columns]).softmax(-1)[:, 1],
             aggregate=self.aggregate,
             max_length=scoring.max_length(model),
             pad_id=self.pad_id,
@@ -150,15 +146,14 @@ class ProcessVerifier:
 
     # ---- shared by training and scoring ----
 
-    def _logits(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """[K, D] outputs at the tags' own positions -> [K, V] with head="tag", [K, 2] with head="token"."""
-        head = model.lm_head if self.head == "tag" else model.score
-        logits: torch.Tensor = head(hidden).float()
-        return logits
-
-    def _classes(self) -> tuple[int, int]:
-        ids = self._ids()
-        return (ids["bad"], ids["good"]) if self.head == "tag" else (0, 1)
+    def _log_probs(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """[K, D] outputs at the tags' own positions -> [K, 2] log-probabilities of bad and good: with head="tag" among
+        the whole vocabulary."""
+        if self.head == "tag":
+            ids = self._ids()
+            return packing.log_probs_at(hidden, scoring.output_layer(model), (ids["bad"], ids["good"]))
+        log_probs: torch.Tensor = model.score(hidden).float().log_softmax(-1)
+        return log_probs
 
     def _auto_class(self) -> str:
         return "CausalLM" if self.head == "tag" else "TokenClassification"

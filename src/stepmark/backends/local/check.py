@@ -9,8 +9,7 @@ float32 as the model's own attention is (FARTHER).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,13 +17,13 @@ import torch
 
 from stepmark.backends.local.cohort import Cohort, Root, Stream, Trunk
 from stepmark.models import precision
+from stepmark.models.attention import short_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LENGTH = 48  # tokens of a text
 PREFIXES = 8  # of a text that are continued
-WINDOW = 32  # length of windows and chunks while it is checked
 CLOSE = 1e-3  # largest difference of logits that is rounding in float32, in standard deviations of the logits
 FARTHER = 2.0  # in 16 bits: the shared attention's distance from float32 over that of the model's own attention
 
@@ -56,7 +55,7 @@ def fault(engine: Engine, text: Sequence[int] = ()) -> str:
         return "its rotary embeddings depend on the length of the sequence"
     trunks = _trunks(engine, text)
     try:
-        with _short_windows(engine):
+        with short_windows(engine.model, engine.config):
             return _difference(engine, trunks)
     except Exception as e:  # a model's own code may raise anything here; plain decoding still works
         return " ".join(str(e).split()) or type(e).__name__
@@ -107,20 +106,3 @@ def _shared(engine: Engine, trunks: Sequence[Trunk]) -> torch.Tensor:
     cohort, first = engine.encode(trunks, engine.root(trunks))
     cohort.put(np.array([t.ids[x.at] for t in trunks for x in t.streams]), np.zeros(len(cohort.names)))
     return torch.cat([first, engine.decode([cohort])]).float()
-
-
-@contextmanager
-def _short_windows(engine: Engine) -> Iterator[None]:
-    """Makes sliding windows and chunks at most WINDOW long within the block."""
-    names = ("sliding_window", "attention_chunk_size")
-    holders = [(x, name) for x in (engine.config, *engine.model.modules()) for name in names]
-    before = [
-        (x, name, size) for x, name in holders if isinstance(size := getattr(x, name, None), int) and size > WINDOW
-    ]
-    try:
-        for x, name, _ in before:
-            setattr(x, name, WINDOW)
-        yield
-    finally:
-        for x, name, size in before:
-            setattr(x, name, size)

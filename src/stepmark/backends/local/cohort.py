@@ -32,7 +32,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stepmark.backends.local.attention import Rule, causal
+from stepmark.backends.local.attention import causal
+from stepmark.models.attention import Rule
 
 FIRST_CAPACITY = 16  # own positions stored at first; doubled when they run out
 STREAMS = ("names", "keys", "budgets", "logprobs", "row_of")  # arrays of a cohort with one entry per stream

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from stepmark.backends.local.attention import Unsupported, rule_of
 from stepmark.backends.local.check import fault
 from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Root, Trunk
 from stepmark.backends.local.draw import draw, numbers, uniforms
 from stepmark.data import token_meter
 from stepmark.models import memory
+from stepmark.models.attention import Unsupported, rule_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -115,6 +115,11 @@ class Engine:
     def sharing(self) -> bool:
         """Whether rollouts share the keys and values of their prefixes."""
         return not self.fault
+
+    @property
+    def packs(self) -> bool:
+        """Whether the attention for packed rows can take the place of the model's own."""
+        return bool(getattr(self.model, "_supports_attention_backend", False))
 
     @property
     def vocab(self) -> int:
