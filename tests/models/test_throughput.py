@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepmark.models import checkpoints, lora, packing, precision, throughput
+from stepmark.models import checkpoints, forward, lora, packing, precision, throughput
 from stepmark.stages.train import Generator, TrainSettings, train
 from stepmark.types import Problem
 
@@ -24,6 +24,7 @@ def test_the_operations_are_those_of_the_matrix_products(tmp_path, rank, tied):
         lora.attach(model, rank, 0)
     example = generator.encode_example(Problem("p", "abab", "1", "jsonl", demonstration="ab" * 12))
     batch = packing.batch([[example]], generator.pad_id)
+    assert not forward.fault(model)  # found out once for each model, and not counted
     with FlopCounterMode(display=False) as counted:
         generator.loss(model, batch, packing.Totals(1.0, 1.0, 1.0)).backward()
     # Attention, and in a pass that needs every position's logits those of the prompt, are not among ours.

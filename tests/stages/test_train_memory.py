@@ -80,7 +80,7 @@ def test_gradient_checkpointing_gives_the_same_weights(tiny, tmp_path, lora):
         count = Counter()
 
         def forward(self, *args, count=count, **given):
-            count["calls"] += 1
+            count["calls"] += self.training  # the comparison of packed rows is none of it
             return handle(self, *args, **given)
 
         with pytest.MonkeyPatch.context() as patch:
