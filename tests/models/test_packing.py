@@ -1,7 +1,7 @@
 """Packing changes no result: rows, masks, and losses against plain transformers on one sequence at a time."""
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepmark.models import checkpoints, packing
-from stepmark.models.encoding import Encoded
+from stepmark.models.encoding import Encoded, groups_to_learn, joint
 from stepmark.models.packing import Totals
 from stepmark.models.scoring import cross_entropy
 from stepmark.stages.train import Generator
@@ -224,16 +224,29 @@ TRAINEES = {
 }
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("name", TRAINEES)
-def test_packed_losses_and_gradients_are_those_of_single_sequences(name, tiny, problems, examples):
+def test_packed_losses_and_gradients_are_those_of_single_sequences(name, shared, tiny, problems, examples):
+    """Shared: solutions of a question, some of them equal, have its text once."""
     trainee, plain = TRAINEES[name](tiny)
     torch.manual_seed(0)
     model = trainee.build().eval()
     items = problems[:18] if name == "generator" else examples
+    if shared:  # five more solutions for the first question, one of them as before
+        first = items[0] if name == "generator" else items[0][0]
+        texts = [x.demonstration for x in items[:5]] if name == "generator" else [x for _, x in items[:5]]
+        items = [*items, *(replace(first, demonstration=x) if name == "generator" else (first, x) for x in texts)]
     encoded = [e for e in map(trainee.encode_example, items) if e is not None]
-    rows = packing.pack([len(e) for e in encoded], range(len(encoded)), 250)
-    assert max(map(len, rows)) > 1
-    batch = packing.batch([[encoded[i] for i in row] for row in rows], trainee.pad_id)
+    if shared:
+        groups = groups_to_learn(encoded, 250)
+        assert sorted(i for group in groups for i in group) == list(range(len(encoded)))
+        members = [joint([encoded[i] for i in group], learning=True) for group in groups]
+        assert max(map(len, members)) <= 250 and sum(map(len, members)) < 0.95 * sum(map(len, encoded))
+    else:
+        members = encoded
+    rows = packing.pack([len(e) for e in members], range(len(members)), 250)
+    assert max(map(len, rows)) > 1 or shared
+    batch = packing.batch([[members[i] for i in row] for row in rows], trainee.pad_id)
     copied = copy.deepcopy(model)
     loss = trainee.loss(model, batch, TOTALS)
     parts = [plain(copied, e) for e in encoded]

@@ -85,6 +85,24 @@ def test_a_kill_at_any_moment_changes_nothing(tiny, tmp_path):
     assert not list((tmp_path / "killed").glob(".*"))
 
 
+@pytest.mark.parametrize("every_token", [0.0, 0.3])
+def test_shared_prompts_take_fewer_tokens_and_learn_the_same(tiny, examples, tmp_path, every_token):
+    """Each question with five solutions. AdamW makes whole steps of rounded near-zero gradients, so the mean is
+    compared."""
+    settings = replace(QUICK, batch_tokens=20_000, lr=1e-5, epochs=1, warmup=0)
+    data = [(problem, x) for problem, _ in examples[:4] for _, x in examples[:5]]
+    trainee = OutcomeVerifier(tiny, every_token=every_token)
+    alone, shared = (
+        train(trainee, data, tmp_path / str(share), replace(settings, share_prompts=share)) for share in (False, True)
+    )
+    assert shared.tokens < 0.7 * alone.tokens
+    assert (shared.examples, shared.updates) == (alone.examples, alone.updates) == (20, 1)
+    assert shared.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert not same(alone.path, tiny)
+    for name, weight in weights(alone.path).items():
+        assert float((weights(shared.path)[name] - weight).abs().mean()) < 0.05 * settings.lr, name
+
+
 @pytest.mark.robust
 def test_training_learns_and_reports(tiny, problems, tmp_path):
     reports = []

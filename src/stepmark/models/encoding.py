@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 BEFORE = 32  # last characters of a text that can change how the next text is tokenised
+SHARED = 0.2  # share of an example that it must have in common with another to be joined with it
 SLOT = "stepmark-question"  # stands for the question while a chat template is split
 
 
@@ -53,15 +54,20 @@ class Encoded:
             positions += range(start, start + last - first)
 
 
-def joint(members: Sequence[Encoded]) -> Encoded:
-    """Sequences to score as one. What several of them begin with is in it once, as in a tree. Scores are read for one
-    after the other."""
+def joint(members: Sequence[Encoded], learning: bool = False) -> Encoded:
+    """Sequences as one. What several of them begin with is in it once, as in a tree. Scores are read for one after the
+    other. With `learning` the weights of a token that is shared add up, so that it counts for each sequence; otherwise
+    a token is shared only where its weights are equal."""
     ids, weights, parts, after = list[int](), list[float](), list[int](), list[int]()
     columns: dict[int, list[int]] = {}  # of each member's tokens
     before, path = Encoded(()), list[int]()
     for i in sorted(range(len(members)), key=lambda i: members[i].ids):
         new = members[i]
-        if len(new) > (alike := common(before, new)):
+        alike = common(before, new, learning)
+        if learning and new.weights:
+            for t in range(alike):
+                weights[path[t]] += new.weights[t]
+        if len(new) > alike:
             if alike or ids:
                 parts.append(len(ids))
                 after.append(path[alike - 1] if alike else -1)
@@ -70,13 +76,30 @@ def joint(members: Sequence[Encoded]) -> Encoded:
             weights += new.weights[alike:]
             before = new
         columns[i] = path
-    at = (columns[i][t] for i, m in enumerate(members) for t in m.at)
-    return Encoded(tuple(ids), tuple(at), weights=tuple(weights), parts=tuple(parts), after=tuple(after))
+    at = tuple(columns[i][t] for i, m in enumerate(members) for t in m.at)
+    targets = tuple(y for m in members for y in m.targets)
+    return Encoded(tuple(ids), at, targets, tuple(weights), tuple(parts), tuple(after))
 
 
-def common(a: Encoded, b: Encoded) -> int:
-    """Number of tokens, with equal weights, with which both begin."""
-    if a.weights or b.weights:
+def groups_to_learn(examples: Sequence[Encoded], most: int) -> list[list[int]]:
+    """Indices of examples that begin alike, as solutions of a question do, to be made `joint` for learning: losses and
+    gradients stay the same. A group has at most `most` tokens; an example that has parts is alone."""
+    groups: list[list[int]] = [[i] for i, e in enumerate(examples) if e.parts]
+    before, tokens = Encoded(()), 0
+    for i in sorted((i for i, e in enumerate(examples) if not e.parts), key=lambda i: examples[i].ids):
+        new = examples[i]
+        alike = common(before, new, learning=True)
+        if alike < max(1, SHARED * len(new)) or tokens + len(new) - alike > most:
+            groups.append([])
+            tokens, alike = 0, 0
+        groups[-1].append(i)
+        before, tokens = new, tokens + len(new) - alike
+    return groups
+
+
+def common(a: Encoded, b: Encoded, learning: bool = False) -> int:
+    """Number of tokens with which both begin; but for `learning`, with equal weights."""
+    if (a.weights or b.weights) and not learning:
         pairs = zip(zip(a.ids, a.weights, strict=True), zip(b.ids, b.weights, strict=True), strict=False)
         return next((t for t, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
     return next((t for t, (i, j) in enumerate(zip(a.ids, b.ids, strict=False)) if i != j), min(len(a), len(b)))

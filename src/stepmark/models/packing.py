@@ -210,8 +210,9 @@ def next_token_loss_of(hidden: torch.Tensor, head: Callable[[torch.Tensor], torc
     """`next_token_loss` from the last hidden states [B, L, D] and the output layer `head`.
 
     The output layer runs only at tokens with a weight. In small models it is a large part of the work."""
-    keep = b.weights[:, 1:] > 0
-    return (losses(hidden[:, :-1][keep], head, b.ids[:, 1:][keep]) * b.weights[:, 1:][keep]).sum()
+    rows, columns = (b.weights > 0).nonzero(as_tuple=True)
+    nats = losses(hidden[rows, b.previous[rows, columns]], head, b.ids[rows, columns])
+    return (nats * b.weights[rows, columns]).sum()
 
 
 def losses(hidden_KD: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], ids_K: torch.Tensor) -> torch.Tensor:

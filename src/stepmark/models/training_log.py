@@ -21,7 +21,7 @@ from stepmark.errors import ConfigChanged
 # Settings that may change when a training resumes
 FREE = ("checkpoint_seconds", "tensorboard", "device")
 # Settings that later versions added, as earlier ones trained; at these values they are not compared
-ADDED = {"lora": 0, "lora_alpha": 0, "gradient_checkpointing": "auto"}
+ADDED = {"lora": 0, "lora_alpha": 0, "gradient_checkpointing": "auto", "share_prompts": "auto"}
 BASE = "base"  # what the checkpoints are that a training starts from; earlier versions did not store it
 
 

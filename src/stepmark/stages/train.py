@@ -32,7 +32,7 @@ from stepmark.data.no_signal import without_signal
 from stepmark.data.store import write_json
 from stepmark.errors import ConfigError, DataError
 from stepmark.models import checkpoints, first_pass, lora, optimization, packing, row_plan, throughput, training_log
-from stepmark.models.encoding import Encoded
+from stepmark.models.encoding import Encoded, groups_to_learn, joint
 from stepmark.models.generator import Generator as Generator
 from stepmark.models.precision import is_large
 from stepmark.models.training_progress import Reporter
@@ -78,6 +78,8 @@ class TrainSettings:
     batch_tokens: int = 8192  # tokens per update
     accumulate: int = 1  # fewest forward and backward passes per update; more are made where memory is short
     row_tokens: int = 256  # length of a packed row
+    # examples that begin alike, as solutions of a question do, have that once and share a row; auto: for large models
+    share_prompts: bool | Literal["auto"] = "auto"
     warmup: float = 0.05  # share of the updates over which the learning rate rises
     final_lr: float = 0.1  # learning rate at the end of the cosine, as a share of the peak
     weight_decay: float = 0.01  # of AdamW, for matrices only
@@ -118,9 +120,11 @@ class TrainSettings:
             faults.append(f"train: warmup must be a share of the updates, from 0 to below 1, got {self.warmup}.")
         if self.precision not in ("auto", "float32", "bfloat16"):
             faults.append(f"train: precision must be auto, float32 or bfloat16, got {self.precision!r}.")
-        if self.gradient_checkpointing not in ("auto", True, False):
-            got = self.gradient_checkpointing
-            faults.append(f"train: gradient_checkpointing must be auto, true or false, got {got!r}.")
+        faults += [
+            f"train: {k} must be auto, true or false, got {getattr(self, k)!r}."
+            for k in ("share_prompts", "gradient_checkpointing")
+            if getattr(self, k) not in ("auto", True, False)
+        ]
         if faults:
             raise ConfigError(faults)
 
@@ -256,6 +260,11 @@ class _Loop(Generic[Example]):
                 f"each of the {len(encoded)} examples is longer than the model's {limit} positions. "
                 "Give shorter examples, or a model with more positions."
             )
+        self.counts = [1] * len(self.encoded)  # examples in each sequence
+        if settings.share_prompts is True or (settings.share_prompts == "auto" and is_large(self.model)):
+            groups = groups_to_learn(self.encoded, settings.row_tokens)
+            self.encoded = [joint([self.encoded[i] for i in group], learning=True) for group in groups]
+            self.counts = [len(group) for group in groups]
         named = self.model.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, p in named if not p.requires_grad}  # they are as the base has them
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
@@ -311,7 +320,7 @@ class _Loop(Generic[Example]):
         totals = packing.Totals(
             scores=max(1.0, float(sum(len(e.targets) for e in sequences))),
             next_tokens=max(1e-9, float(sum(sum(e.weights[1:]) for e in sequences))),
-            sequences=float(len(sequences)),
+            sequences=float(sum(self.counts[i] for row in rows for i in row)),
         )
         torch.manual_seed(self.settings.seed * 1_000_003 + self.update)  # the same dropout after a resume
         rate = self._rate(self.update)
@@ -411,7 +420,7 @@ class _Loop(Generic[Example]):
         last_losses = self.losses[-max(1, len(self.losses) // 10) :]
         result = Trained(
             path=str(self.out),
-            examples=len(self.encoded),
+            examples=sum(self.counts),
             skipped=self.skipped,
             updates=self.update,
             tokens=self.tokens,
