@@ -262,9 +262,9 @@ class _Loop(Generic[Example]):
             )
         self.counts = [1] * len(self.encoded)  # examples in each sequence
         if settings.share_prompts is True or (settings.share_prompts == "auto" and is_large(self.model)):
-            groups = groups_to_learn(self.encoded, settings.row_tokens)
-            self.encoded = [joint([self.encoded[i] for i in group], learning=True) for group in groups]
-            self.counts = [len(group) for group in groups]
+            alike = groups_to_learn(self.encoded, settings.row_tokens)
+            self.encoded = [joint([self.encoded[i] for i in group], learning=True) for group in alike]
+            self.counts = [len(group) for group in alike]
         named = self.model.named_parameters(remove_duplicate=False)
         self.frozen = {name for name, p in named if not p.requires_grad}  # they are as the base has them
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
