@@ -6,8 +6,8 @@ two threads per matrix product were measured at a twentieth of the speed of one.
 The work is pickled once and sent to each worker at its start, so a model that the work loads on first use is loaded
 once per worker. A worker gets one unit at a time, so at most `workers` units run at once. A result is yielded as soon
 as it arrives; a worker sends the results of a unit in progress about once a second. Workers end with the parent, even
-when the parent is killed with -9. Notes of all
-workers (data/notes.py) are said by the parent, each once.
+when the parent is killed with -9. The parent says the notes of all workers, each once (data/notes.py), and counts the
+tokens that they write (data/token_meter.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 from stepmark import machine
-from stepmark.data import notes
+from stepmark.data import notes, token_meter
 from stepmark.data.timed_batch import TimedBatch
 from stepmark.errors import ConfigError, StageError, StepmarkError
 from stepmark.plugins import registry
@@ -103,11 +103,12 @@ def _run(max_workers: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any
             for ready in wait([w.connection for w in busy]):
                 worker = next(w for w in busy if w.connection is ready)
                 try:
-                    note, results, error, ended = worker.connection.recv()
+                    note, tokens, results, error, ended = worker.connection.recv()
                 except (EOFError, ConnectionResetError):
                     busy.remove(worker)
                     failure = failure or _death(worker)
                     continue
+                token_meter.add(tokens)
                 if note is not None:
                     notes.say(logging.getLogger(note[0]), note[1])
                 if ended:
@@ -177,6 +178,7 @@ def _work(connection: Connection, payload: bytes, user_files: tuple[str, ...]) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal too, and ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     sending = threading.Lock()  # notes and results come from different threads
+    counted = 0  # tokens that the parent knows of
 
     def send(
         results: list[Any],
@@ -184,11 +186,12 @@ def _work(connection: Connection, payload: bytes, user_files: tuple[str, ...]) -
         ended: bool = False,
         note: tuple[str, str] | None = None,  # name of the logger, text
     ) -> None:
-        if not (results or ended or note):
-            return
+        nonlocal counted
         try:
             with sending:
-                connection.send((note, results, error, ended))
+                tokens, counted = token_meter.written() - counted, token_meter.written()
+                if results or ended or note or tokens:
+                    connection.send((note, tokens, results, error, ended))
         except (BrokenPipeError, ConnectionResetError):
             os._exit(1)  # nobody waits for the results
         except Exception as e:
