@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from seeds import SEED
 from stepmark.backends.local import LocalBackend
+from stepmark.backends.local import draw as drawing
 from stepmark.backends.local.cohort import Stream, Trunk
 from stepmark.backends.local.draw import draw, key, uniforms
 from stepmark.backends.local.engine import Draws, Engine
@@ -226,6 +227,17 @@ def test_draws_follow_the_distribution(temperature, top_p):
     assert dof >= 5
     assert statistic < dof + 4 * math.sqrt(2 * dof)
     assert torch.allclose(logprobs, logits.log_softmax(0)[ids], atol=1e-5)
+
+
+@given(st.integers(1, 9), st.integers(1, 40), st.sampled_from([0.0, 0.7, 1.0]), st.sampled_from([0.6, 1.0]))
+def test_draws_in_chunks_of_rows_are_the_same(rows, chunk, temperature, top_p):
+    random = torch.Generator().manual_seed(rows)
+    logits, u = torch.randn(rows, 12, generator=random), torch.rand(rows, 3, generator=random, dtype=torch.float64)
+    whole = draw(logits, u if temperature else None, temperature, top_p)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "CHUNK", chunk)
+        parts = draw(logits, u if temperature else None, temperature, top_p)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 @pytest.mark.robust

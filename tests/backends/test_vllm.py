@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stepmark.errors import CheckpointError, ConfigError
+from stepmark.models import checkpoints
 from stepmark.plugins import registry
 from stepmark.types import Prompt, SamplingParams
 
@@ -32,6 +33,24 @@ def test_a_missing_checkpoint_is_reported_before_missing_vllm(tmp_path):
     backend = registry.load("backend", "vllm", path=str(tmp_path / "none"))
     with pytest.raises(CheckpointError, match="none"):
         list(backend.sample([Prompt("p", "Ann")], SamplingParams()))
+
+
+def test_a_gguf_file_is_converted_first(tiny, tmp_path, monkeypatch):
+    from stepmark.backends import vllm
+    from stepmark.models import gguf
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(gguf, "directory", lambda path: tiny if path.endswith(".gguf") else path)
+    loaded = []
+    monkeypatch.setattr(vllm, "_loaded", lambda path, *rest: loaded.append((path, rest[-1])) or vllm_is_missing())
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match="missing"):
+        list(vllm.VLLMBackend(str(tmp_path / "model.gguf")).sample([Prompt("p", "Ann")], SamplingParams()))
+    assert loaded == [(tiny, checkpoints.version(tiny))]
+
+
+def vllm_is_missing():
+    raise ConfigError("missing")
 
 
 def test_it_keeps_the_contract_and_agrees_with_the_local_engine(vllm):

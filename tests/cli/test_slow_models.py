@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from stepmark import machine
 from stepmark.cli import terminal
 from stepmark.data.ledger import Ledger
 from stepmark.data.store import Records
@@ -184,7 +185,9 @@ def test_lines_say_the_speed_and_the_time_left_as_far_as_they_are_known(capsys, 
     ]
 
 
-def test_a_model_that_is_large_for_the_machine_gets_one_line_of_advice(capsys):
+def test_a_model_that_is_large_for_the_machine_gets_one_line_of_advice(capsys, monkeypatch):
+    monkeypatch.setattr(machine, "computes_bfloat16", lambda: True)
+
     def at(seconds, left, tokens=90):
         return Progress("sample", 1, 160, seconds, "", tokens, 9.0, left)
 
@@ -195,6 +198,10 @@ def test_a_model_that_is_large_for_the_machine_gets_one_line_of_advice(capsys):
     [advice] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stepmark:")]
     assert "may need 78 min more" in advice
     assert "max_tokens" in advice and "backend: openai" in advice
+    assert "dtype" not in advice  # where bfloat16 is faster, dtype=auto has chosen it
+    with terminal.Show(local=True, dtype="float32") as show:
+        show(slow[-2])
+    assert "dtype: auto" in capsys.readouterr().err
     with terminal.Show() as show:  # the model is somewhere else
         for p in slow:
             show(p)

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from stepmark.data import token_meter
 from stepmark.errors import ConfigError, StageError
 from stepmark.executors.processes import ProcessesExecutor
 
@@ -68,6 +70,26 @@ def test_a_dead_worker_is_named_with_its_unit_and_the_rest_is_kept():
             results.append(result)  # noqa: PERF402 - list(...) would lose the results before the exception
     assert {0, 1, 2} <= set(results)
     assert len(results) <= 5
+
+
+def write_and_wait_to_be_counted(place):
+    token_meter.add(7)
+    wait_until(Path(place, "counted").exists)
+    yield place
+
+
+def test_tokens_of_unfinished_units_are_counted_here(tmp_path):
+    before = token_meter.written()
+
+    def watch():
+        wait_until(lambda: token_meter.written() == before + 14)
+        (tmp_path / "counted").touch()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert list(ProcessesExecutor(workers=2).stream(write_and_wait_to_be_counted, [str(tmp_path)] * 2))
+    watcher.join()
+    assert token_meter.written() == before + 14
 
 
 def test_work_that_cannot_be_pickled_is_refused():

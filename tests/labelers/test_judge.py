@@ -233,7 +233,7 @@ class TestAsking:
         judge = Asked(ScriptedBackend(default=[SECOND]))
         units = [Unlabelled(PROBLEM, Solution(f"p#{i}", "p", i, t, split(t))) for i, t in enumerate([TEXT, "", TEXT])]
         labelled = list(Judge().label(units, Tools(Numeric(), Template(), SamplingParams(), judge=judge)))
-        assert [len(x.labels) for x in labelled] == [3, 0, 3]
+        assert {x.solution.id: len(x.labels) for x in labelled} == {"p#0": 3, "p#1": 0, "p#2": 3}
         assert len(judge.params) == 1
         assert len(judge.prompts) == 2
 

@@ -9,6 +9,7 @@ import torch
 import stepmark
 from stepmark import machine
 from stepmark.backends.local import LocalBackend, _loaded
+from stepmark.data import notes
 from stepmark.models import checkpoints, precision, scoring
 from stepmark.stages.train import TrainSettings, train
 from stepmark.types import Prompt, SamplingParams
@@ -38,13 +39,15 @@ def test_only_where_the_processor_has_it_and_the_model_is_large(tiny, monkeypatc
     assert dtype_of(tiny) is torch.float32
 
 
-def test_a_model_that_says_something_else_stays_in_float32(tiny, monkeypatch, caplog):
+def test_a_model_that_says_something_else_stays_in_float32(tiny, monkeypatch):
     monkeypatch.setattr(machine, "computes_bfloat16", lambda: True)
     monkeypatch.setattr(precision, "LARGE", 0)
     monkeypatch.setattr(precision, "MOST", -1.0)
-    with caplog.at_level(logging.WARNING):
+    said = []
+    with notes.heard(lambda _, note: said.append(note)):
         assert dtype_of(tiny) is torch.float32
-    assert "is loaded in float32: bfloat16 moves its probabilities by" in caplog.text
+    assert len(said) == 1
+    assert "is loaded in float32: bfloat16 moves its probabilities by" in said[0] and "1.6 to 4 times" in said[0]
 
 
 def test_the_divergence_is_that_from_float32(tiny):

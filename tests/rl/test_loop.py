@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -260,6 +261,18 @@ class TestGoingOn:
 
         result = run(bandit, states, tmp_path, Plain(), updates=1)
         assert run(bandit, states, tmp_path, Plain(), updates=1) == result
+
+    def test_another_answer_to_the_same_question_is_refused(self, tmp_path, bandit, states):
+        result = run(bandit, states, tmp_path, updates=1)
+        others = [dataclasses.replace(p, answer="another") for p in states]
+        with pytest.raises(ConfigChanged, match="answers"):
+            run(bandit, others, tmp_path, updates=1)
+        stored = json.loads((tmp_path / "training.json").read_text())
+        del stored["answers"]  # as earlier versions wrote it
+        (tmp_path / "training.json").write_text(json.dumps(stored))
+        assert run(bandit, states, tmp_path, updates=1) == result
+        with pytest.raises(ConfigChanged, match="answers"):
+            run(bandit, others, tmp_path, updates=1)
 
     def test_another_policy_in_the_same_place_is_refused(self, tmp_path, bandit, states):
         shutil.copytree(bandit, tmp_path / "policy")

@@ -37,7 +37,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stepmark.errors import BackendError, ConfigError
-from stepmark.models import checkpoints
+from stepmark.models import checkpoints, gguf
 from stepmark.models.encoding import choice_ids, prompt_ids
 from stepmark.text import sampling
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
@@ -55,7 +55,7 @@ class VLLMBackend:
 
     free: ClassVar[tuple[str, ...]] = ("gpu_memory", "tensor_parallel", "eager")  # options that change no result
 
-    path: str  # a checkpoint directory, or a hub id
+    path: str  # a checkpoint directory, a GGUF file, or a hub id
     dtype: str = "auto"  # auto (the checkpoint's, or 16 bits if that is float32), float32, bfloat16, float16
     gpu_memory: float = 0.9  # share of each GPU's memory for weights and cache
     max_length: int = 0  # largest number of positions of prompt and continuation; 0 takes the model's own
@@ -178,16 +178,17 @@ class VLLMBackend:
 
     def _load(self) -> _Loaded:
         checkpoints.check(self.path)
+        path = gguf.directory(self.path)
         # A checkpoint that was written again under the same path must be loaded again.
         return _loaded(
-            self.path,
+            path,
             self.dtype,
             self.gpu_memory,
             self.max_length,
             self.tensor_parallel,
             self.eager,
             self.trust_remote_code,
-            checkpoints.version(self.path),
+            checkpoints.version(path),
         )
 
 

@@ -320,8 +320,9 @@ def _run(
     selection = Selection(only, start)
     recipe = _recipe(path, changes)
     command = " ".join(["stepmark", *sys.argv[1:]])
-    local = recipe.generator is not None and recipe.generator.backend.name == "local"
-    with Show(json, local=local) as show:
+    backend = recipe.generator.backend if recipe.generator is not None else None
+    dtype = str(backend.options.get("dtype", "auto")) if backend is not None else "auto"
+    with Show(json, local=backend is not None and backend.name == "local", dtype=dtype) as show:
         result = seeds.run(recipe, out or Path("runs") / recipe.name, show, command, limits, selection)
     if json:
         print_json(result.metrics or {"run": str(result.path), "stages": result.stages})

@@ -124,7 +124,8 @@ def sample(
         **settings.of_sampling(context.text, params),
     }
     rollouts = p.kept(out, context.text, params, generator=generator if paid else None)
-    with rollouts, Show(json, local=backend == "local") as show, settings.output(out, Solution, about) as records:
+    shown = Show(json, local=backend == "local", dtype=getattr(generator, "dtype", "auto"))
+    with rollouts, shown as show, settings.output(out, Solution, about) as records:
         done = stage(
             loaded,
             generator,
@@ -279,7 +280,7 @@ def label(
     rollouts = p.kept(out, context.text, tools.params, completer=tools.completer, judge=tools.judge)
     with (
         rollouts,
-        Show(json, local=backend == "local") as show,
+        Show(json, local=backend == "local", dtype=getattr(tools.completer, "dtype", "auto")) as show,
         settings.output(out, LabelledSolution, about) as records,
     ):
         done = stage(

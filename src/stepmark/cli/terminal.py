@@ -31,10 +31,10 @@ SLOW = 600.0  # seconds left from which on a stage with a local model gets advic
 
 class Show:
     """Shows Progress. Use it as a context manager; with `quiet` it shows nothing. With `local` a model runs in this
-    process or its workers: where it is slow, one line says once what to do."""
+    process or its workers: where it is slow, one line says once what to do. `dtype`: as set for the model."""
 
-    def __init__(self, quiet: bool = False, local: bool = False) -> None:
-        self.quiet, self._advise = quiet, local
+    def __init__(self, quiet: bool = False, local: bool = False, dtype: str = "auto") -> None:
+        self.quiet, self._advise, self._dtype = quiet, local, dtype
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._printed_at: dict[str, float] = {}
@@ -60,7 +60,7 @@ class Show:
             return
         if self._advise and _slow(progress):
             self._advise = False
-            text = _advice(progress)
+            text = _advice(progress, self._dtype)
             if self._bars is None:
                 print(text, file=sys.stderr, flush=True)
             else:
@@ -104,10 +104,11 @@ def _slow(p: Progress) -> bool:
     return p.tokens is not None and p.seconds >= 10 and (p.seconds_left or 0) >= SLOW
 
 
-def _advice(p: Progress) -> str:
-    from stepmark.machine import computes_bfloat16
+def _advice(p: Progress, dtype: str) -> str:
+    from stepmark import machine
 
-    half = "dtype: bfloat16 for the backend, which this processor computes fast; " if computes_bfloat16() else ""
+    narrower = dtype == "float32" and machine.computes_bfloat16()  # by itself, dtype=auto has chosen it already
+    half = "dtype: auto for the backend, since this processor computes bfloat16 fast; " if narrower else ""
     return (
         f"stepmark: {p.stage} may need {_duration(p.seconds_left or 0)} more: the model is large for this machine. "
         f"Quicker are fewer samples or rollouts; a smaller max_tokens; a smaller model; {half}or a server with a GPU "

@@ -1,8 +1,8 @@
 """The speed of a stage in tokens, known while its texts are still unfinished.
 
 A backend that runs a model in this process calls `add` for each step of its decoding. Then the progress of a stage
-knows the speed before the first text has ended. Tokens of other backends count when their texts have ended, and so do
-those that worker processes write.
+knows the speed before the first text has ended. Worker processes send their counts once a second
+(executors/processes.py). Tokens of other backends count when their texts have ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def add(tokens: int) -> None:
 
 
 def written() -> int:
-    """Tokens written in this process so far."""
+    """Tokens written in this process, and in its workers as far as they have sent it, so far."""
     return _written
 
 

@@ -10,7 +10,7 @@ rollouts but not the rollouts themselves.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
@@ -23,6 +23,7 @@ from stepmark.types import (
     Problem,
     Prompt,
     Rollout,
+    SamplingParams,
     Solution,
     StepLabel,
     Unlabelled,
@@ -49,6 +50,22 @@ class Prefix:
     @property
     def text(self) -> str:
         return self.solution.text[: self.solution.spans[self.step][1]]
+
+
+def answered(
+    judge: Backend, prompts: Mapping[str, Prompt], params: SamplingParams, keys: Iterable[str]
+) -> Iterator[tuple[str, Sequence[Rollout]]]:
+    """Each of `keys` with the answers to its prompt, as soon as it has all of them; at first those without a prompt.
+    All prompts (key -> prompt) go to the judge in one call."""
+    yield from ((key, ()) for key in keys if key not in prompts)
+    by_name = {prompt.id: key for key, prompt in prompts.items()}
+    answers: dict[str, list[Rollout]] = {key: [] for key in prompts}
+    for rollout in judge.sample(list(prompts.values()), params) if prompts else ():
+        key = by_name[rollout.prompt_id]
+        answers[key].append(rollout)
+        if len(answers[key]) == prompts[key].n:
+            yield key, answers.pop(key)
+    yield from answers.items()  # a judge that gave fewer than it was asked for
 
 
 def gather(

@@ -6,12 +6,14 @@ two threads per matrix product were measured at a twentieth of the speed of one.
 The work is pickled once and sent to each worker at its start, so a model that the work loads on first use is loaded
 once per worker. A worker gets one unit at a time, so at most `workers` units run at once. A result is yielded as soon
 as it arrives; a worker sends the results of a unit in progress about once a second. Workers end with the parent, even
-when the parent is killed with -9.
+when the parent is killed with -9. The parent says the notes of all workers, each once (data/notes.py), and counts the
+tokens that they write (data/token_meter.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing as mp
 import os
 import pickle
@@ -25,6 +27,7 @@ from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 from stepmark import machine
+from stepmark.data import notes, token_meter
 from stepmark.data.timed_batch import TimedBatch
 from stepmark.errors import ConfigError, StageError, StepmarkError
 from stepmark.plugins import registry
@@ -100,11 +103,14 @@ def _run(max_workers: int, payload: bytes, units: Iterator[Any]) -> Iterator[Any
             for ready in wait([w.connection for w in busy]):
                 worker = next(w for w in busy if w.connection is ready)
                 try:
-                    results, error, ended = worker.connection.recv()
+                    note, tokens, results, error, ended = worker.connection.recv()
                 except (EOFError, ConnectionResetError):
                     busy.remove(worker)
                     failure = failure or _death(worker)
                     continue
+                token_meter.add(tokens)
+                if note is not None:
+                    notes.say(logging.getLogger(note[0]), note[1])
                 if ended:
                     worker.done += 1
                     busy.remove(worker)
@@ -171,19 +177,34 @@ def _work(connection: Connection, payload: bytes, user_files: tuple[str, ...]) -
     """The main loop of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal too, and ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    work: Callable[[Any], Any] | None = None
-    streams = False
+    sending = threading.Lock()  # notes and results come from different threads
+    counted = 0  # tokens that the parent knows of
 
-    def send(results: list[Any], error: Exception | None = None, ended: bool = False) -> None:
-        if not (results or ended):
-            return
+    def send(
+        results: list[Any],
+        error: Exception | None = None,
+        ended: bool = False,
+        note: tuple[str, str] | None = None,  # name of the logger, text
+    ) -> None:
+        nonlocal counted
         try:
-            connection.send((results, error, ended))
+            with sending:
+                tokens, counted = token_meter.written() - counted, token_meter.written()
+                if results or ended or note or tokens:
+                    connection.send((note, tokens, results, error, ended))
         except (BrokenPipeError, ConnectionResetError):
             os._exit(1)  # nobody waits for the results
         except Exception as e:
             raise StageError(f"a result can't be sent back from a worker process: {e}") from e
 
+    with notes.heard(lambda name, text: send([], note=(name, text)), show=False):
+        _serve(connection, payload, user_files, send)
+
+
+def _serve(connection: Connection, payload: bytes, user_files: tuple[str, ...], send: Callable[..., None]) -> None:
+    """Works on units as they come, until the parent closes the connection."""
+    work: Callable[[Any], Any] | None = None
+    streams = False
     while True:
         try:
             unit = connection.recv()

@@ -57,17 +57,18 @@ class FirstError:
             raise ConfigError(faults)
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """Each wave sends one prefix of every solution that is still searched to the completer, all in one call."""
+        """Each wave sends one prefix of every solution that is still searched to the completer, all in one call. Yields
+        a solution as soon as its search has ended."""
         evidence.need_completer(tools)
         grades = evidence.grades(units, tools)
         searches = [_begin(unit, grade, self.trust_outcome) for unit, grade in zip(units, grades, strict=True)]
-        while unfinished := [s for s in searches if s.open]:
-            counts = evidence.gather([s.next for s in unfinished], tools, self.rollouts, evidence.succeeded, self.wave)
-            for search in unfinished:
-                search.learn(counts[search.next.name])
-        for search in searches:
-            steps = range(len(search.unit.solution.spans))
-            yield LabelledSolution(search.unit.solution, search.grade, tuple(map(search.label, steps)))
+        yield from (search.labelled() for search in searches if not search.open)
+        while unfinished := {s.next.name: s for s in searches if s.open}:
+            prefixes = [search.next for search in unfinished.values()]
+            for name, label in evidence.settled(prefixes, tools, self.rollouts, evidence.succeeded, self.wave):
+                unfinished[name].learn(label)
+                if not unfinished[name].open:
+                    yield unfinished[name].labelled()
 
 
 @dataclass(slots=True)
@@ -97,6 +98,10 @@ class _Search:
             self.good = step
         else:
             self.bad = step
+
+    def labelled(self) -> LabelledSolution:
+        steps = range(len(self.unit.solution.spans))
+        return LabelledSolution(self.unit.solution, self.grade, tuple(map(self.label, steps)))
 
     def label(self, step: int) -> StepLabel:
         if evidence.ends(self.unit.solution, step):

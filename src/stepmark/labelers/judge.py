@@ -117,7 +117,7 @@ class Judge:
         return frozenset({"judge", "references"} if "{reference}" in self._template else {"judge"})
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """Sends the prompts of all units to the judge in one call."""
+        """Sends the prompts of all units to the judge in one call. Yields a solution as soon as its votes are there."""
         judge = evidence.need_judge(tools)
         params = self._params(tools)
         prompts = {
@@ -125,13 +125,10 @@ class Judge:
             for unit in units
             if unit.solution.spans and ("references" not in self.uses or unit.references)
         }
-        by_name = {prompt.id: key for key, prompt in prompts.items()}
-        answers: dict[str, list[Rollout]] = {key: [] for key in prompts}
-        for rollout in judge.sample(list(prompts.values()), params) if prompts else ():
-            answers[by_name[rollout.prompt_id]].append(rollout)
-        for unit, grade in zip(units, evidence.grades(units, tools), strict=True):
-            s = unit.solution
-            yield LabelledSolution(s, grade, self._labels(answers.get(s.id, ()), len(s.spans)))
+        by_id = {u.solution.id: (u.solution, g) for u, g in zip(units, evidence.grades(units, tools), strict=True)}
+        for key, answers in evidence.answered(judge, prompts, params, by_id):
+            solution, grade = by_id[key]
+            yield LabelledSolution(solution, grade, self._labels(answers, len(solution.spans)))
 
     # ---- prompts ----
 

@@ -26,6 +26,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from stepmark.errors import ConfigError
@@ -128,14 +129,18 @@ class Rationales:
         return frozenset(needs[self.source])
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
-        """Sends the prompts of all units to the judge in one call."""
+        """Sends the prompts of all units to the judge in one call. Yields a solution as soon as all its rationales are
+        written."""
         grades = evidence.grades(units, tools)
         pairs = list(zip(units, grades, strict=True))
+        by_id = {unit.solution.id: (unit, grade) for unit, grade in pairs}
         todo = [pair for pair in pairs if _checkable(*pair)]
-        rationales = self._from_oracle(todo, tools) if self.source == "oracle" else self._from_judge(todo, tools)
-        for unit, grade in pairs:
+        written = self._from_oracle(todo, tools) if self.source == "oracle" else self._from_judge(todo, tools)
+        unwritten = ((unit.solution.id, ()) for unit, grade in pairs if not _checkable(unit, grade))
+        for id, rationales in chain[tuple[str, tuple[Rationale, ...]]](unwritten, written):
+            unit, grade = by_id[id]
             no_labels = (StepLabel(0, 0, source="none"),) * len(unit.solution.spans)
-            yield LabelledSolution(unit.solution, grade, no_labels, rationales.get(unit.solution.id, ()))
+            yield LabelledSolution(unit.solution, grade, no_labels, rationales)
 
     def demonstrations(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[tuple[str, str]]:
         """Pairs to train a judge on: the judge's prompt for a unit, and the rationale that the task writes for it.
@@ -143,7 +148,7 @@ class Rationales:
         if self.source == "oracle":
             return
         graded = zip(units, evidence.grades(units, tools), strict=True)
-        rationales = self._from_oracle([pair for pair in graded if _checkable(*pair)], tools)
+        rationales = dict(self._from_oracle([pair for pair in graded if _checkable(*pair)], tools))
         for unit in units:
             for rationale in rationales.get(unit.solution.id, ()):
                 if rationale.kept and (unit.references or self.source != "reference"):
@@ -151,21 +156,23 @@ class Rationales:
 
     # ---- written by the task ----
 
-    def _from_oracle(self, todo: Sequence[tuple[Unlabelled, Grade]], tools: Tools) -> dict[str, tuple[Rationale, ...]]:
+    def _from_oracle(
+        self, todo: Sequence[tuple[Unlabelled, Grade]], tools: Tools
+    ) -> Iterator[tuple[str, tuple[Rationale, ...]]]:
         if tools.oracle is None:
             raise ConfigError(
                 "rationale: source=oracle needs a task with a `rationale` method, and this task has none; use "
                 "source=unguided or source=reference, with a judge."
             )
-        rationales = dict[str, tuple[Rationale, ...]]()
         for unit, grade in todo:
             text = f"{tools.oracle(unit.problem, unit.solution)}\n{VERDICT}{YES if grade.correct else NO}"
-            rationales[unit.solution.id] = (judged(text, grade.correct, self.source, leak="keep"),)
-        return rationales
+            yield unit.solution.id, (judged(text, grade.correct, self.source, leak="keep"),)
 
     # ---- written by a judge ----
 
-    def _from_judge(self, todo: Sequence[tuple[Unlabelled, Grade]], tools: Tools) -> dict[str, tuple[Rationale, ...]]:
+    def _from_judge(
+        self, todo: Sequence[tuple[Unlabelled, Grade]], tools: Tools
+    ) -> Iterator[tuple[str, tuple[Rationale, ...]]]:
         judge = evidence.need_judge(tools)
         params = self._params(tools)
         prompts = {
@@ -173,19 +180,11 @@ class Rationales:
             for unit, _ in todo
             if unit.references or self.source != "reference"
         }
-        by_name = {prompt.id: key for key, prompt in prompts.items()}
-        answers: dict[str, list[Rollout]] = {key: [] for key in prompts}
-        for rollout in judge.sample(list(prompts.values()), params) if prompts else ():
-            answers[by_name[rollout.prompt_id]].append(rollout)
         unasked = (Rationale(NO_REFERENCE, "unparsed", self.source, "unasked"),) * self.n
-        return {
-            unit.solution.id: tuple(
-                self._read(r, grade) for r in sorted(answers[unit.solution.id], key=lambda r: r.index)
-            )
-            if unit.solution.id in answers
-            else unasked
-            for unit, grade in todo
-        }
+        grades = {unit.solution.id: grade for unit, grade in todo}
+        for id, answers in evidence.answered(judge, prompts, params, grades):
+            written = tuple(self._read(r, grades[id]) for r in sorted(answers, key=lambda r: r.index))
+            yield id, written if id in prompts else unasked
 
     def _read(self, rollout: Rollout, grade: Grade) -> Rationale:
         text = rollout.reason if rollout.finish is Finish.FAILED else rollout.text

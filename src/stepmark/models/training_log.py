@@ -22,7 +22,9 @@ from stepmark.errors import ConfigChanged
 FREE = ("checkpoint_seconds", "tensorboard", "device")
 # Settings that later versions added, as earlier ones trained; at these values they are not compared
 ADDED = {"lora": 0, "lora_alpha": 0, "gradient_checkpointing": "auto", "share_prompts": "auto"}
-BASE = "base"  # what the checkpoints are that a training starts from; earlier versions did not store it
+BASE = "base"  # what the checkpoints are that a training starts from
+ANSWERS = "answers"  # a digest of the gold answers that rewards and grades compare with
+UNSTORED = (BASE, ANSWERS)  # earlier versions did not store them
 
 
 def claim(out: Path, identity: dict[str, Any]) -> None:
@@ -31,8 +33,8 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
     place = out / "training.json"
     if place.exists():
         stored = _upgraded(json.loads(place.read_text()))
-        base = next(({BASE: x[BASE]} for x in (stored, identity) if BASE in x), {})
-        identity, stored = base | identity, base | stored  # known on one side only, it is not compared
+        known = {name: x[name] for x in (identity, stored) for name in UNSTORED if name in x}
+        identity, stored = known | identity, known | stored  # what is known on one side only is not compared
         old, new = _lines(stored), _lines(identity)
         if old != new:
             diff = "\n".join(difflib.unified_diff(old, new, "there", "asked for", lineterm="", n=1))

@@ -40,7 +40,7 @@ from stepmark.protocols import Grader, RewardSource
 from stepmark.rl import guards, losses
 from stepmark.rl.distance import divergence_on
 from stepmark.rl.episodes import Episode, episodes
-from stepmark.rl.identity import described, digest
+from stepmark.rl.identity import answers, described, digest
 from stepmark.rl.learner import Learner
 from stepmark.rl.rewards import RecentRewards
 from stepmark.rl.settings import Explored, Look, Reinforced, ReinforceSettings
@@ -103,6 +103,7 @@ def reinforce(
         "grader": described(grader),
         "settings": asdict(settings),
         "data": digest(problems, held_out),
+        training_log.ANSWERS: answers(problems, held_out),
     }
     training_log.claim(out, identity)
     if (out / "reinforced.json").exists():

@@ -22,7 +22,7 @@ from stepmark.errors import DataError
 from stepmark.executors.serial import SerialExecutor
 from stepmark.models import checkpoints, training_log
 from stepmark.protocols import Grader
-from stepmark.rl.identity import described, digest
+from stepmark.rl.identity import answers, described, digest
 from stepmark.stages.grade import grade
 from stepmark.stages.sample import sample
 from stepmark.stages.train import Generator, Trained, TrainSettings
@@ -57,7 +57,8 @@ def rft(
         "samples": samples,
         "params": repr(params),
     }
-    training_log.claim(drawn, identity | {"problems": digest(problems), "grader": described(grader)})
+    data = {"problems": digest(problems), training_log.ANSWERS: answers(problems), "grader": described(grader)}
+    training_log.claim(drawn, identity | data)
     with (
         Records[Solution](drawn / "solutions.jsonl", Solution) as solutions,
         Records[GradedSolution](drawn / "grades.jsonl", GradedSolution) as grades,

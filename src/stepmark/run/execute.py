@@ -109,6 +109,7 @@ def run(
         found = inputs.check(context, listed, anew)
         archive(directory.path, outputs(context, anew))  # all that can be refused was refused: only now are files moved
         inputs.write(context, found)
+        context.log.anew(stage.name for stage in anew)
         for note in recipe.notes:
             context.log.note(note, show=False)  # the command line has said it already
         ran = [stage.name for stage in chosen if run_stage(context, stage)]

@@ -19,6 +19,7 @@ from stepmark.evaluation.rank import SELF_CONSISTENCY, candidates, rank
 from stepmark.machine import describe
 from stepmark.plugins import registry
 from stepmark.run import renames
+from stepmark.run.log import sentences
 from stepmark.run.recipe import Recipe, stored
 from stepmark.types import Candidate, GradedSolution, Problem, Quarantined, Selection, Solution, Verification
 
@@ -33,7 +34,8 @@ def read(directory: RunDir, command: str = "") -> report.ReportData:
     """All data of a report. Raises DataError for a run that has no metrics.json yet."""
     config = renames.upgraded(directory.read_json("config.json"))
     recipe = stored(directory)
-    metrics = report.Metrics.parse(directory.read_json("metrics.json"))
+    raw = directory.read_json("metrics.json")
+    metrics = report.Metrics.parse(raw | {"notes": [*raw.get("notes", ()), *sentences(raw)]})
     problems = list(directory.records("problems/test", Problem))
     scores = {name: list(directory.records(f"scores/{name}", Verification)) for name in recipe.verifiers}
     grades = list(directory.records("grades/test", GradedSolution))

@@ -41,6 +41,7 @@ from stepmark.plugins.loading import load_executor
 from stepmark.run import execute, inputs, missing, policy_evaluation, renames, report_data
 from stepmark.run.context import RunContext
 from stepmark.run.execute import ALL, RunResult, Selection, Show
+from stepmark.run.log import merged, sentences
 from stepmark.run.pipeline import stages
 from stepmark.run.pipeline.evaluate import Evaluate
 from stepmark.run.recipe import Recipe, first_seed, seed_directory, stored
@@ -120,7 +121,7 @@ def write_report(directory: RunDir, command: str = "") -> Path:
     links = [f"The report of seed {seed}: {seed_directory(Path(), seed) / 'report.html'}" for seed in recipe.seeds]
     data = report.ReportData(
         name=recipe.name,
-        metrics=report.Metrics.parse(metrics | {"notes": metrics["notes"] + links}),
+        metrics=report.Metrics.parse(metrics | {"notes": metrics["notes"] + sentences(metrics) + links}),
         task=recipe.task.name if recipe.task else "",
         date=time.strftime("%F %H:%M UTC", time.gmtime((directory.path / "metrics.json").stat().st_mtime)),
         machine=describe(),
@@ -208,7 +209,17 @@ def _costs(ways: Mapping[int, Ways], part: str) -> dict[str, Any] | None:
 
 def _section(runs: Mapping[int, Mapping[str, Any]], costs: Mapping[str, Any] | None) -> dict[str, Any]:
     per_seed = list(runs.values())
-    not_merged = {"name", "seed", "seconds", "notes", "compute", "policies", *policy_evaluation.CURVES, *SECTIONS}
+    not_merged = {
+        "name",
+        "seed",
+        "seconds",
+        "notes",
+        "stage_notes",
+        "compute",
+        "policies",
+        *policy_evaluation.CURVES,
+        *SECTIONS,
+    }
     section = {
         name: _merged([x[name] for x in per_seed], -1.0 if "differences" in name else 0.0)
         for name in per_seed[0]
@@ -217,6 +228,7 @@ def _section(runs: Mapping[int, Mapping[str, Any]], costs: Mapping[str, Any] | N
     section |= policy_evaluation.pooled(runs)
     names = dict.fromkeys(stage for x in per_seed for stage in x.get("seconds", {}))
     section["seconds"] = {name: round(sum(x.get("seconds", {}).get(name, 0.0) for x in per_seed), 3) for name in names}
+    section["stage_notes"] = merged([x.get("stage_notes", {}) for x in per_seed])
     section["compute"] = costs
     section["notes"] = list(_notes(runs))
     if costs is None and all(x.get("compute") for x in per_seed):

@@ -196,7 +196,7 @@ class Cohort:
         if self._own and live > (capacity := self._own[0][0].shape[0]):
             added = min(max(live, 2 * capacity), len(self.names)) - capacity
             for layer in range(len(self._own)):  # layer by layer, so that only one layer's cache exists twice
-                self._own[layer] = tuple(torch.cat([x, x.new_empty(added, *x.shape[1:])]) for x in self._own[layer])
+                self._own[layer] = tuple(self._resized(x, capacity + added, x.shape[2]) for x in self._own[layer])
         self._copy(source_F, np.arange(self.live, live))
         self.live = live
         self.peak = max(self.peak, live)
@@ -244,7 +244,7 @@ class Cohort:
     def _repack(self) -> None:
         """Frees the memory of finished rows, and of trunks without live rows."""
         for layer in range(len(self._own)):
-            self._own[layer] = tuple(x[: self.live].clone() for x in self._own[layer])
+            self._own[layer] = tuple(self._resized(x, self.live, x.shape[2]) for x in self._own[layer])
         kept, self.trunk_of = np.unique(self.trunk_of[: self.live], return_inverse=True)
         if len(kept) < self._trunk[0][0].shape[0]:
             index = torch.from_numpy(kept).to(self.device)
@@ -271,9 +271,16 @@ class Cohort:
             self._own.append((k, v))
         k, v = self._own[layer]
         if self.step == k.shape[2]:
-            k, v = (torch.cat([x, torch.empty_like(x)], dim=2) for x in (k, v))
+            k, v = (self._resized(x, x.shape[0], 2 * x.shape[2]) for x in (k, v))
             self._own[layer] = k, v
         return k, v
+
+    def _resized(self, own_RKND: torch.Tensor, rows: int, capacity: int) -> torch.Tensor:
+        """A cache of another size with what is filled: memory that is not touched yet costs nothing."""
+        new = own_RKND.new_empty(rows, own_RKND.shape[1], capacity, own_RKND.shape[3])
+        filled = slice(min(self.live, rows)), slice(None), slice(self.step)
+        new[filled] = own_RKND[filled]
+        return new
 
     def _build_maps(self) -> None:
         """Builds the maps between rows in their order and a grid of trunks by rows per trunk."""

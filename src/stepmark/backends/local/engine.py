@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from stepmark.backends.local.check import fault
 from stepmark.backends.local.cohort import Cohort, Decoding, Encoding, Root, Trunk
 from stepmark.backends.local.draw import draw, numbers, uniforms
-from stepmark.data import token_meter
+from stepmark.data import notes, token_meter
 from stepmark.models import memory
 from stepmark.models.attention import Unsupported, rule_of
 
@@ -40,6 +40,7 @@ ENCODE_TOKENS = {"cpu": 2048, "cuda": 16384}  # flat positions per encoding pass
 MEMORY = 0.6  # share of the free memory for rollouts, if all have full length and no two share a row
 ALIKE = 4  # largest ratio of rollouts to rows if earlier rollouts shared rows, since later ones may split
 REFILL = 0.5  # share of places that must be free before new trunks are encoded
+UNSHARED = "Each prefix is encoded anew, which makes labels take about four times as long."  # measured: 171 s, not 39
 ROOT = 16  # fewest tokens that are worth a pass of their own
 
 
@@ -90,9 +91,12 @@ AttentionInterface.register(ATTENTION, shared_attention)
 
 
 class Engine:
-    """A loaded model that samples rollouts. `text`: token ids of ordinary text, to check the shared attention with."""
+    """A loaded model that samples rollouts. `text`: token ids of ordinary text, to check the shared attention with.
+    `said`: notes about how the model was loaded."""
 
-    def __init__(self, model: PreTrainedModel, batch: int = 0, text: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: PreTrainedModel, batch: int = 0, text: Sequence[int] = (), said: Sequence[str] = ()
+    ) -> None:
         self.model = model
         self.device = model.device
         self.config: Any = model.config.get_text_config()
@@ -105,11 +109,14 @@ class Engine:
         self.plain_attention: str = model.config._attn_implementation
         self.fault = fault(self, text)  # why prefixes can't be shared; "" if they can
         if self.fault:
-            log.warning(
-                "%s is decoded without prefix sharing: %s. Each prefix is encoded anew, which is several times slower.",
-                type(model).__name__,
-                self.fault,
-            )
+            unshared = f"{type(model).__name__} is decoded without prefix sharing: {self.fault}. {UNSHARED}"
+        self.notes = (*said, *([unshared] if self.fault else []))
+        self.say()
+
+    def say(self) -> None:
+        """Says what is slower with this model than it could be."""
+        for note in self.notes:
+            notes.say(log, note)
 
     @property
     def sharing(self) -> bool:

@@ -5,6 +5,7 @@ Training on a rollout needs these ids, since tokenising its text again may give 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,11 +18,14 @@ from stepmark.backends.local.cohort import Stream, Trunk
 from stepmark.backends.local.draw import key
 from stepmark.backends.local.engine import Draws, Engine
 from stepmark.backends.local.text import Reader, group
+from stepmark.data import notes
 from stepmark.models.encoding import choice_ids, prompt_ids
 from stepmark.types import Finish, Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,15 @@ def _choices(tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> np.n
         return None
     variants = set(map(tuple, choice_ids(tokenizer, params.stop, params.choices)))
     first = variants.pop()
-    return None if variants or any(len(ids) != 1 for ids in first) else np.array([ids[0] for ids in first])
+    if not variants and all(len(ids) == 1 for ids in first):
+        return np.array([ids[0] for ids in first])
+    names = " or ".join(params.choices)
+    notes.say(
+        log,
+        f"whether {names} follows is not read in passing, since these are more than one token of this tokenizer, or "
+        "differ after a stop string. It is asked in a second call, which reads each text once more.",
+    )
+    return None
 
 
 @lru_cache(maxsize=1 << 13)  # labelling samples the same prefixes in several waves

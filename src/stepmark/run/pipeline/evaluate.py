@@ -1,6 +1,7 @@
 """Stage `evaluate`: measures the verifiers, and the policies where there are any; writes metrics.json.
 
-    RUN/metrics.json        metrics of the test; with a second test also those of both, under their names
+    RUN/metrics.json        metrics of the test; with a second test also those of both, under their names; `stage_notes`
+                            has what each stage said of fallbacks and their price
     RUN/by_problem.json     for each selection method and test problem, whether the answer is correct; to pool seeds
 
 stepmark evaluate runs/demo
@@ -51,7 +52,7 @@ class Evaluate:
         sections = {part: metrics.to_json() for part, metrics in measured.items()}
         policies = _measure_policies(context) if context.recipe.reinforce is not None else {}
         context.log.save_seconds()  # so that the stage's own time is among them
-        about = {"name": context.recipe.name, "seconds": context.log.seconds}
+        about = {"name": context.recipe.name, "seconds": context.log.seconds, "stage_notes": context.log.notes}
         metrics: dict[str, Any] = sections["test"] | policies | about
         if "out_of_distribution" in tests:
             metrics |= {"in_distribution": sections["test"], "out_of_distribution": sections["out_of_distribution"]}
