@@ -23,7 +23,7 @@ from stepmark.errors import CheckpointError, ConfigChanged, ConfigError, DataErr
 from stepmark.models import checkpoints
 from stepmark.rl.loop import reinforce
 from stepmark.rl.settings import ReinforceSettings
-from stepmark.types import Prompt, Reward
+from stepmark.types import Prompt, Reward, SamplingParams
 
 from .conftest import RIGHT, Arms, Key
 
@@ -71,6 +71,10 @@ def test_a_bandit_is_solved(tmp_path, bandit, states, method):
     assert min(chances(tmp_path)) > 0.95
     assert result.rewards[0] < 0.8 < 0.95 < np.mean(result.rewards[-3:])
     assert (result.updates, result.stopped) == (SURE["updates"], "")
+    # The policy samples like any checkpoint.
+    prompts = [Prompt(q, f"{q}\n", n=8) for q in RIGHT]
+    rollouts = list(LocalBackend(str(tmp_path)).sample(prompts, SamplingParams(max_tokens=4)))
+    assert sum(r.text.strip() == RIGHT[r.prompt_id] for r in rollouts) >= 14
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
@@ -283,15 +287,6 @@ class TestGoingOn:
         checkpoints.save(tmp_path / "policy", model, checkpoints.load_tokenizer(tmp_path / "policy"))
         with pytest.raises(ConfigChanged):
             run(tmp_path / "policy", states, tmp_path / "out", updates=1)
-
-
-def test_what_comes_out_samples_like_any_checkpoint(tmp_path, bandit, states):
-    run(bandit, states, tmp_path, **SURE)
-    from stepmark.types import SamplingParams
-
-    prompts = [Prompt(q, f"{q}\n", n=8) for q in RIGHT]
-    rollouts = list(LocalBackend(str(tmp_path)).sample(prompts, SamplingParams(max_tokens=4)))
-    assert sum(r.text.strip() == RIGHT[r.prompt_id] for r in rollouts) >= 14
 
 
 def test_settings_name_all_their_faults():
