@@ -4,7 +4,8 @@ Each row comes with its number, counted from 1 as an editor or a spreadsheet cou
 What can't be decoded comes as Bad, with the reason, and the rows after it still come. A source that can't be read at
 all raises DataError.
 
-JSONL and CSV hold one line in memory at a time, JSON the whole file. All may be gzip, recognised by its first bytes.
+JSONL and CSV hold one line in memory at a time, JSON the whole file. All may be gzip or Zstandard, recognised by the
+first bytes; Zstandard needs the package zstandard. data/encode.py writes the same.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import IO, Any, cast
 
 from stepmark.errors import DataError
 
-GZIP = b"\x1f\x8b"
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 BOM = b"\xef\xbb\xbf"  # some programs write it before UTF-8
 TABLES = {".csv": ",", ".tsv": "\t"}  # ending -> separator
-ENDINGS = (".jsonl", ".json", *TABLES)  # of files that may also be gzip, with .gz after it
+ENDINGS = (".jsonl", ".json", *TABLES)  # of files that may also be packed, with one of these after it:
+PACKED = (".gz", ".zst")
 PARQUET = ".parquet"
-SUFFIXES = (*(f"{ending}{packed}" for ending in ENDINGS for packed in ("", ".gz")), PARQUET)
+SUFFIXES = (*(f"{ending}{packed}" for ending in ENDINGS for packed in ("", *PACKED)), PARQUET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ Decoded = tuple[int, object]  # a row's number, and its value or Bad
 
 def decode_file(path: Path, max_line: int) -> Iterator[Decoded]:
     """The rows of a file, whose ending names its format; a file with an unknown ending is JSONL."""
-    name = path.name.lower().removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     if name.endswith(PARQUET):
         return _parquet(path)
     return _text(path, name, max_line)
@@ -103,9 +105,7 @@ def decode_hub(name: str, config: str | None, split: str) -> Iterator[Decoded]:
 def _text(path: Path, name: str, max_line: int) -> Iterator[Decoded]:
     number = 0
     try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == GZIP
-        with cast("IO[bytes]", gzip.open(path, "rb") if zipped else path.open("rb")) as file:
+        with opened(path) as file:
             separator = TABLES.get(Path(name).suffix)
             if separator is not None:
                 rows = _table(path, file, separator)
@@ -119,6 +119,32 @@ def _text(path: Path, name: str, max_line: int) -> Iterator[Decoded]:
         yield number + 1, Bad(f"the gzip file is damaged, nothing can be read from here on: {e}")
     except OSError as e:
         raise DataError(f"{path} can't be read, at line {number + 1}: {e}") from e
+    except Exception as e:
+        if type(e).__name__ != "ZstdError":  # the package may not be there to name it
+            raise
+        yield number + 1, Bad(f"the Zstandard file is damaged, nothing can be read from here on: {e}")
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file, opened to be read, unpacked if it is gzip or Zstandard. Raises DataError without the package for it."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(GZIP):
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    if start == ZSTD:
+        return io.BufferedReader(zstandard(path).open(path, "rb"))
+    return path.open("rb")
+
+
+def zstandard(path: Path) -> Any:
+    """The package for Zstandard files. Raises DataError where it is not installed."""
+    try:
+        return importlib.import_module("zstandard")
+    except ImportError as e:
+        raise DataError(
+            f"{path} is a Zstandard file, and the package zstandard is not installed: pip install zstandard, or use a "
+            "file with another ending, such as .jsonl.gz."
+        ) from e
 
 
 def _lines(file: IO[bytes], max_line: int) -> Iterator[Decoded]:
