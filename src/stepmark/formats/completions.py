@@ -24,6 +24,7 @@ from stepmark.types import Finish, Imported, Place, Problem, Quarantined, Verdic
 
 QUESTIONS = ("question", "prompt", "problem")
 TEXTS = ("completions", "solutions", "outputs", "responses", "completion", "solution", "response")
+BESIDE = ("finish_reason", "tokens", "logprob")  # lists beside the texts, with one value for each
 FIELDS = (
     rows.Field("answer", 10_000, required=False, number=True),
     rows.Field("id", rows.ID_LIMIT, required=False, number=True),
@@ -70,14 +71,18 @@ class Completions:
         flags = [flag] * len(items) if given is None else given
         if not items or len(flags) != len(items):
             return f"{len(items)} solutions and {len(flags)} flags in 'correct'"
+        beside = {name: exchange.listed(row.values.get(name)) for name in BESIDE}
+        if short := next((name for name, x in beside.items() if x is not None and len(x) != len(items)), None):
+            return f"{len(items)} solutions, and another number of values in {short!r}"
         texts = []
         for i, (item, flag) in enumerate(zip(items, flags, strict=True), 1):
-            text = _text(item, flag)
+            about = {name: x[i - 1] for name, x in beside.items() if x is not None}
+            text = _text(item, flag, about)
             if isinstance(text, str):
                 return f"field {texts_name!r}, item {i} of {len(items)}: {text}"
             texts.append(text)
         problem = Problem(row.text["id"] or exchange.question_id(str(question)), str(question), row.text["answer"], "")
-        more = exchange.extra(row, question_name, texts_name, "answer", "id", "correct")
+        more = exchange.extra(row, question_name, texts_name, "answer", "id", "correct", *BESIDE)
         more |= {"system message": True} if has_system(prompt) else {}
         return exchange.several(problem, texts, numbers.take(problem.id, len(texts)), self.steps, more)
 
@@ -87,38 +92,39 @@ class Completions:
         if not imported.solutions:
             lost["problems left out: they have no solution"] += 1
             return
-        items = [
-            {"text": s.text, "finish_reason": s.finish.value, "tokens": s.tokens or None, "logprob": s.logprob or None}
-            for s in imported.solutions
-        ]
         verdicts = [grades[s.id].verdict if s.id in grades else Verdict.UNGRADABLE for s in imported.solutions]
         correct = [None if v is Verdict.UNGRADABLE else v is Verdict.CORRECT for v in verdicts]
-        plain = all(s.finish is Finish.STOP and not s.tokens and not s.logprob for s in imported.solutions)
+        listed = imported.solutions
+        ends, tokens = [s.finish.value for s in listed], [s.tokens for s in listed]
+        logprobs = [s.logprob for s in listed]
         yield {
             "id": p.id,
             "question": p.question,
-            "completions": [s.text for s in imported.solutions] if plain else items,
+            "completions": [s.text for s in listed],
             "answer": p.answer or None,
             "correct": correct if any(c is not None for c in correct) else None,
+            "finish_reason": ends if any(s.finish is not Finish.STOP for s in listed) else None,
+            "tokens": tokens if any(tokens) else None,
+            "logprob": logprobs if any(logprobs) else None,
         }
 
 
-def _text(item: object, flag: object) -> exchange.Text | str:
-    """A solution; or what is wrong with it."""
-    finish, tokens, logprob = Finish.STOP, 0, 0.0
-    text = text_of(item) if not isinstance(item, Mapping) else None
+def _text(item: object, flag: object, about: Mapping[str, object]) -> exchange.Text | str:
+    """A solution; or what is wrong with it. `about` has what the row says of it beside its text."""
+    text = text_of(item)
     if isinstance(item, Mapping):
         message = item.get("message")
         content = message.get("content") if isinstance(message, Mapping) else item.get("content")
-        text = text_of(item.get("text", content))
-        finish = Finish.LENGTH if item.get("finish_reason") in ("length", "max_tokens") else Finish.STOP
-        ids, count = item.get("token_ids"), item.get("tokens")
-        tokens = len(ids) if isinstance(ids, list) else count if isinstance(count, int) else 0
-        sum_of_logs = item.get("logprob", item.get("cumulative_logprob"))
-        logprob = float(sum_of_logs) if isinstance(sum_of_logs, int | float) else 0.0
+        text, about = text_of(item.get("text", content)), {**about, **item}
     if text is None:
         return f"a text is needed, got {item!r:.60}"
     if fault := exchange.fault_of_steps([text]):
         return fault
     grade = exchange.grade_of(text, flag)
-    return grade if isinstance(grade, str) else exchange.Text(text, grade, finish, tokens, logprob)
+    if isinstance(grade, str):
+        return grade
+    finish = Finish.LENGTH if about.get("finish_reason") in ("length", "max_tokens") else Finish.STOP
+    ids, count = about.get("token_ids"), about.get("tokens")
+    tokens = len(ids) if isinstance(ids, list) else count if isinstance(count, int) else 0
+    logprob = about.get("logprob", about.get("cumulative_logprob"))
+    return exchange.Text(text, grade, finish, tokens, float(logprob) if isinstance(logprob, int | float) else 0.0)

@@ -57,8 +57,8 @@ class TrainingData:
         )
 
     def examples(self) -> list[Example]:
-        """The examples of all verifiers: solutions with their grades and, where the recipe or the imported file has them,
-        step labels and rationales; in the order of `pairs`."""
+        """The examples of all verifiers: solutions with their grades and, where the recipe or the imported file has
+        them, step labels and rationales; in the order of `pairs`."""
         labels = {labelled.key: labelled for labelled in self.context.labels}
         if self.recipe.label is not None:
             examples = [(p, labels[s.id]) for p, s in self.pairs(self.recipe.label) if s.id in labels]

@@ -6,9 +6,7 @@ question is no tag. A text that breaks these rules is described, with the place,
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +19,15 @@ class Tagged:
     plain: bool  # whether each tag follows a space, and each step but the first a new line
 
 
-@lru_cache(64)
-def tag_pattern(tag: str) -> re.Pattern[str]:
-    """Where a tag stands: before white space or the end, and after white space if it is a word. So a word that ends in
-    it is no tag."""
-    before = r"(?<=\s)" if tag[:1].isalnum() else ""
-    return re.compile(rf"{before}{re.escape(tag)}(?!\S)")
+def find(tag: str, text: str, start: int) -> int:
+    """Where the next tag stands: before white space or the end, and after white space if it is a word, so that a word
+    that ends in it is no tag. -1 if there is none."""
+    word, size = tag[:1].isalnum(), len(tag)
+    while (at := text.find(tag, start)) >= 0:
+        start = at + size
+        if (start == len(text) or text[start].isspace()) and not (word and at and not text[at - 1].isspace()):
+            break
+    return at
 
 
 def boundary(text: str, mark: str) -> int:
@@ -46,15 +47,16 @@ def read(text: str, tag: str, mark: str) -> Tagged | str:
     if not question:
         return f"no question before {mark!r}"
     steps, places, at, plain = list[str](), list[int](), start, len(question) + 1 == start
-    for found in tag_pattern(tag).finditer(text, start):
-        piece = text[at : found.start()]
+    while (place := find(tag, text, at)) >= 0:
+        piece = text[at:place]
         step = piece.strip()
         if not step:
-            return f"no step before tag {len(places) + 1} (character {found.start()})"
+            return f"no step before tag {len(places) + 1} (character {place})"
+        # A new line before the step, but for the first one, and a space after it
         plain = plain and piece == (f"\n{step} " if places else f"{step} ")
         steps.append(step)
-        places.append(found.start())
-        at = found.end()
+        places.append(place)
+        at = place + len(tag)
     if not places:
         return f"no tag {tag!r} after {mark!r}"
     if text[at:].strip():
@@ -96,7 +98,7 @@ def _where(piece: str, labels: str, at: int, where: str) -> str:
 
 def contains(tag: str, *texts: str) -> bool:
     """Whether a tag would be found in one of the texts."""
-    return any(tag in text and tag_pattern(tag).search(f" {text} ") for text in texts)
+    return any(tag in text and find(tag, f" {text} ", 0) >= 0 for text in texts)
 
 
 def write(question: str, steps: list[str], signs: list[str]) -> str:
