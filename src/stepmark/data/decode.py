@@ -116,7 +116,8 @@ def _text(path: Path, name: str, max_line: int) -> Iterator[Decoded]:
             for number, value in rows:
                 yield number, value
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        yield number + 1, Bad(f"the gzip file is damaged, nothing can be read from here on: {e}")
+        kind = "gzip" if path.name.lower().endswith(".gz") or not isinstance(e, EOFError) else "packed"
+        yield number + 1, Bad(f"the {kind} file is damaged, nothing can be read from here on: {e}")
     except OSError as e:
         raise DataError(f"{path} can't be read, at line {number + 1}: {e}") from e
     except Exception as e:
@@ -132,8 +133,44 @@ def opened(path: Path) -> IO[bytes]:
     if start.startswith(GZIP):
         return cast("IO[bytes]", gzip.open(path, "rb"))
     if start == ZSTD:
-        return io.BufferedReader(zstandard(path).open(path, "rb"))
+        return io.BufferedReader(_Zstandard(path))
     return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """The content of a Zstandard file. Raises EOFError where the file ends too early, which the package's own reader
+    takes for its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._make = zstandard(path).ZstdDecompressor().decompressobj
+        self._file, self._frame, self._left = path.open("rb"), self._make(), b""
+        self._begun = False  # whether a frame has begun that has not ended
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            packed = self._file.read(1 << 16)
+            if not packed:
+                if self._begun:
+                    raise EOFError("it ends before the end of its last frame")
+                return 0
+            out = []
+            while packed:
+                self._begun = True
+                out.append(self._frame.decompress(packed))
+                packed = b""
+                if self._frame.eof:
+                    packed, self._frame, self._begun = self._frame.unused_data, self._make(), False
+            self._left = b"".join(out)
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def zstandard(path: Path) -> Any:

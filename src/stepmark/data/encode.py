@@ -121,18 +121,18 @@ def _array(text: io.TextIOBase, rows: Rows) -> None:
 
 
 def _table(path: Path, text: io.TextIOBase, rows: Rows, separator: str) -> None:
-    table = csv.writer(text, delimiter=separator, lineterminator="\n")
+    table = csv.writer(text, delimiter=separator)  # its line ends are \r\n, so that a \r in a text is quoted too
     heading: list[str] | None = None
     for number, row in enumerate(rows, 2):
         if heading is None:
             heading = list(row)
             table.writerow(heading)
-        if list(row) != heading:
+        if row.keys() != set(heading):
             raise DataError(
                 f"{path}, row {number}: its fields are {', '.join(row)}; the first row has {', '.join(heading)}. A "
                 "table has the same columns in all rows; write JSONL."
             )
-        table.writerow([_cell(value) for value in row.values()])
+        table.writerow([_cell(row[name]) for name in heading])
 
 
 def _cell(value: object) -> object:

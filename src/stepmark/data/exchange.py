@@ -96,7 +96,7 @@ def each(
 
 def extra(row: rows.Row, *used: str) -> dict[str, object]:
     """The fields of a row that are not among those used, without empty ones."""
-    return {k: v for k, v in row.values.items() if k not in used and v is not None}
+    return {k: v for k, v in row.values.items() if k not in used and v is not None and v != ""}
 
 
 def question_id(question: str) -> str:

@@ -92,8 +92,6 @@ def convert(
     with ExitStack() as stack:
         usable = _usable(reader.read(source), counts, place, stack, progress)
         written = write_rows(out, encoded(usable, writer, counts.lost))
-        if counts.rows == counts.reasons.total():
-            raise DataError(f"{source} has no usable row. {counts.rows} were set aside, {counts.reason()}.")
     if not counts.reasons:
         place.unlink(missing_ok=True)
     lost = {what: count for what, count in counts.lost.most_common() if count}
@@ -157,7 +155,7 @@ def _usable(
     stack: ExitStack,
     progress: Callable[[Progress], None] | None,
 ) -> Iterator[Imported]:
-    """The usable rows. The others are counted and written to `place`."""
+    """The usable rows. The others are counted and written to `place`. Raises DataError if there is no usable one."""
     file, started = None, time.monotonic()
     for row in found:
         counts.rows += 1
@@ -169,6 +167,8 @@ def _usable(
             yield row
         if progress is not None and counts.rows % 1000 == 0:
             progress(Progress("convert", counts.rows, 0, time.monotonic() - started))
+    if counts.rows == counts.reasons.total():
+        raise DataError(f"there is no usable row. {counts.rows} were set aside, {counts.reason() or 'as it is empty'}.")
 
 
 def _together(found: Iterable[Imported]) -> Iterator[Imported]:
