@@ -181,7 +181,7 @@ def examples(path: Path, format: str) -> tuple[list[tuple[Problem, LabelledSolut
     from stepmark.errors import DataError
     from stepmark.plugins import registry
     from stepmark.protocols import Format
-    from stepmark.types import Quarantined
+    from stepmark.types import LabelledSolution, Problem, Quarantined
 
     reader = registry.load("format", format)
     if not isinstance(reader, Format):
