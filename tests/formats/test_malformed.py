@@ -1,12 +1,17 @@
 """Rows that break the rules of their format are set aside, each with its line and the reason; the others are read."""
 
 import json
+import random
+from collections import Counter
 
+import foreign
 import pytest
 
 from stepmark.data import exchange
+from stepmark.data.encode import write_rows
 from stepmark.errors import DataError
 from stepmark.plugins import registry
+from stepmark.stages.convert import encoded
 from stepmark.types import Finish, Imported, Quarantined
 
 
@@ -146,6 +151,66 @@ def test_a_row_that_breaks_a_rule_is_set_aside_with_its_place(tmp_path, name, ro
         assert said in found[1].reason
 
 
+def places(value, at=()):
+    """Every place in a value of JSON."""
+    yield at
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(inner, (*at, key))
+
+
+VALUES = (None, True, 0, -1, 7, 0.5, 1e300, "", " ", "ки", "+", "a\0", [], {}, [[]], [None], [{}])
+
+
+def changed(rng, row):
+    """The row with another value somewhere, or without one."""
+    row = json.loads(json.dumps(row))
+    if not row:
+        return row
+    *above, key = rng.choice([at for at in places(row) if at])
+    holder = row
+    for step in above:
+        holder = holder[step]
+    if rng.random() < 0.2:
+        del holder[key]
+    else:
+        holder[key] = rng.choice(
+            (None, True, 0, -1, 7, 0.5, 1e300, "", " ", "ки", "+", "a\0", [], {}, [[]], [None], [{}])
+        )
+    return row
+
+
+@pytest.mark.parametrize("name", [*GOOD, "inspect_log", "stepmark", "openai_batch"])
+def test_no_row_whatever_is_in_it_stops_the_others(tmp_path, name):
+    rng = random.Random(name)
+    records = [next(iter(encoded(foreign.records(20), registry.load("format", "stepmark"), Counter())))]
+    batch = {"custom_id": "a", "body": {"messages": [{"role": "user", "content": "2?"}]}}
+    result = {
+        "custom_id": "a",
+        "response": {"body": {"choices": [{"message": {"content": "2"}, "finish_reason": "stop"}]}},
+    }
+    good = {"inspect_log": INSPECT, "stepmark": records[0], "openai_batch": result, **GOOD}[name]
+    rows = [changed(rng, changed(rng, good) if rng.random() < 0.3 else good) for _ in range(600)]
+    path, options = tmp_path / "rows.jsonl", {}
+    if name == "inspect_log":
+        log(path, rows)
+    else:
+        write(path, rows)
+    if name == "openai_batch":
+        options = {
+            "requests": str(write(tmp_path / "batch.jsonl", [batch, *(changed(rng, batch) for _ in range(100))]))
+        }
+    found = list(registry.load("format", name, **options).read(path))
+    of_rows = [x for x in found if isinstance(x, Imported) or x.file == str(path)]
+    assert len(of_rows) == len(rows)
+    assert all(x.reason for x in of_rows if isinstance(x, Quarantined))
+    # What was read can be written again, whatever it is.
+    usable = [x for x in found if isinstance(x, Imported)]
+    assert len(usable) < len(rows)
+    for writer in registry.names("format"):
+        if hasattr(registry.find("format", writer), "encode"):
+            write_rows(tmp_path / "again.jsonl", encoded(usable, registry.load("format", writer), Counter()))
+
+
 def read(tmp_path, name, *rows, **options):
     found = list(registry.load("format", name, **options).read(write(tmp_path / "rows.jsonl", rows)))
     assert all(isinstance(x, Imported) for x in found), found
@@ -240,6 +305,8 @@ def test_a_share_is_exactly_that_share_and_says_that_it_has_no_counts(tmp_path):
 def test_vllm_outputs_say_what_was_truncated(tmp_path):
     [found] = read(tmp_path, "completions", GOOD["completions"])
     assert [s.finish for s in found.solutions] == [Finish.LENGTH, Finish.STOP]
+    [found] = read(tmp_path, "completions", {"prompt": "2?", "completions": ["", "2"]})
+    assert [s.steps for s in found.solutions] == [(), ("2",)]  # a model may write nothing
     [a, b] = read(tmp_path, "completions", {"question": "2?", "completion": "2"}, {"question": "2?", "completion": "3"})
     assert [s.id for x in (a, b) for s in x.solutions] == [f"{a.problem.id}#0", f"{a.problem.id}#1"]
 
@@ -332,8 +399,6 @@ def test_results_of_a_batch_find_their_questions(tmp_path):
 
 
 def test_labels_of_a_run_find_their_problems(tmp_path):
-    import foreign
-
     from stepmark.data.store import Records
     from stepmark.types import LabelledSolution, Problem
 

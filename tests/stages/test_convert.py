@@ -173,14 +173,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         def encode(self, imported, lost):
             nonlocal most
             if number[0] % 100 == 0:
-                most = max(most, sum(isinstance(x, Imported) for x in gc.get_objects()))
+                most = max(most, sum(type(x) is Imported for x in gc.get_objects()))
             number[0] += 1
             yield from registry.load("format", "stepwise").encode(imported, lost)
 
     number = [0]
     source = write(tmp_path / "in.jsonl", *[STEPWISE | {"prompt": f"{i}?"} for i in range(500)])
     gc.collect()
-    before = sum(isinstance(x, Imported) for x in gc.get_objects())
+    before = sum(type(x) is Imported for x in gc.get_objects())
     convert(source, tmp_path / "out.jsonl", registry.load("format", "stepwise"), Watched())
     assert most - before < 10
     assert Path(tmp_path / "out.jsonl").read_text().count("\n") == 500

@@ -153,6 +153,14 @@ def fault_of_steps(steps: Sequence[object]) -> str:
     return ""
 
 
+def fault_of_text(text: object) -> str:
+    """What is wrong with a whole solution, which may be blank: a model may write nothing."""
+    if not isinstance(text, str):
+        return f"a text is needed, got {text!r:.60}"
+    fault = rows.fault_of_text(text)
+    return f"it has {fault}" if fault else ""
+
+
 def labels_of(values: Sequence[object], steps: int) -> tuple[StepLabel, ...] | str:
     """The evidence that the values of a row's labels are, one for each step; or what is wrong with them."""
     if len(values) != steps:

@@ -118,7 +118,7 @@ def _text(item: object, flag: object, about: Mapping[str, object]) -> exchange.T
         text, about = text_of(item.get("text", content)), {**about, **item}
     if text is None:
         return f"a text is needed, got {item!r:.60}"
-    if fault := exchange.fault_of_steps([text]):
+    if fault := exchange.fault_of_text(text):
         return fault
     grade = exchange.grade_of(text, flag)
     if isinstance(grade, str):

@@ -59,8 +59,8 @@ class InspectLog:
             return f"the model wrote nothing: {str(sample.get('error') or output)[:80]}"
         message = choices[0].get("message")
         text = text_of(message.get("content")) if isinstance(message, Mapping) else None
-        if fault := exchange.fault_of_steps([question, text]):
-            return f"the question and the output: {fault}"
+        if fault := exchange.fault_of_steps([question]) or exchange.fault_of_text(text):
+            return f"the question or the output: {fault}"
         grade = self._grade(sample.get("scores"), str(text))
         if isinstance(grade, str):
             return grade

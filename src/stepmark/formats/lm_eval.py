@@ -63,8 +63,10 @@ class LMEval:
         if not isinstance(answer, str):
             return f"the reference answer is no text but {answer!r:.60} (option answer)"
         texts = resps[0] if isinstance(resps[0], list) else [resps[0]]
-        if fault := exchange.fault_of_steps([question, *texts]):
-            return f"the question and 'resps': {fault}"
+        if fault := exchange.fault_of_steps([question]):
+            return f"the question: {fault}"
+        if fault := next(filter(None, map(exchange.fault_of_text, texts)), ""):
+            return f"field 'resps': {fault}"
         flag = row.values.get(self.metric) if self.metric and len(texts) == 1 else None
         found = []
         for text in map(str, texts):

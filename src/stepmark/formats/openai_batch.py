@@ -62,9 +62,11 @@ class OpenAIBatch:
         question, system = questions[id]
         texts = []
         for i, choice in enumerate(choices, 1):
-            message = choice.get("message") if isinstance(choice, Mapping) else None
+            if not isinstance(choice, Mapping):
+                return f"choice {i} of {len(choices)} is no object but {choice!r:.40}"
+            message = choice.get("message")
             text = text_of(message.get("content") if isinstance(message, Mapping) else choice.get("text"))
-            if fault := exchange.fault_of_steps([text]):
+            if fault := exchange.fault_of_text(text):
                 return f"choice {i} of {len(choices)}: {fault}"
             finish = Finish.LENGTH if choice.get("finish_reason") == "length" else Finish.STOP
             texts.append(exchange.Text(str(text), finish=finish))

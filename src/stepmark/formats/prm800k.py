@@ -99,12 +99,14 @@ class PRM800K:
         if completion.get("flagged"):
             more["flagged completions"] = True
         rating = completion.get("rating")
-        if rating == 0 and rating is not False:
-            more[f"ratings of 0 (read as {self.neutral})"] = True
-        labels = {1: exchange.RIGHT, -1: exchange.WRONG, None: exchange.NONE, 0: self._neutral()}
-        if isinstance(rating, bool) or rating not in labels:
+        if isinstance(rating, bool) or not isinstance(rating, int | float | None) or rating not in (1, 0, -1, None):
             return f"a completion's rating is {rating!r:.40}; it can be 1, 0, -1 or null"
-        return completion["text"], labels[rating]
+        if rating == 0:
+            more[f"ratings of 0 (read as {self.neutral})"] = True
+        if rating is None:
+            return completion["text"], exchange.NONE
+        labels = {1: exchange.RIGHT, -1: exchange.WRONG, 0: self._neutral()}
+        return completion["text"], labels[int(rating)]
 
     def _neutral(self) -> StepLabel:
         return {"right": exchange.RIGHT, "wrong": exchange.WRONG, "none": exchange.NONE}[self.neutral]

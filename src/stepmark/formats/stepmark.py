@@ -60,11 +60,16 @@ class Stepmark:
             if problem is None:
                 return f"no problem {labelled.solution.problem_id!r} {problems.where()}"
         extra = row.values.get("extra") or {}
+        if not isinstance(extra, Mapping):
+            return f"field 'extra': an object is needed, got {extra!r:.40}"
         if labelled is None:
-            return Imported(problem, (), extra=extra)  # type: ignore[arg-type]
+            return Imported(problem, (), extra=extra)
         s = labelled.solution
         if len(labelled.labels) != len(s.spans):
             return f"{len(s.spans)} steps and {len(labelled.labels)} labels"
+        ends = [0, *(end for _, end in s.spans)]
+        if [start for start, _ in s.spans] != ends[:-1] or ends[-1] != len(s.text) or sorted(set(ends)) != ends:
+            return f"the spans of solution {s.id!r} do not divide its text"
         said = labelled.grade != exchange.UNSAID
         return Imported(
             problem,
@@ -72,7 +77,7 @@ class Stepmark:
             (GradedSolution(s.id, s.problem_id, labelled.grade),) if said else (),
             (labelled,) if labelled.rationales else (),
             (labelled,) if any(x.known for x in labelled.labels) else (),
-            extra,  # type: ignore[arg-type]
+            extra,
         )
 
     def encode(self, imported: Imported, lost: Counter[str]) -> Iterator[Mapping[str, object]]:
