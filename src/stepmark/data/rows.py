@@ -228,7 +228,7 @@ def _text(value: object, field: Field) -> str | Bad:
         value = str(int(value)) if value == int(value) else format(Decimal(repr(value)), "f")
     if not isinstance(value, str):
         return Bad(f"wrong type: {_type(value)}, not text{' or a number' if field.number else ''}")
-    if not value.strip():
+    if not value or value.isspace():
         return Bad("empty")
     if len(value) > field.limit:
         return Bad(f"{len(value):,} characters; at most {field.limit:,} are allowed")
@@ -240,10 +240,11 @@ def fault_of_text(text: str) -> str:
     """What in a text could not be written out again: NUL characters or lone surrogates; "" for nothing."""
     if "\0" in text:
         return "NUL characters"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "a lone surrogate, which is no character"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "a lone surrogate, which is no character"
     return ""
 
 

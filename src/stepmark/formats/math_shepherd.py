@@ -43,7 +43,7 @@ class MathShepherd:
 
     def _make(self, row: rows.Row) -> exchange.Made:
         text, labels = row.text["input"], row.text["label"]
-        found = tagged.read(text, self.tag, self.mark)
+        found = tagged.taken_apart(text, self.tag, self.mark)
         if isinstance(found, str):
             return f"field 'input': {found}"
         signs = tagged.differ(text, labels, found.places, self.tag, SIGNS)

@@ -45,7 +45,7 @@ class OpenRLHF:
         texts = [name for name in ("input", "text") if row.text[name]]
         if len(texts) != 1:
             return f"needs one of the fields 'input' and 'text', got {' and '.join(texts) or 'none'}"
-        found = tagged.read(row.text[texts[0]], self.tag, self.mark)
+        found = tagged.taken_apart(row.text[texts[0]], self.tag, self.mark)
         if isinstance(found, str):
             return f"field {texts[0]!r}: {found}"
         given = exchange.listed(row.values.get("value"))

@@ -38,8 +38,13 @@ def boundary(text: str, mark: str) -> int:
     return start
 
 
-def read(text: str, tag: str, mark: str) -> Tagged | str:
+def taken_apart(text: str, tag: str, mark: str) -> Tagged | str:
     """The text, taken apart; or what is wrong with it."""
+    return plain(text, tag, mark) or read(text, tag, mark)
+
+
+def read(text: str, tag: str, mark: str) -> Tagged | str:
+    """As `taken_apart`, tag by tag."""
     start = boundary(text, mark)
     if start < 0:
         return f"no {mark!r}, where the solution would begin"
@@ -65,6 +70,27 @@ def read(text: str, tag: str, mark: str) -> Tagged | str:
     if second > 0:
         return f"{mark!r} stands twice before the first tag (characters {start} and {start + second})"
     return Tagged(question, steps, places, plain and at == len(text))
+
+
+def plain(text: str, tag: str, mark: str) -> Tagged | None:
+    """As `read`, and several times as fast, for a text in which each tag follows a space, and each step but the first a
+    new line, as nearly all do; None for any other, and where `read` would find something wrong."""
+    start, gap, last = text.find(mark), f" {tag}\n", f" {tag}"
+    if start < 2 or text[start - 1] != " " or not text.endswith(last):
+        return None
+    question, steps = text[: start - 1], text[start : -len(last)].split(gap)
+    if question.isspace() or text.count(tag, start) != len(steps) or steps[0].find(mark, 1) > 0:
+        return None
+    if question[0].isspace() or question[-1].isspace():
+        return None
+    places, at = [], start
+    for step in steps:
+        if not step or step[0].isspace() or step[-1].isspace():
+            return None
+        at += len(step) + 1
+        places.append(at)
+        at += len(tag) + 1
+    return Tagged(question, steps, places, True)
 
 
 def differ(text: str, labels: str, places: list[int], tag: str, signs: dict[str, bool]) -> list[bool] | str:
