@@ -1,9 +1,8 @@
 """Rows a second of `stepmark convert`, and its memory as a file grows, beside `datasets.map` with the same function.
 
 Rows like Math-Shepherd's become TRL's step-wise rows: by `stepmark convert`, with its checks and its report, and by
-`datasets`: read, `map` with the same function for each row, write. One process and one thread each, in turns; the same
-rows must come out. Where `datasets` is not installed, the table says so. Seconds of the processor are given too: on a
-machine that is busy otherwise they say more than those of the clock.
+`datasets`: read, `map` with the same function for each row, write. In one process and in several, in turns; the same
+rows must come out. Where `datasets` is not installed, the table says so.
 
     python bench/convert.py --rows 1000000
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -40,43 +40,35 @@ def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
         yield {"input": text, "label": labels, "task": "GSM8K"}
 
 
-def ours(source: str, out: str) -> dict[str, Any]:
+def ours(source: str, out: str, workers: int) -> dict[str, Any]:
     from stepmark.plugins import registry
+    from stepmark.plugins.loading import load_executor
     from stepmark.stages.convert import convert
 
     before = _memory("VmRSS")
     reader, writer = registry.load("format", "math_shepherd"), registry.load("format", "stepwise")
-    started, cpu = time.perf_counter(), time.process_time()
-    done = convert(source, out, reader, writer)
-    cpu = time.process_time() - cpu
-    return {
-        "seconds": time.perf_counter() - started,
-        "cpu": cpu,
-        "rows": done.written,
-        "mib": _memory("VmHWM") - before,
-    }
+    executor = load_executor(workers) if workers > 1 else None
+    started = time.perf_counter()
+    done = convert(source, out, reader, writer, executor=executor)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "rows": done.written, "mib": _memory("VmHWM") - before, "cpu": _cpu()}
 
 
-def of_datasets(source: str, out: str) -> dict[str, Any]:
+def of_datasets(source: str, out: str, workers: int) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
     before = _memory("VmRSS")
     with tempfile.TemporaryDirectory() as cache:
-        started, cpu = time.perf_counter(), time.process_time()
+        started = time.perf_counter()
         data = datasets.load_dataset("json", data_files=source, split="train", cache_dir=cache)
         read = time.perf_counter()
-        data = data.map(one_row, remove_columns=data.column_names)
+        data = data.map(one_row, remove_columns=data.column_names, num_proc=workers if workers > 1 else None)
         mapped = time.perf_counter()
         data.to_json(out, force_ascii=False)
-        ended, cpu = time.perf_counter(), time.process_time() - cpu
-    return {
-        "seconds": ended - started,
-        "cpu": cpu,
-        "map": mapped - read,
-        "rows": len(data),
-        "mib": _memory("VmHWM") - before,
-    }
+        seconds = time.perf_counter() - started
+    memory = _memory("VmHWM") - before
+    return {"seconds": seconds, "map": mapped - read, "rows": len(data), "mib": memory, "cpu": _cpu()}
 
 
 def one_row(row: dict[str, str]) -> dict[str, Any]:
@@ -90,6 +82,12 @@ def one_row(row: dict[str, str]) -> dict[str, Any]:
     made = MathShepherd()._make(checked.Row("", 1, "1", text, row))  # reading alone would open a file
     assert not isinstance(made, str), made
     return dict(next(iter(encoded([made], Stepwise(), Counter()))))
+
+
+def _cpu() -> float:
+    """Seconds of the processor that this process and those that it started have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _memory(name: str) -> float:
@@ -109,51 +107,45 @@ def same(a: str, b: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeat", type=int, default=3, help="turns of each; the fastest counts")
     parser.add_argument("--out", default="bench/results/convert.json")
     given = parser.parse_args()
-    figures: dict[str, Any] = {"rows": given.rows}
+    peers = find_spec("datasets") is not None
+    numbers = sorted({1, given.workers})
+    contenders = {f"stepmark, {n} processes": (ours, n) for n in numbers}
+    contenders |= {f"datasets, {n} processes": (of_datasets, n) for n in numbers if peers}
+    best: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        for name, count in (("tenth", given.rows // 10), ("all", given.rows)):
-            with (place / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        source, tenth, out = (str(Path(folder) / f"{name}.jsonl") for name in ("all", "tenth", "out"))
+        for path, count in ((source, given.rows), (tenth, given.rows // 10)):
+            with open(path, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(count))
-        source, mine, theirs = (str(place / name) for name in ("all.jsonl", "ours.jsonl", "theirs.jsonl"))
-        small = alone(ours, str(place / "tenth.jsonl"), mine)
-        peers = find_spec("datasets") is not None
-        turns = [(alone(ours, source, mine), alone(of_datasets, source, theirs) if peers else None)]
-        if peers and not same(mine, theirs):
-            raise SystemExit("The two wrote other rows.")
-        turns += [
-            (alone(ours, source, mine), alone(of_datasets, source, theirs) if peers else None)
-            for _ in range(given.repeat - 1)
-        ]
-    best = min((a for a, _ in turns), key=lambda x: x["seconds"])
-    figures["stepmark"] = {
-        "rows_per_second": given.rows / best["seconds"],
-        "mib": best["mib"],
-        "mib_tenth": small["mib"],
-    }
-    print(f"{'':24} {'rows/s':>10} {'MiB more':>10}")
-    print(f"{'stepmark convert':24} {given.rows / best['seconds']:10,.0f} {best['mib']:10.1f}")
-    print(f"{'  a tenth of the rows':24} {given.rows / 10 / small['seconds']:10,.0f} {small['mib']:10.1f}")
+        best["stepmark, a tenth"] = alone(ours, tenth, out, 1) | {"of": given.rows // 10}
+        first = ""
+        for _ in range(given.repeat):
+            for name, (contender, workers) in contenders.items():
+                made = f"{out.removesuffix('.jsonl')}-{name.replace(', ', '-')}.jsonl"
+                done = alone(contender, source, made, workers) | {"of": given.rows}
+                if name not in best or done["seconds"] < best[name]["seconds"]:
+                    best[name] = done
+                if first and not same(first, made):
+                    raise SystemExit(f"{name} wrote other rows.")
+                first = first or made
+    print(f"{'':26} {'rows/s':>9} {'map alone':>10} {'MiB more':>9}")
+    figures: dict[str, Any] = {"rows": given.rows}
+    for name, done in best.items():
+        speed = done["of"] / done["seconds"]
+        of_map = done["of"] / done["map"] if "map" in done else None
+        shown = "" if of_map is None else f"{of_map:,.0f}"
+        print(f"{name:26} {speed:9,.0f} {shown:>10} {done['mib']:9.1f}")
+        cpu = 1e6 * done["cpu"] / done["of"]  # with what it took to start
+        figures[name] = {"rows_per_second": speed, "map_alone": of_map, "mib": done["mib"], "cpu_us_per_row": cpu}
     if peers:
-        whole = min((b for _, b in turns), key=lambda x: x["seconds"])
-        least = min(b["map"] for _, b in turns)
-        figures["datasets"] = {
-            "rows_per_second": given.rows / whole["seconds"],
-            "map_rows_per_second": given.rows / least,
-            "mib": whole["mib"],
-        }
-        least_cpu = [min(turn[i]["cpu"] for turn in turns) for i in (0, 1)]
-        figures["cpu_microseconds_per_row"] = [1e6 * x / given.rows for x in least_cpu]
-        figures["times_cpu"] = least_cpu[1] / least_cpu[0]
-        figures["times"] = whole["seconds"] / best["seconds"]
-        figures["times_map_alone"] = least / best["seconds"]
-        print(f"{'datasets, file to file':24} {given.rows / whole['seconds']:10,.0f} {whole['mib']:10.1f}")
-        print(f"{'  its map alone':24} {given.rows / least:10,.0f}")
-        print(f"times: {figures['times']:.1f} file to file, {figures['times_map_alone']:.1f} of its map alone")
-        print(f"times by seconds of the processor, file to file: {figures['times_cpu']:.1f}")
+        peer = figures["datasets, 1 processes"]
+        mine = max(figures[f"stepmark, {n} processes"]["rows_per_second"] for n in numbers)
+        figures["times"], figures["times_map_alone"] = mine / peer["rows_per_second"], mine / peer["map_alone"]
+        print(f"times datasets in one process: {figures['times']:.1f}; its map alone: {figures['times_map_alone']:.1f}")
     else:
         print("datasets is not installed: nothing to compare with")
     keep("convert.py", figures, given.out)

@@ -184,3 +184,30 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     convert(source, tmp_path / "out.jsonl", registry.load("format", "stepwise"), Watched())
     assert most - before < 10
     assert Path(tmp_path / "out.jsonl").read_text().count("\n") == 500
+
+
+def test_workers_change_no_result(tmp_path):
+    rows = []
+    for i in range(400):
+        rows.append(STEPWISE | {"prompt": f"п {i}?", "source": "x"})
+        rows += ["{broken"] * (i % 50 == 7) + [STEPWISE | {"labels": [i]}] * (i % 90 == 3) + [""] * (i % 70 == 5)
+    source = write(tmp_path / "in.jsonl", *rows)
+    reader, writer = registry.load("format", "stepwise"), registry.load("format", "stepmark")
+    one, many = tmp_path / "one.jsonl", tmp_path / "many.jsonl"
+    whole = convert(source, one, reader, writer)
+    for size in (1, 700, 10**6):
+        divided = convert(source, many, reader, writer, executor=registry.load("executor", "serial"), size=size)
+        assert divided == whole
+        assert many.read_bytes() == one.read_bytes()
+        assert (tmp_path / "many.jsonl.quarantine.jsonl").read_bytes() == (
+            tmp_path / "one.jsonl.quarantine.jsonl"
+        ).read_bytes()
+    assert whole.quarantined == 8 + 5
+    run(source, "--to", "stepmark", many, "--workers", 2, code=3)
+    assert many.read_bytes() == one.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("in.jsonl", "many.jsonl", "many.jsonl.quarantine.jsonl", "one.jsonl", "one.jsonl.quarantine.jsonl")
+    ]
+    with pytest.raises(DataError, match="no usable row"):
+        convert(write(source, "{broken"), many, reader, writer, executor=registry.load("executor", "serial"))
+    assert many.read_bytes() == one.read_bytes()

@@ -35,6 +35,7 @@ def convert(
             help="An option of the formats; from.KEY and to.KEY are of one of them. May be given several times.",
         ),
     ] = None,
+    workers: p.Workers = 1,
     json: p.AsJson = False,
 ) -> None:
     """Convert step labels and solutions from one format to another, and say what could not be carried over.
@@ -48,6 +49,7 @@ def convert(
       stepmark convert runs/demo/labels/train.jsonl --to openrlhf rows.jsonl --option estimate=soft
     """
     from stepmark.plugins import registry
+    from stepmark.plugins.loading import load_executor
     from stepmark.protocols import Format, Writer
     from stepmark.stages import convert as stage
 
@@ -74,7 +76,8 @@ def convert(
     if not isinstance(writer, Writer):
         raise ConfigError(f"the format {to} can be read, but not written. Choose a format that has `encode`.")
     with Show(json) as show:
-        done = stage.convert(source, out, reader, writer, progress=show)
+        executor = load_executor(workers) if workers > 1 else None
+        done = stage.convert(source, out, reader, writer, executor=executor, progress=show)
     _print(done, json, from_, to, out)
 
 

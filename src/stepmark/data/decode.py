@@ -42,6 +42,39 @@ class Bad:
 Decoded = tuple[int, object]  # a row's number, and its value or Bad
 
 
+class Part(str):
+    """The path of a JSONL file of which only some lines are read, by their bytes; their numbers are those in the
+    file."""
+
+    start: int  # bytes before its first line
+    end: int  # bytes up to the end of its last line
+    line: int  # number of its first line, from 1
+
+    @classmethod
+    def of(cls, path: str, start: int, end: int, line: int) -> Part:
+        part = cls(path)
+        part.start, part.end, part.line = start, end, line
+        return part
+
+
+def parts(path: Path, size: int) -> Iterator[Part]:
+    """A JSONL file, divided at the ends of lines into parts of about `size` bytes."""
+    start, line = 0, 1
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            chunk += file.readline()
+            yield Part.of(str(path), start, start + len(chunk), line)
+            start, line = start + len(chunk), line + chunk.count(b"\n")
+
+
+def decode_part(part: Part, max_line: int) -> Iterator[Decoded]:
+    """The rows of a part."""
+    with Path(part).open("rb") as file:
+        file.seek(part.start)
+        lines = io.BytesIO(file.read(part.end - part.start))
+    yield from _lines(lines, max_line, part.line)
+
+
 def decode_file(path: Path, max_line: int) -> Iterator[Decoded]:
     """The rows of a file, whose ending names its format; a file with an unknown ending is JSONL."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
@@ -184,8 +217,8 @@ def zstandard(path: Path) -> Any:
         ) from e
 
 
-def _lines(file: IO[bytes], max_line: int) -> Iterator[Decoded]:
-    number = 0
+def _lines(file: IO[bytes], max_line: int, first: int = 1) -> Iterator[Decoded]:
+    number = first - 1
     while raw := file.readline(max_line + 1):
         number += 1
         if len(raw) > max_line:

@@ -24,8 +24,10 @@ from stepmark.data.decode import (
     SUFFIXES,
     Bad,
     Decoded,
+    Part,
     decode_file,
     decode_hub,
+    decode_part,
     decode_saved,
     is_saved,
     is_saved_whole,
@@ -79,6 +81,8 @@ def read(
 
     Rows without `id_field` get their line number as id; with None all do, and memory holds one row. Raises DataError,
     before the first row, if the source does not exist."""
+    if isinstance(source, Part):
+        return _check(str(source), decode_part(source, max_line), fields, id_field)
     path = Path(source)
     if is_saved(path):
         return _check(str(path), decode_saved(path, split), fields, id_field)

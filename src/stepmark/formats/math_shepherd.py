@@ -32,6 +32,7 @@ class MathShepherd:
 
     holds: ClassVar[frozenset[str]] = frozenset({exchange.LABELS})
     also: ClassVar[tuple[str, ...]] = ("task",)
+    alone: ClassVar[bool] = True  # each row is read by itself, so that parts of a file can be
 
     @staticmethod
     def sniff(row: Mapping[str, object]) -> bool:

@@ -32,6 +32,7 @@ class PRM800K:
 
     holds: ClassVar[frozenset[str]] = frozenset({exchange.LABELS, exchange.ANSWERS, exchange.REFERENCES})
     also: ClassVar[tuple[str, ...]] = ("label.finish_reason",)
+    alone: ClassVar[bool] = True  # each row is read by itself, so that parts of a file can be
 
     @staticmethod
     def sniff(row: Mapping[str, object]) -> bool:

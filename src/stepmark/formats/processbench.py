@@ -33,6 +33,7 @@ class ProcessBench:
 
     holds: ClassVar[frozenset[str]] = frozenset({exchange.LABELS, exchange.GRADES, exchange.IDS})
     also: ClassVar[tuple[str, ...]] = ("generator",)
+    alone: ClassVar[bool] = True  # each row is read by itself, so that parts of a file can be
 
     @staticmethod
     def sniff(row: Mapping[str, object]) -> bool:

@@ -29,6 +29,7 @@ class Stepwise:
     split: str = "train"  # of a data set with splits
 
     holds: ClassVar[frozenset[str]] = frozenset({exchange.LABELS, exchange.SOFT})
+    alone: ClassVar[bool] = True  # each row is read by itself, so that parts of a file can be
 
     @staticmethod
     def sniff(row: Mapping[str, object]) -> bool:

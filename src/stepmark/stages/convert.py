@@ -1,7 +1,9 @@
 """Stage: a file in one format -> a file in another, row by row.
 
 What the target has no place for is counted, and rows that break the source's rules are set aside, each with its place:
-nothing is changed without a word. Memory holds one problem at a time, and what a format itself must keep.
+nothing is changed without a word. Memory holds one problem at a time, and what a format itself must keep. With an
+executor, parts of a large JSONL file are converted at the same time, where each row is read and written by itself; the
+result is the same.
 
     stepmark convert math-shepherd.jsonl --to stepwise rows.jsonl
 """
@@ -10,26 +12,30 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 from stepmark.data import exchange, rows
-from stepmark.data.decode import opened
+from stepmark.data.decode import Part, opened, parts
 from stepmark.data.encode import need, write_rows
 from stepmark.data.store import encode, replacing_file
 from stepmark.errors import ConfigError, DataError
 from stepmark.plugins import registry
-from stepmark.protocols import Format, Writer
+from stepmark.protocols import Executor, Format, Writer
 from stepmark.types import Imported, Place, Progress, Quarantined
 
 LOOKED_AT = 100  # rows that a format is recognised by
 KINDS = 1000  # different reasons of set aside rows that are counted
+PART = 4 * 2**20  # bytes of a file that are a unit of work
 SHOWN = 20  # set aside rows that a summary has
 
 
@@ -65,6 +71,19 @@ class _Counts:
         if len(self.first) < SHOWN:
             self.first.append(row)
 
+    def add(self, other: _Counts) -> None:
+        """Adds what was counted in a later part of the file."""
+        self.rows += other.rows
+        self.lost += other.lost
+        self.reasons += other.reasons
+        self.examples = other.examples | self.examples
+        self.first = (self.first + other.first)[:SHOWN]
+
+    def need_usable(self) -> None:
+        """Raises DataError if all rows were set aside."""
+        if self.rows == self.reasons.total():
+            raise DataError(f"there is no usable row. {self.rows} were set aside, {self.reason() or 'as it is empty'}.")
+
     def reason(self) -> str:
         if not self.reasons:
             return ""
@@ -79,19 +98,26 @@ def convert(
     reader: Format,
     writer: Writer,
     *,
+    executor: Executor | None = None,
     progress: Callable[[Progress], None] | None = None,
+    size: int = PART,
 ) -> Converted:
     """Writes the rows of `source` to `out`, in the container that its ending names, whole or not at all. Rows that were
-    set aside are in `out` with the ending `.quarantine.jsonl`.
+    set aside are in `out` with the ending `.quarantine.jsonl`. Parts of `size` bytes are the executor's units of work.
 
     Raises DataError where no row can be used, or where `out` can't be written; an old file then stays."""
     need(Path(out))
     if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
         raise DataError(f"{out} is the source itself. Give another path.")
     counts, place = _Counts(), quarantine_of(out)
-    with ExitStack() as stack:
-        usable = _usable(reader.read(source), counts, place, stack, progress)
-        written = write_rows(out, encoded(usable, writer, counts.lost))
+    if executor is not None and _divides(Path(source), Path(out), reader, writer):
+        written = _in_parts(
+            Path(source), Path(out), partial(_part, reader=reader, writer=writer), executor, counts, size
+        )
+    else:
+        with ExitStack() as stack:
+            usable = _usable(reader.read(source), counts, place, stack, progress)
+            written = write_rows(out, encoded(usable, writer, counts.lost))
     if not counts.reasons:
         place.unlink(missing_ok=True)
     lost = {what: count for what, count in counts.lost.most_common() if count}
@@ -154,6 +180,7 @@ def _usable(
     place: Path,
     stack: ExitStack,
     progress: Callable[[Progress], None] | None,
+    whole: bool = True,
 ) -> Iterator[Imported]:
     """The usable rows. The others are counted and written to `place`. Raises DataError if there is no usable one."""
     file, started = None, time.monotonic()
@@ -167,8 +194,49 @@ def _usable(
             yield row
         if progress is not None and counts.rows % 1000 == 0:
             progress(Progress("convert", counts.rows, 0, time.monotonic() - started))
-    if counts.rows == counts.reasons.total():
-        raise DataError(f"there is no usable row. {counts.rows} were set aside, {counts.reason() or 'as it is empty'}.")
+    if whole:
+        counts.need_usable()
+
+
+def _divides(source: Path, out: Path, reader: Format, writer: Writer) -> bool:
+    """Whether parts of the file can be converted by themselves: lines of JSON that are not packed."""
+    jsonl = source.is_file() and source.suffix == out.suffix == ".jsonl"
+    return jsonl and getattr(reader, "alone", False) and not getattr(writer, "groups", False)
+
+
+def _in_parts(
+    source: Path,
+    out: Path,
+    work: Callable[[tuple[int, Part, Path]], tuple[int, int, _Counts]],
+    executor: Executor,
+    counts: _Counts,
+    size: int,
+) -> int:
+    """Converts parts of the file, each into a file of its own, and puts these together. Returns the rows written."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as folder:
+        units = [(i, part, Path(folder) / f"{i}.jsonl") for i, part in enumerate(parts(source, size))]
+        done = {i: (written, of_part) for i, written, of_part in executor.map(work, units)}
+        for i, _, _ in units:
+            counts.add(done[i][1])
+        counts.need_usable()
+        with ExitStack() as stack:
+            made = stack.enter_context(replacing_file(out))
+            aside = stack.enter_context(replacing_file(quarantine_of(out))) if counts.reasons else None
+            for _, _, path in units:
+                for target, part in ((made, path), (aside, quarantine_of(path))):
+                    if target is not None and part.is_file():
+                        with part.open("rb") as file:
+                            shutil.copyfileobj(file, target.buffer)
+    return sum(written for written, _ in done.values())
+
+
+def _part(unit: tuple[int, Part, Path], *, reader: Format, writer: Writer) -> tuple[int, int, _Counts]:
+    """Converts a part of the file, in the process of a worker."""
+    index, part, path = unit
+    counts = _Counts()
+    with ExitStack() as stack:
+        usable = _usable(reader.read(part), counts, quarantine_of(path), stack, None, whole=False)
+        return index, write_rows(path, encoded(usable, writer, counts.lost)), counts
 
 
 def _together(found: Iterable[Imported]) -> Iterator[Imported]:
