@@ -7,9 +7,10 @@ sent to a worker process, which loads models and files on first use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from stepmark.types import (
     Grade,
@@ -148,22 +149,25 @@ class RewardSource(Protocol):
 
 @runtime_checkable
 class Format(Protocol):
-    """Reads solutions from files of other projects."""
+    """Reads solutions from files of other projects. A format may also have `sniff(row)`, a static method that says
+    whether a row's fields are its own; `stepmark convert` then recognises its files."""
 
     def read(self, path: Place) -> Iterator[Imported | Quarantined]:
-        """The file's problems with their solutions, and the rows that can't be used, in the file's order. Raises
-        DataError if the file does not exist."""
+        """The file's problems with their solutions, and the rows that can't be used, in the file's order. Two with the
+        same id are one problem. Raises DataError if the file does not exist."""
         ...
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """A format in which labelled solutions can be written. One class may be a Writer and a Format."""
+    """A format in which problems with solutions can be written. One class may be a Writer and a Format. An attribute
+    `holds` names what its rows have a place for (data/exchange.py); the rest is counted as lost by the caller. An
+    option `estimate` of the class chooses how step labels are written: "hard", "soft", or "auto", as the evidence
+    is."""
 
-    def write(
-        self, rows: Iterable[tuple[Problem, LabelledSolution]], path: Place, estimate: Literal["hard", "soft"]
-    ) -> None:
-        """Writes all rows, or no file at all; every step has a label. Holds one row at a time in memory."""
+    def encode(self, imported: Imported, lost: Counter[str]) -> Iterator[Mapping[str, object]]:
+        """The rows of one problem, all with the same fields. What keeps a solution from being written is counted in
+        `lost`, in words for the user."""
         ...
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 # Source of the labels of a solution that is only an example for generating correct solutions; nobody verified it.
 REFERENCE = "reference"
+# Sources of labels that a file of another project brought: a verdict, or counts of cases; and a share without counts.
+IMPORTED, SHARE = "imported", "imported:share"
 
 
 class Verdict(StrEnum):
@@ -190,8 +192,10 @@ class Imported:
 
     problem: Problem
     solutions: tuple[Solution, ...]  # by rising `sample`
-    grades: tuple[GradedSolution, ...] = ()  # one per solution if the data says which are correct; otherwise empty
+    grades: tuple[GradedSolution, ...] = ()  # of the solutions that the data calls correct or not; otherwise empty
     rationales: tuple[LabelledSolution, ...] = ()  # the solutions that have verifications; without step labels
+    labels: tuple[LabelledSolution, ...] = ()  # the solutions whose steps have labels
+    extra: Mapping[str, object] = field(default_factory=dict)  # fields of the row that have no place here
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,9 @@ class StepLabel:
     3.3).
 
     Truncated, ungradable and failed rollouts say nothing about the step: they are not in the denominator. A label whose
-    source begins with "inferred" follows from another step's evidence; it counts as one case, without a rollout."""
+    source begins with "inferred" follows from another step's evidence; it counts as one case, without a rollout. One
+    with the source "imported" comes from a file: a verdict is one case. A share that came without counts has the source
+    "imported:share": `correct` of `gradable` is exactly that share, and counts nothing."""
 
     correct: int  # rollouts that reached the reference answer
     gradable: int  # rollouts that ended and could be graded, right or wrong

@@ -65,7 +65,7 @@ def test_all_faults_are_reported_together_with_suggestions():
         (["generator.path=x"], "not both"),
         (["generator.train=null"], "before it is trained"),
         (["sample.test={file: x}"], "go together"),
-        (["sample.train={file: x, format: genrm_release}"], "no reference answer to compare with"),
+        (["task=null", "sample.train={file: x, format: genrm_release}"], "give a grader, or a task"),
         (["verifiers.prm.options.path=x"], "filled in by the run"),
         (["verifiers={a/b: {kind: orm}}"], "should match pattern"),
         (["seed=x"], "seed"),

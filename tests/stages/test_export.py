@@ -52,7 +52,7 @@ def test_what_can_not_be_written_leaves_the_old_file(tmp_path):
     labels = [labelled("a", [StepLabel(1, 1)]), labelled("b", [StepLabel(1, 1)], problem_id="other")]
     with pytest.raises(DataError, match=r"other#0.*none of the 1 problems"):
         export(labels, [PROBLEM], out)
-    with pytest.raises(ConfigError, match="genrm_release can be read, but not written"):
-        export([], [PROBLEM], out, format="genrm_release")
+    with pytest.raises(ConfigError, match="genrm_rationales can be read, but not written"):
+        export([], [PROBLEM], out, format="genrm_rationales")
     assert out.read_text() == "old\n"
     assert list(tmp_path.iterdir()) == [out]

@@ -16,7 +16,7 @@ from stepmark.errors import ConfigError
 if TYPE_CHECKING:
     from stepmark.protocols import Grader, Task
     from stepmark.text.few_shot import FewShot
-    from stepmark.types import Problem, Quarantined, SamplingParams
+    from stepmark.types import LabelledSolution, Problem, Quarantined, SamplingParams
 
 TaskName = Annotated[str, typer.Option("--task", help="Name of a task, or the path of your own file: ./mine.py")]
 TaskOptions = Annotated[
@@ -172,6 +172,29 @@ def kept(out: Path, prompt: str, params: SamplingParams, **models: Any) -> Abstr
     if settings.beside(out).exists() and (directory.path / "config.json").exists():
         config = directory.read_json("config.json")
     return directory.open(config)
+
+
+def examples(path: Path, format: str) -> tuple[list[tuple[Problem, LabelledSolution]], Sequence[Quarantined]]:
+    """The labelled solutions of a file of another project, with their problems, and the rows that were set aside.
+    Raises DataError for a file without a usable row."""
+    from stepmark.data import exchange
+    from stepmark.errors import DataError
+    from stepmark.plugins import registry
+    from stepmark.protocols import Format
+    from stepmark.types import LabelledSolution, Problem, Quarantined
+
+    reader = registry.load("format", format)
+    if not isinstance(reader, Format):
+        raise ConfigError(f"the format {format} can be written, but not read. Choose another.")
+    found, bad = list[tuple[Problem, LabelledSolution]](), list[Quarantined]()
+    for row in reader.read(path):
+        if isinstance(row, Quarantined):
+            bad.append(row)
+        else:
+            found += [(row.problem, x) for x in exchange.labelled(row)]
+    if not found:
+        raise DataError(f"{path} has no usable row." + (f" The first of {len(bad)} bad rows: {bad[0]}" if bad else ""))
+    return found, bad
 
 
 def there(path: Path, kind: type[Any]) -> list[Any]:

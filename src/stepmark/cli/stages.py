@@ -338,7 +338,11 @@ def train(
     split: p.Split = "train",
     problems: p.Limit = None,
     base: Annotated[str | None, typer.Option(help="Checkpoint to start from: a directory or a hub id.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="JSONL file of labelled solutions, for verifiers.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File of labelled solutions, for verifiers.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="Format of --labels, if another project made it; it has the problems, so no task is needed."),
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the verifier kind.")
     ] = None,
@@ -354,6 +358,7 @@ def train(
     Examples:
       stepmark train generator --task arithmetic --base base/ --set epochs=3 --set lr=3e-3 --out generator/
       stepmark train prm --task arithmetic --labels labels.jsonl --base generator/ --out prm/
+      stepmark train prm --labels math-shepherd.jsonl --format math_shepherd --base generator/ --out prm/
     """
     from stepmark.cli import settings
     from stepmark.plugins import registry
@@ -363,7 +368,12 @@ def train(
     from stepmark.types import LabelledSolution
 
     training = parse_settings(TrainSettings, set or [], "--set")
-    loaded, bad, plugin = p.load(task, task_option, split, problems)
+    if format is not None and (labels is None or kind == "generator"):
+        raise ConfigError("--format is that of --labels, for a verifier; give both.")
+    if labels is not None and format is not None:
+        examples, bad = p.examples(labels, format)
+    else:
+        loaded, bad, plugin = p.load(task, task_option, split, problems)
     with Show(json) as show:
         if kind == "generator":
             if base is None:
@@ -372,12 +382,11 @@ def train(
         else:
             if labels is None:
                 raise ConfigError(f"training the verifier {kind} needs --labels. `stepmark label` makes this file.")
-            settings.same_questions(labels, settings.of_task(task, plugin, split, loaded))
-            by_id = {x.id: x for x in loaded}
-            labelled = {x.key: x for x in p.there(labels, LabelledSolution)}
-            examples = [
-                (by_id[x.solution.problem_id], x) for _, x in sorted(labelled.items()) if x.solution.problem_id in by_id
-            ]
+            if format is None:
+                settings.same_questions(labels, settings.of_task(task, plugin, split, loaded))
+                by_id = {x.id: x for x in loaded}
+                labelled = sorted((x.key, x) for x in p.there(labels, LabelledSolution))
+                examples = [(by_id[x.solution.problem_id], x) for _, x in labelled if x.solution.problem_id in by_id]
             allowed = registry.options("verifier", kind)
             if base is None and allowed.get("path", "") is inspect.Parameter.empty:
                 raise ConfigError(f"training the verifier {kind} needs --base, a checkpoint to start from.")

@@ -4,7 +4,8 @@ Each row comes with its number, counted from 1 as an editor or a spreadsheet cou
 What can't be decoded comes as Bad, with the reason, and the rows after it still come. A source that can't be read at
 all raises DataError.
 
-JSONL and CSV hold one line in memory at a time, JSON the whole file. All may be gzip, recognised by its first bytes.
+JSONL and CSV hold one line in memory at a time, JSON the whole file. All may be gzip or Zstandard, recognised by the
+first bytes; Zstandard needs the package zstandard. data/encode.py writes the same.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import IO, Any, cast
 
 from stepmark.errors import DataError
 
-GZIP = b"\x1f\x8b"
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 BOM = b"\xef\xbb\xbf"  # some programs write it before UTF-8
 TABLES = {".csv": ",", ".tsv": "\t"}  # ending -> separator
-ENDINGS = (".jsonl", ".json", *TABLES)  # of files that may also be gzip, with .gz after it
+ENDINGS = (".jsonl", ".json", *TABLES)  # of files that may also be packed, with one of these after it:
+PACKED = (".gz", ".zst")
 PARQUET = ".parquet"
-SUFFIXES = (*(f"{ending}{packed}" for ending in ENDINGS for packed in ("", ".gz")), PARQUET)
+SUFFIXES = (*(f"{ending}{packed}" for ending in ENDINGS for packed in ("", *PACKED)), PARQUET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,42 @@ class Bad:
 Decoded = tuple[int, object]  # a row's number, and its value or Bad
 
 
+class Part(str):
+    """The path of a JSONL file of which only some lines are read, by their bytes; their numbers are those in the
+    file."""
+
+    start: int  # bytes before its first line
+    end: int  # bytes up to the end of its last line
+    line: int  # number of its first line, from 1
+
+    @classmethod
+    def of(cls, path: str, start: int, end: int, line: int) -> Part:
+        part = cls(path)
+        part.start, part.end, part.line = start, end, line
+        return part
+
+
+def parts(path: Path, size: int) -> Iterator[Part]:
+    """A JSONL file, divided at the ends of lines into parts of about `size` bytes."""
+    start, line = 0, 1
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            chunk += file.readline()
+            yield Part.of(str(path), start, start + len(chunk), line)
+            start, line = start + len(chunk), line + chunk.count(b"\n")
+
+
+def decode_part(part: Part, max_line: int) -> Iterator[Decoded]:
+    """The rows of a part."""
+    with Path(part).open("rb") as file:
+        file.seek(part.start)
+        lines = io.BytesIO(file.read(part.end - part.start))
+    yield from _lines(lines, max_line, part.line)
+
+
 def decode_file(path: Path, max_line: int) -> Iterator[Decoded]:
     """The rows of a file, whose ending names its format; a file with an unknown ending is JSONL."""
-    name = path.name.lower().removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     if name.endswith(PARQUET):
         return _parquet(path)
     return _text(path, name, max_line)
@@ -103,9 +138,7 @@ def decode_hub(name: str, config: str | None, split: str) -> Iterator[Decoded]:
 def _text(path: Path, name: str, max_line: int) -> Iterator[Decoded]:
     number = 0
     try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == GZIP
-        with cast("IO[bytes]", gzip.open(path, "rb") if zipped else path.open("rb")) as file:
+        with opened(path) as file:
             separator = TABLES.get(Path(name).suffix)
             if separator is not None:
                 rows = _table(path, file, separator)
@@ -116,13 +149,76 @@ def _text(path: Path, name: str, max_line: int) -> Iterator[Decoded]:
             for number, value in rows:
                 yield number, value
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        yield number + 1, Bad(f"the gzip file is damaged, nothing can be read from here on: {e}")
+        kind = "gzip" if path.name.lower().endswith(".gz") or not isinstance(e, EOFError) else "packed"
+        yield number + 1, Bad(f"the {kind} file is damaged, nothing can be read from here on: {e}")
     except OSError as e:
         raise DataError(f"{path} can't be read, at line {number + 1}: {e}") from e
+    except Exception as e:
+        if type(e).__name__ != "ZstdError":  # the package may not be there to name it
+            raise
+        yield number + 1, Bad(f"the Zstandard file is damaged, nothing can be read from here on: {e}")
 
 
-def _lines(file: IO[bytes], max_line: int) -> Iterator[Decoded]:
-    number = 0
+def opened(path: Path) -> IO[bytes]:
+    """A file, opened to be read, unpacked if it is gzip or Zstandard. Raises DataError without the package for it."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(GZIP):
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    if start == ZSTD:
+        return io.BufferedReader(_Zstandard(path))
+    return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """The content of a Zstandard file. Raises EOFError where the file ends too early, which the package's own reader
+    takes for its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._make = zstandard(path).ZstdDecompressor().decompressobj
+        self._file, self._frame, self._left = path.open("rb"), self._make(), b""
+        self._begun = False  # whether a frame has begun that has not ended
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            packed = self._file.read(1 << 16)
+            if not packed:
+                if self._begun:
+                    raise EOFError("it ends before the end of its last frame")
+                return 0
+            out = []
+            while packed:
+                self._begun = True
+                out.append(self._frame.decompress(packed))
+                packed = b""
+                if self._frame.eof:
+                    packed, self._frame, self._begun = self._frame.unused_data, self._make(), False
+            self._left = b"".join(out)
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def zstandard(path: Path) -> Any:
+    """The package for Zstandard files. Raises DataError where it is not installed."""
+    try:
+        return importlib.import_module("zstandard")
+    except ImportError as e:
+        raise DataError(
+            f"{path} is a Zstandard file, and the package zstandard is not installed: pip install zstandard, or use a "
+            "file with another ending, such as .jsonl.gz."
+        ) from e
+
+
+def _lines(file: IO[bytes], max_line: int, first: int = 1) -> Iterator[Decoded]:
+    number = first - 1
     while raw := file.readline(max_line + 1):
         number += 1
         if len(raw) > max_line:

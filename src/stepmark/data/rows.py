@@ -24,8 +24,10 @@ from stepmark.data.decode import (
     SUFFIXES,
     Bad,
     Decoded,
+    Part,
     decode_file,
     decode_hub,
+    decode_part,
     decode_saved,
     is_saved,
     is_saved_whole,
@@ -69,7 +71,7 @@ def read(
     fields: Sequence[Field] = (QUESTION, ANSWER),
     *,
     split: str = "train",
-    id_field: str = "id",
+    id_field: str | None = "id",
     config: str | None = None,
     max_line: int = MAX_LINE,
 ) -> Iterator[Row | Quarantined]:
@@ -77,8 +79,10 @@ def read(
     after `split`, a data set that `datasets` saved on disk, or the id of one on the hub, with `config` as its
     configuration.
 
-    Rows without `id_field` get their line number as id. Raises DataError, before the first row, if the source does not
-    exist."""
+    Rows without `id_field` get their line number as id; with None all do, and memory holds one row. Raises DataError,
+    before the first row, if the source does not exist."""
+    if isinstance(source, Part):
+        return _check(str(source), decode_part(source, max_line), fields, id_field)
     path = Path(source)
     if is_saved(path):
         return _check(str(path), decode_saved(path, split), fields, id_field)
@@ -185,10 +189,11 @@ def _in_directory(folder: Path, split: str) -> Path:
 
 
 def _check(
-    file: str, decoded: Iterable[Decoded], fields: Sequence[Field], id_field: str
+    file: str, decoded: Iterable[Decoded], fields: Sequence[Field], id_field: str | None
 ) -> Iterator[Row | Quarantined]:
     seen: dict[str, int] = {}
-    all_fields = (*fields, Field(id_field, limit=ID_LIMIT, required=False, number=True))
+    ids = () if id_field is None else (Field(id_field, limit=ID_LIMIT, required=False, number=True),)
+    all_fields = (*fields, *ids)
     for line, value in decoded:
         if isinstance(value, Bad):
             yield Quarantined(file, line, value.reason)
@@ -204,7 +209,7 @@ def _check(
                 faults.append(f"field {f.name!r}: {checked.reason}" + ("" if f.name in value else _row_fields(value)))
             else:
                 text[f.name] = checked
-        id = text.get(id_field) or str(line)
+        id = str(line) if id_field is None else text.get(id_field) or str(line)
         if not id.isprintable():
             faults.append(f"field {id_field!r}: an id may not hold control characters")
         if id in seen:
@@ -212,7 +217,8 @@ def _check(
         if faults:
             yield Quarantined(file, line, "; ".join(faults))
         else:
-            seen[id] = line
+            if id_field is not None:
+                seen[id] = line
             yield Row(file, line, id, text, value)
 
 
@@ -226,15 +232,24 @@ def _text(value: object, field: Field) -> str | Bad:
         value = str(int(value)) if value == int(value) else format(Decimal(repr(value)), "f")
     if not isinstance(value, str):
         return Bad(f"wrong type: {_type(value)}, not text{' or a number' if field.number else ''}")
-    if not value.strip():
+    if not value or value.isspace():
         return Bad("empty")
     if len(value) > field.limit:
         return Bad(f"{len(value):,} characters; at most {field.limit:,} are allowed")
-    if "\0" in value:
-        return Bad("NUL characters")
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        return Bad("a lone surrogate, which is no character")
-    return value
+    fault = fault_of_text(value)
+    return Bad(fault) if fault else value
+
+
+def fault_of_text(text: str) -> str:
+    """What in a text could not be written out again: NUL characters or lone surrogates; "" for nothing."""
+    if "\0" in text:
+        return "NUL characters"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "a lone surrogate, which is no character"
+    return ""
 
 
 def _type(value: object) -> str:

@@ -423,6 +423,15 @@ def _misfit(kind: Any, value: Any) -> Any:
     raise TypeError(f"expected {getattr(kind, '__name__', kind)}, got {value!r:.60}")
 
 
+def plain(value: Any) -> Any:
+    """A record as plain values of JSON, as `decoder` reads them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name in _names(type(value))}
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    return value.value if isinstance(value, Enum) else value
+
+
 def _fields(value: Any) -> dict[str, Any]:
     """The fields of one dataclass, not of those inside it: the encoder calls this again for each of them."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):

@@ -31,7 +31,7 @@ ROLES = {
     "backend": ("backends", ("sample",)),
     "labeler": ("labelers", ("label",)),
     "verifier": ("verifiers", ("verify",)),
-    "format": ("formats", ("read", "write")),
+    "format": ("formats", ("read", "encode")),
     "executor": ("executors", ("map",)),
     "stage": ("", ("run",)),  # those that come with Stepmark are listed in run/pipeline/; recipes name users' own
 }

@@ -16,7 +16,7 @@ from typing import Any
 from stepmark.data import fingerprint, settings
 from stepmark.data.store import Records, write_json
 from stepmark.run.context import RunContext
-from stepmark.run.pipeline.problems import POLICY_PARTS
+from stepmark.run.pipeline.problems import POLICY_PARTS, imported
 from stepmark.run.recipe import Recipe
 from stepmark.run.stage import Stage, matches
 from stepmark.types import Problem, Quarantined
@@ -127,8 +127,7 @@ def _same_rows(context: RunContext, changed: Mapping[str, Any]) -> None:
             assert context.task is not None and split is not None
             now = fingerprint.of_problems(context.task.load(split, most).problems, answers=True)
         else:
-            assert source.format is not None
-            rows = [row for row in source.format.load().read(source.file) if not isinstance(row, Quarantined)]
+            rows = [row for row in imported(context, source) if not isinstance(row, Quarantined)]
             now = fingerprint.of_problems((row.problem for row in rows), answers=True)
             now |= fingerprint.of_solutions(s for row in rows for s in row.solutions)
             stored |= fingerprint.of_solutions(context.solutions(part))

@@ -124,6 +124,12 @@ class Recipe(Settings):
         sampled = [part for part in self.sample.parts if self.sample.source(part).file is None]
         if self.steps is not None and self.steps not in SPLITTERS:
             yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
+        if self.task is None:
+            yield from (
+                f"sample.{part}.split: with file, the reference answers come from a split of the task; give a task"
+                for part in self.sample.parts
+                if part not in sampled and self.sample.source(part).split is not None
+            )
         if sampled and (self.task is None or self.generator is None):
             yield f"sampling solutions for {' and '.join(sampled)} needs a task and a generator"
         trained = self.generator is not None and self.generator.train is not None
@@ -187,21 +193,20 @@ class Recipe(Settings):
             yield from (f"verifiers.{name}: {fault.rstrip('.')}" for fault in e.faults)
 
     def _labeler_faults(self, part: str, labeler: Labeler) -> Iterator[str]:
-        if self.task is None:
+        imported = self.sample.train.file is not None
+        if self.task is None and not imported:
             yield f"{part} needs a task, for its reference answers"
+        if self.task is None and self.grader is None and imported:
+            yield f"{part} compares answers with the file's reference answers; give a grader, or a task"
         uses: frozenset[str] = getattr(labeler.load(), "uses", frozenset())
         if "completer" in uses and (self.completer or self.generator) is None:
             yield f"{part}: {labeler.name} samples rollouts; give a generator or a completer"
         if "judge" in uses and self.judge is None:
             yield f"{part}: {labeler.name} asks a judge; give judge, a model"
-        if (
-            "oracle" in uses
-            and self.task is not None
-            and not hasattr(registry.find("task", self.task.name), "rationale")
-        ):
-            yield f"{part}: {labeler.name} needs a task that writes verifications; {self.task.name} has no `rationale`"
-        if self.sample.train.file is not None:
-            yield f"{part} needs solutions of the task; imported solutions have no reference answer to compare with"
+        if "oracle" in uses and (self.task is not None or imported):
+            name = "null" if self.task is None else self.task.name
+            if self.task is None or not hasattr(registry.find("task", name), "rationale"):
+                yield f"{part}: {labeler.name} needs a task that writes verifications; {name} has no `rationale`"
 
     def _judge_faults(self, judge: Judge) -> Iterator[str]:
         """The faults of a judge that is to be trained."""

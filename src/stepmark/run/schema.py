@@ -236,7 +236,9 @@ class Judge(Generator):
 class SolutionSource(Settings):
     """Solutions of one part: sampled for problems of the task or, with `file`, imported."""
 
-    split: str | None = None  # split of the task to sample from
+    # split of the task to sample from; with `file`, the split whose problems have the same questions as the file, for
+    # their reference answers
+    split: str | None = None
     problems: int | None = Field(default=None, ge=1)  # number of problems; null means all
     n: int = Field(default=16, ge=1)  # solutions of each problem; of a file, the first n
     file: str | None = None  # file of solutions to import instead of sampling
@@ -248,8 +250,6 @@ class SolutionSource(Settings):
     def _check_source(self) -> SolutionSource:
         if (self.file is None) != (self.format is None):
             raise ValueError("file and format go together")
-        if self.file is not None and self.split is not None:
-            raise ValueError("give either split, to sample, or file, to import; not both")
         low, high = self.share
         if not 0 <= low < high <= 1:
             raise ValueError(f"share is a range [low, high) within [0, 1], got {list(self.share)}")

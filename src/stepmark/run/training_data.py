@@ -45,6 +45,8 @@ class TrainingData:
         """Raises DataError where no training solution has an answer that the grader can read. Nothing can be learned
         from them, and labelling them would cost much."""
         grades = list(self.context.grades("train"))
+        if self.recipe.label is None and len(self.context.labels):  # they came with a file
+            return
         if not grades or any(g.grade.correct or g.grade.answer is not None for g in grades):
             return
         place, count = most_frequent([g.grade.reason for g in grades], QUOTED)
@@ -55,15 +57,19 @@ class TrainingData:
         )
 
     def examples(self) -> list[Example]:
-        """The examples of all verifiers: solutions with their grades and, where the recipe has them, step labels and
-        rationales; in the order of `pairs`."""
+        """The examples of all verifiers: solutions with their grades and, where the recipe or the imported file has
+        them, step labels and rationales; in the order of `pairs`."""
+        labels = {labelled.key: labelled for labelled in self.context.labels}
         if self.recipe.label is not None:
-            labels = {labelled.key: labelled for labelled in self.context.labels}
             examples = [(p, labels[s.id]) for p, s in self.pairs(self.recipe.label) if s.id in labels]
         else:
             grades = {g.solution_id: g.grade for g in self.context.grades("train")}
             pairs = self.pairs(self.recipe.rationales)
-            examples = [(p, unlabelled(s, grades[s.id])) for p, s in pairs if s.id in grades]
+            examples = [
+                (p, replace(labels[s.id], grade=grades[s.id]) if s.id in labels else unlabelled(s, grades[s.id]))
+                for p, s in pairs
+                if s.id in grades
+            ]
         return self.with_rationales(examples, "")
 
     def with_rationales(self, examples: list[Example], writer: str) -> list[Example]:

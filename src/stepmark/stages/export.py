@@ -1,18 +1,22 @@
 """Stage: step labels -> a file in another trainer's format, such as TRL's step-wise supervision.
 
+`stepmark convert` does the same for files that have their problems with them (stages/convert.py).
+
 stepmark export --task arithmetic --split train --labels labels.jsonl --format stepwise --out rows.jsonl
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stepmark.data.encode import write_rows
 from stepmark.errors import ConfigError, DataError
 from stepmark.plugins import registry
 from stepmark.protocols import Writer
-from stepmark.types import LabelledSolution, Place, Problem
+from stepmark.types import GradedSolution, Imported, LabelledSolution, Place, Problem
 
 Estimate = Literal["hard", "soft"]
 
@@ -39,16 +43,18 @@ def export(
 
     Raises DataError for a solution whose problem is not in `problems`, and ConfigError for a format that can be read
     but not written."""
-    writer = registry.load("format", format)
+    options = {"estimate": estimate} if "estimate" in registry.options("format", format) else {}
+    writer = registry.load("format", format, **options)
     if not isinstance(writer, Writer):
-        raise ConfigError(f"the format {format} can be read, but not written. Choose a format that has `write`.")
+        raise ConfigError(f"the format {format} can be read, but not written. Choose a format that has `encode`.")
     by_id = {p.id: p for p in problems}
-    rows = steps = left_out = 0
+    steps = left_out = 0
 
-    def fully_labelled() -> Iterator[tuple[Problem, LabelledSolution]]:
-        nonlocal rows, steps, left_out
+    def rows() -> Iterator[Mapping[str, object]]:
+        nonlocal steps, left_out
         for labelled in labels:
-            if labelled.solution.problem_id not in by_id:
+            s = labelled.solution
+            if s.problem_id not in by_id:
                 raise DataError(
                     f"labelled solution {labelled.key!r} belongs to none of the {len(by_id)} problems given. Load the "
                     "task with the split and the options that the solutions were sampled with."
@@ -56,8 +62,9 @@ def export(
             if not labelled.labels or not all(x.known for x in labelled.labels):
                 left_out += 1
                 continue
-            rows, steps = rows + 1, steps + len(labelled.labels)
-            yield by_id[labelled.solution.problem_id], labelled
+            graded = (GradedSolution(s.id, s.problem_id, labelled.grade),)
+            for row in writer.encode(Imported(by_id[s.problem_id], (s,), graded, labels=(labelled,)), Counter()):
+                steps += len(labelled.labels)
+                yield row
 
-    writer.write(fully_labelled(), out, estimate)
-    return Exported(rows, steps, left_out)
+    return Exported(write_rows(out, rows()), steps, left_out)

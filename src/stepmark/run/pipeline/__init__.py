@@ -48,9 +48,10 @@ def stages(recipe: Recipe) -> list[Stage]:
     parts, tests = recipe.sample.parts, recipe.sample.tests
     sampled = [part for part in parts if recipe.sample.source(part).file is None]
     listed: list[Stage] = [LoadProblems()]
-    if sampled and recipe.generator is not None and recipe.generator.train is not None:
+    writes = bool(sampled) or recipe.label is not None or bool(recipe.writers)  # whether models write texts
+    if writes and recipe.generator is not None and recipe.generator.train is not None:
         listed += [TrainModel("generator")]
-    if sampled and recipe.completer is not None and recipe.completer.train is not None:
+    if writes and recipe.completer is not None and recipe.completer.train is not None:
         listed += [TrainModel("completer")]
     for part in parts:
         listed += [Sample(part), Grade(part)] if part in sampled else [Grade(part)]

@@ -5,7 +5,7 @@ stepmark run recipes/demo.yaml --only problems
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -15,7 +15,7 @@ from stepmark.run.context import RunContext, add_missing
 from stepmark.run.schema import SolutionSource
 from stepmark.run.stage import State
 from stepmark.text.hashing import hash_fraction
-from stepmark.types import Imported, Problem, Quarantined
+from stepmark.types import GradedSolution, Imported, Problem, Quarantined
 
 BATCH = 256  # imported problems that are stored at a time
 POLICY_PARTS = ("reinforce", "held_out", "after")
@@ -35,8 +35,12 @@ class LoadProblems:
         parts = [*sample.parts, *(POLICY_PARTS if context.recipe.reinforce is not None else ())]
         imported = [part for part in sample.parts if sample.source(part).file is not None]
         folders = [f"{folder}/{part}.jsonl" for part in imported for folder in ("solutions", "grades")]
-        rationales = ["rationales/train.jsonl"] if "train" in imported else []
-        return [*(f"problems/{part}.jsonl" for part in parts), *folders, *rationales, "quarantine.jsonl"]
+        # A labeler of the recipe labels everything anew, so then the file's labels are not kept.
+        if "train" in imported and context.recipe.label is None:
+            folders.append("labels/train.jsonl")
+        if "train" in imported and context.recipe.rationales is None:
+            folders.append("rationales/train.jsonl")
+        return [*(f"problems/{part}.jsonl" for part in parts), *folders, "quarantine.jsonl"]
 
     def state(self, context: RunContext) -> State:
         """A task or a file may have fewer problems than the recipe names. Then they are loaded again each time."""
@@ -85,37 +89,95 @@ def usable(context: RunContext, split: str, most: int | None, setting: str = "")
     return loaded.problems
 
 
-def _import(context: RunContext, part: str, source: SolutionSource) -> None:
+def imported(context: RunContext, source: SolutionSource) -> Iterator[Imported | Quarantined]:
+    """What the file of a part holds, with the reference answers of the task's split where the part names one."""
     assert source.file is not None and source.format is not None
+    found = source.format.load().read(source.file)
+    if source.split is None:
+        yield from found
+        return
+    assert context.task is not None
+    known = {_same(p.question): p for p in context.task.load(source.split).problems}
+    for number, row in enumerate(found, 1):
+        problem = known.get(_same(row.problem.question)) if isinstance(row, Imported) else None
+        if isinstance(row, Quarantined):
+            yield row
+        elif problem is None:
+            reason = (
+                f"the task's split {source.split!r} has no problem with this question: {row.problem.question!r:.80}"
+            )
+            yield Quarantined(source.file, number, reason)
+        else:
+            own = row.problem
+            yield replace(row, problem=replace(problem, id=own.id, question=own.question))
+
+
+def _same(question: str) -> str:
+    """A question as it is compared: white space makes no difference."""
+    return " ".join(question.split())
+
+
+def _import(context: RunContext, part: str, source: SolutionSource) -> None:
+    assert source.file is not None
     batch: list[Imported] = []
-    count = 0
     low, high = source.share
-    for row in source.format.load().read(source.file):
+    known = dict[str, tuple[str, set[str]]]()  # id of a problem -> its question, and the ids of its solutions
+    usable = False
+    for number, row in enumerate(imported(context, source), 1):
         if isinstance(row, Quarantined):
             context.quarantine_rows([row])
-        elif low <= hash_fraction(row.problem.question) < high:
-            batch.append(row)
-            count += 1
-            if len(batch) == BATCH:
-                _keep(context, part, batch, source.n)
-                batch = []
-            if count == source.problems:
-                break
-    _keep(context, part, batch, source.n)
-    if not count:
+            continue
+        if not low <= hash_fraction(row.problem.question) < high:
+            continue
+        p = row.problem
+        if p.id not in known and len(known) == source.problems:
+            continue  # and not the end: more solutions of the others may follow
+        question, solutions = known.setdefault(p.id, (p.question, set()))
+        twice = next((s.id for s in row.solutions if s.id in solutions), None)
+        if question != p.question or twice is not None:
+            reason = (
+                f"another question has the id {p.id!r}" if twice is None else f"a row before has solution {twice!r}"
+            )
+            context.quarantine_rows([Quarantined(source.file, number, reason)])
+            continue
+        kept = row.solutions[: max(0, source.n - len(solutions))]
+        solutions.update(s.id for s in kept)
+        usable = usable or bool(p.answer or row.grades or row.labels)
+        batch.append(replace(row, solutions=kept))
+        if len(batch) == BATCH:
+            _keep(context, part, batch)
+            batch = []
+    _keep(context, part, batch)
+    if not known:
         raise DataError(f"{source.file} has no usable question in the share {list(source.share)}.")
+    if not usable:
+        raise DataError(
+            f"{source.file} says of no solution whether it is right, labels no step and has no reference answer, so "
+            f"nothing can be learned or measured. Name the task, and with sample.{part}.split its split with these "
+            "questions; or add an answer to each row."
+        )
 
 
-def _keep(context: RunContext, part: str, batch: Sequence[Imported], n: int) -> None:
-    """Stores the first n solutions of each problem, with their grades and rationales."""
-    add_missing(context.solutions(part), [s for row in batch for s in row.solutions[:n]])
-    add_missing(context.grades(part), [g for row in batch for g in row.grades[:n]])
-    add_missing(context.problems(part), [row.problem for row in batch])
-    if part == "train":
-        ids = {s.id for row in batch for s in row.solutions[:n]}
-        rationales = [x for row in batch for x in getattr(row, "rationales", ()) if x.key in ids]
-        if rationales:
-            add_missing(context.rationales(), rationales)
+def _keep(context: RunContext, part: str, batch: Sequence[Imported]) -> None:
+    """Stores the solutions of each problem, with their grades, step labels and rationales."""
+    ids = {s.id for row in batch for s in row.solutions}
+    grades = {g.key: g for row in batch for g in row.grades if g.key in ids}
+    for row in batch:
+        if not row.problem.answer:  # nothing can be graded; what has labels is learned from all the same
+            unsaid = (x for x in row.labels if x.key in ids and x.key not in grades)
+            grades |= {x.key: GradedSolution(x.key, row.problem.id, x.grade) for x in unsaid}
+    add_missing(context.solutions(part), [s for row in batch for s in row.solutions])
+    add_missing(context.grades(part), list(grades.values()))
+    add_missing(context.problems(part), list({row.problem.id: row.problem for row in batch}.values()))
+    if part != "train":
+        return
+    recipe = context.recipe
+    labels = [x for row in batch for x in row.labels if x.key in ids]
+    if labels and recipe.label is None:
+        add_missing(context.labels, labels)
+    rationales = [x for row in batch for x in row.rationales if x.key in ids]
+    if rationales and recipe.rationales is None:
+        add_missing(context.rationales(), rationales)
 
 
 def _load_for_policies(context: RunContext) -> None:

@@ -43,7 +43,8 @@ class TrainVerifiers:
     def inputs(self, context: RunContext) -> Sequence[str]:
         recipe = context.recipe
         files = ["problems/train.jsonl", "solutions/train.jsonl", "grades/train.jsonl"]
-        files += ["labels/train.jsonl"] if recipe.label is not None else []
+        labelled = recipe.label is not None or recipe.sample.train.file is not None
+        files += ["labels/train.jsonl"] if labelled else []
         files += [f"{rationales_name(writer)}.jsonl" for writer in recipe.writers]
         from_generator = [
             v for v in recipe.verifiers.values() if v.starts_from_model and not (v.base.path or v.base.init)
