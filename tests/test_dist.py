@@ -40,7 +40,7 @@ def test_what_is_in_it(dist):
         sources = {name.partition("/")[2] for name in sources_of.getnames()}
     # All that `make` and the tests need, so both work in an unpacked archive.
     tops = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "mkdocs.yml")
-    folders = (".ci", "bench", "docs", "recipes", "src", "tests")
+    folders = (".ci", "bench", "docs", "examples", "recipes", "src", "tests")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     needed = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
     assert sorted({*tops, *needed} - sources) == []

@@ -55,8 +55,9 @@ def test_a_page(page, request, tmp_path, monkeypatch):
     if any(not b.parsed_only and not b.indented and b.kind != "yaml" for b in pages.blocks(page)):
         shutil.copytree(request.getfixturevalue("after_tutorial"), place)
     place.mkdir(exist_ok=True)
-    if not (place / "recipes").exists():
-        shutil.copytree(pages.ROOT / "recipes", place / "recipes")
+    for folder in ("recipes", "examples"):
+        if not (place / folder).exists():
+            shutil.copytree(pages.ROOT / folder, place / folder)
     pages.run_page(page, place, monkeypatch)
 
 

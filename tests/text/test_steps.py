@@ -1,11 +1,18 @@
 """Splitting a text into steps: no character is lost, no step is blank."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepmark.errors import UnknownName
+from stepmark.errors import ConfigError, UnknownName
+from stepmark.integrations.rewards import Rewarder
+from stepmark.plugins import registry
+from stepmark.run import recipe
 from stepmark.text import steps
+
+STRANGERS = Path(__file__).parents[1] / "strangers"
 
 # Pieces at which splitters split, among any other characters.
 PIECES = [
@@ -27,8 +34,24 @@ PIECES = [
 ]
 TEXT = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map("".join)
 
+# Rules of a user's own: some match nothing, some match empty, some end before or within white space.
+OWN = [
+    "re:;",
+    "re:",
+    r"re:\s",
+    r"re:(?<=[.!?])",
+    r"re:(?m)^",
+    r"re:(?=\s)",
+    r"re:\b",
+    "re:.",
+    "re:(?s).*",
+    "re:a|",
+    "re: ",
+]
+RULES = sorted(steps.SPLITTERS) + OWN
 
-@given(TEXT, st.sampled_from(sorted(steps.SPLITTERS)))
+
+@given(TEXT, st.sampled_from(RULES))
 def test_splits_join_to_the_text_and_no_step_is_blank(text, how):
     spans = steps.split(text, how)
     assert "".join(text[a:b] for a, b in spans) == (text if text.strip() else "")
@@ -36,6 +59,11 @@ def test_splits_join_to_the_text_and_no_step_is_blank(text, how):
     ends = [b for _, b in spans]
     assert [a for a, _ in spans] == [0, *ends[:-1]][: len(spans)]
     assert steps.prefixes(text, spans) == tuple(text[:b] for b in ends)
+
+
+@given(TEXT, st.sampled_from(RULES))
+def test_no_step_begins_with_white_space_but_the_first(text, how):
+    assert not any(text[a].isspace() for a, _ in steps.split(text, how)[1:])
 
 
 @given(TEXT, st.sampled_from(sorted(steps.SPLITTERS)))
@@ -56,6 +84,9 @@ def test_trailing_separators_belong_to_the_last_step(text, how):
             "First, Step 1: add. Step 2: see Step 3\nStep 3. done",
             ["First,", "Step 1: add.", "Step 2: see Step 3", "Step 3. done"],
         ),
+        (r"re:;", "a = 1; b = 2;\n c = 3;", ["a = 1;", "b = 2;", "c = 3;"]),
+        (r"re:(?<=[.!?])(?<!\be\.g\.)\s", "Aspirin, e.g. 300 mg. It helps.", ["Aspirin, e.g. 300 mg.", "It helps."]),
+        (r"re:\n(?=def )", "import re\ndef f():\n    pass\n", ["import re", "def f():\n    pass"]),
     ],
 )
 def test_known_splits(how, text, expected):
@@ -70,6 +101,10 @@ def test_a_blank_text_has_no_steps(text):
 def test_an_unknown_way_is_refused():
     with pytest.raises(UnknownName, match="Did you mean 'line'"):
         steps.split("a", "lines")
+    with pytest.raises(UnknownName, match="A regular expression after whose matches steps begin works too"):
+        steps.split("a", "re")
+    with pytest.raises(ConfigError, match=r"steps is 're:\(a', and what follows re: is no regular expression: missing"):
+        steps.split("a", "re:(a")
 
 
 @pytest.mark.parametrize("how", sorted(steps.SPLITTERS))
@@ -80,3 +115,18 @@ def test_long_texts_are_split_too(how, text):
     # A quadratic algorithm would take hours on these texts.
     spans = steps.split(text, how)
     assert "".join(text[a:b] for a, b in spans) == text
+
+
+def test_a_rule_of_ones_own_is_taken_and_checked_wherever_a_name_is():
+    own, bad = r"re:;\s", "re:(a"
+    takers = [
+        lambda how: registry.load("labeler", "rule", steps=how),
+        lambda how: registry.load("labeler", "nli", path="model", steps=how),
+        lambda how: registry.load("task", "jsonl", path="mine.jsonl", steps=how),
+        lambda how: Rewarder(registry.load("verifier", str(STRANGERS / "verifier.py")), steps=how),
+        lambda how: recipe.parse({"name": "x", "task": "arithmetic", "generator": {"path": "m"}, "steps": how}, "x"),
+    ]
+    for take in takers:
+        take(own)
+        with pytest.raises(ConfigError, match="no regular expression: missing"):
+            take(bad)

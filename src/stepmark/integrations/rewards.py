@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from stepmark.data.batching import ThreadBatcher
-from stepmark.errors import ConfigError, UnknownName
+from stepmark.errors import ConfigError
 from stepmark.models.encoding import boundaries
 from stepmark.plugins.loading import load_grader, load_verifier
 from stepmark.protocols import Grader, RewardSource, Verifier
@@ -108,8 +108,7 @@ class Rewarder:
         truncated: float | None = 0.0,
         most_lost: float = 0.2,
     ) -> None:
-        if steps not in splitting.SPLITTERS:
-            raise UnknownName("way to split steps", steps, splitting.SPLITTERS)
+        splitting.splitter(steps)  # raises an error for a rule that there is not
         self.source, self.steps, self.truncated = _source(source, credit), steps, truncated
         self.grader = load_grader(grader) if isinstance(grader, str) else grader
         self._recent = RecentRewards(most_lost)

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from stepmark.errors import ConfigError, UnknownName
+from stepmark.errors import ConfigError
 from stepmark.evaluation import evidence
 from stepmark.models import entailment
 from stepmark.protocols import Tools
-from stepmark.text.steps import SPLITTERS, split
+from stepmark.text.steps import split, splitter
 from stepmark.types import Finish, LabelledSolution, StepLabel, Unlabelled
 
 UNKNOWN = StepLabel(0, 0, source="nli")
@@ -51,8 +51,11 @@ class Nli:
             faults.append(f"nli: threshold must be a probability above 0 and at most 1, got {self.threshold}.")
         if self.references < 1:
             faults.append(f"nli: references must be at least 1, got {self.references}.")
-        if self.steps is not None and self.steps not in SPLITTERS:
-            faults.append(str(UnknownName("way to split steps", self.steps, SPLITTERS)))
+        if self.steps is not None:
+            try:
+                splitter(self.steps)
+            except ConfigError as e:
+                faults += e.faults
         if faults:
             raise ConfigError(faults)
 

@@ -21,11 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from stepmark.errors import UnknownName
 from stepmark.evaluation import evidence
 from stepmark.protocols import Tools
 from stepmark.text.answers import last_number, normalise
-from stepmark.text.steps import SPLITTERS, split
+from stepmark.text.steps import split, splitter
 from stepmark.types import Finish, LabelledSolution, Solution, StepLabel, Unlabelled
 
 UNKNOWN = StepLabel(0, 0, source="rule")
@@ -33,7 +32,7 @@ UNKNOWN = StepLabel(0, 0, source="rule")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The labeler. Raises UnknownName for an unknown step splitter."""
+    """The labeler. Raises ConfigError for a step splitter that there is not."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"references"})
 
@@ -41,8 +40,8 @@ class Rule:
     steps: str | None = None  # the step splitter for references (text/steps.py); null: the one for the solutions
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps not in SPLITTERS:
-            raise UnknownName("way to split steps", self.steps, SPLITTERS)
+        if self.steps is not None:
+            splitter(self.steps)
 
     def label(self, units: Sequence[Unlabelled], tools: Tools) -> Iterator[LabelledSolution]:
         """Labels one unit after the other. Of the tools it uses only the grader."""

@@ -48,7 +48,7 @@ from stepmark.run.schema import (
     Verifier,
 )
 from stepmark.stages.train import TrainSettings
-from stepmark.text.steps import SPLITTERS
+from stepmark.text.steps import splitter
 from stepmark.types import Place, SamplingParams
 
 Kind = TypeVar("Kind", TrainSettings, Shape, ReinforceSettings)
@@ -122,8 +122,11 @@ class Recipe(Settings):
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds has the same seed twice: {', '.join(map(str, self.seeds))}"
         sampled = [part for part in self.sample.parts if self.sample.source(part).file is None]
-        if self.steps is not None and self.steps not in SPLITTERS:
-            yield f"steps is {self.steps!r}; it can be {', '.join(sorted(SPLITTERS))}"
+        if self.steps is not None:
+            try:
+                splitter(self.steps)
+            except ConfigError as e:
+                yield from e.faults
         if self.task is None:
             yield from (
                 f"sample.{part}.split: with file, the reference answers come from a split of the task; give a task"

@@ -24,7 +24,7 @@ from itertools import islice
 from stepmark.data.rows import ANSWER, QUESTION, Field, Row, is_whole, problems, read
 from stepmark.errors import ConfigError
 from stepmark.text.hashing import hash_fraction
-from stepmark.text.steps import SPLITTERS
+from stepmark.text.steps import splitter
 from stepmark.types import Problem, ProblemSet
 
 SPLITS = ("train", "dev", "test")
@@ -53,7 +53,7 @@ class Jsonl:
     question_limit: int = QUESTION.limit  # largest number of characters; also for the worked solution
     answer_limit: int = ANSWER.limit  # largest number of characters
     grader: str = "numeric"  # exact, numeric, symbolic, or a path to a grader of your own
-    steps: str = "line"  # the step splitter for solutions: line, paragraph, sentence, numbered
+    steps: str = "line"  # how solutions divide into steps: line, paragraph, sentence, numbered, or re:EXPRESSION
 
     def __post_init__(self) -> None:
         names = (self.question, self.answer, self.solution, self.id)
@@ -65,11 +65,15 @@ class Jsonl:
                 f"test_share={self.test_share}, dev_share={self.dev_share}: neither below 0, their sum below 1.",
             ),
             (len(set(names)) == len(names), f"question, answer, solution and id name the same field: {names}."),
-            (self.steps in SPLITTERS, f"steps={self.steps!r}: allowed are {', '.join(sorted(SPLITTERS))}."),
             (self.question_limit > 0 and self.answer_limit > 0, "question_limit and answer_limit must be at least 1."),
         ]
-        if faults := [f"task jsonl: {message}" for good, message in checks if not good]:
-            raise ConfigError(faults)
+        faults = [message for good, message in checks if not good]
+        try:
+            splitter(self.steps)
+        except ConfigError as e:
+            faults += e.faults
+        if faults:
+            raise ConfigError([f"task jsonl: {fault}" for fault in faults])
 
     def load(self, split: str, limit: int | None = None) -> ProblemSet:
         """The first `limit` problems of train, dev or test, or of all in a single file. Raises ConfigError for another
