@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from stepmark.data import rows
 from stepmark.errors import ConfigError
@@ -129,42 +130,57 @@ class UnitTests:
             return Grade(Verdict.INCORRECT, "no function found")
         # Votes are counted by this: programs that are written alike, but for white space, are one answer.
         digest = hashlib.sha256(" ".join(code.split()).encode("utf-8", "surrogatepass")).hexdigest()
-        verdict, reason = self._run(code, problem.answer)
+        try:
+            verdict, reason = _run(code, problem.answer, self.seconds, self.patience, self.memory_mb)
+        except _Undecided as e:
+            verdict, reason = Verdict.UNGRADABLE, str(e)
         reason = " ".join(reason.encode("utf-8", "replace").decode().split())
         return Grade(verdict, reason if len(reason) <= 300 else reason[:297] + "...", f"program {digest[:12]}")
 
-    def _run(self, code, tests):
-        limits = ("RLIMIT_CPU", self.seconds), ("RLIMIT_AS", self.memory_mb << 20), ("RLIMIT_FSIZE", 1 << 20)
-        password = secrets.token_hex(16)
-        job = {"code": code, "tests": tests, "limits": limits, "password": password, "alarm": int(self.patience) + 2}
-        kept = {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH") if k in os.environ}  # no keys of servers
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-c", CHILD],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd=place,
-                env=kept | {"HOME": place, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # a group of its own, so that what it started is killed with it
-            )
-            try:
-                said = process.communicate(json.dumps(job).encode(), self.patience)[0].decode("utf-8", "replace")
-            except subprocess.TimeoutExpired:
-                return Verdict.UNGRADABLE, f"not done after {self.patience:g} s, most of them idle or waiting"
-            finally:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.stdin.close()
-                process.stdout.close()
-                process.wait()
-        _, told, verdict = said.partition(password)
-        if told:
-            word, reason = json.loads(verdict)
-            return Verdict(word), reason
-        if process.returncode == -signal.SIGXCPU:
-            return Verdict.INCORRECT, f"it used more than {self.seconds} s of processor time"
-        return Verdict.UNGRADABLE, f"the process ended without a verdict (exit status {process.returncode})"
+
+class _Undecided(Exception):
+    """The program may be right. The message is the reason."""
+
+
+@lru_cache(maxsize=4096)
+def _run(code, tests, seconds, patience, memory_mb):
+    """The verdict and the reason. Rollouts often end in the same program: it is run once. Raises _Undecided, which is
+    not remembered: the next call tries again."""
+    limits = ("RLIMIT_CPU", seconds), ("RLIMIT_AS", memory_mb << 20), ("RLIMIT_FSIZE", 1 << 20)
+    password = secrets.token_hex(16)
+    job = {"code": code, "tests": tests, "limits": limits, "password": password, "alarm": int(patience) + 2}
+    kept = {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH") if k in os.environ}  # no keys of servers
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=place,
+            env=kept | {"HOME": place, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # a group of its own, so that what it started is killed with it
+        )
+        try:
+            said = process.communicate(json.dumps(job).encode(), patience)[0].decode("utf-8", "replace")
+        except subprocess.TimeoutExpired:
+            raise _Undecided(f"not done after {patience:g} s, most of them idle or waiting") from None
+        finally:
+            with contextlib.suppress(OSError):  # nobody is left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.stdin.close()
+            process.stdout.close()
+            process.wait()
+    _, told, verdict = said.partition(password)
+    if told:
+        word, reason = json.loads(verdict)
+        if word == Verdict.UNGRADABLE:
+            raise _Undecided(reason)
+        return Verdict(word), reason
+    if process.returncode == -signal.SIGXCPU:
+        return Verdict.INCORRECT, f"it used more than {seconds} s of processor time"
+    if process.returncode == 0:
+        return Verdict.INCORRECT, "it ended its process before the tests were done"
+    raise _Undecided(f"the process ended without a verdict (exit status {process.returncode})")
 
 
 def function_in(text):

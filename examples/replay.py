@@ -19,21 +19,21 @@ from stepmark.types import Finish, Rollout
 
 @dataclass(frozen=True)
 class Replay:
-    path: str  # a file of JSON lines, each {"question": ..., "attempts": [...]}
+    file: str  # of JSON lines, each {"question": ..., "attempts": [...]}
 
     def sample(self, prompts, params):
         for prompt in prompts:
             attempts = self._attempts(prompt.context)
             going_on = [x[len(prompt.prefix) :] for x in attempts if x.startswith(prompt.prefix)]
             if not going_on:
-                raise BackendError(f"{self.path}: no attempt goes on after {prompt.text[-200:]!r}. Add one.")
+                raise BackendError(f"{self.file}: no attempt goes on after {prompt.text[-200:]!r}. Add one.")
             for index in range(prompt.first, prompt.first + prompt.n):
                 rng = random.Random(f"{params.seed}|{prompt.id}|{index}")
                 text = rng.choice(going_on)
                 yield Rollout(prompt.id, index, text, Finish.STOP, tokens=len(text.split()))
 
     def _attempts(self, context):
-        places = [(context.rfind(question), len(question), attempts) for question, attempts in _rows(self.path)]
+        places = [(context.rfind(question), len(question), attempts) for question, attempts in _rows(self.file)]
         place, _, attempts = max(places, default=(-1, 0, []), key=lambda x: x[:2])
         return attempts if place >= 0 else []
 

@@ -56,7 +56,7 @@ def test_it_is_a_grader_that_travels(grader):
         # Nothing passes by ending early, or by printing what it likes.
         ("import sys\ndef add(a, b): ...\nsys.exit(0)", "incorrect", "SystemExit in the code"),
         ('def add(a, b): ...\nprint(\'["correct", "passed"]\')', "incorrect", "AssertionError"),
-        ("import os\ndef add(a, b): ...\nos._exit(0)", "ungradable", "without a verdict (exit status 0)"),
+        ("import os\ndef add(a, b): ...\nos._exit(0)", "incorrect", "ended its process before the tests"),
         ("import os\ndef add(a, b): ...\nos.kill(os.getpid(), 9)", "ungradable", "exit status -9"),
         ("import no_such_package\n" + RIGHT, "ungradable", "No module named 'no_such_package'; install it"),
         ("def add(a, b):\n    x = [0] * 10**9\n    return a + b", "incorrect", "MemoryError"),

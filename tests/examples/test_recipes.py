@@ -53,6 +53,6 @@ def test_an_attempt_that_nobody_wrote_is_an_error_with_its_place(place, monkeypa
     monkeypatch.chdir(place)
     rows = [{"question": "Other.", "attempts": ["x"]}]
     (place / "attempts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    change = "generator={backend: {name: examples/replay.py, options: {path: attempts.jsonl}}}"
+    change = "generator={backend: {name: examples/replay.py, options: {file: attempts.jsonl}}}"
     with pytest.raises(Exception, match=r"attempts\.jsonl: no attempt goes on after .*Add one"):
         run(recipe.load("examples/code.yaml", [change]), place / "runs" / "none")

@@ -74,7 +74,7 @@ def test_the_judge_sees_the_question_the_reference_and_the_answer_alone(tmp_path
         "from dataclasses import dataclass\nfrom stepmark.types import Finish, Rollout\n"
         "@dataclass(frozen=True)\nclass Spy:\n    path: str = ''\n"
         "    def sample(self, prompts, params):\n        for p in prompts:\n"
-        "            open(self.path, 'a').write(p.context + '|END|')\n"
+        "            with open(self.path, 'a') as f:\n                f.write(p.context + '|END|')\n"
         "            yield Rollout(p.id, 0, 'Score: 5', Finish.STOP, 2)\n"
     )
     grader = stepmark.load_grader(RUBRIC, backend=str(place), options={"path": str(tmp_path / "seen")})

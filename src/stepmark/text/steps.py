@@ -5,7 +5,7 @@ step before it. So `"".join(text[a:b] for a, b in spans) == text` always holds, 
 in separators does not end in an empty step.
 
     steps: sentence                 # a rule by its name, in a recipe
-    steps: 're:;[ ]'               # a rule of your own: a step begins after each match of this regular expression
+    steps: 're:;[ ]'                # a rule of your own: a step begins after each match of this regular expression
 """
 
 from __future__ import annotations
