@@ -146,6 +146,33 @@ def plain(name, kind, tokenizer, **config):
     return lambda root: write(root / name, kind, tokenizer(), **config)
 
 
+def reason_eval(kind="MistralForCausalLM", name="ReasonEval_7B", pad="<s>"):
+    def make(root):
+        head = [("score_head", 3, 32, False)]
+        return write(root / name, kind, sentencepiece(pad), head, name)
+
+    return make
+
+
+def adapted(make, name):
+    """A LoRA adapter of a checkpoint, alone in a directory, as VersaPRM and Math-PSA were published."""
+
+    def adapter(root):
+        import peft
+
+        base = make(root / "base")
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+        torch.manual_seed(1)
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                torch.nn.init.normal_(parameter, 0, 0.3)
+        model.save_pretrained(root / name)
+        return root / name
+
+    return adapter
+
+
 FAMILIES = {
     "math_shepherd": plain("math-shepherd-mistral-7b-prm", "MistralForCausalLM", sentencepiece, sliding_window=None),
     "qwen_prm": process_reward(),
@@ -154,6 +181,21 @@ FAMILIES = {
     "rlhflow": plain("Llama3.1-8B-PRM-Deepseek-Data", "LlamaForCausalLM", llama3),
     "prm800k": plain("Llama-PRM800K", "LlamaForCausalLM", llama3),
     "math_psa": plain("Math-psa", "Qwen2ForCausalLM", qwen),
+    "reason_eval": reason_eval(),
     "token_classification": plain("some-prm", "Qwen2ForTokenClassification", qwen, num_labels=2),
     "sequence_classification": plain("some-orm", "LlamaForSequenceClassification", llama3, num_labels=1),
+}
+# More checkpoints of these families: (family, its checkpoint).
+OTHERS = {
+    "adapter of prm800k": ("prm800k", adapted(FAMILIES["prm800k"], "VersaPRM")),
+    "adapter of math_psa": ("math_psa", adapted(FAMILIES["math_psa"], "Math-psa")),
+    "two classes": (
+        "sequence_classification",
+        plain("some-orm", "Qwen2ForSequenceClassification", qwen, num_labels=2),
+    ),
+    "reason_eval 34B": ("reason_eval", reason_eval("LlamaForCausalLM", "ReasonEval_34B", "</s>")),
+    "trl with bos": (
+        "token_classification",
+        plain("some-prm", "LlamaForTokenClassification", llama3, num_labels=2),
+    ),
 }

@@ -10,7 +10,7 @@ from functools import lru_cache
 import pytest
 import torch
 import transformers
-from public_models import FAMILIES
+from public_models import FAMILIES, OTHERS
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -137,8 +137,29 @@ def math_psa(place, tok, question, steps):
     return causal(place, ids, words).softmax(-1)[:, 0][torch.tensor(ids) == tag].tolist()
 
 
+def reason_eval(place, tok, question, steps):
+    sep = tok.pad_token
+    prompt = f"Question:\n{question}\nAnswer:\nLet's think step by step.\n"
+    at, ids, seen = [], [], 0
+    for i, t in enumerate(tok(prompt + sep + "".join(step + sep for step in steps))["input_ids"]):
+        if t == tok.encode(sep)[-1]:
+            at.append(i - 1 - seen)
+            seen += 1
+        else:
+            ids.append(t)
+    if sep == "<s>":  # as the 7B model
+        ids, at = [1, *ids], at[2:]
+    else:
+        at = at[1:]
+    weights = load_file(place / "model.safetensors")["score_head.weight"]
+    with torch.no_grad():
+        probs = (model_of(place, "AutoModel")(torch.tensor([ids])).last_hidden_state[0] @ weights.T).softmax(-1)
+    return (probs[at, 1] + probs[at, 2]).tolist()
+
+
 def token_classification(place, tok, question, steps):
     ids, at = tok.encode(question, add_special_tokens=False), []
+    ids = ids if tok.bos_token_id is None else [tok.bos_token_id, *ids]
     for step in steps:
         ids += [*tok.encode(step, add_special_tokens=False), *tok.encode("\n", add_special_tokens=False)]
         at.append(len(ids) - 1)
@@ -154,7 +175,8 @@ def sequence_classification(place, tok, question, steps):
     ids = tok.encode(tok.apply_chat_template(messages, tokenize=False), add_special_tokens=False)
     model = model_of(place, "AutoModelForSequenceClassification")
     with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].sigmoid().tolist()
+        logits = model(torch.tensor([ids])).logits[0]
+    return logits.sigmoid().tolist() if len(logits) == 1 else logits.softmax(-1)[1:].tolist()
 
 
 # ---- what holds for each family ----
@@ -166,9 +188,20 @@ def found(place, question, solutions, **options):
 
 
 def test_its_files_tell_the_family_and_its_scores_are_those_of_plain_transformers(family, place):
+    check(family, place)
+
+
+@pytest.mark.parametrize("which", OTHERS)
+def test_other_checkpoints_of_a_family_agree_too(which, tmp_path):
+    family, make = OTHERS[which]
+    check(family, make(tmp_path))
+
+
+def check(family, place):
     verifier, verifications = found(place, QUESTION, SOLUTIONS)
     assert verifier.reading == family
-    tok = transformers.AutoTokenizer.from_pretrained(place)
+    base = place.parent / "base"
+    tok = transformers.AutoTokenizer.from_pretrained(next(base.iterdir()) if base.exists() else place)
     for steps, v in zip(SOLUTIONS, verifications, strict=True):
         expected = globals()[family](place, tok, QUESTION, steps)
         assert v.outcome is Outcome.SCORED

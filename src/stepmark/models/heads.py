@@ -35,6 +35,12 @@ def model(path: str, _version: int, head: str, dtype: str, device: str) -> Any:
     return peft.PeftModel.from_pretrained(loaded, path).merge_and_unload().eval()
 
 
+def version(path: str) -> int:
+    """A number that changes when a checkpoint, or an adapter, is written again."""
+    file = Path(path) / ADAPTER
+    return checkpoints.version(path) or (file.stat().st_mtime_ns if file.is_file() else 0)
+
+
 def base_of(path: str) -> str | None:
     """The base of an adapter directory; None for a whole checkpoint."""
     file = Path(path) / ADAPTER

@@ -66,7 +66,7 @@ class PublicVerifier:
             return self.identified().verify(question, solutions)
         place, reading, per_step = detection.local(self.path), self._reading(), self.per_step
         tokenizer = checkpoints.load_tokenizer(heads.tokenizer_place(place))
-        model = heads.model(place, checkpoints.version(place), cast(Any, reading).head, self.dtype, self.device)
+        model = heads.model(place, heads.version(place), cast(Any, reading).head, self.dtype, self.device)
 
         def encode(solution: Solution) -> Encoded:
             encoded: Encoded = reading.encode(tokenizer, question, solution)
