@@ -10,7 +10,7 @@ from functools import lru_cache
 import pytest
 import torch
 import transformers
-from public_models import FAMILIES, OTHERS
+from public_models import FAMILIES, OTHERS, qwen, write
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -179,6 +179,28 @@ def sequence_classification(place, tok, question, steps):
     return logits.sigmoid().tolist() if len(logits) == 1 else logits.softmax(-1)[1:].tolist()
 
 
+def eurus(place, reference, beta, tok, question, steps):
+    def conversation(answer):
+        return tok.apply_chat_template(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": "\n\n".join(answer)}],
+            tokenize=False,
+        )
+
+    ids, ends = torch.tensor([tok.encode(conversation(steps), add_special_tokens=False)]), []
+    for k in range(len(steps) + 1):
+        text = conversation(steps[:k]).strip() + ("\n\n" if k not in (0, len(steps)) else "")
+        ends.append(len(tok.encode(text, add_special_tokens=False)) - 2)
+    mask = torch.tensor([[0] * ends[0] + [1] * (ids.shape[-1] - ends[0])])
+
+    def log_probs(path):
+        logits = model_of(path, "AutoModelForCausalLM")(ids).logits[:, :-1]
+        return logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+
+    with torch.no_grad():
+        reward = beta * (log_probs(place) - log_probs(reference)) * mask[:, 1:]
+    return reward.cumsum(-1)[0, ends[1:]].sigmoid().tolist()
+
+
 # ---- what holds for each family ----
 
 
@@ -224,6 +246,18 @@ def test_tags_in_texts_of_users_are_no_tags(family, place):
         other = reading.encode(tok, question.replace(tag, ""), solution).ids
         special = {i for i, t in tok.added_tokens_decoder.items() if t.special}
         assert [i for i in one if i in special] == [i for i in other if i in special]
+
+
+@pytest.mark.parametrize("beta", [0.001, 0.05])
+def test_an_implicit_reward_is_that_of_its_published_code(beta, tmp_path):
+    place = write(tmp_path / "EurusPRM-Stage2", "Qwen2ForCausalLM", qwen())
+    reference = write(tmp_path / "reference", "Qwen2ForCausalLM", qwen(), seed=1)
+    verifier, verifications = found(place, QUESTION, SOLUTIONS, options={"reference": str(reference), "beta": beta})
+    assert verifier.reading == "eurus"
+    tok = transformers.AutoTokenizer.from_pretrained(place)
+    for steps, v in zip(SOLUTIONS, verifications, strict=True):
+        assert v.outcome is Outcome.SCORED
+        assert v.scores == pytest.approx(eurus(place, reference, beta, tok, QUESTION, steps), abs=1e-5)
 
 
 @pytest.mark.parametrize("name, tag", [("qwen_prm", "<extra_0>"), ("reasonflux", "<extra_0>"), ("math_shepherd", "ки")])
