@@ -46,7 +46,7 @@ def test_a_language_model_is_no_verifier_until_its_family_is_named(models):
     place = renamed(models["rlhflow"], "finetuned")
     with pytest.raises(CheckpointError, match="no public family is known") as e:
         stepmark.load_verifier(place)
-    assert "Possible here: math_psa, math_shepherd, prm800k, rlhflow" in str(e.value)
+    assert "Possible here: eurus, math_psa, math_shepherd, prm800k, rlhflow" in str(e.value)
     assert stepmark.load_verifier(place, reading="rlhflow").reading == "rlhflow"
     with pytest.raises(UnknownName, match="rlhflow"):
         stepmark.load_verifier(place, reading="rhlflow")

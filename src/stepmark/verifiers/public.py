@@ -52,8 +52,9 @@ class PublicVerifier:
 
     @property
     def per_step(self) -> bool:
-        """Whether each step gets a score."""
-        return bool(getattr(self._reading(), "per_step", True))
+        """Whether each step gets a score. Raises CheckpointError as `identified` does."""
+        known = self if self.reading != "auto" else self.identified()
+        return bool(getattr(known._reading(), "per_step", True))
 
     @property
     def read_as(self) -> dict[str, Any]:
