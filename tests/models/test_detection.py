@@ -95,6 +95,27 @@ def test_a_repository_in_the_hubs_cache_is_known_by_its_id(models, tmp_path, mon
     assert 0 < found.score < 1
 
 
+def test_the_weights_of_a_repository_are_not_fetched_before_its_family_is_known(models, tmp_path, monkeypatch):
+    fetched = []
+
+    def snapshot_download(repository, allow_patterns):
+        fetched.append(allow_patterns)
+        return str(tmp_path / repository)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    there = tmp_path / "someone" / "finetuned"
+    shutil.copytree(models["qwen_prm"], there, ignore=shutil.ignore_patterns("*.safetensors"))
+    names = dict.fromkeys(load_file(models["qwen_prm"] / "model.safetensors"), "model-1.safetensors")
+    (there / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(CheckpointError, match="several public families"):
+        stepmark.load_verifier("someone/finetuned")
+    assert fetched
+    assert not any("*.safetensors" in patterns for patterns in fetched)
+    there.rename(tmp_path / "someone" / "Qwen2.5-Math-PRM-7B")
+    assert stepmark.load_verifier("someone/Qwen2.5-Math-PRM-7B").reading == "qwen_prm"
+    assert "*.safetensors" in fetched[-1]
+
+
 parts = st.sampled_from(
     ["Qwen2ForPrmModel", "Qwen2ForProcessRewardModel", "LlamaForCausalLM", "BertForMaskedLM", "XForTokenClassification"]
 )

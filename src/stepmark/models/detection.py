@@ -21,7 +21,8 @@ from stepmark.plugins import registry
 from stepmark.types import Place
 
 ADAPTER = "adapter_config.json"
-SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # of a hub's repository: all that is needed to know its family
+INDEX = "model.safetensors.index.json"  # names the weights of a checkpoint of several files
+SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]  # of a hub's repository: all that is needed to know its family
 BODY = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.\d+\..*|.*\b(?:embed_tokens|wte|norm|ln_f|lm_head)\.\w+")
 
 
@@ -77,8 +78,9 @@ class Evidence:
         )
 
 
-def local(place: Place) -> str:
+def local(place: Place, weights: bool = True) -> str:
     """The directory of a checkpoint; of a hub id, that of its files in the cache, fetched where they are missing.
+    Without `weights` only the small files are, if they name the weights.
 
     Raises CheckpointError for what is neither a directory nor on the hub."""
     if Path(place).is_dir() or str(place).count("/") != 1:
@@ -86,7 +88,10 @@ def local(place: Place) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return str(snapshot_download(str(place), allow_patterns=[*SMALL, "*.safetensors"]))
+        found = Path(snapshot_download(str(place), allow_patterns=SMALL))
+        if weights or not (found / INDEX).is_file():
+            found = Path(snapshot_download(str(place), allow_patterns=[*SMALL, "*.safetensors"]))
+        return str(found)
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{place} is no directory here, and could not be had from the hub: {e}") from e
 
@@ -96,13 +101,13 @@ def look(place: Place) -> Evidence:
     path = Path(place)
     if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
         return Evidence(str(place), _repository(path), ("adapter",), frozenset(_weights(path)), frozenset())
-    checkpoints.check(path)
+    if not (path / INDEX).is_file():
+        checkpoints.check(path)
     config = _json(path / "config.json")
     auto = [str(x).rpartition(".")[2] for x in (config.get("auto_map") or {}).values() if isinstance(x, str)]
     names = tuple(dict.fromkeys([*(config.get("architectures") or ()), *auto]))
     labels = config.get("num_labels") or len(config.get("id2label") or ()) or 2
-    tokens = frozenset(checkpoints.load_tokenizer(path).get_vocab())
-    return Evidence(str(place), _repository(path), names, frozenset(_weights(path)), tokens, int(labels))
+    return Evidence(str(place), _repository(path), names, frozenset(_weights(path)), _tokens(path), int(labels))
 
 
 def detect(seen: Evidence) -> str:
@@ -129,10 +134,19 @@ def _repository(path: Path) -> str:
     return path.parent.parent.name.removeprefix("models--") if path.parent.name == "snapshots" else path.name
 
 
+def _tokens(path: Path) -> frozenset[str]:
+    from transformers import AutoTokenizer
+
+    try:
+        return frozenset(AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab())
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"no tokenizer could be loaded from {path}: {e}") from e
+
+
 def _weights(path: Path) -> set[str]:
     from safetensors import SafetensorError, safe_open
 
-    names: set[str] = set()
+    names = set[str](_json(path / INDEX).get("weight_map", ())) if (path / INDEX).is_file() else set[str]()
     for file in sorted(path.glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as weights:

@@ -46,9 +46,10 @@ class PublicVerifier:
         """This verifier with the name of its family in place of "auto", and its directory in place of a hub id.
 
         Raises CheckpointError where the files don't tell the family."""
-        place = detection.local(self.path)
-        name = detection.detect(detection.look(place)) if self.reading == "auto" else self.reading
-        return replace(self, path=place, reading=name)
+        name = self.reading
+        if name == "auto":  # before the weights are fetched
+            name = detection.detect(detection.look(detection.local(self.path, weights=False)))
+        return replace(self, path=detection.local(self.path), reading=name)
 
     @property
     def per_step(self) -> bool:

@@ -75,8 +75,9 @@ class ThinkPrm:
             faults.append(
                 f"think_prm: at temperature 0 all {self.votes} votes are equal; set votes=1, or a temperature."
             )
-        if not isinstance(self.options, Mapping):
-            faults.append(f"think_prm: options is a mapping of the backend's options, got {self.options!r}.")
+        options: object = self.options  # it may come from a recipe, unchecked
+        if not isinstance(options, Mapping):
+            faults.append(f"think_prm: options is a mapping of the backend's options, got {options!r}.")
         if faults:
             raise ConfigError(faults)
         sampling.check(self._params)
