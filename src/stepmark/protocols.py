@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from stepmark.types import (
     Grade,
@@ -132,6 +132,22 @@ class Verifier(Protocol):
         """One verification per solution, in order. All scores are numbers from 0 to 1, since votes are weighted by
         them; others are refused, but for the rewards of a policy. A solution that can't be scored gets another outcome
         than SCORED."""
+        ...
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """How the scores of one family of public verifiers are read. An attribute `signs` says how a checkpoint of the
+    family is known (models/detection.py), `head` is the kind of model, as of checkpoints.load_model, and `per_step` is
+    True if each step gets a score."""
+
+    def encode(self, tokenizer: Any, question: str, solution: Solution) -> Any:
+        """The text as the family was trained on it, with a place for each step, or one in all (encoding.Encoded). What
+        users wrote is encoded as plain text, without the family's tags. Raises EncodingError for another tokenizer."""
+        ...
+
+    def read(self, path: str, model: Any, tokenizer: Any, batch: Any) -> Any:
+        """A tensor with a score from 0 to 1 for each place of a batch. `path` is the checkpoint's directory."""
         ...
 
 

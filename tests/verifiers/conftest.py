@@ -16,7 +16,9 @@ UNTRAINED = {
         "backend": "scripted",
         "options": {"default": ("Is the answer correct (Yes/No)? Yes", "Is the answer correct (Yes/No)? No")},
         "votes": 3,
-    }
+    },
+    "think_prm": {"backend": "scripted", "options": {"default": (r"\boxed{incorrect}",)}},
+    "public": {"reading": "math_shepherd", "options": {"tag": "<step>", "good": "<good>", "bad": "<bad>"}},
 }
 QUICK = TrainSettings(batch_tokens=800, row_tokens=200, lr=3e-3, tensorboard=False, device="cpu", seed=SEED)
 

@@ -59,9 +59,10 @@ def of_backend(name: str, backend: object | None) -> Settings | None:
 
 
 def of_verifier(place: str, verifier: object) -> Settings:
-    """A trained verifier, or a kind that is used as it is."""
-    if Path(place).is_dir():
-        return of_checkpoint(place)
+    """A trained verifier, a public one and how it is read, or a kind that is used as it is."""
+    reading: Settings = getattr(verifier, "read_as", {})
+    if Path(place).is_dir() or reading:
+        return of_checkpoint(getattr(verifier, "path", place)) | {"path": place} | reading
     return of_plugin("verifier", place, verifier)
 
 

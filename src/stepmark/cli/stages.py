@@ -399,7 +399,10 @@ def train(
 
 @app.command()
 def score(
-    verifier: Annotated[str, typer.Option(help="Directory of a trained verifier, or the path of your own kind.")],
+    verifier: Annotated[
+        str,
+        typer.Option(help="A trained verifier's directory, a public one's directory or hub id, or a file of yours."),
+    ],
     rows: Annotated[
         Path | None,
         typer.Argument(
@@ -420,6 +423,9 @@ def score(
             help="With ROWS: how solutions are split into steps: line, paragraph, sentence, numbered, re:EXPRESSION."
         ),
     ] = "line",
+    reading: Annotated[
+        str | None, typer.Option(help="The family of a public verifier, where its files don't tell it.")
+    ] = None,
     task: p.TaskName = "arithmetic",
     task_option: p.TaskOptions = None,
     split: p.Split = "test",
@@ -445,11 +451,11 @@ def score(
     from stepmark.stages.score import score_rows
     from stepmark.types import ScoredRow, Solution, Verification
 
-    limits = parse_limits(limit or [])
+    limits, read_as = parse_limits(limit or []), {"reading": reading} if reading else {}
     if (rows is None) == (solutions is None):
         raise ConfigError("give either ROWS, a file of questions with solutions, or --solutions, of a task's problems.")
     if rows is not None:
-        scorer, executor = load_verifier(verifier), load_executor(workers)
+        scorer, executor = load_verifier(verifier, **read_as), load_executor(workers)
         about: dict[str, Any] = {"command": "score rows", "steps": steps}
         kept = (
             Printed(ScoredRow)
@@ -468,7 +474,7 @@ def score(
     stored_solutions = p.there(solutions, Solution)
     about_task = settings.of_task(task, plugin, split, loaded, answers=False)
     settings.same_questions(solutions, about_task)
-    scorer = load_verifier(verifier)
+    scorer = load_verifier(verifier, **read_as)
     about = {
         "command": "score",
         **about_task,

@@ -226,10 +226,10 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of a local or hub checkpoint, or of a GGUF file, in evaluation mode, on its device.
 
-    `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor... With `new_head`
-    the checkpoint may lack the head, which is then random. `attention`: "packed" is the one for packed batches
-    (attention.py), where the model can take it; None is the architecture's default. `config` changes configuration
-    fields, e.g. num_labels. Raises CheckpointError, also for missing weights."""
+    `head`: CausalLM, SequenceClassification or TokenClassification, as in transformers' AutoModelFor...; "" is the
+    body alone. With `new_head` the checkpoint may lack the head, which is then random. `attention`: "packed" is the one
+    for packed batches (attention.py), where the model can take it; None is the architecture's default. `config` changes
+    configuration fields, e.g. num_labels. Raises CheckpointError, also for missing weights."""
     path = gguf.directory(path)
     check(path)
     import torch
@@ -237,7 +237,7 @@ def load_model(
     from safetensors import SafetensorError
 
     resolved_device = resolve_device(device)
-    auto = getattr(transformers, f"AutoModelFor{head}")
+    auto = getattr(transformers, f"AutoModelFor{head}" if head else "AutoModel")
     try:
         with quietly():
             model, loading_info = auto.from_pretrained(

@@ -31,19 +31,31 @@ def load_backend(name: str, /, **options: Any) -> Backend:
 
 
 def load_verifier(place: Place, /, **options: Any) -> Verifier:
-    """A trained verifier by its directory, or a kind of verifier by name or by the path of a file.
+    """A trained verifier by its directory, a public one by its directory or hub id, or a kind of verifier by name or by
+    the path of a file.
 
     For a directory, the options are those of its training (see verifier_card); `options` may replace settings that do
-    not change what was learned, such as device. Raises ConfigError for an unknown name or option, CheckpointError for a
-    directory that is not a verifier."""
+    not change what was learned, such as device. A checkpoint without a card belongs to a public family, which its files
+    name (models/detection.py), or the option `reading`. Raises ConfigError for an unknown name or option,
+    CheckpointError for a directory that is not a verifier, or whose family is not known."""
     name = str(place)
     if not Path(place).is_dir() and ("/" not in name or name.endswith(".py")):
         if new_name := registry.RENAMED.get(("verifier", name)):
             warnings.warn(f"the verifier {name!r} is now called {new_name!r}", DeprecationWarning, stacklevel=2)
             name = new_name
         return cast(Verifier, registry.load("verifier", name, **options))
+    if "reading" in options or _public(Path(place)):
+        return cast(Verifier, registry.load("verifier", "public", path=name, **options).identified())
     card = verifier_card.read_card(place)
     return cast(Verifier, registry.load("verifier", card["kind"], **{**card["options"], "path": name, **options}))
+
+
+def _public(place: Path) -> bool:
+    """Whether it is a checkpoint that was not trained here, or a hub id."""
+    if not place.is_dir():
+        return not place.exists() and not place.is_absolute() and len(place.parts) == 2 and place.parts[0] != ".."
+    there = any((place / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return there and not (place / verifier_card.CARD).is_file()
 
 
 def load_member(place: Place, device: str) -> Verifier:

@@ -31,6 +31,7 @@ ROLES = {
     "backend": ("backends", ("sample",)),
     "labeler": ("labelers", ("label",)),
     "verifier": ("verifiers", ("verify",)),
+    "reading": ("readings", ("encode",)),
     "format": ("formats", ("read", "encode")),
     "executor": ("executors", ("map",)),
     "stage": ("", ("run",)),  # those that come with Stepmark are listed in run/pipeline/; recipes name users' own

@@ -101,7 +101,8 @@ def score_rows(
     Raises DataError where a row or the verifier has changed since it was used, and StageError as `score` does."""
     checkpoint = str(getattr(verifier, "path", ""))
     place = str(Path(checkpoint))
-    items, bad = _row_items(path, steps, [type(verifier).__name__, of_model(checkpoint) or place])
+    read_as = [json.dumps(of_reading) for of_reading in [getattr(verifier, "read_as", {})] if of_reading]
+    items, bad = _row_items(path, steps, [type(verifier).__name__, of_model(checkpoint) or place, *read_as])
     stored = {record.key: record.fingerprint for record in out}
     if any(stored.get(row, fingerprint) != fingerprint for row, fingerprint, _, _ in items):
         # Earlier versions knew a verifier by its path.
