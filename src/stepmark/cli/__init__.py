@@ -1,7 +1,7 @@
 """The command line: parses arguments, calls the stages, prints the results.
 
-app.py has the application that all commands share, stages.py one command for each stage, reinforce.py the command that
-reinforces a policy, runs.py the commands for whole runs.
+app.py has the application that all commands share, stages.py one command for each stage, filter.py the command that
+filters a file by scores, reinforce.py the command that reinforces a policy, runs.py the commands for whole runs.
 
     stepmark --help
     stepmark demo
@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from stepmark.cli import reinforce, runs, stages
+from stepmark.cli import filter, reinforce, runs, stages
 from stepmark.cli.app import app
 
-__all__ = ["app", "main", "reinforce", "runs", "stages"]
+__all__ = ["app", "filter", "main", "reinforce", "runs", "stages"]
 
 
 def main() -> NoReturn:
