@@ -148,8 +148,8 @@ def test_what_has_no_score_is_set_aside(tmp_path):
     ]
     given += [{"question": f"{i}?", "solution": "good"} for i in range(8)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in given))
-    command = ["filter", rows, "--verifier", verifier, "--keep", "min > 0.5", "--out", out]
-    done = run(*command, code=3)
+    command = ["filter", rows, "--verifier", verifier, "--keep", "min > 0.5", "--out"]
+    done = run(*command, out, code=3)
     assert written(out) == [{"question": "a?", "solutions": ["good"]}, *given[4:]]
     aside = tmp_path / "kept.unscored.jsonl"
     assert [(x["id"], x["solution"]) for x in written(aside)] == [("1#1", "long"), ("2#0", "long"), ("3#0", "crash")]
@@ -157,10 +157,11 @@ def test_what_has_no_score_is_set_aside(tmp_path):
     assert report["unscored"] == {"truncated: too long for it": 2, "not scored: its row failed": 1}
     assert [x["line"] for x in report["quarantined"]] == [4]
     assert "line 4" in done.stderr and "crashed" in done.stderr and "kept.unscored.jsonl" in done.stderr
-    run(*command, "--rows", "any", code=3)
-    assert written(out) == [given[0], *given[4:]]  # one good solution decides
-    run(*command, "--rows", "all", code=3)
-    assert [x["id"] for x in written(aside)] == ["2#0", "3#0"]  # a bad solution of row 1 decides
+    run(*command, tmp_path / "any.jsonl", "--rows", "any", code=3)
+    assert written(tmp_path / "any.jsonl") == [given[0], *given[4:]]  # one good solution decides
+    run(*command, tmp_path / "all.jsonl", "--rows", "all", code=3)
+    found = [x["id"] for x in written(tmp_path / "all.unscored.jsonl")]
+    assert found == ["2#0", "3#0"]  # a bad solution of row 1 decides
 
 
 def test_wrong_settings_are_refused_before_anything_is_scored(rows, tmp_path):
