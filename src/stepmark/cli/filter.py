@@ -44,7 +44,7 @@ def filter_(
         ),
     ] = "each",
     steps: Annotated[
-        str, typer.Option(help="How solutions are split into steps: line, paragraph, sentence, numbered.")
+        str, typer.Option(help="How solutions are split into steps: line, paragraph, sentence, numbered, thought.")
     ] = "line",
     workers: p.Workers = 1,
     limit: p.Limits = None,

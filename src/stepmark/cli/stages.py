@@ -406,7 +406,10 @@ def score(
         ),
     ] = None,
     steps: Annotated[
-        str, typer.Option(help="With ROWS: how solutions are split into steps: line, paragraph, sentence, numbered.")
+        str,
+        typer.Option(
+            help="With ROWS: how solutions are split into steps: line, paragraph, sentence, numbered, thought."
+        ),
     ] = "line",
     task: p.TaskName = "arithmetic",
     task_option: p.TaskOptions = None,

@@ -37,6 +37,7 @@ from stepmark.rl.rewards import Credit, RecentRewards, Verified
 from stepmark.text import steps as splitting
 from stepmark.text.grading import grade_solution
 from stepmark.text.prompts import Template
+from stepmark.text.thoughts import answer_of
 from stepmark.types import Finish, Grade, Place, Problem, Reward, Solution, Verdict
 
 Score = dict[str, float | str]
@@ -61,7 +62,7 @@ class Completion:
     question: str
     text: str  # the attempt without the prompt and special tokens
     answer: str = ""  # reference answer; needed for gold rewards and graders
-    ended: bool = True  # False if it ran out of tokens
+    ended: bool = True  # False if it ran out of tokens; one that ends inside a thought did, too
     lost: str = ""  # why the attempt can't be read; "" if it can
     spans: tuple[tuple[int, int], ...] | None = None  # its steps, where they are known; None: they are split
 
@@ -133,23 +134,24 @@ class Rewarder:
     def _reward(self, attempts: Sequence[Completion]) -> list[CompletionReward]:
         ids: dict[tuple[str, str], str] = {}
         pairs = []
+        ended = [attempt.ended and answer_of(attempt.text) is not None for attempt in attempts]
         for i, attempt in enumerate(attempts):
             problem = Problem(
                 ids.setdefault((attempt.question, attempt.answer), str(len(ids))), attempt.question, attempt.answer, ""
             )
-            finish = Finish.STOP if attempt.ended else Finish.LENGTH
+            finish = Finish.STOP if ended[i] else Finish.LENGTH
             spans = splitting.split(attempt.text, self.steps) if attempt.spans is None else attempt.spans
             pairs.append((problem, Solution(f"{problem.id}#{i}", problem.id, i, attempt.text, spans, finish)))
-        verifiable = [pair for pair, attempt in zip(pairs, attempts, strict=True) if attempt.ended and not attempt.lost]
+        can_be_verified = [e and not attempt.lost for e, attempt in zip(ended, attempts, strict=True)]
+        verifiable = [pair for pair, can in zip(pairs, can_be_verified, strict=True) if can]
         rewards = iter(self.source.reward(verifiable) if verifiable else ())
         results = []
-        for (problem, solution), attempt in zip(pairs, attempts, strict=True):
-            is_verifiable = attempt.ended and not attempt.lost
-            reward = next(rewards) if is_verifiable else self._unverified(solution, attempt.lost)
+        for (problem, solution), attempt, can in zip(pairs, attempts, can_be_verified, strict=True):
+            reward = next(rewards) if can else self._unverified(solution, attempt.lost)
             ends = tuple(a + len(attempt.text[a:b].rstrip()) for a, b in solution.spans)
             grade = None if self.grader is None or attempt.lost else grade_solution(solution, problem, self.grader)
             results.append(CompletionReward(reward, ends, grade))
-        self._recent.add([e.reward for e, attempt in zip(results, attempts, strict=True) if attempt.ended])
+        self._recent.add([e.reward for e, attempt_ended in zip(results, ended, strict=True) if attempt_ended])
         return results
 
     def _unverified(self, solution: Solution, lost: str) -> Reward:

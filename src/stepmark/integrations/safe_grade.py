@@ -26,7 +26,7 @@ from stepmark.graders.exact import Exact
 from stepmark.graders.numeric import Numeric
 from stepmark.graders.symbolic import Symbolic
 from stepmark.protocols import Grader
-from stepmark.text.grading import TRUNCATED
+from stepmark.text.grading import TRUNCATED, grade_text
 from stepmark.types import Grade, Problem, Verdict
 
 MAX_TEXT = 1_000_000  # characters; finding the answer in so many takes at most about a second
@@ -56,9 +56,11 @@ def safe_grade(
     r"""Whether the answer that `text` states equals `reference`. True only if it does.
 
     `text` is a whole attempt, with its answer in \boxed{...}, after "The answer is" or the like (text/answers.py), or
-    the answer alone. `question` decides whether "25%" may be 0.25. `ended` is false for an attempt that ran out of
-    tokens. `grader` is "symbolic" for mathematics, "numeric" for numbers or "exact" for words. `timeout` is the limit
-    of one comparison by algebra, in seconds, and `memory_mb` that of its process, in MiB.
+    the answer alone; of a text with a thought, only what follows </think> is read. `question` decides whether "25%"
+    may be 0.25. `ended` is false for an attempt that ran out of tokens; one that ends inside a thought did.
+
+    `grader` is "symbolic" for mathematics, "numeric" for numbers or "exact" for words. `timeout` is the limit of one
+    comparison by algebra, in seconds, and `memory_mb` that of its process, in MiB.
 
     Raises no error for any text or reference; what can't be checked is UNGRADABLE. Raises ConfigError for limits that
     are too low, for an unknown grader, and where sympy is needed and not installed."""
@@ -75,7 +77,7 @@ def safe_grade(
         return _safe(TRUNCATED)
     problem = Problem("", question, checked, "")
     try:
-        return _safe(compare.grade(text, problem))
+        return _safe(grade_text(text, problem, compare))
     except Exception as e:  # also OSError: no process, file handle or memory is left for a worker
         if isinstance(e, ConfigError) and find_spec("sympy") is None:
             raise
