@@ -419,7 +419,13 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "python-types": modules("Types", "stepmark.types"),
     "python-protocols": modules("Protocols of plug-ins", "stepmark.protocols"),
     "python-stages": stages,
-    "python-rewards": modules("Rewards for other trainers", "stepmark.integrations.rewards", "stepmark.rl.rewards"),
+    "python-rewards": modules(
+        "Rewards for other trainers",
+        "stepmark.integrations.rewards",
+        "stepmark.integrations.response_tokens",
+        "stepmark.integrations.turns",
+        "stepmark.rl.rewards",
+    ),
     "python-errors": modules("Errors", "stepmark.errors"),
 }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stepmark.data.store import Records, RunDir
     from stepmark.errors import StepmarkError
     from stepmark.evaluation.rank import rank
+    from stepmark.integrations.safe_grade import safe_grade
     from stepmark.plugins.loading import load_backend, load_executor, load_grader, load_task, load_verifier
     from stepmark.stages.score import verify
     from stepmark.text.prompts import Template
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "errors": ("StepmarkError",),
     "evaluation.rank": ("rank",),
+    "integrations.safe_grade": ("safe_grade",),
     "plugins.loading": ("load_backend", "load_executor", "load_grader", "load_task", "load_verifier"),
     "text.prompts": ("Template",),
     "data.store": ("Records", "RunDir"),
@@ -84,6 +86,7 @@ __all__ = [
     "load_task",
     "load_verifier",
     "rank",
+    "safe_grade",
     "verify",
 ]
 

@@ -20,7 +20,7 @@ from stepmark.types import GradedSolution, LabelledSolution, SamplingParams, Sol
 STRANGERS = Path(__file__).parents[1] / "strangers"
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 COMMANDS = [
-    *("init", "sample", "grade", "label", "export", "convert", "train", "score", "reinforce"),
+    *("init", "sample", "grade", "label", "export", "convert", "train", "score", "filter", "reinforce"),
     *("demo", "plan", "run", "evaluate", "report", "rank", "doctor"),
 ]
 TASK = ["--task", str(STRANGERS / "task.py")]

@@ -10,7 +10,7 @@ from stepmark.integrations import rewards
 from stepmark.models import checkpoints
 from stepmark.plugins import registry
 from stepmark.rl.rewards import Gold, Mixture, Verified
-from stepmark.types import Reward
+from stepmark.types import Reward, Verification
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("trl", "datasets", "accelerate")),
@@ -28,7 +28,7 @@ def policy(tiny):
     return copy.deepcopy(model), tokenizer
 
 
-def grpo(policy, reward, rows, out, **options):
+def grpo(policy, reward, rows, out, trainer=None, **options):
     """A trainer after its updates."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -51,7 +51,7 @@ def grpo(policy, reward, rows, out, **options):
         seed=SEED,
         **options,
     )
-    trainer = GRPOTrainer(
+    trainer = (trainer or GRPOTrainer)(
         model=model,
         reward_funcs=reward,
         args=config,
@@ -138,3 +138,67 @@ def test_grpo_tells_which_completions_ran_out_of_tokens(policy, problems, tmp_pa
     assert set(seen) == {(True, 1.0), (False, -0.5)}
     clipped = logged(trainer, "completions/clipped_ratio")
     assert sum(clipped) / UPDATES == pytest.approx(sum(not ended for ended, _ in seen) / len(seen))
+
+
+@pytest.mark.robust
+def test_a_steps_reward_reaches_its_own_tokens(policy, problems, tmp_path):
+    """The first step of an attempt is rewarded, the others are not: only its tokens may differ from those after it."""
+    import torch
+
+    from stepmark.integrations.trl_steps import StepGRPOTrainer
+
+    class FirstStep:
+        """Scores an attempt's first step by its length and all others 0."""
+
+        per_step = True
+
+        def verify(self, question, solutions):
+            return [
+                Verification(s.id, tuple(0.0 if i else (b % 7) / 7 for i, (_, b) in enumerate(s.spans)), 0.0, "min")
+                for s in solutions
+            ]
+
+    seen = []
+
+    class Watched(StepGRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions(inputs)
+            seen.append((output, self._placed))
+            return output
+
+    reward = rewards.trl(FirstStep(), credit="sum", steps="sentence", template="{question}\n")
+    rows = [{"prompt": f"{p.question}\n"} for p in problems[:4]]
+    before = [p.detach().clone() for p in policy[0].parameters()]
+    trainer = grpo(policy, [reward, lambda prompts, **_: [0.25] * len(prompts)], rows, tmp_path, trainer=Watched)
+    assert trainer.state.global_step == UPDATES
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    for output, placed in seen:
+        advantages = output["advantages"]
+        assert advantages.shape == output["completion_ids"].shape
+        assert bool((advantages[output["completion_mask"] == 0] == 0).all())
+        for row, (earned, ends, length) in zip(advantages.tolist(), placed, strict=True):
+            assert earned.end == pytest.approx(0.25) and len(earned.steps) == len(ends) and length <= len(row)
+            changes = [t for t in range(length - 1) if row[t] != pytest.approx(row[t + 1], abs=1e-6)]
+            assert set(changes) <= set(ends)  # an advantage changes only where a step ends
+        group = list(zip(advantages.tolist(), placed, strict=True))[:GROUP]
+        steps = [x for _, (earned, _, _) in group for x in earned.steps]
+        mean, spread = (
+            sum(steps) / len(steps),
+            (sum(x * x for x in steps) / len(steps) - (sum(steps) / len(steps)) ** 2),
+        )
+        for row, (earned, _, _) in group:
+            if earned.steps and spread > 1e-9:
+                expected = sum((x - mean) / (spread**0.5 + 1e-6) for x in earned.steps)
+                assert row[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_step_rewards_need_a_score_for_each_step(policy, problems, tmp_path):
+    from stepmark.errors import ConfigError
+    from stepmark.integrations.trl_steps import StepGRPOTrainer
+
+    rows = [{"prompt": f"{problems[0].question}\n"}]
+    gold = Gold(registry.load("grader", "numeric"))
+    with pytest.raises(ConfigError, match="credit='sum'"):
+        grpo(policy, rewards.trl(Verified(object(), "min")), rows, tmp_path, trainer=StepGRPOTrainer)
+    with pytest.raises(ConfigError, match="got 2"):
+        grpo(policy, [rewards.trl(gold), rewards.trl(gold)], rows, tmp_path, trainer=StepGRPOTrainer)

@@ -130,3 +130,46 @@ def test_a_rule_of_ones_own_is_taken_and_checked_wherever_a_name_is():
         take(own)
         with pytest.raises(ConfigError, match="no regular expression: missing"):
             take(bad)
+
+
+TRACE = st.lists(
+    st.sampled_from(["<think>\n", "</think>", "\n\n", "\n", "So 12 + 30 = 42. ", "Wait! No. ", "x" * 40])
+    | st.text(max_size=9),
+    max_size=60,
+).map("".join)
+
+
+@given(TRACE, st.integers(1, 120), st.integers(0, 400))
+def test_a_thought_is_split_near_its_target_and_a_prefix_alike(text, target, cut):
+    spans = steps.split(text, f"thought:{target}")
+    assert "".join(text[a:b] for a, b in spans) == (text if text.strip() else "")
+    assert all(text[a:b].strip() for a, b in spans)
+    for a, b in spans:
+        assert "</think>" not in text[a:b].rstrip().removesuffix("</think>")  # the answer is a step of its own
+    done = [span for span in spans if span[1] <= cut]
+    if done and done[-1][1] < len(text.rstrip()):
+        prefix = text[: done[-1][1]]
+        assert steps.split(prefix + "and so on", f"thought:{target}")[: len(done)] == tuple(done)
+
+
+def test_a_long_thought_has_steps_of_about_the_target():
+    paragraphs = [f"Let me try {i}. " + "It is not so. " * (i % 9) for i in range(400)]
+    text = "<think>\n" + "\n\n".join(paragraphs) + "\n</think>\n\nThe answer is 7."
+    lengths = [b - a for a, b in steps.split(text, "thought")]
+    assert text[steps.split(text, "thought")[-1][0] :] == "The answer is 7."
+    assert all(600 <= n <= 1200 for n in lengths[:-2])
+    one_line = "<think>" + "I go on without any paragraph. " * 300
+    assert all(b - a <= 1300 for a, b in steps.split(one_line, "thought"))
+
+
+def test_ways_to_split_may_be_added_and_wrong_targets_are_refused():
+    for name in ("thought:0", "thought:", "thought:x", "thoughts"):
+        with pytest.raises(UnknownName, match="thought"):
+            steps.split("a\nb", name)
+    steps.SPLITTERS["halves"] = lambda text: [len(text) // 2]
+    try:
+        assert steps.split("abcd", "halves") == ((0, 2), (2, 4))
+    finally:
+        del steps.SPLITTERS["halves"]
+    with pytest.raises(ConfigError, match="at least 1"):
+        steps.by_length(0)

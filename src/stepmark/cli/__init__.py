@@ -1,7 +1,8 @@
 """The command line: parses arguments, calls the stages, prints the results.
 
 app.py has the application that all commands share, stages.py one command for each stage, convert.py the command that
-converts files, reinforce.py the command that reinforces a policy, runs.py the commands for whole runs.
+converts files, filter.py the one that filters a file by scores, reinforce.py the one that reinforces a policy, runs.py
+the commands for whole runs.
 
     stepmark --help
     stepmark demo
@@ -16,10 +17,10 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from stepmark.cli import convert, reinforce, runs, stages
+from stepmark.cli import convert, filter, reinforce, runs, stages
 from stepmark.cli.app import app
 
-__all__ = ["app", "convert", "main", "reinforce", "runs", "stages"]
+__all__ = ["app", "convert", "filter", "main", "reinforce", "runs", "stages"]
 
 
 def main() -> NoReturn:

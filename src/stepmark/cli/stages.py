@@ -420,7 +420,7 @@ def score(
     steps: Annotated[
         str,
         typer.Option(
-            help="With ROWS: how solutions are split into steps: line, paragraph, sentence, numbered, re:EXPRESSION."
+            help="With ROWS: how solutions are split into steps: line, paragraph, sentence, numbered, thought, re:EXPR."
         ),
     ] = "line",
     reading: Annotated[

@@ -16,7 +16,7 @@ from math import ceil, sqrt
 
 from stepmark.errors import ConfigError
 from stepmark.protocols import Backend, Tools
-from stepmark.text.grading import grade_solution
+from stepmark.text.grading import TRUNCATED, grade_solution, grade_text
 from stepmark.types import (
     Finish,
     Grade,
@@ -131,7 +131,10 @@ def add(label: StepLabel, rollout: Rollout, prefix: Prefix, tools: Tools) -> Ste
         return replace(label, failed=label.failed + 1)
     if rollout.finish is Finish.LENGTH:
         return replace(label, truncated=label.truncated + 1)
-    verdict = tools.grader.grade(prefix.text + rollout.text, prefix.problem).verdict
+    grade = grade_text(prefix.text + rollout.text, prefix.problem, tools.grader)
+    if grade == TRUNCATED:  # inside a thought
+        return replace(label, truncated=label.truncated + 1)
+    verdict = grade.verdict
     if verdict is Verdict.UNGRADABLE:
         return replace(label, ungradable=label.ungradable + 1)
     return replace(label, correct=label.correct + (verdict is Verdict.CORRECT), gradable=label.gradable + 1)

@@ -33,6 +33,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -134,6 +135,7 @@ class _Worker:
             raise ConfigError("symbolic grading needs Linux or macOS. Use the grader numeric or exact, or WSL.")
         ours, theirs = Pipe()
         self.connection: Connection = ours
+        _all.add(self)
         code = f"from {__name__} import _serve; _serve({theirs.fileno()})"
         path = os.pathsep.join(p for p in sys.path if p)
         self.process = subprocess.Popen(
@@ -185,6 +187,7 @@ class _Worker:
 
 
 _free: list[_Worker] = []
+_all: weakref.WeakSet[_Worker] = weakref.WeakSet()
 _slots = threading.BoundedSemaphore(_WORKERS)
 
 
@@ -219,7 +222,7 @@ def _close_all() -> None:
 def _after_fork() -> None:
     """A forked child closes its copies of the pipes, since the workers belong to the parent, and starts its own."""
     global _slots
-    for worker in _free:
+    for worker in list(_all):  # also those at work for the parent's other threads
         worker.connection.close()
     _free.clear()
     _slots = threading.BoundedSemaphore(_WORKERS)

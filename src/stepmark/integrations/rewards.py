@@ -37,6 +37,7 @@ from stepmark.rl.rewards import Credit, RecentRewards, Verified
 from stepmark.text import steps as splitting
 from stepmark.text.grading import grade_solution
 from stepmark.text.prompts import Template
+from stepmark.text.thoughts import answer_of
 from stepmark.types import Finish, Grade, Place, Problem, Reward, Solution, Verdict
 
 Score = dict[str, float | str]
@@ -61,8 +62,9 @@ class Completion:
     question: str
     text: str  # the attempt without the prompt and special tokens
     answer: str = ""  # reference answer; needed for gold rewards and graders
-    ended: bool = True  # False if it ran out of tokens
+    ended: bool = True  # False if it ran out of tokens; one that ends inside a thought did, too
     lost: str = ""  # why the attempt can't be read; "" if it can
+    spans: tuple[tuple[int, int], ...] | None = None  # its steps, where they are known; None: they are split
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +85,19 @@ class CompletionReward:
         attempt's reward on the last token. `offsets` [T] are the tokens' character spans as tokenizers return them,
         without padding. A token without characters, such as EOS, never gets a step's reward."""
         rewards = [0.0] * len(offsets)
-        visible = [i for i, (start, end) in enumerate(offsets) if end > start]
-        counts = boundaries([offsets[i] for i in visible], self.ends)
-        for count, step_reward in zip(counts, self.reward.steps, strict=True):
-            if count:
-                rewards[visible[count - 1]] += step_reward
         if rewards:
+            for place, step_reward in zip(step_tokens(offsets, self.ends), self.reward.steps, strict=True):
+                rewards[place] += step_reward
             rewards[-1] += self.reward.end
         return rewards
+
+
+def step_tokens(offsets: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[int]:
+    """For each step, the index of the token with its last character; `offsets` [T] as in `CompletionReward.on_tokens`,
+    `ends` [S] as there."""
+    visible = [i for i, (start, end) in enumerate(offsets) if end > start]
+    counts = boundaries([offsets[i] for i in visible], ends)
+    return [visible[count - 1] if count else 0 for count in counts]
 
 
 class Rewarder:
@@ -126,23 +133,24 @@ class Rewarder:
     def _reward(self, attempts: Sequence[Completion]) -> list[CompletionReward]:
         ids: dict[tuple[str, str], str] = {}
         pairs = []
+        ended = [attempt.ended and answer_of(attempt.text) is not None for attempt in attempts]
         for i, attempt in enumerate(attempts):
             problem = Problem(
                 ids.setdefault((attempt.question, attempt.answer), str(len(ids))), attempt.question, attempt.answer, ""
             )
-            finish = Finish.STOP if attempt.ended else Finish.LENGTH
-            spans = splitting.split(attempt.text, self.steps)
+            finish = Finish.STOP if ended[i] else Finish.LENGTH
+            spans = splitting.split(attempt.text, self.steps) if attempt.spans is None else attempt.spans
             pairs.append((problem, Solution(f"{problem.id}#{i}", problem.id, i, attempt.text, spans, finish)))
-        verifiable = [pair for pair, attempt in zip(pairs, attempts, strict=True) if attempt.ended and not attempt.lost]
+        can_be_verified = [e and not attempt.lost for e, attempt in zip(ended, attempts, strict=True)]
+        verifiable = [pair for pair, can in zip(pairs, can_be_verified, strict=True) if can]
         rewards = iter(self.source.reward(verifiable) if verifiable else ())
         results = []
-        for (problem, solution), attempt in zip(pairs, attempts, strict=True):
-            is_verifiable = attempt.ended and not attempt.lost
-            reward = next(rewards) if is_verifiable else self._unverified(solution, attempt.lost)
+        for (problem, solution), attempt, can in zip(pairs, attempts, can_be_verified, strict=True):
+            reward = next(rewards) if can else self._unverified(solution, attempt.lost)
             ends = tuple(a + len(attempt.text[a:b].rstrip()) for a, b in solution.spans)
             grade = None if self.grader is None or attempt.lost else grade_solution(solution, problem, self.grader)
             results.append(CompletionReward(reward, ends, grade))
-        self._recent.add([e.reward for e, attempt in zip(results, attempts, strict=True) if attempt.ended])
+        self._recent.add([e.reward for e, attempt_ended in zip(results, ended, strict=True) if attempt_ended])
         return results
 
     def _unverified(self, solution: Solution, lost: str) -> Reward:
@@ -187,6 +195,7 @@ class TRL:
     ) -> None:
         self.rewarder, self.question, self.answer = rewarder, question, answer
         self.template, self.eos_ids, self.__name__ = template, eos_ids, name
+        self.latest: list[CompletionReward] = []  # of the latest call, for integrations/trl_steps.py
 
     def __call__(
         self,
@@ -205,10 +214,10 @@ class TRL:
         else:
             ended = [True] * len(prompts)
         attempts = [
-            Completion(str(q), _text_of(completion, "assistant"), str(a), completed)
+            Completion(str(q), text_of(completion, "assistant"), str(a), completed)
             for q, completion, a, completed in zip(questions, completions, answers, ended, strict=True)
         ]
-        results = self.rewarder(attempts)
+        results = self.latest = self.rewarder(attempts)
         figures_of = [_log_figures(result, completed) for result, completed in zip(results, ended, strict=True)]
         if log_metric is not None:
             for key in figures_of[0] if figures_of else ():
@@ -220,7 +229,7 @@ class TRL:
         return [result.total for result in results]
 
     def _question(self, prompt: Any) -> str:
-        text = _text_of(prompt, "user")
+        text = text_of(prompt, "user")
         question = text.strip() if self.template is None else self.template.read(text)
         if not question:
             raise ConfigError(
@@ -346,8 +355,8 @@ def _response(query: str, prompt: str, question: str, answer: str, ends: tuple[s
     return Completion(question, text.removesuffix(end), answer, ended=bool(end))
 
 
-def _text_of(turns: Any, role: str) -> str:
-    """The text itself, or in a conversation the last message of `role`."""
+def text_of(turns: Any, role: str) -> str:
+    """A trainer's text itself, or in a conversation the last message of `role`."""
     if isinstance(turns, str):
         return turns
     content = next((turn["content"] for turn in reversed(turns) if turn["role"] == role), "") or ""

@@ -19,6 +19,7 @@ from stepmark.data.store import Records
 from stepmark.errors import ConfigError
 from stepmark.protocols import Backend, Executor
 from stepmark.text.steps import split
+from stepmark.text.thoughts import answer_of
 from stepmark.types import Finish, Problem, Progress, Prompt, Rollout, SamplingParams, Solution
 
 
@@ -111,7 +112,7 @@ def solution(rollout: Rollout, steps: str) -> Solution:
         sample=rollout.index,
         text=rollout.text,
         spans=split(rollout.text, steps),
-        finish=rollout.finish,
+        finish=rollout.finish if answer_of(rollout.text) is not None else Finish.LENGTH,  # it ended inside a thought
         tokens=rollout.tokens,
         logprob=rollout.logprob,
     )

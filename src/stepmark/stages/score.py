@@ -27,7 +27,8 @@ from stepmark.data.store import Records
 from stepmark.errors import ConfigError, DataError
 from stepmark.protocols import Executor, Verifier
 from stepmark.text.steps import split
-from stepmark.types import Outcome, Place, Problem, Progress, Quarantined, ScoredRow, Solution, Verification
+from stepmark.text.thoughts import answer_of
+from stepmark.types import Finish, Outcome, Place, Problem, Progress, Quarantined, ScoredRow, Solution, Verification
 
 Item = tuple[str, str, tuple[Solution, ...]]  # problem id, question, the problem's solutions without a verification
 RowItem = tuple[str, str, str, tuple[Solution, ...]]  # row id, fingerprint, question, solutions
@@ -171,7 +172,14 @@ def _row_items(path: Place, steps: str, verifier: Sequence[str]) -> tuple[list[R
 
 
 def _solutions(problem_id: str, texts: Sequence[str], steps: str) -> tuple[Solution, ...]:
-    return tuple(Solution(f"{problem_id}#{i}", problem_id, i, x, split(x, steps)) for i, x in enumerate(texts))
+    return tuple(
+        Solution(f"{problem_id}#{i}", problem_id, i, x, split(x, steps), _finish(x)) for i, x in enumerate(texts)
+    )
+
+
+def _finish(text: str) -> Finish:
+    """A text that ends inside a thought ran out of tokens."""
+    return Finish.STOP if answer_of(text) is not None else Finish.LENGTH
 
 
 def _items(problems: Sequence[Problem], solutions: Iterable[Solution]) -> list[Item]:

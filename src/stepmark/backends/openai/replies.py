@@ -15,6 +15,8 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from stepmark.text.thoughts import joined
+
 LONGEST = 400  # characters of a server's message that are shown
 _CONTEXT = re.compile(
     r"context[ _-]?(?:length|size|window)|maximum (?:model|allowed|sequence) length|maximum input length"
@@ -139,7 +141,7 @@ def _json(body: bytes) -> Any:
 def _choice(value: Any) -> Choice:
     choice = _mapping(value, "a choice")
     if "message" in choice:
-        text = _mapping(choice["message"], "a message").get("content")
+        text = _words(_mapping(choice["message"], "a message"), choice.get("finish_reason") == "length")
     elif "text" in choice:
         text = choice["text"]
     else:
@@ -151,6 +153,15 @@ def _choice(value: Any) -> Choice:
     if not logprobs:
         return Choice(text, finish, None, 0.0)
     return Choice(text, finish, len(logprobs), min(0.0, math.fsum(logprobs)))
+
+
+def _words(message: Mapping[str, Any], cut: bool) -> Any:
+    """A message's content, behind what its model thought where the server keeps that apart."""
+    content = message.get("content")
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thought, str) and isinstance(content, str | None):
+        return joined(thought, content or "", cut) or content
+    return content
 
 
 def _logprobs(value: Any) -> list[float]:
