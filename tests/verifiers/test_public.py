@@ -10,6 +10,8 @@ from functools import lru_cache
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from public_models import FAMILIES, OTHERS, qwen, write
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -308,3 +310,62 @@ def test_the_command_scores_rows_and_a_file_keeps_its_reading(places, tmp_path):
     before = out.read_text()
     assert score("--reading", "reasonflux").exit_code != 0
     assert out.read_text() == before
+
+
+def whole(family, tok, question, steps):
+    """The ids of the text as its family's published code joins it."""
+    if family == "math_shepherd":
+        return tok.encode(f"{question} " + "\n".join(f"{s} ки" for s in steps))
+    if family == "prm800k":
+        return tok.encode(question + " \n\n" + " \n\n\n\n".join(steps) + " \n\n\n\n")
+    if family == "reasonflux":
+        said = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "".join(s + "<extra_0>" for s in steps)},
+        ]
+    else:
+        turns = [f"{question} {steps[0]}", *steps[1:]]
+        said = [m for t in turns for m in ({"role": "user", "content": t}, {"role": "assistant", "content": "+"})]
+    return tok.encode(tok.apply_chat_template(said, tokenize=False), add_special_tokens=False)
+
+
+line = st.text(
+    st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="ки<|>"), min_size=1
+).filter(lambda s: s == s.strip())
+
+
+@pytest.mark.parametrize("family", ["math_shepherd", "prm800k", "reasonflux", "rlhflow"])
+@given(question=line, steps=st.lists(line, min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_has_the_ids_of_the_text_as_a_whole(family, question, steps, places):
+    tok = checkpoints.load_tokenizer(places(family))
+    text, spans = "\n".join(steps), []
+    for step in steps:
+        start = spans[-1][1] if spans else 0
+        spans.append((start, min(len(text), start + len(step) + 1)))
+    encoded = registry.load("reading", family).encode(tok, question, stepmark.Solution("s", "p", 0, text, tuple(spans)))
+    assert list(encoded.ids) == whole(family, tok, question, steps)
+    assert len(encoded.at) == len(steps)
+
+
+MINE = """
+from stepmark.models import heads, layout
+from stepmark.models.detection import Signs
+
+
+class Mine:
+    signs, head, per_step = Signs(names="mine"), "CausalLM", True
+
+    def encode(self, tokenizer, question, solution):
+        return layout.tagged(tokenizer, layout.plain_ids(tokenizer, question), solution.steps, 198 % len(tokenizer))
+
+    def read(self, path, model, tokenizer, batch):
+        return heads.word(model, batch, 5, 6)
+"""
+
+
+def test_a_family_of_ones_own_is_one_file(places, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    _, [v] = found(places("rlhflow"), QUESTION, [SOLUTIONS[1]], reading=str(tmp_path / "mine.py"))
+    assert v.outcome is Outcome.SCORED
+    assert len(v.scores) == 3
