@@ -72,7 +72,7 @@ def test_all_faults_are_reported_together_with_suggestions():
         (["noequals"], "is not key=value"),
         (["a..b=1"], "is not key=value"),
         (["label.name=./nowhere.py"], "no file"),
-        (["steps=lines"], "it can be"),
+        (["steps=lines"], "steps: no way to split steps named 'lines'. Did you mean 'line'?"),
         (["sample.out_of_distribution.split=train"], "train and out_of_distribution are both the split 'train'"),
         (["sample.out_of_distribution.split=test"], "the two tests need different problems"),
         (["sample.out_of_distribution.n=64"], "out_of_distribution needs split, a split of the task, or file"),

@@ -126,7 +126,7 @@ class Recipe(Settings):
             try:
                 splitter(self.steps)
             except ConfigError as e:
-                yield from e.faults
+                yield from (f"steps: {fault}" for fault in e.faults)
         if self.task is None:
             yield from (
                 f"sample.{part}.split: with file, the reference answers come from a split of the task; give a task"
