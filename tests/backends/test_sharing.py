@@ -96,6 +96,30 @@ def test_a_common_prompt_is_read_once(model_of, monkeypatch, name):
     assert alone.items() <= {r.key: r.text for r in rollouts}.items()
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.inference_mode()
+def test_the_last_common_prompt_serves_again_until_the_weights_change(model_of, name):
+    """The second call begins with the same 40 tokens, the third with 30 of them, the fourth with 20 others."""
+    model = load_model(model_of(name), device="cpu", attention=None)
+    read, fresh = list[int](), Engine(load_model(model_of(name), device="cpu", attention=None))
+    model.get_input_embeddings().register_forward_hook(lambda _, inputs, out: read.append(inputs[0].shape[1]))
+    engine = Engine(model)
+    long, short = trunks_of(engine.vocab, 40, (48, 60)), trunks_of(engine.vocab, 30, (48, 60))
+    assert long[0].ids[:30] == short[0].ids[:30]
+    other = [Trunk(t.ids[7:], (Stream(0, 30, 0, 40),)) for t in trunks_of(engine.vocab, 27, (48, 60))]
+    for trunks, reads in ((long, [40]), (long, []), (short, []), (long, []), (other, [20]), (long, [40])):
+        read.clear()
+        root = engine.root(trunks)
+        assert read == reads
+        _, logits = engine.encode(trunks, root)
+        _, expected = fresh.encode(trunks)
+        assert (logits - expected).abs().max() < 1e-4 * expected.std()
+    model.get_input_embeddings().weight.mul_(1.5)  # as an optimizer does, in place
+    read.clear()
+    engine.root(long)
+    assert read == [40]
+
+
 def test_decoding_without_sharing_uses_no_deprecated_argument(model_of, caplog, recwarn):
     with caplog.at_level(logging.WARNING):
         backend = LocalBackend(model_of("llama"), device="cpu", sharing=False)

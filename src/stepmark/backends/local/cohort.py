@@ -65,6 +65,14 @@ class Root:
         self.ids = ids
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
+    def beginning(self, length: int) -> Root:
+        """Its first `length` tokens."""
+        if length == len(self.ids):
+            return self
+        root = Root(self.ids[:length])
+        root.layers = [(k[:, :length], v[:, :length]) for k, v in self.layers]
+        return root
+
     def attend(
         self, layer: int, q_PHD: torch.Tensor, k_PKD: torch.Tensor, v_PKD: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
