@@ -171,8 +171,9 @@ class Engine:
     @torch.inference_mode()
     def root(self, trunks: Sequence[Trunk]) -> Root:
         """What all trunks begin with, encoded; empty if that is too short to be worth it. Each row keeps a token of its
-        prefix for its trunk, since that gives its first logits. The last root serves again, so a few-shot prompt is read
-        once for all calls."""
+        prefix for its trunk, since that gives its first logits.
+
+        The last root serves again, so a few-shot prompt is read once for all calls."""
         ends = (min(t.ids for t in trunks), max(t.ids for t in trunks)) if len(trunks) > 1 else ((), ())
         common = next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), min(map(len, ends)))
         length = min([common, *(x.at - 1 for t in trunks for x in t.streams)])
