@@ -122,8 +122,8 @@ def detect(seen: Evidence) -> str:
         left, spoken = found or left, spoken or bool(found)
     which = "several public families have" if spoken else "no public family is known by"
     raise CheckpointError(
-        f"{seen.place} has no verifier.json, so it is no verifier trained here, and {which} what its files say: "
-        f"{seen}. Say how its scores are read: --reading NAME, or load_verifier(path, reading=NAME). "
+        f"{seen.place} has no verifier.json, so it is no verifier that stepmark train made, and {which} what its files "
+        f"say: {seen}. Say how its scores are read: --reading NAME, or load_verifier(path, reading=NAME). "
         f"Possible here: {', '.join(left) or 'none'}. All: {', '.join(signs)}."
     )
 
