@@ -91,3 +91,9 @@ def word(model: Any, batch: Any, good: int, bad: int) -> torch.Tensor:
 
     pair = packing.log_probs_at(places(model, batch), output_layer(model), (bad, good))
     return pair.softmax(-1)[:, 1]
+
+
+def two_layers(path: str, model: Any, batch: Any) -> Any:
+    """[K] the probability of class 1 by the head of Qwen2.5-Math-PRM: Linear `score.0`, ReLU, Linear `score.2`."""
+    first, second = (linear(path, f"score.{i}", checkpoints.version(path), str(model.device)) for i in (0, 2))
+    return second(first(places(model, batch).float()).relu()).softmax(-1)[:, 1]

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from stepmark.errors import EncodingError
-from stepmark.models.encoding import Encoded, boundaries, token_ids
+from stepmark.models.encoding import Encoded, boundaries, special_id, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +55,26 @@ def tagged(tokenizer: PreTrainedTokenizerBase, first: Sequence[int], steps: Sequ
         ids += [*plain_ids(tokenizer, step), tag]
         at.append(len(ids) - 1)
     return Encoded(tuple(ids), at=tuple(at))
+
+
+def after_each(
+    tokenizer: PreTrainedTokenizerBase, question: str, between: str, steps: Sequence[str], tag: str
+) -> Encoded:
+    """The question, `between`, and each step followed by the tag, which is white space: a new line in users' texts."""
+    first, *others = [s.replace(tag, "\n") for s in steps]
+    id = special_id(tokenizer, tag, "tag")
+    before = token_ids(tokenizer, question.replace(tag, "\n") + between + first)[0]
+    begun = Encoded((*before, id), at=(len(before),))
+    rest = tagged(tokenizer, begun.ids, others, id)
+    return Encoded(rest.ids, at=begun.at + rest.at)
+
+
+def answered(tokenizer: PreTrainedTokenizerBase, system: str, question: str, steps: Sequence[str], tag: str) -> Encoded:
+    """A conversation whose answer is the steps, each followed by the tag; without a system message if that is ""."""
+    id = special_id(tokenizer, tag, "tag")
+    answer = [part for step in steps for part in (without(step, tag), id)]
+    messages: list[Message] = [("user", [without(question, tag)]), ("assistant", answer)]
+    return conversation(tokenizer, [("system", [system])] * bool(system) + messages)
 
 
 def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Encoded:

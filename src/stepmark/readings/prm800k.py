@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from stepmark.models import heads, layout
 from stepmark.models.detection import Signs
-from stepmark.models.encoding import Encoded, special_id, token_ids
+from stepmark.models.encoding import Encoded, special_id
 from stepmark.types import Solution
 
 TAG = " \n\n\n\n"
@@ -26,12 +26,7 @@ class Prm800k:
 
     def encode(self, tokenizer: Any, question: str, solution: Solution) -> Encoded:
         """The question, and each step with its tag."""
-        first, *others = [s.replace(TAG, "\n") for s in solution.steps]
-        tag = special_id(tokenizer, TAG, "tag")
-        before = token_ids(tokenizer, question.replace(TAG, "\n") + " \n\n" + first)[0]
-        begun = Encoded((*before, tag), at=(len(before),))
-        rest = layout.tagged(tokenizer, begun.ids, others, tag)
-        return Encoded(rest.ids, at=begun.at + rest.at)
+        return layout.after_each(tokenizer, question, " \n\n", solution.steps, TAG)
 
     def read(self, path: str, model: Any, tokenizer: Any, batch: Any) -> Any:
         """[K] the probability of + against -."""

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from stepmark.models import heads, layout
-from stepmark.models.checkpoints import version
 from stepmark.models.detection import Signs
-from stepmark.models.encoding import Encoded, special_id
+from stepmark.models.encoding import Encoded
 from stepmark.types import Solution
 
 TAG = "<extra_0>"
@@ -34,12 +33,8 @@ class QwenPrm:
 
     def encode(self, tokenizer: Any, question: str, solution: Solution) -> Encoded:
         """The conversation, with <extra_0> after each step of the answer."""
-        tag = special_id(tokenizer, TAG, "tag")
-        answer = [part for step in solution.steps for part in (layout.without(step, TAG), tag)]
-        messages: list[layout.Message] = [("user", [layout.without(question, TAG)]), ("assistant", answer)]
-        return layout.conversation(tokenizer, [("system", [self.system])] * bool(self.system) + messages)
+        return layout.answered(tokenizer, self.system, question, solution.steps, TAG)
 
     def read(self, path: str, model: Any, tokenizer: Any, batch: Any) -> Any:
         """[K] the probability of class 1."""
-        first, second = (heads.linear(path, f"score.{i}", version(path), str(model.device)) for i in (0, 2))
-        return second(first(heads.places(model, batch).float()).relu()).softmax(-1)[:, 1]
+        return heads.two_layers(path, model, batch)
