@@ -17,6 +17,7 @@ import pkgutil
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +83,12 @@ def find(role: str, name: str) -> type[Any]:
 def options(role: str, name: str) -> dict[str, Any]:
     """The options of a plug-in with their defaults (inspect.Parameter.empty for a required option)."""
     return {p.name: p.default for p in inspect.signature(find(role, name)).parameters.values()}
+
+
+def load_with(role: str, name: str, settings: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
+    """The plug-in, made with its `own` options, and with those of `settings` that it has an option for."""
+    accepted = options(role, name)
+    return load(role, name, **{k: v for k, v in settings.items() if k in accepted} | dict(own))
 
 
 def load(role: str, name: str, /, **settings: Any) -> Any:

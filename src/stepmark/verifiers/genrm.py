@@ -290,10 +290,8 @@ class GenerativeVerifier:
 
     @property
     def _backend(self) -> Any:
-        accepted = registry.options("backend", self.backend)
         settings = {k: getattr(self, k) for k in ("path", "dtype", "device", "trust_remote_code")}
-        options = {k: v for k, v in settings.items() if k in accepted} | dict(self.backend_options)
-        backend = registry.load("backend", self.backend, **options)
+        backend = registry.load_with("backend", self.backend, settings, self.backend_options)
         if not (isinstance(backend, Backend) and isinstance(backend, Chooser)):
             raise ConfigError(
                 f"genrm: backend {self.backend!r} can't give the probability of Yes (it has no choice_probs). "

@@ -156,10 +156,9 @@ class JudgeVerifier:
         return SamplingParams(self.max_tokens, self.temperature, seed=self.seed)
 
     def _backend(self) -> Backend:
-        accepted = registry.options("backend", self.backend)
         settings = {"path": self.verifier or self.path, "device": self.device}
-        options = {k: v for k, v in settings.items() if k in accepted and v}
-        return cast(Backend, registry.load("backend", self.backend, **options | dict(self.options)))
+        given = {k: v for k, v in settings.items() if v}
+        return cast(Backend, registry.load_with("backend", self.backend, given, self.options))
 
 
 def _failure(answers: Sequence[Rollout], readings: Sequence[Reading]) -> tuple[Outcome, str]:

@@ -131,9 +131,8 @@ class ThinkPrm:
         return SamplingParams(self.max_tokens, self.temperature, seed=self.seed)
 
     def _backend(self) -> Backend:
-        accepted = registry.options("backend", self.backend)
-        options = {k: v for k, v in {"path": self.path, "device": self.device}.items() if k in accepted and v}
-        return cast(Backend, registry.load("backend", self.backend, **options | dict(self.options)))
+        given = {k: v for k, v in {"path": self.path, "device": self.device}.items() if v}
+        return cast(Backend, registry.load_with("backend", self.backend, given, self.options))
 
 
 def verdicts(text: str, steps: int) -> tuple[bool, ...]:
